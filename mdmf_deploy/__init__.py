@@ -1,0 +1,29 @@
+"""mdmf-deploy: from a trained MDMF detector to the fastest honest service its user can run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mdmf_deploy.detector import Detector
+    from mdmf_deploy.errors import MdmfError
+    from mdmf_deploy.rows import Row
+
+_PUBLIC = {
+    "Detector": "mdmf_deploy.detector",
+    "MdmfError": "mdmf_deploy.errors",
+    "Row": "mdmf_deploy.rows",
+}
+
+__all__ = ["Detector", "MdmfError", "Row", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that `mdmf --help` does not pay for NumPy.
+    if name in _PUBLIC:
+        import importlib
+
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'mdmf_deploy' has no attribute {name!r}")

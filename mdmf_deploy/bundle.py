@@ -1,0 +1,297 @@
+"""A bundle: everything a verdict depends on, in one folder with a hash (DESIGN.md, "Bundle")."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mdmf_deploy.errors import BundleError
+from mdmf_deploy.recipe import Precision, Preprocessing
+from mdmf_deploy.rooms import bundled
+
+if TYPE_CHECKING:
+    from mdmf_deploy.bank import Bank
+    from mdmf_deploy.calibration import Calibration
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+MODEL_DATA = "model.onnx.data"
+BANK = "bank.safetensors"
+PROBES = "probes.safetensors"
+CALIBRATION = "calibration.json"
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """What the graph is: images (B, 3, crop, crop) -> signatures (B, pool * pool, signature)."""
+
+    backbone: str
+    pool: int
+    signature: int
+    sigma: float
+    precision: Precision
+    opset: int
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the bundle came from.  libraries: name -> version, of all that shaped its bytes."""
+
+    recipe: str
+    checkpoint_sha256: str
+    tool: str
+    decoder: str
+    libraries: dict[str, str] = {}
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
+    """One passed or failed gate: this bundle's model on one runtime against its source (mdmf_deploy.verifying).
+
+    images: how many were compared.  score_spread: standard deviation of the source's scores over real images.
+    max_score_change: in units of score_spread.  The other fields are named as in mdmf_deploy.recipe.Limits.
+    """
+
+    runtime: str
+    precision: Precision
+    passed: bool
+    reasons: tuple[str, ...]
+    reference: str
+    images: int
+    max_signature_error: float
+    mean_signature_error: float
+    score_spread: float
+    max_score_change: float
+    rank_correlation: float
+    threshold: float
+    flipped_verdicts: float
+    fpr_change: float
+    environment: dict[str, str] = {}
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """A rung of the precision ladder that `--precision auto` tried and left, and why."""
+
+    precision: Precision
+    reason: str
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """Hash (SHA-256, hex) and size (bytes) of one file of the bundle."""
+
+    sha256: str
+    size: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """manifest.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    model: ModelCard
+    preprocessing: Preprocessing
+    provenance: Provenance
+    verification: tuple[Verification, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    files: dict[str, FileEntry] = {}
+
+    @property
+    def model_sha256(self) -> str:
+        """One hash for model.onnx and its external data, which a bank must have been made with."""
+        names = [name for name in (MODEL, MODEL_DATA) if name in self.files]
+        return hashlib.sha256("".join(self.files[name].sha256 for name in names).encode()).hexdigest()
+
+    @property
+    def bundle_id(self) -> str:
+        """sha256 over the canonical JSON of model, preprocessing, and the hashes of model and bank."""
+        identity = {
+            "model": msgspec.to_builtins(self.model),
+            "preprocessing": msgspec.to_builtins(self.preprocessing),
+            "files": {name: self.files[name].sha256 for name in (MODEL, MODEL_DATA, BANK) if name in self.files},
+        }
+        return hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
+
+    def covers(self, runtime: str, precision: str) -> bool:
+        """Whether verification has passed for this pair on some machine; the newest record decides."""
+        records = [v for v in self.verification if (v.runtime, v.precision) == (runtime, precision)]
+        return bool(records) and records[-1].passed
+
+
+class Bundle:
+    """An opened bundle whose every file has matched its hash.
+
+    path: the folder.  manifest: what it says.  bank, calibration: read on first use.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, name_or_path: str | Path) -> Bundle:
+        """Open a bundle by path, or by the name of one shipped in the package ("starter").
+
+        Raises BundleError naming the file for a missing folder, a newer schema, a missing key, a file that is
+        missing or does not match its hash, or parts that do not belong together.
+        """
+        path = _locate(name_or_path)
+        manifest = _read_manifest(path / MANIFEST)
+        for name, entry in manifest.files.items():
+            _check_file(path, name, entry)
+        for name in (MODEL, BANK):
+            if name not in manifest.files:
+                raise BundleError(f"{path / MANIFEST}: does not list {name}; export the bundle again")
+        return cls(path, manifest)
+
+    @property
+    def bundle_id(self) -> str:
+        return self.manifest.bundle_id
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / MODEL
+
+    @cached_property
+    def bank(self) -> Bank:
+        """The reference bank.  Raises BundleError if it was made with another model or bandwidth."""
+        from mdmf_deploy.bank import Bank
+
+        bank = Bank.from_bytes((self.path / BANK).read_bytes(), str(self.path / BANK))
+        check_bank(bank, self.manifest, str(self.path / BANK))
+        return bank
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """The calibration, or None.  Raises BundleError if it belongs to another bundle_id."""
+        if CALIBRATION not in self.manifest.files:
+            return None
+        from mdmf_deploy.calibration import Calibration
+
+        calibration = Calibration.from_bytes((self.path / CALIBRATION).read_bytes(), str(self.path / CALIBRATION))
+        if calibration.bundle_id != self.bundle_id:
+            raise BundleError(
+                f"{self.path / CALIBRATION}: made for bundle {calibration.bundle_id[:12]}, this is "
+                f"{self.bundle_id[:12]}; run `mdmf calibrate` again"
+            )
+        return calibration
+
+    def files(self) -> dict[str, bytes]:
+        """Contents of every file but the manifest."""
+        return {name: (self.path / name).read_bytes() for name in self.manifest.files}
+
+
+def check_bank(bank: Bank, manifest: Manifest, name: str) -> None:
+    """Raise BundleError unless the bank was made with this model at this bandwidth."""
+    if bank.model_sha256 != manifest.model_sha256:
+        raise BundleError(
+            f"{name}: its signatures come from another model ({bank.model_sha256[:12]}, this bundle's is "
+            f"{manifest.model_sha256[:12]}); run `mdmf bank build`"
+        )
+    if bank.signatures.shape[1] != manifest.model.signature or bank.sigma != manifest.model.sigma:
+        raise BundleError(
+            f"{name}: expected width {manifest.model.signature} and bandwidth {manifest.model.sigma}, "
+            f"got {bank.signatures.shape[1]} and {bank.sigma}; run `mdmf bank build`"
+        )
+
+
+def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+    """Write a whole bundle, replacing one at the destination only once the new one is complete and on disk.
+
+    files: name -> contents, without the manifest; hashes and sizes are filled in here.
+    Raises BundleError if the destination is something else than a bundle, or cannot be written.
+    """
+    if destination.exists() and not (destination / MANIFEST).is_file():
+        raise BundleError(f"{destination} exists and is not a bundle; choose another -o")
+    entries = {name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in files.items()}
+    manifest = msgspec.structs.replace(manifest, files=dict(sorted(entries.items())))
+    encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    except OSError as error:
+        raise BundleError(f"{destination}: {error.strerror}; choose a folder you can write to") from error
+    try:
+        scratch.chmod(0o755)
+        for name, data in {**files, MANIFEST: encoded}.items():
+            _write_synced(scratch / name, data)
+        _sync_folder(scratch)
+        if destination.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
+            destination.rename(old / "bundle")
+            scratch.rename(destination)
+            shutil.rmtree(old)
+        else:
+            scratch.rename(destination)
+        _sync_folder(destination.parent)
+    except OSError as error:
+        raise BundleError(f"{destination}: {error.strerror}; choose a folder you can write to") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Bundle(destination, manifest)
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    if len(path.parts) == 1 and bundled(str(name_or_path)).is_dir():
+        return bundled(str(name_or_path))
+    raise BundleError(f"bundle {str(name_or_path)!r} is not a folder; give a .mdmf folder, or 'starter'")
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}; is this folder a bundle?") from error
+
+    class Version(msgspec.Struct):
+        schema_version: int
+
+    try:
+        # The version first: a newer manifest may well lack what this version expects.
+        version = msgspec.json.decode(data, type=Version).schema_version
+        if version > SCHEMA_VERSION:
+            raise BundleError(f"{path}: schema {version} is newer than {SCHEMA_VERSION}; upgrade mdmf-deploy")
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: {error}; export the bundle again") from error
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
+    path = folder / name
+    if Path(name).name != name:
+        raise BundleError(f"{folder / MANIFEST}: file name {name!r} leaves the bundle; do not trust it")
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}; copy the bundle again, whole") from error
+    if digest.hexdigest() != entry.sha256:
+        raise BundleError(
+            f"{path}: hash {digest.hexdigest()[:12]} is not the manifest's {entry.sha256[:12]}; copy the bundle again"
+        )
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,58 @@
+"""Every error a user can meet: one line that names the thing, what was expected, and what to do next."""
+
+from __future__ import annotations
+
+
+class MdmfError(Exception):
+    """Base of all errors raised on purpose; the command line prints its text and exits with exit_code."""
+
+    exit_code = 2
+
+
+class UsageError(MdmfError):
+    """An argument or option that cannot be carried out as given."""
+
+
+class RecipeError(MdmfError):
+    """A recipe file that is missing, malformed, or names an unknown key."""
+
+
+class CheckpointError(MdmfError):
+    """A checkpoint that is unreadable or whose keys or shapes are not those of the model."""
+
+
+class BundleError(MdmfError):
+    """A bundle that is missing, damaged, of a newer schema, or made of parts that do not belong together."""
+
+
+class BankError(MdmfError):
+    """A reference bank that cannot be built, read, or used with this model."""
+
+
+class CalibrationError(MdmfError):
+    """A calibration that cannot be made or does not belong to its bundle."""
+
+
+class RuntimeUnavailable(MdmfError):
+    """A runtime that is unknown or not installed on this machine."""
+
+
+class ShapeMismatch(MdmfError):
+    """An array whose shape is not the documented one."""
+
+
+class GateFailed(MdmfError):
+    """A check that ran to its end and said no (`verify`, `evaluate --min-auroc`, `detect --fail-on`)."""
+
+    exit_code = 1
+
+
+class ImageError(MdmfError):
+    """One input that cannot be scored; costs its own row, never the run.
+
+    code: stable, machine-readable, documented in README.md (e.g. "truncated").
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,36 @@
+"""The reduction: signatures and a bank in, squared MMD and every patch's share of it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdmf_deploy.bank import Bank
+from mdmf_deploy.errors import ShapeMismatch
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """mmd2: (B,) biased squared MMD of each image.  contributions: (B, N), averaging to mmd2 over N."""
+
+    mmd2: NDArray[np.float64]
+    contributions: NDArray[np.float64]
+
+
+class Reduction(Protocol):
+    """One way to compute the score; every one is held to mdmf_deploy.mmd.reference."""
+
+    name: str
+
+    def __call__(self, signatures: NDArray[np.float32], bank: Bank) -> Scores:
+        """signatures: (B, N, d).  Raises ShapeMismatch if d is not the bank's."""
+        ...
+
+
+def check_shapes(signatures: NDArray[np.floating], bank: Bank) -> None:
+    """Raise ShapeMismatch unless signatures are (B, N >= 1, d) with the bank's d."""
+    if signatures.ndim != 3 or signatures.shape[1] < 1 or signatures.shape[2] != bank.signatures.shape[1]:
+        raise ShapeMismatch(f"signatures: expected (B, N, {bank.signatures.shape[1]}), got {signatures.shape}")

@@ -1,0 +1,59 @@
+"""The backbones by name; free of torch, so that recipes can be checked without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mdmf_deploy.errors import RecipeError
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A DINOv2 ViT (Oquab et al., TMLR 2024).
+
+    width: C.  position_grid: side of the trained position embedding's grid, in patches.
+    registers: extra tokens (Darcet et al., ICLR 2024).  ffn: "mlp", or "swiglu" as in ViT-g.
+    antialias, offset: how the official code resamples this model's position embedding (see dinov2.py).
+    """
+
+    width: int
+    depth: int
+    heads: int
+    patch: int = 14
+    position_grid: int = 37
+    registers: int = 0
+    ffn: Literal["mlp", "swiglu"] = "mlp"
+    antialias: bool = False
+    offset: float = 0.1
+
+
+def _with_registers(base: Architecture) -> Architecture:
+    return Architecture(base.width, base.depth, base.heads, registers=4, ffn=base.ffn, antialias=True, offset=0.0)
+
+
+_S = Architecture(384, 12, 6)
+_B = Architecture(768, 12, 12)
+_L = Architecture(1024, 24, 16)
+_G = Architecture(1536, 40, 24, ffn="swiglu")
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "dinov2_vits14": _S,
+    "dinov2_vitb14": _B,
+    "dinov2_vitl14": _L,
+    "dinov2_vitg14": _G,
+    "dinov2_vits14_reg": _with_registers(_S),
+    "dinov2_vitb14_reg": _with_registers(_B),
+    "dinov2_vitl14_reg": _with_registers(_L),
+    "dinov2_vitg14_reg": _with_registers(_G),
+    "starter_vit14": Architecture(192, 4, 3, position_grid=16),
+}
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture of that name.  Raises RecipeError listing the known ones."""
+    try:
+        return ARCHITECTURES[name]
+    except KeyError:
+        known = ", ".join(ARCHITECTURES)
+        raise RecipeError(f"backbone {name!r} is not known; choose one of {known}") from None

@@ -1,0 +1,191 @@
+"""Recipes: everything that is chosen about a model variant before it is trained or exported.
+
+A recipe is one TOML file in export/recipes/ (or anywhere, given by path), read into frozen values. Unknown keys and
+wrong types are errors that name the file and the place in it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from mdmf_deploy.errors import RecipeError
+from mdmf_deploy.rooms import room
+
+Precision = Literal["fp32", "fp16", "int8"]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Backbone(_Frozen, frozen=True, kw_only=True):
+    """architecture: a name in mdmf_deploy.model.architectures."""
+
+    architecture: str
+
+
+class Preprocessing(_Frozen, frozen=True, kw_only=True):
+    """uint8 RGB -> (pixel / 255 - mean) / std on a square crop of `crop` pixels at the image's own scale."""
+
+    crop: int = 224
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.crop < 14:
+            raise ValueError(f"crop must be at least one patch of 14 pixels, got {self.crop}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
+
+class Head(_Frozen, frozen=True, kw_only=True):
+    """The PFS head: pool x pool patches, an MLP with GELU between its linear layers, d values a signature.
+
+    key_map: for a head trained elsewhere; our key -> its key, e.g. "layers.0.weight" = "mlp.0.weight".
+    """
+
+    pool: int = 7
+    hidden: tuple[int, ...] = (512, 512)
+    signature: int = 128
+    key_map: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if self.pool < 1 or self.signature < 1 or any(width < 1 for width in self.hidden):
+            raise ValueError("pool, signature and every hidden width must be at least 1")
+
+
+class Export(_Frozen, frozen=True, kw_only=True):
+    """opset: ONNX operator set.  precision: where `--precision auto` starts down the ladder int8, fp16, fp32."""
+
+    opset: int = 18
+    precision: Precision = "fp32"
+
+
+class Limits(_Frozen, frozen=True, kw_only=True):
+    """What an exported model may change about decisions; see mdmf_deploy.verifying.
+
+    max_score_change: largest |change of score| of an image, in standard deviations of real scores.
+    min_rank_correlation: Spearman's, between source and exported scores.
+    max_flipped_verdicts: fraction of images whose verdict changes at the threshold.
+    max_fpr_change: |change of the false positive rate| on real images.
+    """
+
+    max_score_change: float = 0.1
+    min_rank_correlation: float = 0.999
+    max_flipped_verdicts: float = 0.01
+    max_fpr_change: float = 0.01
+
+
+class BankPlan(_Frozen, frozen=True, kw_only=True):
+    """max_signatures: a larger bank is thinned to this many, evenly over its images; 0 keeps all."""
+
+    max_signatures: int = 0
+
+
+class Split(_Frozen, frozen=True, kw_only=True):
+    """Fractions of the images, by content hash, so a file's part never changes; `held_out` generators are test only."""
+
+    train: float = 0.65
+    validation: float = 0.15
+    held_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.train > 0 and self.validation > 0 and self.train + self.validation < 1):
+            raise ValueError("train and validation must be positive and leave something for the test part")
+
+
+class Autoencoder(_Frozen, frozen=True, kw_only=True):
+    """One small autoencoder that makes aligned generated counterparts of real photographs.
+
+    factor: spatial reduction of its latent (2, 4, 8, ...).  upsampler: how its decoder grows back.
+    """
+
+    factor: int
+    upsampler: Literal["nearest", "bilinear", "transposed", "pixelshuffle"]
+    channels: int = 16
+    width: int = 32
+    steps: int = 600
+
+
+class Pairs(_Frozen, frozen=True, kw_only=True):
+    """Aligned pairs (Rajan and Lee, ICLR 2025): real photographs and their reconstructions, treated alike.
+
+    views: matched versions of every image (scale, JPEG quality), drawn the same way for both classes.
+    min_scale: views are shrunk by a factor drawn from [min_scale, 1]; jpeg_quality: drawn from this range.
+    """
+
+    autoencoders: tuple[Autoencoder, ...] = ()
+    views: int = 2
+    min_scale: float = 0.6
+    jpeg_quality: tuple[int, int] = (70, 96)
+
+
+class Training(_Frozen, frozen=True, kw_only=True):
+    """How `mdmf train` fits the PFS head, the bandwidth and, if told to, the backbone.
+
+    objective: "image" (METHOD: per-image scores) or "pooled" (the paper's test power over pools of patches).
+    batch: images of each class a step.  regulariser: lambda in the objective's denominator.
+    patch_cross_entropy: weight of an auxiliary per-patch real/generated logistic loss on the backbone's tokens,
+        used only with the backbone; its classifier is thrown away after training.
+    """
+
+    objective: Literal["image", "pooled"] = "image"
+    steps: int = 2000
+    batch: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 100
+    regulariser: float = 1e-4
+    seed: int = 0
+    patch_cross_entropy: float = 0.0
+    average: float = 0.0
+    split: Split = Split()
+    pairs: Pairs = Pairs()
+
+
+class Recipe(_Frozen, frozen=True, kw_only=True):
+    """One model variant, from training to its bundle."""
+
+    name: str
+    summary: str
+    backbone: Backbone
+    preprocessing: Preprocessing = Preprocessing()
+    head: Head = Head()
+    export: Export = Export()
+    verification: Limits = Limits()
+    bank: BankPlan = BankPlan()
+    training: Training = Training()
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, sorted."""
+    return sorted(path.stem for path in (room("export") / "recipes").glob("*.toml"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a recipe by its name ("starter") or from a TOML file.
+
+    Raises RecipeError naming the file, the place and what was expected there.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = room("export") / "recipes" / f"{name_or_path}.toml"
+        if not path.is_file():
+            known = ", ".join(recipe_names())
+            raise RecipeError(f"recipe {str(name_or_path)!r} is not known; choose one of {known}, or give a .toml file")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: {error.strerror}; give the path of a readable .toml file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
+    try:
+        return msgspec.convert(table, Recipe)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"recipe {path}: {error}") from error

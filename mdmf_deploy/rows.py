@@ -1,0 +1,48 @@
+"""A row: one verdict on one input, with its evidence."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Verdict = Literal["real", "generated", "uncertain", "uncalibrated", "error"]
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One verdict on one input; fields in the order in which every output writes them.
+
+    score: biased squared MMD against the reference bank, no unit; higher is less like the bank.
+    p_value: conformal, (k + 1) / (n + 1), from the bundle's calibration; None where none holds.
+    threshold: the score above which the verdict is "generated"; None where no calibration holds.
+    width, height: of the whole image after EXIF orientation, in pixels.
+    crop: "center", "reflected" (smaller than the crop, mirrored at its edges), or "center+N" for several crops.
+    ms_*: milliseconds spent on this image; a batch's time is divided evenly among its images.
+    contributions: (N,) each patch's share of the score, row-major over the pool grid; averages to score.
+        Not written by the tabular outputs.
+    """
+
+    uri: str
+    sha256: str | None = None
+    status: Literal["ok", "error"] = "ok"
+    error_code: str | None = None
+    error: str | None = None
+    score: float | None = None
+    p_value: float | None = None
+    verdict: Verdict = "error"
+    threshold: float | None = None
+    bundle_id: str | None = None
+    runtime: str | None = None
+    precision: str | None = None
+    width: int | None = None
+    height: int | None = None
+    format: str | None = None
+    crop: str | None = None
+    ms_decode: float | None = None
+    ms_engine: float | None = None
+    ms_mmd: float | None = None
+    contributions: tuple[float, ...] | None = None
+
+
+COLUMNS = tuple(name for name in Row.__struct_fields__ if name != "contributions")
+TIMINGS = ("ms_decode", "ms_engine", "ms_mmd")
