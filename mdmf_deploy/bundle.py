@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mdmf_deploy.errors import BundleError
-from mdmf_deploy.recipe import Precision, Preprocessing
+from mdmf_deploy.recipe import Limits, Precision, Preprocessing
 from mdmf_deploy.rooms import bundled
 
 if TYPE_CHECKING:
@@ -90,13 +90,14 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """manifest.json."""
+    """manifest.json.  limits: the recipe's, so that `mdmf verify` needs nothing but the bundle."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
     model: ModelCard
     preprocessing: Preprocessing
     provenance: Provenance
+    limits: Limits = Limits()
     verification: tuple[Verification, ...] = ()
     refused: tuple[Refusal, ...] = ()
     files: dict[str, FileEntry] = {}
@@ -119,8 +120,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def covers(self, runtime: str, precision: str) -> bool:
         """Whether verification has passed for this pair on some machine; the newest record decides."""
-        records = [v for v in self.verification if (v.runtime, v.precision) == (runtime, precision)]
-        return bool(records) and records[-1].passed
+        return (runtime, precision) in self.covered
+
+    @property
+    def covered(self) -> tuple[tuple[str, str], ...]:
+        """The (runtime, precision) pairs that verification covers, sorted."""
+        newest = {(record.runtime, record.precision): record.passed for record in self.verification}
+        return tuple(sorted(pair for pair, passed in newest.items() if passed))
 
 
 class Bundle:
@@ -168,10 +174,13 @@ class Bundle:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """The calibration, or None.  Raises BundleError if it belongs to another bundle_id."""
+        """The calibration, or None, holding for the pairs that verification covers now.
+
+        Raises BundleError if it belongs to another bundle_id, CalibrationError if it is not a calibration.
+        """
         if CALIBRATION not in self.manifest.files:
             return None
-        from mdmf_deploy.calibration import Calibration
+        from mdmf_deploy.calibration import Calibration, Pair
 
         calibration = Calibration.from_bytes((self.path / CALIBRATION).read_bytes(), str(self.path / CALIBRATION))
         if calibration.bundle_id != self.bundle_id:
@@ -179,11 +188,11 @@ class Bundle:
                 f"{self.path / CALIBRATION}: made for bundle {calibration.bundle_id[:12]}, this is "
                 f"{self.bundle_id[:12]}; run `mdmf calibrate` again"
             )
-        return calibration
+        return msgspec.structs.replace(calibration, holds_for=tuple(Pair(*pair) for pair in self.manifest.covered))
 
-    def files(self) -> dict[str, bytes]:
-        """Contents of every file but the manifest."""
-        return {name: (self.path / name).read_bytes() for name in self.manifest.files}
+    def files(self) -> dict[str, bytes | Path]:
+        """Where every file but the manifest lies, by name; as write_bundle takes them, with replacements as bytes."""
+        return {name: self.path / name for name in self.manifest.files}
 
 
 def check_bank(bank: Bank, manifest: Manifest, name: str) -> None:
@@ -200,17 +209,15 @@ def check_bank(bank: Bank, manifest: Manifest, name: str) -> None:
         )
 
 
-def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> Bundle:
     """Write a whole bundle, replacing one at the destination only once the new one is complete and on disk.
 
-    files: name -> contents, without the manifest; hashes and sizes are filled in here.
+    files: name -> contents, or a file to take them from, without the manifest; hashes and sizes are filled in here.
+        A file is hard-linked where the file system can (weights take gigabytes), else copied.
     Raises BundleError if the destination is something else than a bundle, or cannot be written.
     """
     if destination.exists() and not (destination / MANIFEST).is_file():
         raise BundleError(f"{destination} exists and is not a bundle; choose another -o")
-    entries = {name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in files.items()}
-    manifest = msgspec.structs.replace(manifest, files=dict(sorted(entries.items())))
-    encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
@@ -218,8 +225,9 @@ def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, byte
         raise BundleError(f"{destination}: {error.strerror}; choose a folder you can write to") from error
     try:
         scratch.chmod(0o755)
-        for name, data in {**files, MANIFEST: encoded}.items():
-            _write_synced(scratch / name, data)
+        entries = {name: _place(scratch / name, contents) for name, contents in sorted(files.items())}
+        manifest = msgspec.structs.replace(manifest, files=entries)
+        _place(scratch / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         _sync_folder(scratch)
         if destination.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
@@ -268,24 +276,32 @@ def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
     path = folder / name
     if Path(name).name != name:
         raise BundleError(f"{folder / MANIFEST}: file name {name!r} leaves the bundle; do not trust it")
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        digest = _file_sha256(path)
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}; copy the bundle again, whole") from error
-    if digest.hexdigest() != entry.sha256:
-        raise BundleError(
-            f"{path}: hash {digest.hexdigest()[:12]} is not the manifest's {entry.sha256[:12]}; copy the bundle again"
-        )
+    if digest != entry.sha256:
+        raise BundleError(f"{path}: hash {digest[:12]} is not the manifest's {entry.sha256[:12]}; copy the bundle again")
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _place(path: Path, contents: bytes | Path) -> FileEntry:
+    """Put contents on disk at path, for good."""
+    if isinstance(contents, bytes):
+        path.write_bytes(contents)
+    else:
+        try:
+            # Safe to share: no file of a bundle is ever changed in place.
+            os.link(contents, path)
+        except OSError:
+            shutil.copyfile(contents, path)
+    with path.open("rb") as file:
         os.fsync(file.fileno())
+    return FileEntry(sha256=_file_sha256(path), size=path.stat().st_size)
 
 
 def _sync_folder(path: Path) -> None:
