@@ -209,6 +209,12 @@ def check_bank(bank: Bank, manifest: Manifest, name: str) -> None:
         )
 
 
+def check_destination(destination: Path) -> None:
+    """Raise BundleError if something else than a bundle is there."""
+    if destination.exists() and not (destination / MANIFEST).is_file():
+        raise BundleError(f"{destination} exists and is not a bundle; choose another -o")
+
+
 def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> Bundle:
     """Write a whole bundle, replacing one at the destination only once the new one is complete and on disk.
 
@@ -216,8 +222,7 @@ def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, byte
         A file is hard-linked where the file system can (weights take gigabytes), else copied.
     Raises BundleError if the destination is something else than a bundle, or cannot be written.
     """
-    if destination.exists() and not (destination / MANIFEST).is_file():
-        raise BundleError(f"{destination} exists and is not a bundle; choose another -o")
+    check_destination(destination)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
@@ -232,7 +237,12 @@ def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, byte
         if destination.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
             destination.rename(old / "bundle")
-            scratch.rename(destination)
+            try:
+                scratch.rename(destination)
+            except BaseException:
+                (old / "bundle").rename(destination)
+                old.rmdir()
+                raise
             shutil.rmtree(old)
         else:
             scratch.rename(destination)
@@ -281,7 +291,9 @@ def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}; copy the bundle again, whole") from error
     if digest != entry.sha256:
-        raise BundleError(f"{path}: hash {digest[:12]} is not the manifest's {entry.sha256[:12]}; copy the bundle again")
+        raise BundleError(
+            f"{path}: hash {digest[:12]} is not the manifest's {entry.sha256[:12]}; copy the bundle again"
+        )
 
 
 def _file_sha256(path: Path) -> str:

@@ -1,0 +1,119 @@
+"""Calibrating a bundle on held-out real images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mdmf_deploy import conformal
+from mdmf_deploy.banking import Duplicate, Unreadable
+from mdmf_deploy.bundle import CALIBRATION, Bundle, write_bundle
+from mdmf_deploy.calibration import Calibration, Pair
+from mdmf_deploy.errors import CalibrationError
+from mdmf_deploy.mmd.cpu import NumpyReduction
+
+if TYPE_CHECKING:
+    from mdmf_deploy.pipeline import Signed, Source
+    from mdmf_deploy.runtime import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationReport:
+    """A new calibration, and every image that is not in it: in the bank, a copy of another one, or unreadable."""
+
+    calibration: Calibration
+    in_bank: tuple[str, ...]
+    duplicates: tuple[Duplicate, ...]
+    errors: tuple[Unreadable, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line for each rate that this many images cannot resolve."""
+        n = len(self.calibration.scores)
+        return tuple(
+            f"{n} images cannot show a false positive rate of {entry.fpr:g}: no score can be called generated at it; "
+            f"give at least {conformal.images_needed(entry.fpr)} images"
+            for entry in self.calibration.thresholds
+            if entry.score is None
+        )
+
+
+def default_review(fpr: float) -> float:
+    """p-values up to five times the false positive rate, at most 0.5, are worth a second look *(ours)*."""
+    return max(fpr, min(5.0 * fpr, 0.5))
+
+
+def calibrate(
+    bundle: Bundle, engine: Engine, sources: Iterable[Source], fprs: Sequence[float], review: float | None = None
+) -> CalibrationReport:
+    """Score held-out real images and find the thresholds for these false positive rates, the deciding one first.
+
+    Images that are in the bank would score too low: they are left out, by their bytes, and reported.
+    Raises CalibrationError if verification does not cover the engine, or no image is left.
+    """
+    from mdmf_deploy.pipeline import sign
+
+    check_covered(bundle, engine)
+    return gather_calibration(bundle, engine, sign(sources, engine, bundle.manifest.preprocessing), fprs, review)
+
+
+def check_covered(bundle: Bundle, engine: Engine) -> None:
+    """Raise CalibrationError unless verification covers this engine."""
+    if not bundle.manifest.covers(engine.name, engine.precision):
+        raise CalibrationError(
+            f"{bundle.path}: verification does not cover {engine.name} {engine.precision}, so a threshold would hold "
+            f"for nothing; run `mdmf verify {bundle.path} --runtime {engine.name}` first"
+        )
+
+
+def gather_calibration(
+    bundle: Bundle, engine: Engine, signed: Iterable[Signed], fprs: Sequence[float], review: float | None = None
+) -> CalibrationReport:
+    """As calibrate, from images already signed."""
+    reduction = NumpyReduction()
+    in_bank: list[str] = []
+    duplicates: list[Duplicate] = []
+    errors: list[Unreadable] = []
+    scores: dict[str, float] = {}
+    first: dict[str, str] = {}
+    banked = bundle.bank.hashes
+    for image in signed:
+        if image.error is not None or image.signatures is None:
+            code, text = (image.error.code, str(image.error)) if image.error else ("unreadable", "no signatures")
+            errors.append(Unreadable(image.uri, code, text))
+        elif image.sha256 in banked:
+            in_bank.append(image.uri)
+        elif image.sha256 in first:
+            duplicates.append(Duplicate(image.uri, first[image.sha256]))
+        else:
+            first[image.sha256] = image.uri
+            scores[image.sha256] = float(reduction(image.signatures[None], bundle.bank).mmd2[0])
+    if not scores:
+        raise CalibrationError(
+            f"no image is left to calibrate on ({len(in_bank)} are in the bank, {len(errors)} unreadable); "
+            "give real images that the bank has not seen"
+        )
+    calibration = Calibration.from_scores(
+        scores,
+        fprs,
+        default_review(fprs[0]) if review is None else review,
+        bundle_id=bundle.bundle_id,
+        measured_on=Pair(engine.name, engine.precision),
+        holds_for=[Pair(*pair) for pair in bundle.manifest.covered],
+    )
+    return CalibrationReport(calibration, tuple(in_bank), tuple(duplicates), tuple(errors))
+
+
+def write_calibration(bundle: Bundle, calibration: Calibration, destination: Path) -> Bundle:
+    """Write the bundle with this calibration; its bundle_id stays.
+
+    Raises CalibrationError if it was made for another bundle_id, BundleError if the destination cannot be written.
+    """
+    if calibration.bundle_id != bundle.bundle_id:
+        raise CalibrationError(
+            f"calibration for bundle {calibration.bundle_id[:12]} does not belong to {bundle.path} "
+            f"({bundle.bundle_id[:12]}); run `mdmf calibrate` on it"
+        )
+    return write_bundle(destination, bundle.manifest, {**bundle.files(), CALIBRATION: calibration.to_bytes()})
