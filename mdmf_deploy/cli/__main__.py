@@ -1,0 +1,3 @@
+from mdmf_deploy.cli import main
+
+main()
