@@ -1,0 +1,335 @@
+"""Bytes -> uint8 RGB -> crops -> float32: the one decode policy. Nothing here depends on pixel values.
+
+Read: JPEG, PNG, WebP, TIFF, BMP, GIF, told apart by their first bytes, never by a name; of animations and of several
+pages the first. EXIF orientation is applied; ICC profiles are ignored. To 8-bit RGB:
+  grey, 1-bit, palette   repeated, or looked up
+  alpha, colour keys     laid over white: (a * c + (255 - a) * 255) / 255, rounded to the nearest
+  16-bit colour          the high byte, v >> 8; a colour key of a 16-bit colour PNG is ignored
+  16-bit and 12-bit grey the highest 8 of its bits; inverted where TIFF says that white is zero
+  CMYK, YCCK             (255 - c) * (255 - k) / 255, JPEG's as Adobe writes them (inverted)
+  Lab, float, 32-bit or signed integers: refused ("unsupported_mode"); they say no range to bring them to 8 bits
+A JPEG whose entropy-coded data are damaged, but complete, decodes as libjpeg does it: Pillow keeps its warnings.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+    features,
+)
+
+from mdmf_deploy.cropping import Crop, Pixels, center_crop, crops, normalise
+from mdmf_deploy.errors import ImageError, UsageError
+from mdmf_deploy.inputs import IMAGE_EXTENSIONS, uri
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "Code",
+    "Crop",
+    "Decoded",
+    "Limits",
+    "center_crop",
+    "crops",
+    "decode",
+    "decoder_version",
+    "normalise",
+    "read",
+]
+
+Code = Literal[
+    "missing",  # no such file
+    "not_a_file",  # a folder, pipe, socket or device
+    "unreadable",  # the system refuses to open or read it
+    "empty",  # no bytes
+    "too_many_bytes",  # more than Limits.max_bytes
+    "too_many_pixels",  # more than Limits.max_pixels, or than the memory holds
+    "unsupported_format",  # not one of the formats above, whatever its name says
+    "unsupported_mode",  # one of them, in a pixel layout that has no sensible 8-bit RGB
+    "truncated",  # it ends before its pixels do
+    "corrupt",  # its header or data make no sense
+]
+"""Every code of an ImageError; stable."""
+
+# Called directly, not through Image.open: that one turns MPO into another format, and warns at a pixel limit not ours.
+_READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "jpeg": JpegImagePlugin.JpegImageFile,
+    "png": PngImagePlugin.PngImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+    "gif": GifImagePlugin.GifImageFile,
+}
+_MAGIC: dict[str, tuple[int, tuple[bytes, ...]]] = {
+    "jpeg": (0, (b"\xff\xd8\xff",)),
+    "png": (0, (b"\x89PNG\r\n\x1a\n",)),
+    "webp": (8, (b"WEBP",)),
+    "tiff": (0, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    "bmp": (0, (b"BM",)),
+    "gif": (0, (b"GIF87a", b"GIF89a")),
+}
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """max_pixels: width x height.  max_bytes: of the file."""
+
+    max_pixels: int = 100_000_000
+    max_bytes: int = 512 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """pixels: (H, W, 3), read-only, after EXIF orientation.  format: "jpeg", "png", "webp", "tiff", "bmp", "gif"."""
+
+    pixels: Pixels
+    width: int
+    height: int
+    format: str
+
+
+def decoder_version() -> str:
+    """What turned bytes into pixels; a lossy codec's version may change them."""
+    parts = [f"Pillow {PIL.__version__}"]
+    for feature, name in (("libjpeg_turbo", "libjpeg-turbo"), ("webp", "libwebp"), ("libtiff", "libtiff")):
+        version = features.version(feature)
+        if version:
+            parts.append(f"{name} {version}")
+    return ", ".join(parts)
+
+
+def read(path: str | Path, limits: Limits = Limits()) -> bytes:
+    """The bytes of a regular file; never waits on a pipe, never opens a device.
+
+    Raises ImageError missing, not_a_file, unreadable, too_many_bytes.
+    """
+    name = uri(path)
+    try:
+        _regular(Path(path).stat().st_mode, name)
+        # O_NONBLOCK: between the two looks a pipe may have taken the file's place.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor has no path)
+            status = os.fstat(descriptor)
+            _regular(status.st_mode, name)
+            if status.st_size <= limits.max_bytes:
+                return file.read(status.st_size)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError("missing", f"{name} does not exist; check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError("unreadable", f"{name} cannot be read: {reason}") from error
+    raise ImageError("too_many_bytes", f"{name} is larger than the {limits.max_bytes} bytes allowed")
+
+
+def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
+    """The first image in `data`, whole, as 8-bit RGB; safe to call from many threads.
+
+    Raises ImageError with one of Code's values (never missing, not_a_file, unreadable), whatever the bytes.
+    Raises UsageError where the process has told Pillow to accept truncated images.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise UsageError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True in this process, so truncated images would pass for whole "
+            "ones; set it to False before detecting"
+        )
+    if not data:
+        raise ImageError("empty", "the input holds no bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageError("too_many_bytes", f"{len(data)} bytes are more than the {limits.max_bytes} allowed")
+    format = _format(data)
+    try:
+        with _PILLOW_WARNINGS.kept():
+            return _decode(data, format, limits)
+    except ImageError:
+        raise
+    except (MemoryError, Image.DecompressionBombError) as error:
+        raise ImageError("too_many_pixels", f"{format}: its pixels do not fit into memory") from error
+    except Exception as error:  # hostile bytes raise nearly anything: SyntaxError, struct.error, OverflowError, ...
+        code, reason = (
+            ("truncated", "it ends early") if _ends_early(error, data, format) else ("corrupt", "it is damaged")
+        )
+        raise ImageError(code, f"{format}: {reason} ({_one_line(error)})") from error
+
+
+def _decode(data: bytes, format: str, limits: Limits) -> Decoded:
+    if format == "webp":  # libwebp allocates its canvas as soon as it is opened
+        _check_size(format, _webp_size(data), limits)
+    image = _READERS[format](io.BytesIO(data))
+    _check_size(format, image.size, limits)
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    rgb = _to_rgb(image, data, format)
+    pixels = np.asarray(rgb if turn is None else rgb.transpose(turn))
+    return Decoded(pixels, pixels.shape[1], pixels.shape[0], format)
+
+
+def _to_rgb(image: ImageFile.ImageFile, data: bytes, format: str) -> Image.Image:
+    """Mode RGB, alpha and colour keys laid over white."""
+    key = image.info.get("transparency")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or (image.mode == "P" and key is not None):
+        rgba = image.convert("RGBA")
+        return _over_white(rgba, rgba.getchannel("A"))
+    if image.mode in ("I;16", "I;16L", "I;16B"):
+        values = np.asarray(image)
+        grey: Image.Image = Image.fromarray((values >> _excess_bits(image)).astype(np.uint8))
+        if format == "tiff" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+            grey = Image.fromarray(255 - np.asarray(grey))
+        return grey.convert("RGB") if key is None else _over_white(grey, _unlike(values, key))
+    if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"):
+        raise ImageError("unsupported_mode", f"{format} pixels of mode {image.mode} have no documented 8-bit RGB")
+    if key is not None:
+        depth = data[24] if format == "png" else 8
+        if depth <= 8:
+            scale = 255 // (2**depth - 1)
+            levels = np.atleast_1d(key) % 2**depth * scale if image.mode != "1" else 255 * (np.atleast_1d(key) > 0)
+            pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
+            return _over_white(image, _unlike(pixels, levels))
+    return image if image.mode == "RGB" else _bare(image).convert("RGB")
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """Without a colour key, which Pillow would carry over, warning as it does."""
+    image.info.pop("transparency", None)
+    return image
+
+
+def _over_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    white = Image.new("RGB", image.size, "white")
+    white.paste(_bare(image).convert("RGB"), mask=alpha)
+    return white
+
+
+def _unlike(pixels: NDArray[Any], key: Any) -> Image.Image:
+    """Alpha: 0 where a pixel is the key in every channel, 255 elsewhere."""
+    differs = pixels != key
+    if pixels.ndim == 3:
+        differs = differs.any(axis=2)
+    return Image.fromarray(np.where(differs, 255, 0).astype(np.uint8))
+
+
+def _excess_bits(image: Image.Image) -> int:
+    tags = getattr(image, "tag_v2", {})
+    return max(0, int(tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 8)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1 where EXIF does not say or cannot be read: it holds no pixels, so it cannot make an image corrupt."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def _format(data: bytes) -> str:
+    for format, (offset, magics) in _MAGIC.items():
+        if data.startswith(magics, offset) and (format != "webp" or data.startswith(b"RIFF")):
+            return format
+    raise ImageError(
+        "unsupported_format",
+        "these bytes are not a JPEG, PNG, WebP, TIFF, BMP or GIF; convert the image to one of them",
+    )
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Canvas of a WebP by its first chunk; (0, 0) where the header is cut (RFC 9649, sections 2.5 to 2.7)."""
+    chunk, head = data[12:16], data[20:30]
+    if chunk == b"VP8X" and len(head) == 10:
+        return int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1
+    if chunk == b"VP8L" and len(head) >= 5:
+        bits = int.from_bytes(head[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if chunk == b"VP8 " and len(head) == 10:
+        return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
+    return 0, 0
+
+
+def _check_size(format: str, size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            "too_many_pixels", f"{format} of {width} x {height} pixels is larger than the {limits.max_pixels} allowed"
+        )
+
+
+def _ends_early(error: Exception, data: bytes, format: str) -> bool:
+    if format == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        return True
+    return isinstance(error, EOFError) or "truncat" in str(error).lower()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _regular(mode: int, name: str) -> None:
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise ImageError("not_a_file", f"{name} is {kind}; name an image file")
+
+
+class _PillowWarnings:
+    """Stands in for the module `warnings` inside Pillow's readers; logs what they say while this thread decodes.
+
+    warnings.catch_warnings would swap the whole process's filters, and is not thread-safe before Python 3.14. What
+    Pillow warns of concerns metadata and its own pixel limit; damaged pixels are exceptions. Outside `kept` all goes
+    on as it was.
+    """
+
+    def __init__(self) -> None:
+        self._thread = threading.local()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(warnings, name)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        self._thread.keeping = True
+        try:
+            yield
+        finally:
+            self._thread.keeping = False
+
+    def warn(
+        self, message: Any, category: type[Warning] | None = None, stacklevel: int = 1, *rest: Any, **named: Any
+    ) -> None:
+        if getattr(self._thread, "keeping", False):
+            _LOG.debug("Pillow: %s", message)
+        else:
+            warnings.warn(message, category, stacklevel + 1, *rest, **named)
+
+
+_PILLOW_WARNINGS = _PillowWarnings()
+for _module in (Image, PngImagePlugin, TiffImagePlugin, JpegImagePlugin):
+    vars(_module)["warnings"] = _PILLOW_WARNINGS

@@ -1,0 +1,179 @@
+"""Command-line arguments -> the paths to score, in a stable order, and names of paths that are always printable.
+
+Arguments, tried in this order:
+  "-"        a list of paths on standard input: NUL-separated where it holds a NUL, else one a line
+  "@FILE"    the same list, in FILE (a path that itself begins with "@" is written "./@name")
+  a folder   every file with an image extension below it, sorted by the bytes of its path; other files are counted as
+             skipped. Hidden entries (names that begin with ".") are skipped too, hidden folders whole: they hold
+             thumbnails and AppleDouble twins, not photographs. Links are followed, each real folder once.
+  a file     always an input, whatever its name, and even if it does not exist (its own row then says so)
+  a glob     only where no path of that very name exists; each match then counts as if it had been named itself
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mdmf_deploy.errors import UsageError
+
+IMAGE_EXTENSIONS = frozenset(
+    {".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+)
+"""Lower-case suffixes by which a folder's files become inputs; what is in them is told by their content alone."""
+
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """paths: in the order of the arguments, each folder sorted.  skipped: files passed over in folders."""
+
+    paths: tuple[Path, ...]
+    skipped: int
+
+
+def expand(arguments: Sequence[str]) -> Inputs:
+    """The inputs that command-line arguments stand for; a path given twice is two inputs.
+
+    Raises UsageError where an argument stands for nothing: no argument at all, an empty path, a folder without images,
+    a glob without a match, an empty or unreadable list.
+    """
+    if not arguments:
+        raise UsageError("no input was given; name images, folders or globs, or give - for a list on standard input")
+    if list(arguments).count("-") > 1:
+        raise UsageError("- was given more than once; standard input can be read only once")
+    paths: list[Path] = []
+    skipped = 0
+    for argument in arguments:
+        for name, literal in _names(argument):
+            found, passed = _named(name, literal)
+            paths += found
+            skipped += passed
+    return Inputs(tuple(paths), skipped)
+
+
+def uri(path: str | Path) -> str:
+    r"""A path as text that is always valid UTF-8 and fits on one line; `from_uri` gives the path back.
+
+    The path itself, but for: a backslash is written `\\`; each byte of a control character, of a line or paragraph
+    separator, or of a name that is not UTF-8 is written `\xNN`.
+    """
+    return "".join(_escaped(character) for character in Path(path).as_posix())
+
+
+def from_uri(text: str) -> Path:
+    """The path that `uri` wrote as `text`."""
+    plain = re.sub(
+        rb"\\(?:x([0-9a-f]{2})|\\)",
+        lambda match: bytes.fromhex(match[1].decode()) if match[1] else b"\\",
+        text.encode("utf-8"),
+    )
+    return Path(os.fsdecode(plain))
+
+
+def _escaped(character: str) -> str:
+    if character == "\\":
+        return "\\\\"
+    if unicodedata.category(character) in _UNPRINTABLE:
+        return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
+    return character
+
+
+def _names(argument: str) -> Iterator[tuple[str, bool]]:
+    """(name, whether it is to be taken literally) of each path an argument stands for, before folders and globs."""
+    if argument == "-":
+        yield from ((name, True) for name in _listed(sys.stdin.buffer.read(), "the list on standard input"))
+    elif argument.startswith("@"):
+        source = Path(argument[1:])
+        try:
+            data = source.read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"list {uri(source)}: {error.strerror}; give a readable file after @, or ./{uri(argument)} for an image"
+            ) from error
+        yield from ((name, True) for name in _listed(data, f"the list {uri(source)}"))
+    else:
+        yield argument, False
+
+
+def _listed(data: bytes, source: str) -> list[str]:
+    separated = data.split(b"\0") if b"\0" in data else [line.removesuffix(b"\r") for line in data.split(b"\n")]
+    names = [os.fsdecode(name) for name in separated if name.strip()]
+    if not names:
+        raise UsageError(f"{source} holds no path; write one a line, or separate them with NUL")
+    return names
+
+
+def _named(name: str, literal: bool) -> tuple[list[Path], int]:
+    if not name:
+        raise UsageError("an empty path was given; name an image or a folder")
+    if os.path.isdir(name):  # noqa: PTH112 (Path.is_dir raises on an embedded NUL)
+        return _folder(name)
+    if literal or os.path.lexists(name) or not glob.has_magic(name):
+        return [Path(name)], 0
+    matches = sorted(glob.glob(name, recursive=True), key=os.fsencode)  # noqa: PTH207 (Path.glob refuses absolute patterns)
+    if not matches:
+        raise UsageError(f"glob {uri(name)} matches nothing; check the folder and the pattern")
+    paths: dict[Path, None] = {}
+    skipped = 0
+    for match in matches:
+        if not os.path.isdir(match):  # noqa: PTH112
+            paths[Path(match)] = None
+            continue
+        found, passed = _walk(match)
+        paths |= dict.fromkeys(found)
+        skipped += passed
+    if not paths:
+        raise UsageError(f"glob {uri(name)} matches folders without images ({skipped} other files skipped)")
+    return list(paths), skipped
+
+
+def _folder(name: str) -> tuple[list[Path], int]:
+    paths, skipped = _walk(name)
+    if not paths:
+        raise UsageError(
+            f"no images in {uri(name)} ({skipped} other files skipped); "
+            f"images end in one of {' '.join(sorted(IMAGE_EXTENSIONS))}"
+        )
+    return paths, skipped
+
+
+def _walk(top: str) -> tuple[list[Path], int]:
+    """Images below a folder, sorted by the bytes of their paths, and how many other entries were passed over.
+
+    A folder below it that cannot be listed is returned as if it were an image: it costs a row, not silence.
+    """
+    paths: list[Path] = []
+    skipped = 0
+    seen: set[tuple[int, int]] = set()
+    waiting = [Path(top)]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = sorted(folder.iterdir(), key=os.fsencode, reverse=True)
+        except OSError as error:
+            if folder == Path(top):
+                raise UsageError(f"folder {uri(folder)}: {error.strerror}; give a folder that can be read") from error
+            paths.append(folder)
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                skipped += 1
+            elif entry.is_dir():
+                waiting.append(entry)
+            elif entry.suffix.lower() in IMAGE_EXTENSIONS:
+                paths.append(entry)
+            else:
+                skipped += 1
+    return sorted(paths, key=os.fsencode), skipped
