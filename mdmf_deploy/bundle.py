@@ -223,6 +223,7 @@ def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, byte
     Raises BundleError if the destination is something else than a bundle, or cannot be written.
     """
     check_destination(destination)
+    destination = destination.resolve()  # a link to a bundle stays one
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
@@ -235,15 +236,14 @@ def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, byte
         _place(scratch / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         _sync_folder(scratch)
         if destination.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
-            destination.rename(old / "bundle")
+            retired = scratch.with_name(f"{scratch.name}.old")
+            destination.rename(retired)
             try:
                 scratch.rename(destination)
             except BaseException:
-                (old / "bundle").rename(destination)
-                old.rmdir()
+                retired.rename(destination)
                 raise
-            shutil.rmtree(old)
+            shutil.rmtree(retired, ignore_errors=True)
         else:
             scratch.rename(destination)
         _sync_folder(destination.parent)

@@ -1,0 +1,104 @@
+"""Bundles, banks and signed images made by hand, for tests that need no model."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle import (
+    BANK,
+    MODEL,
+    Bundle,
+    FileEntry,
+    Manifest,
+    ModelCard,
+    Provenance,
+    Verification,
+    write_bundle,
+)
+from mdmf_deploy.errors import ImageError
+from mdmf_deploy.recipe import Preprocessing
+
+GRAPH = b"not an ONNX graph, but bytes with a hash"
+WIDTH = 4
+SIGMA = 1.5
+
+
+class FakeSigned(NamedTuple):
+    """The fields of mdmf_deploy.pipeline.Signed that matter here."""
+
+    uri: str
+    sha256: str
+    signatures: np.ndarray | None
+    error: ImageError | None = None
+
+
+class FakeEngine(NamedTuple):
+    name: str = "onnxruntime"
+    precision: str = "fp32"
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def signed(name: str, patches: int = 4, shift: float = 0.0) -> FakeSigned:
+    """An image called name; its bytes, and so its signatures, are its name's last part."""
+    content = name.rpartition("/")[2]
+    generator = np.random.default_rng(int(sha(content)[:8], 16))
+    return FakeSigned(name, sha(content), (generator.standard_normal((patches, WIDTH)) + shift).astype(np.float32))
+
+
+def broken(name: str) -> FakeSigned:
+    return FakeSigned(name, sha(name), None, ImageError("truncated", f"{name}: ends early"))
+
+
+def record(passed: bool = True, runtime: str = "onnxruntime") -> Verification:
+    return Verification(
+        runtime=runtime,
+        precision="fp32",
+        passed=passed,
+        reasons=() if passed else ("flipped_verdicts 0.5 beyond 0.01",),
+        reference="torch",
+        images=8,
+        max_signature_error=1e-6,
+        mean_signature_error=1e-7,
+        score_spread=0.1,
+        max_score_change=1e-5,
+        rank_correlation=1.0,
+        threshold=0.2,
+        flipped_verdicts=0.0,
+        fpr_change=0.0,
+    )
+
+
+def manifest(graph: bytes = GRAPH, **changes: object) -> Manifest:
+    values: dict[str, object] = {
+        "name": "handmade",
+        "model": ModelCard(backbone="none", pool=2, signature=WIDTH, sigma=SIGMA, precision="fp32", opset=18),
+        "preprocessing": Preprocessing(crop=56),
+        "provenance": Provenance(recipe="handmade", checkpoint_sha256="0" * 64, tool="test", decoder="none"),
+        "verification": (record(),),
+        "files": {MODEL: FileEntry(sha256=hashlib.sha256(graph).hexdigest(), size=len(graph))},
+    }
+    return Manifest(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def bank(count: int = 6, model_sha256: str | None = None, sigma: float = SIGMA) -> Bank:
+    """Four signatures from each of `count` images; whole eighths, so that every machine has the same bytes."""
+    values = (np.arange(count * 4 * WIDTH) * 37 % 64 - 32) / 8
+    return Bank.from_signatures(
+        values.reshape(-1, WIDTH).astype(np.float32),
+        sigma,
+        source=np.repeat(np.arange(count, dtype=np.int32), 4),
+        sources=tuple(BankSource(f"photos/{i}.png", sha(f"{i}.png")) for i in range(count)),
+        model_sha256=manifest().model_sha256 if model_sha256 is None else model_sha256,
+    )
+
+
+def make_bundle(path: Path, **changes: object) -> Bundle:
+    return write_bundle(path, manifest(**changes), {MODEL: GRAPH, BANK: bank().to_bytes()})

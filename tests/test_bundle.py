@@ -1,0 +1,241 @@
+"""Bundles: nothing damaged, foreign or half-written passes for a bundle; the id names what decides, and only that."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from handmade import GRAPH, bank, make_bundle, manifest, record, sha
+
+from mdmf_deploy.bundle import BANK, CALIBRATION, MANIFEST, MODEL, Bundle, write_bundle
+from mdmf_deploy.calibration import Calibration, Pair
+from mdmf_deploy.errors import BundleError, CalibrationError, MdmfError
+from mdmf_deploy.recipe import Preprocessing
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "b.mdmf")
+
+
+def calibration_for(bundle_id: str) -> Calibration:
+    pair = Pair("onnxruntime", "fp32")
+    scores = {sha(str(i)): i / 16 for i in range(20)}
+    return Calibration.from_scores(scores, [0.1], 0.5, bundle_id=bundle_id, measured_on=pair, holds_for=[pair])
+
+
+def calibrated(bundle: Bundle, bundle_id: str | None = None) -> Bundle:
+    data = calibration_for(bundle_id or bundle.bundle_id).to_bytes()
+    return write_bundle(bundle.path, bundle.manifest, {**bundle.files(), CALIBRATION: data})
+
+
+def edit_manifest(bundle: Bundle, change: dict[str, object]) -> None:
+    path = bundle.path / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **change}))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_is_written_is_what_is_opened(bundle: Bundle) -> None:
+    opened = Bundle.open(bundle.path)
+    assert opened.manifest == bundle.manifest
+    assert opened.model_path.read_bytes() == GRAPH
+    assert opened.bank.to_bytes() == bank().to_bytes()
+    assert opened.calibration is None
+
+
+@pytest.mark.parametrize("name", [MODEL, BANK, CALIBRATION])
+def test_a_flipped_bit_names_its_file(bundle: Bundle, name: str) -> None:
+    path = calibrated(bundle).path / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=name):
+        Bundle.open(bundle.path)
+
+
+def test_no_single_flipped_bit_of_the_manifest_goes_unseen_in_what_decides(bundle: Bundle) -> None:
+    path = bundle.path / MANIFEST
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            opened = Bundle.open(bundle.path)
+            opened.bank  # noqa: B018
+        except MdmfError:
+            continue
+        decides = (opened.manifest.model, opened.manifest.preprocessing, opened.manifest.files)
+        unchanged = decides == (bundle.manifest.model, bundle.manifest.preprocessing, bundle.manifest.files)
+        assert unchanged or opened.bundle_id != bundle.bundle_id
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema 2 is newer"),
+        ({"schema_version": 2, "model": 7}, "schema 2 is newer"),
+        ({"model": {}}, "missing required field"),
+        ({"preprocessing": {"crop": 1}}, "crop"),
+        ({"files": {}}, "does not list model.onnx"),
+        ({"files": {"../secret": {"sha256": "0", "size": 1}}}, "leaves the bundle"),
+        ({"files": {"/etc/hostname": {"sha256": "0", "size": 1}}}, "leaves the bundle"),
+    ],
+)
+def test_a_manifest_that_cannot_be_trusted_is_refused(bundle: Bundle, change: dict[str, object], message: str) -> None:
+    edit_manifest(bundle, change)
+    with pytest.raises(BundleError, match=message) as caught:
+        Bundle.open(bundle.path)
+    assert MANIFEST in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[]"])
+def test_a_manifest_that_is_not_json_is_refused(bundle: Bundle, data: bytes) -> None:
+    (bundle.path / MANIFEST).write_bytes(data)
+    with pytest.raises(BundleError, match=MANIFEST):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("name", [MODEL, BANK, MANIFEST])
+def test_a_missing_file_is_named(bundle: Bundle, name: str) -> None:
+    (bundle.path / name).unlink()
+    with pytest.raises(BundleError, match=name):
+        Bundle.open(bundle.path)
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is this folder a bundle"):
+        Bundle.open(tmp_path)
+    with pytest.raises(BundleError, match="'nowhere' is not a folder"):
+        Bundle.open("nowhere")
+
+
+@pytest.mark.parametrize("foreign", [bank(model_sha256="1" * 64), bank(sigma=2.0)])
+def test_a_bank_of_another_model_is_refused(bundle: Bundle, foreign: object) -> None:
+    other = write_bundle(bundle.path, bundle.manifest, {**bundle.files(), BANK: foreign.to_bytes()})
+    with pytest.raises(BundleError, match="bank build"):
+        Bundle.open(other.path).bank  # noqa: B018
+
+
+def test_a_calibration_of_another_bank_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="mdmf calibrate"):
+        calibrated(bundle, bundle_id="2" * 64).calibration  # noqa: B018
+
+
+def test_a_calibration_that_is_none_is_refused(bundle: Bundle) -> None:
+    other = write_bundle(bundle.path, bundle.manifest, {**bundle.files(), CALIBRATION: b"{}"})
+    with pytest.raises(CalibrationError, match=CALIBRATION):
+        other.calibration  # noqa: B018
+
+
+def test_thresholds_hold_where_verification_covers_now(bundle: Bundle) -> None:
+    assert calibrated(bundle).calibration.holds_for == (Pair("onnxruntime", "fp32"),)
+    records = (record(), record(runtime="openvino"), record(passed=False))
+    later = msgspec.structs.replace(bundle.manifest, verification=records)
+    rewritten = calibrated(Bundle(bundle.path, later))
+    assert rewritten.calibration.holds_for == (Pair("openvino", "fp32"),)
+    assert not rewritten.manifest.covers("onnxruntime", "fp32")
+
+
+def test_the_id_names_what_decides_and_nothing_else(bundle: Bundle, tmp_path: Path) -> None:
+    before = bundle.bundle_id
+    assert calibrated(bundle).bundle_id == before
+    assert make_bundle(tmp_path / "c", verification=(), name="other").bundle_id == before
+    assert make_bundle(tmp_path / "d", preprocessing=Preprocessing(crop=70)).bundle_id != before
+    sharper = msgspec.structs.replace(bundle.manifest.model, pool=3)
+    assert make_bundle(tmp_path / "e", model=sharper).bundle_id != before
+    for name, data in ((MODEL, b"other"), (BANK, bank(7).to_bytes())):
+        changed = write_bundle(tmp_path / name, bundle.manifest, {**bundle.files(), name: data})
+        assert changed.bundle_id != before
+
+
+def test_the_format_is_pinned(tmp_path: Path) -> None:
+    """An id that changes here orphans every calibration in the world: then raise SCHEMA_VERSION."""
+    # The last bit of a computed self term is the machine's.
+    pinned = dataclasses.replace(bank(), self_term=0.125)
+    written = write_bundle(tmp_path / "b", manifest(), {MODEL: GRAPH, BANK: pinned.to_bytes()})
+    assert manifest().model_sha256 == "48e4e8cc166df0e97b80f8ffc6e55448bb92e17488bc6dd138f3e58152443f7b"
+    assert written.manifest.files[BANK].sha256 == "7c00a4bd516453a3e88e66b66041f85e9f46daadac0b2ec0f9d45d613d4c0b46"
+    assert written.bundle_id == "37802874b721da4e23eed5975e3d902193880dafafbd926d7523d49a6cb6e406"
+
+
+def test_the_same_bundle_has_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
+    assert contents(make_bundle(tmp_path / "again").path) == contents(bundle.path)
+
+
+@pytest.mark.parametrize("calls", range(1, 12))
+def test_an_interrupted_write_leaves_the_old_bundle_whole(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    """Whichever step it dies in, by whatever means Python lets it."""
+    before = bundle.bundle_id
+    left = calls
+
+    def dying(original: object) -> object:
+        def step(*arguments: object, **options: object) -> object:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+            return original(*arguments, **options)
+
+        return step
+
+    for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "write_bytes")):
+        monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
+    died = False
+    try:
+        write_bundle(bundle.path, bundle.manifest, {**bundle.files(), BANK: bank(7).to_bytes()})
+    except KeyboardInterrupt:
+        died = True
+    monkeypatch.undo()
+    now = Bundle.open(bundle.path)
+    assert now.bank.to_bytes() in (bank().to_bytes(), bank(7).to_bytes())
+    assert died or now.bundle_id != before
+    assert [path.name for path in bundle.path.parent.iterdir()] == [bundle.path.name]
+
+
+def test_a_link_to_a_bundle_stays_a_link(bundle: Bundle, tmp_path: Path) -> None:
+    link = tmp_path / "link.mdmf"
+    link.symlink_to(bundle.path)
+    write_bundle(link, bundle.manifest, {**bundle.files(), BANK: bank(7).to_bytes()})
+    assert link.is_symlink()
+    assert Bundle.open(bundle.path).bundle_id != bundle.bundle_id
+
+
+def test_writing_over_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"precious")
+    with pytest.raises(BundleError, match="is not a bundle"):
+        make_bundle(tmp_path)
+    with pytest.raises(BundleError, match="is not a bundle"):
+        make_bundle(tmp_path / "holiday.jpg")
+    assert (tmp_path / "holiday.jpg").read_bytes() == b"precious"
+
+
+def test_a_destination_that_cannot_be_written_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(BundleError, match="choose a folder you can write to"):
+        make_bundle(tmp_path / "file" / "b.mdmf")
+
+    def read_only(*_: object, **__: object) -> str:
+        raise PermissionError(30, "Read-only file system")
+
+    # Not chmod: tests may run as root, whom no mode stops.
+    monkeypatch.setattr("tempfile.mkdtemp", read_only)
+    with pytest.raises(BundleError, match="Read-only file system; choose a folder"):
+        make_bundle(tmp_path / "b.mdmf")
+
+
+def test_a_copy_does_not_share_a_later_change(bundle: Bundle, tmp_path: Path) -> None:
+    """Files are hard-linked between bundles; replacing one bundle's must leave the other as it was."""
+    copy = write_bundle(tmp_path / "copy.mdmf", bundle.manifest, bundle.files())
+    write_bundle(copy.path, copy.manifest, {**copy.files(), MODEL: b"other", BANK: bank(7).to_bytes()})
+    assert Bundle.open(bundle.path).bundle_id == bundle.bundle_id
