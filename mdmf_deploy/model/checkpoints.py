@@ -1,0 +1,222 @@
+"""Reading and writing checkpoints: strictly, without pickle, and whole or not at all.
+
+Our own keys are "backbone.*" (official DINOv2 names), "head.layers.N.weight", "head.layers.N.bias" and "log_sigma".
+A head trained elsewhere comes in through `[head.key_map]` of its recipe, our key -> the file's key: "layers.N.weight",
+"layers.N.bias", and "log_sigma" or "sigma"; "backbone" names the prefix of the backbone's keys. A .pth file's nested
+dictionaries are addressed with dots: {"model": {"mlp": ...}} is "model.mlp".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mdmf_deploy.errors import CheckpointError
+from mdmf_deploy.model.dinov2 import DinoV2
+from mdmf_deploy.model.layouts import official
+from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.recipe import Recipe
+
+_LISTED = 8
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes.  Raises CheckpointError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; give the path of a readable checkpoint") from error
+
+
+def save_detector(path: Path, detector: Detector, metadata: dict[str, str]) -> None:
+    """Write a safetensors file under a temporary name, flush it to disk and rename it.
+
+    The metadata go under the one key "mdmf", as JSON with sorted keys, so that equal models make equal files.
+    """
+    tensors = {key: value.detach().cpu().contiguous() for key, value in detector.state_dict().items()}
+    scratch = path.with_name(f"{path.name}.part")
+    try:
+        save_file(tensors, scratch, metadata={"mdmf": json.dumps(metadata, sort_keys=True)})
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except (OSError, SafetensorError) as error:
+        scratch.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write checkpoint {path}: {error}; choose a writable place") from error
+
+
+def load_detector(path: Path, recipe: Recipe) -> Detector:
+    """The detector of a checkpoint that holds backbone, head and bandwidth.
+
+    Raises CheckpointError naming the file and every missing, extra or misshapen key (the first eight of each).
+    """
+    tensors = read_tensors(path)
+    detector = Detector(recipe)
+    prefix = _key_map(tensors, recipe).get("backbone", "backbone") + "."
+    backbone = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    if not backbone:
+        raise CheckpointError(f"{path} holds no backbone ({prefix}*); pass its weights in a file of their own")
+    _fill_backbone(detector.backbone, backbone, path)
+    _fill_head(detector, {key: value for key, value in tensors.items() if not key.startswith(prefix)}, path, recipe)
+    return detector
+
+
+def load_backbone(backbone: DinoV2, path: Path) -> None:
+    """Fill a backbone from an official, Hugging Face or timm state dict, .pth or .safetensors; see layouts.py.
+
+    Raises CheckpointError naming the file, its layout and every missing, extra or misshapen key.
+    """
+    _fill_backbone(backbone, read_tensors(path), path)
+
+
+def load_head(detector: Detector, path: Path, recipe: Recipe) -> None:
+    """Fill head and bandwidth from a file that may hold nothing else; a backbone in it is left alone."""
+    tensors = read_tensors(path)
+    prefix = _key_map(tensors, recipe).get("backbone", "backbone") + "."
+    _fill_head(detector, {key: value for key, value in tensors.items() if not key.startswith(prefix)}, path, recipe)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a .safetensors or .pth file by its key; nothing in the file is ever executed.
+
+    Numbers beside the tensors of a .pth file come as 0-d tensors, anything else in it is left out.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}; give the path of a readable checkpoint") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and is not opened, since that would run its code; "
+            "save its state dict alone, best as .safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is not a whole .safetensors or .pth file ({reason})") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a state dict of tensors")
+    return _flatten(content)
+
+
+def _flatten(content: Mapping[object, object], prefix: str = "") -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Tensor):
+            flat[name] = value
+        elif isinstance(value, Mapping):
+            flat |= _flatten(value, f"{name}.")
+        elif isinstance(value, int | float):
+            flat[name] = torch.tensor(float(value))
+    return flat
+
+
+def _fill_backbone(backbone: DinoV2, tensors: dict[str, Tensor], path: Path) -> None:
+    layout, renamed = official(tensors, backbone.architecture)
+    # Only masked training uses it, and some releases leave it out.
+    renamed.setdefault("mask_token", torch.zeros_like(backbone.mask_token))
+    problems = _problems(backbone, renamed)
+    if problems:
+        raise CheckpointError(f"{path} (read as {layout} layout) does not fit this backbone: {problems}")
+    backbone.load_state_dict(renamed)
+
+
+def _fill_head(detector: Detector, tensors: dict[str, Tensor], path: Path, recipe: Recipe) -> None:
+    key_map = _key_map(tensors, recipe)
+    tensors = dict(tensors)
+    log_sigma = _take_log_sigma(tensors, key_map, path)
+    layers = _mapped(tensors, key_map) if key_map else {k.removeprefix("head."): v for k, v in tensors.items()}
+    problems = _problems(detector.head, layers)
+    if problems:
+        raise CheckpointError(f"{path}: the head does not fit recipe {recipe.name!r}: {problems}{_widths(layers)}")
+    detector.head.load_state_dict(layers)
+    with torch.no_grad():
+        detector.log_sigma.fill_(log_sigma)
+
+
+def _key_map(tensors: Mapping[str, Tensor], recipe: Recipe) -> dict[str, str]:
+    """The recipe's key map, or nothing for a file that has our own names (saved after a foreign head came in)."""
+    key_map = recipe.head.key_map
+    if "head.layers.0.weight" in tensors and "log_sigma" in tensors:
+        return {}
+    layers = [f"layers.{n}.{kind}" for n in range(len(recipe.head.hidden) + 1) for kind in ("weight", "bias")]
+    unknown = sorted(key_map.keys() - {*layers, "log_sigma", "sigma", "backbone"})
+    if unknown:
+        known = ", ".join([*layers, "log_sigma", "sigma", "backbone"])
+        raise CheckpointError(f"recipe {recipe.name!r}: head.key_map has {', '.join(unknown)}; its keys are {known}")
+    return key_map
+
+
+def _mapped(tensors: Mapping[str, Tensor], key_map: Mapping[str, str]) -> dict[str, Tensor]:
+    """A foreign head under our names; what stands beside its layers in the file keeps its own, and is an extra key."""
+    theirs = {their: our for our, their in key_map.items() if our.startswith("layers.")}
+    # "model.mlp.0.weight" -> "model.mlp.": an unmapped layer there would be one left out of the head.
+    modules = tuple({".".join(key.split(".")[:-2] + [""]) for key in theirs})
+    beside = {key: value for key, value in tensors.items() if value.dim() and key.startswith(modules)}
+    layers = {our: tensors[their] for their, our in theirs.items() if their in tensors}
+    return layers | {key: value for key, value in beside.items() if key not in theirs}
+
+
+def _take_log_sigma(tensors: dict[str, Tensor], key_map: Mapping[str, str], path: Path) -> float:
+    for ours, is_log in (("log_sigma", True), ("sigma", False)):
+        found = tensors.pop(key_map.get(ours, ours), None)
+        if found is None:
+            continue
+        value = float(found) if found.numel() == 1 else math.nan
+        if not is_log:
+            value = math.log(value) if value > 0 else math.nan
+        if not math.isfinite(value):
+            raise CheckpointError(f"{path}: {key_map.get(ours, ours)} must be one finite number, the kernel bandwidth")
+        return value
+    raise CheckpointError(
+        f"{path} has no kernel bandwidth (log_sigma or sigma); name its key in the recipe, "
+        '[head.key_map] log_sigma = "..." if the file keeps its logarithm, sigma = "..." if not'
+    )
+
+
+def _problems(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+    """What keeps these tensors from being this module's state, or "" if nothing does."""
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    misshapen = [
+        f"{key} is {tuple(tensors[key].shape)}, not {shape}"
+        for key, shape in expected.items()
+        if key in tensors and tuple(tensors[key].shape) != shape
+    ]
+    lists = {
+        "missing": [key for key in expected if key not in tensors],
+        "extra": [key for key in tensors if key not in expected],
+        "misshapen": misshapen,
+    }
+    return "; ".join(f"{kind}: {_listed(items)}" for kind, items in lists.items() if items)
+
+
+def _listed(items: list[str]) -> str:
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more
+
+
+def _widths(layers: Mapping[str, Tensor]) -> str:
+    """What the file's MLP would need in the recipe, as far as its weights tell."""
+    weights = [layers[key] for key in _in_order(layers) if layers[key].dim() == 2]
+    if not weights:
+        return ""
+    *hidden, signature = [weight.shape[0] for weight in weights]
+    return f"; the file has {weights[0].shape[1]} inputs, hidden = {hidden}, signature = {signature}"
+
+
+def _in_order(layers: Mapping[str, Tensor]) -> list[str]:
+    numbered = [key for key in layers if key.endswith(".weight") and key.split(".")[-2].isdigit()]
+    return sorted(numbered, key=lambda key: int(key.split(".")[-2]))
