@@ -19,17 +19,26 @@ class PfsHead(nn.Module):
 
     def __init__(self, width: int, hidden: Sequence[int], signature: int, pool: int) -> None:
         super().__init__()
-        self.pool = pool
+        # A module of its own, so that export can put static operators in its place.
+        self.pooling: nn.Module = nn.AdaptiveAvgPool2d((pool, pool))
         widths = [width, *hidden, signature]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = F.adaptive_avg_pool2d(tokens, (self.pool, self.pool)).flatten(2).transpose(1, 2)
+    def patches(self, tokens: Tensor) -> Tensor:
+        """(B, C, rows, columns) -> (B, pool * pool, C): what a frozen backbone's features are cached as."""
+        pooled: Tensor = self.pooling(tokens)
+        return pooled.flatten(2).transpose(1, 2)
+
+    def sign(self, patches: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, d)."""
         *inner, last = self.layers
         for layer in inner:
-            x = F.gelu(layer(x))
-        signatures: Tensor = last(x)
+            patches = F.gelu(layer(patches))
+        signatures: Tensor = last(patches)
         return signatures
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.sign(self.patches(tokens))
 
 
 class Detector(nn.Module):

@@ -9,24 +9,45 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.errors import BundleError, RuntimeUnavailable
+
+_PROVIDER = "CPUExecutionProvider"
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity mask where there is one (a container's share), else the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class OrtEngine:
-    """One session over the bundle's graph, all of this process's cores unless told otherwise."""
+    """One session over the bundle's graph; threads: None means every core of this process.
+
+    Raises BundleError if the graph cannot be loaded, RuntimeUnavailable if it would run elsewhere than asked.
+    """
 
     name = "onnxruntime"
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
-        # The affinity mask, not the host's core count: a container's share is what there is.
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or available_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            bundle.model_path, options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session = onnxruntime.InferenceSession(bundle.model_path, options, providers=[_PROVIDER])
+        # onnxruntime's exceptions (InvalidProtobuf, NotImplemented, ...) share no base of their own.
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BundleError(
+                f"{bundle.model_path}: onnxruntime {onnxruntime.__version__} cannot load it ({reason}); "
+                "upgrade onnxruntime, or export the bundle again"
+            ) from error
+        provider = self._session.get_providers()[0]
+        if provider != _PROVIDER:
+            raise RuntimeUnavailable(f"runtime 'onnxruntime': asked for {_PROVIDER}, got {provider}; see `mdmf doctor`")
         self._input = self._session.get_inputs()[0].name
-        self.precision = bundle.manifest.model.precision
+        self.precision: str = bundle.manifest.model.precision
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         (signatures,) = self._session.run(None, {self._input: images})

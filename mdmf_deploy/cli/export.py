@@ -1,0 +1,90 @@
+"""`mdmf export`."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mdmf_deploy.cli._reals import print_facts, print_json, tell
+
+
+class Precision(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint that `mdmf train` wrote.")],
+    reals: Annotated[
+        list[str],
+        typer.Option("--reals", help="Real photographs: a folder, file, glob, @LIST, or - for stdin; may be repeated."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Bundle to write, a .mdmf folder.")],
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or a .toml file.")] = "starter",
+    precision: Annotated[
+        Precision,
+        typer.Option(help="auto: the recipe's, falling back to fp32 where it changes decisions. Else that or nothing."),
+    ] = Precision.auto,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is already there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Turn a checkpoint into a bundle: ONNX graph, reference bank, and proof that decisions stay the same.
+
+    A fifth of the real photographs (8 to 128) is held back from the bank; PyTorch and the exported model sign and
+    score those, and the recipe's limits say how much may change. int8 is made for CPUs, fp16 for GPUs.
+    The bundle has no thresholds until `mdmf calibrate`. Exit code 1 if the limits are missed; nothing is written then.
+
+    Example: mdmf export run/model.safetensors --recipe starter --reals ~/photos -o starter.mdmf
+    """
+    from mdmf_deploy.errors import UsageError
+    from mdmf_deploy.inputs import expand
+    from mdmf_deploy.recipe import load_recipe
+
+    if output.exists() and not force:
+        raise UsageError(f"{output} exists; give --force to replace it, or another -o")
+    loaded = load_recipe(recipe)
+    inputs = expand(reals)
+
+    from mdmf_deploy.exporting import export as run
+
+    done = run(
+        checkpoint, loaded, inputs.paths, output, precision.value, lambda text: print(f"mdmf: {text}", file=sys.stderr)
+    )
+    manifest, gate = done.bundle.manifest, done.verification
+    tell([f"{error.uri} ({error.code}): {error.text}" for error in done.bank.errors], "unreadable")
+    size = sum(entry.size for entry in manifest.files.values())
+    if as_json:
+        print_json(
+            {
+                "bundle": str(output),
+                "bundle_id": manifest.bundle_id,
+                "precision": manifest.model.precision,
+                "bytes": size,
+                "bank": {"images": done.bank.images, "signatures": len(done.bank.bank.signatures)},
+                "refused": done.refused,
+                "verification": gate,
+                "unreadable": done.bank.errors,
+            }
+        )
+    else:
+        refused = "; ".join(f"{refusal.precision} ({refusal.reason})" for refusal in done.refused)
+        print_facts(
+            {
+                "bundle": f"{output}, {size / 1e6:.1f} MB, id {manifest.bundle_id[:12]}",
+                "precision": manifest.model.precision,
+                "refused": refused or "none",
+                "bank": f"{len(done.bank.bank.signatures)} signatures of {done.bank.images} images",
+                "verified on": f"{gate.images} images, {gate.runtime}",
+                "signature error": f"{gate.max_signature_error:.3g} at most, {gate.mean_signature_error:.3g} mean",
+                "score change": f"{gate.max_score_change:.3g} of the spread of real scores at most",
+                "next": f"mdmf calibrate {output} REAL_IMAGES",
+            }
+        )
+    if done.bank.errors:
+        raise typer.Exit(3)

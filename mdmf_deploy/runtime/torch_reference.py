@@ -1,0 +1,30 @@
+"""PyTorch on the CPU: the source that every exported model is measured against (extra: export)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mdmf_deploy.model.pfs import Detector
+
+
+class TorchEngine:
+    """A detector as an engine, float32, in eval mode, one image at a time.
+
+    One at a time because PyTorch picks other kernels for other batch sizes, and a reference must not depend on them.
+    """
+
+    name = "pytorch"
+    precision = "fp32"
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector.float().eval()
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            signed = [self._detector(torch.from_numpy(image[None])).numpy() for image in images]
+        return np.concatenate(signed)
+
+    def close(self) -> None:
+        del self._detector

@@ -1,0 +1,88 @@
+"""Shared fixtures: one tiny random model, exported once a session, and a folder of small photographs of nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdmf_deploy.recipe import Backbone, Head, Preprocessing, Recipe
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests without a GPU, unless MDMF_REQUIRE_GPU=1 says that their absence is a failure."""
+    if os.environ.get("MDMF_REQUIRE_GPU") == "1" or shutil.which("nvidia-smi"):
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
+
+
+def synthetic_photo(seed: int, width: int, height: int) -> np.ndarray:
+    """(height, width, 3) uint8: noise with a 1/f spectrum as photographs have, a light gradient and a hard edge."""
+    generator = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    spectrum = np.fft.fft2(generator.standard_normal((3, height, width))) / np.maximum(frequency, 1 / width) ** 1.2
+    texture = np.fft.ifft2(spectrum).real
+    texture /= texture.std()
+    x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
+    angle = generator.uniform(0, 2 * np.pi)
+    scene = 40 * (np.cos(angle) * x + np.sin(angle) * y) + 30 * (x + 0.3 * y > generator.uniform(-0.5, 0.5))
+    levels = 110 + scene + generator.uniform(15, 35) * texture + generator.uniform(-25, 25, (3, 1, 1))
+    return np.clip(levels, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+
+
+def write_photos(folder: Path, count: int, first_seed: int) -> None:
+    """`count` JPEG and PNG files by turns, each about 100 pixels a side."""
+    for seed in range(first_seed, first_seed + count):
+        image = Image.fromarray(synthetic_photo(seed, 96 + 8 * (seed % 3), 88 + 4 * (seed % 5)))
+        if seed % 2:
+            image.save(folder / f"photo{seed:02}.png")
+        else:
+            image.save(folder / f"photo{seed:02}.jpg", quality=92)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Recipe:
+    return Recipe(
+        name="tiny",
+        summary="A random model for tests.",
+        backbone=Backbone(architecture="starter_vit14"),
+        preprocessing=Preprocessing(crop=56),
+        head=Head(pool=2, hidden=(16,), signature=8),
+    )
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 12 distinct images; none of them is in the tiny bundle's bank."""
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, 12, first_seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> Path:
+    """A bundle of a random model with a bank of 16 images; shared by the whole session, so never change it."""
+    import torch
+
+    from mdmf_deploy.exporting import export_detector
+    from mdmf_deploy.model.pfs import Detector
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_photos(folder, 20, first_seed=100)
+    torch.manual_seed(0)
+    detector = Detector(tiny_recipe)
+    torch.nn.init.trunc_normal_(detector.backbone.pos_embed, std=0.02)
+    reals = sorted(path for path in folder.iterdir() if path.is_file())
+    return export_detector(detector, tiny_recipe, reals, folder / "tiny.mdmf").bundle.path
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A private copy of the tiny bundle."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "copy.mdmf"))
