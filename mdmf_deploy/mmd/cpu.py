@@ -3,11 +3,14 @@
     out[n] = 1/N sum_n' k(x[n], x[n']) - 2 sum_m w[m] k(x[n], r[m]) + C,   k(a, b) = exp(-|a - b|^2 / (2 sigma^2))
 
 Appending (-g|x|^2, 1) to x and (1, -g|r|^2) to r, g = 1 / (2 sigma^2), lets one GEMM give the exponent; everything is
-centred on the bank's mean first, which keeps the cancellation in float32 small.
+centred on the bank's mean first, which keeps the cancellation small. A rounding error of the exponent is about
+eps g |r|^2, so a bank much wider than its bandwidth takes that GEMM in float64, at twice the time.
 Reference: mdmf_deploy.mmd.reference.ReferenceReduction (float64).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,8 @@ from mdmf_deploy.mmd import Scores, check_shapes
 
 # 64 patches x 1024 points in float32 is 256 KB: a tile of kernel values stays in the second-level cache.
 _TILE = 1024
+# Largest g |r|^2 whose float32 rounding stays that of a kernel value; a median-distance bandwidth gives about 0.25.
+_STEEP = 4.0
 
 
 class _Prepared:
@@ -26,13 +31,17 @@ class _Prepared:
         self.bank = bank
         self.mean = bank.signatures.mean(axis=0, dtype=np.float64)
         self.gamma = 1.0 / (2.0 * bank.sigma * bank.sigma)
-        self.tiles: list[tuple[NDArray[np.float32], NDArray[np.float64]]] = []
-        for start in range(0, len(bank.signatures), _TILE):
-            centred = bank.signatures[start : start + _TILE] - self.mean
-            norms = np.einsum("md,md->m", centred, centred)
-            augmented = np.column_stack([2.0 * self.gamma * centred, np.ones_like(norms), -self.gamma * norms])
-            points = np.ascontiguousarray(augmented.T, dtype=np.float32)
-            self.tiles.append((points, bank.weights[start : start + _TILE]))
+        centred = bank.signatures - self.mean
+        norms = np.einsum("md,md->m", centred, centred)
+        self.dtype: type[np.floating] = np.float64 if self.gamma * norms.max() > _STEEP else np.float32
+        augmented = np.column_stack([2.0 * self.gamma * centred, np.ones_like(norms), -self.gamma * norms])
+        self.tiles: list[tuple[NDArray[Any], NDArray[np.float64]]] = [
+            (
+                np.ascontiguousarray(augmented[start : start + _TILE].T, dtype=self.dtype),
+                bank.weights[start : start + _TILE],
+            )
+            for start in range(0, len(augmented), _TILE)
+        ]
 
     def score(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         """One image's contributions; (N, d) -> (N,)."""
@@ -41,13 +50,14 @@ class _Prepared:
         # Patches of one image are few: float64 costs nothing here.
         squared = norms[:, None] + norms[None] - 2.0 * centred @ centred.T
         within = np.exp(-self.gamma * np.maximum(squared, 0.0)).mean(axis=1)
-        augmented = np.column_stack([centred, -self.gamma * norms, np.ones_like(norms)]).astype(np.float32)
+        augmented = np.column_stack([centred, -self.gamma * norms, np.ones_like(norms)]).astype(self.dtype)
         cross = np.zeros(len(x))
-        buffer = np.empty((len(x), _TILE), np.float32)
+        exponents = np.empty((len(x), _TILE), self.dtype)
+        values = np.empty((len(x), _TILE), np.float32)
         for points, weights in self.tiles:
-            kernel = np.matmul(augmented, points, out=buffer[:, : len(weights)])
+            exponent = np.matmul(augmented, points, out=exponents[:, : len(weights)])
             # Rounding can lift an exponent a little above zero; a kernel value is at most 1.
-            np.minimum(kernel, 0.0, out=kernel)
+            kernel = np.minimum(exponent, 0.0, out=values[:, : len(weights)], casting="same_kind")
             np.exp(kernel, out=kernel)
             cross += kernel @ weights
         contributions: NDArray[np.float64] = within - 2.0 * cross + self.bank.self_term
