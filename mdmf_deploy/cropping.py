@@ -75,8 +75,11 @@ def normalise(crops: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32
     if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[3] != 3:
         raise ShapeMismatch(f"crops must be (B, S, S, 3) uint8, got {crops.shape} {crops.dtype}")
     out = np.empty((crops.shape[0], 3, *crops.shape[1:3]), np.float32)
-    for channel, table in enumerate(_table(preprocessing.mean, preprocessing.std)):
-        out[:, channel] = table[crops[..., channel]]
+    tables = _table(preprocessing.mean, preprocessing.std)
+    # One image at a time stays in the cache; a table costs as much as a multiply-add, and rounds the same everywhere.
+    for image, planes in zip(crops, out, strict=True):
+        for channel in range(3):
+            np.take(tables[channel], image[..., channel], out=planes[channel], mode="clip")
     return out
 
 
