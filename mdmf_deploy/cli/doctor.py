@@ -1,0 +1,61 @@
+"""`mdmf doctor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mdmf_deploy.machine import Diagnosis
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show what this machine can run, and the command that would enable the rest.
+
+    Nothing is installed or changed. Exit code 1 if no runtime is usable.
+
+    Example: mdmf doctor --json
+    """
+    import msgspec
+
+    from mdmf_deploy.machine import diagnose
+
+    diagnosis = diagnose()
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(diagnosis), indent=2).decode())
+    else:
+        typer.echo("\n".join(_lines(diagnosis)))
+    if not diagnosis.can_run:
+        raise typer.Exit(1)
+
+
+def _lines(diagnosis: Diagnosis) -> list[str]:
+    machine, starter = diagnosis.machine, diagnosis.starter
+    limit = "" if machine.core_limit is None else f", container limit {machine.core_limit:g}"
+    memory = "unknown" if machine.memory is None else f"{machine.memory / 2**30:.1f} GiB"
+    lines = [
+        f"mdmf-deploy {diagnosis.version} on {machine.python}, {machine.system}",
+        f"decoder     {diagnosis.decoder}",
+        f"cpu         {machine.cpu} ({' '.join(machine.cpu_features) or 'no known features'})",
+        f"cores       {machine.cores}{limit}",
+        f"memory      {memory}",
+        f"gpu         {'; '.join(machine.gpus) or 'none that nvidia-smi names'}",
+        "",
+        "runtimes",
+    ]
+    for runtime in diagnosis.runtimes:
+        state = f"ready {runtime.version or ''}" if runtime.missing is None else f"no: {runtime.missing}"
+        lines.append(f"  {runtime.name:<12} {state}".rstrip())
+        if runtime.enable:
+            lines.append(f"  {'':<12} {runtime.enable}")
+    lines += ["", "extras"]
+    for extra in diagnosis.extras:
+        parts = (f"{name} {version or 'missing'}" for name, version in extra.packages.items())
+        lines.append(f"  {extra.name:<12} {', '.join(parts)}")
+        if extra.enable:
+            lines.append(f"  {'':<12} {extra.enable}")
+    calibrated = "calibrated" if starter.calibrated else "not calibrated"
+    whole = f"whole, {calibrated}, id {(starter.bundle_id or '')[:12]}"
+    lines += ["", f"starter bundle: {starter.problem or whole}"]
+    return lines + [f"note: {note}" for note in diagnosis.notes]

@@ -1,0 +1,158 @@
+"""`mdmf evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from mdmf_deploy.evaluating import Audit, Sample, Table
+    from mdmf_deploy.metrics import Estimate
+    from mdmf_deploy.rows import Row
+
+_SHOWN = 3
+
+
+class Part(StrEnum):
+    """The parts of mdmf_deploy.splitting, as choices."""
+
+    test = "test"
+    validation = "validation"
+    train = "train"
+
+
+def evaluate(
+    dataset: Annotated[Path, typer.Argument(help="A folder with real/ and generated/<generator>/ in it.")],
+    bundle: Annotated[str, typer.Option(help="Bundle to judge: a .mdmf folder, or a name.")] = "starter",
+    runtime: Annotated[str, typer.Option(help="Runtime to judge it on.")] = "auto",
+    split: Annotated[
+        str | None, typer.Option(help="Recipe (name or .toml) whose split tells apart what was trained on.")
+    ] = None,
+    part: Annotated[Part, typer.Option(help="With --split: the part to judge.")] = Part.test,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Same change to every image first: jpeg:75, resize:0.5, both as resize:0.5,jpeg:75, or 'as is'. "
+            "May be repeated, for a table each; by default 'as is'."
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write every row to this .jsonl.")] = None,
+    min_auroc: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Exit with 1 if a generator's AUROC is below this in any table.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """AUROC, AP, ACC, TPR and FPR of a bundle on images whose class is known, per generator, worst first.
+
+    Brackets hold 95% intervals. ACC, TPR and FPR are those of the bundle's own verdicts; AUROC, AP and ACC weigh real
+    and generated images equally. Images in the bundle's bank or calibration, and copies, are left out and counted.
+    Exit code 3 if some images were unreadable.
+
+    Example: mdmf evaluate data/ --split starter --condition "as is" --condition jpeg:75
+    """
+    from mdmf_deploy import evaluating
+    from mdmf_deploy.conditions import AS_IS, Condition
+    from mdmf_deploy.detector import Detector
+    from mdmf_deploy.errors import GateFailed, UsageError
+    from mdmf_deploy.recipe import load_recipe
+
+    if output is not None and output.suffix != ".jsonl":
+        raise UsageError(f"-o {output}: rows of an evaluation are written as .jsonl only")
+    conditions = [Condition.parse(text) for text in condition or [AS_IS]]
+    if split is None and part is not Part.test:
+        raise UsageError(f"--part {part} needs --split, which says what the parts are")
+    fractions = None if split is None else load_recipe(split).training.split
+    tables = []
+    with Detector(bundle, runtime=runtime) as detector, _rows_file(output) as file:
+        samples, audit = evaluating.audit(evaluating.find_samples(dataset), detector.bundle, fractions, part.value)
+        _tell(audit)
+        for chosen in conditions:
+            judged = evaluating.judge(detector, samples, chosen)
+            watched = _watched(judged, len(samples), chosen.name, file)
+            tables.append(evaluating.tabulate(chosen.name, watched))
+        bundle_id = detector.bundle.bundle_id
+    if as_json:
+        import msgspec
+
+        report = {"bundle_id": bundle_id, "audit": audit, "tables": tables}
+        typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+    else:
+        typer.echo("\n\n".join("\n".join(_lines(table)) for table in tables))
+    worst = min(table.worst_auroc for table in tables)
+    if min_auroc is not None and worst < min_auroc:
+        raise GateFailed(f"the worst AUROC is {worst:.4f}, below --min-auroc {min_auroc:g}")
+    if any(table.unreadable for table in tables):
+        raise typer.Exit(3)
+
+
+@contextmanager
+def _rows_file(path: Path | None) -> Iterator[BinaryIO | None]:
+    if path is None:
+        yield None
+        return
+    with path.open("wb") as file:
+        yield file
+
+
+def _watched(
+    judged: Iterable[tuple[Sample, Row]], total: int, condition: str, file: BinaryIO | None
+) -> Iterator[tuple[Sample, Row]]:
+    """The same pairs, each written to the file and counted on a terminal's stderr on its way."""
+    import msgspec
+    from rich.console import Console
+    from rich.progress import track
+
+    from mdmf_deploy.rows import COLUMNS
+
+    console = Console(stderr=True)
+    for sample, row in track(
+        judged, condition, total, console=console, transient=True, disable=not sys.stderr.isatty()
+    ):
+        if file is not None:
+            line = {"condition": condition, "generator": sample.generator}
+            file.write(msgspec.json.encode(line | {name: getattr(row, name) for name in COLUMNS}) + b"\n")
+        yield sample, row
+
+
+def _tell(audit: Audit) -> None:
+    said = {
+        "in the bundle's bank": audit.in_bank,
+        "in its calibration": audit.in_calibration,
+        "copies of others": audit.copies,
+    }
+    for what, uris in said.items():
+        if uris:
+            more = ", ..." if len(uris) > _SHOWN else ""
+            typer.echo(f"mdmf: left out, {what}: {len(uris)} ({', '.join(uris[:_SHOWN])}{more})", err=True)
+    if audit.other_parts:
+        typer.echo(f"mdmf: left out, in other parts of the split: {audit.other_parts}", err=True)
+
+
+def _lines(table: Table) -> list[str]:
+    width = max(map(len, [*table.generators, "generator"]))
+    lines = [
+        f"{table.condition}: {table.real_images} real images, FPR {_cell(table.fpr).strip()}",
+        f"{'generator':<{width}} {'images':>6}  {'AUROC':<20}  {'AP':<20}  {'ACC':<20}  TPR",
+    ]
+    for name, row in [*table.generators.items(), ("pooled", table.pooled)]:
+        cells = "  ".join(f"{_cell(estimate):<20}" for estimate in (row.auroc, row.ap, row.acc, row.tpr))
+        lines.append(f"{name:<{width}} {row.images:>6}  {cells}".rstrip())
+    means = "  ".join(f"{'-' if value is None else f'{value:.3f}':<20}" for value in table.mean.values())
+    lines.insert(-1, f"{'mean':<{width}} {'':>6}  {means}".rstrip())
+    if table.unreadable:
+        lines.append(f"{len(table.unreadable)} unreadable, left out")
+    return lines
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "- (uncalibrated)"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

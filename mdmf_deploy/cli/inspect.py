@@ -1,0 +1,98 @@
+"""`mdmf inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mdmf_deploy.bundle import Bundle
+
+
+def inspect(
+    bundle: Annotated[str, typer.Argument(help="A .mdmf folder, or 'starter'.")] = "starter",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what is in a bundle: its model, bank, calibration, verification, provenance and files.
+
+    Every file is checked against its hash first; a bundle that is not whole is an error.
+
+    Example: mdmf inspect starter --json
+    """
+    import msgspec
+
+    from mdmf_deploy.bundle import Bundle
+
+    facts = describe(Bundle.open(bundle))
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode())
+    else:
+        typer.echo("\n".join(_lines(facts)))
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """Everything that `mdmf inspect --json` prints: the manifest, its ids, and the bank and calibration in brief."""
+    import msgspec
+
+    bank, calibration = bundle.bank, bundle.calibration
+    facts: dict[str, Any] = {"path": str(bundle.path), "bundle_id": bundle.bundle_id}
+    facts |= msgspec.to_builtins(bundle.manifest)
+    facts["model"]["sha256"] = bundle.manifest.model_sha256
+    facts["bank"] = {
+        "signatures": len(bank.signatures),
+        "images": len(bank.sources),
+        "self_term": bank.self_term,
+        "compression": dict(bank.compression),
+    }
+    facts["calibration"] = calibration and {
+        "images": len(calibration.scores),
+        "thresholds": msgspec.to_builtins(calibration.thresholds),
+        "review": calibration.review,
+        "measured_on": msgspec.to_builtins(calibration.measured_on),
+        "holds_for": msgspec.to_builtins(calibration.holds_for),
+    }
+    return facts
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    model, preprocessing, provenance, bank = (facts[k] for k in ("model", "preprocessing", "provenance", "bank"))
+    lines = [
+        f"{facts['path']}  (name {facts['name']}, schema {facts['schema_version']})",
+        f"bundle id     {facts['bundle_id']}",
+        f"model         {model['backbone']}, {model['precision']}, {model['pool']} x {model['pool']} patches, "
+        f"signatures of width {model['signature']}, bandwidth {model['sigma']:g}, opset {model['opset']}",
+        f"preprocessing crop {preprocessing['crop']}, mean {preprocessing['mean']}, std {preprocessing['std']}",
+        f"bank          {bank['signatures']} signatures of {bank['images']} images, "
+        f"compression {bank['compression'].get('method', 'none')}",
+        *_calibration_lines(facts["calibration"]),
+        f"provenance    recipe {provenance['recipe']}, checkpoint {provenance['checkpoint_sha256'][:12]}, "
+        f"{provenance['tool']}, {provenance['decoder']}",
+        f"              {', '.join(f'{name} {version}' for name, version in provenance['libraries'].items())}",
+        "verification",
+    ]
+    for record in facts["verification"]:
+        verdict = "passed" if record["passed"] else f"failed ({'; '.join(record['reasons'])})"
+        lines.append(
+            f"  {record['runtime']} {record['precision']} against {record['reference']}: {verdict}; "
+            f"{record['images']} images, signatures off by at most {record['max_signature_error']:.2g}, scores by "
+            f"{record['max_score_change']:.2g} spreads, {record['flipped_verdicts']:.2%} of the verdicts flipped"
+        )
+    if not facts["verification"]:
+        lines.append("  none; run `mdmf verify`")
+    lines += [f"  {refused['precision']} refused: {refused['reason']}" for refused in facts["refused"]]
+    lines.append("files")
+    for name, entry in facts["files"].items():
+        lines.append(f"  {name:<20} {entry['size']:>12,} bytes  sha256 {entry['sha256']}")
+    return lines
+
+
+def _calibration_lines(calibration: dict[str, Any] | None) -> list[str]:
+    if calibration is None:
+        return ["calibration   none, so verdicts are 'uncalibrated'; run `mdmf calibrate`"]
+    held = ", ".join(f"{pair['runtime']} {pair['precision']}" for pair in calibration["holds_for"])
+    lines = [f"calibration   {calibration['images']} real images; holds for {held or 'nothing: run `mdmf verify`'}"]
+    for entry in calibration["thresholds"]:
+        score = "infinity" if entry["score"] is None else f"{entry['score']:.6f}"
+        lines.append(f"              at a false positive rate of {entry['fpr']:g}, generated above {score}")
+    return [*lines, f"              uncertain up to p = {calibration['review']:g}"]

@@ -1,0 +1,285 @@
+"""What this machine is and which parts of the package it can run; asks, and changes nothing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from mdmf_deploy.errors import MdmfError
+
+# CPU features that decide which precision pays, as /proc/cpuinfo spells them.
+_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "i8mm",
+    "bf16",
+)
+_UNLIMITED = 1 << 60
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """cores: those this process may run on.  core_limit: the container's quota, in cores, None without one.
+
+    memory: bytes this process may use, None where the system does not say.  gpus: as nvidia-smi names them.
+    """
+
+    python: str
+    system: str
+    cpu: str
+    cpu_features: tuple[str, ...]
+    cores: int
+    core_limit: float | None
+    memory: int | None
+    gpus: tuple[str, ...]
+
+
+class Runtime(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of mdmf_deploy.runtime.ENGINES.  missing: why it cannot be used, None if it can."""
+
+    name: str
+    version: str | None
+    missing: str | None
+    enable: str | None
+
+
+class Extra(msgspec.Struct, frozen=True, kw_only=True):
+    """One optional part of the package.  packages: distribution -> installed version, None if it is not installed."""
+
+    name: str
+    packages: dict[str, str | None]
+    enable: str | None
+
+
+class Starter(msgspec.Struct, frozen=True, kw_only=True):
+    """The bundle in the package.  problem: why it cannot be used, None if every file is whole."""
+
+    bundle_id: str | None
+    calibrated: bool
+    problem: str | None
+
+
+class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
+    """All that `mdmf doctor` says.  notes: what is installed and will not do what one would think."""
+
+    version: str
+    decoder: str
+    machine: Machine
+    runtimes: tuple[Runtime, ...]
+    extras: tuple[Extra, ...]
+    starter: Starter
+    notes: tuple[str, ...]
+
+    @property
+    def can_run(self) -> bool:
+        """Whether any runtime is usable."""
+        return any(runtime.missing is None for runtime in self.runtimes)
+
+
+def diagnose() -> Diagnosis:
+    """Look at the whole machine; no network, nothing written."""
+    from mdmf_deploy import __version__
+    from mdmf_deploy.images import decoder_version
+
+    machine = look_at_machine()
+    return Diagnosis(
+        version=__version__,
+        decoder=decoder_version(),
+        machine=machine,
+        runtimes=_runtimes(),
+        extras=_extras(),
+        starter=_starter(),
+        notes=_notes(machine),
+    )
+
+
+def look_at_machine() -> Machine:
+    """This machine as this process sees it: affinity mask, container quotas, NVIDIA GPUs."""
+    cpu, features = read_cpuinfo(_text(Path("/proc/cpuinfo")))
+    return Machine(
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpu=cpu or platform.processor() or "unknown",
+        cpu_features=features,
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        core_limit=core_limit(Path("/sys/fs/cgroup"), _text(Path("/proc/self/cgroup"))),
+        memory=_memory(),
+        gpus=_gpus(),
+    )
+
+
+def read_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
+    """(model name, features that matter) from the text of /proc/cpuinfo; ("", ()) if it says neither."""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    present = set(flags[1].split()) if flags else set()
+    return model[1].strip() if model else "", tuple(name for name in _FEATURES if name in present)
+
+
+def core_limit(root: Path, membership: str) -> float | None:
+    """The smallest CPU quota, in cores, on the way from this process's control group up; None without one.
+
+    root: where control groups are mounted.  membership: the text of /proc/self/cgroup.
+    """
+    limits = []
+    for folder in _groups(root, membership, "cpu"):
+        quota, _, period = _text(folder / "cpu.max").strip().partition(" ")
+        if not quota:
+            quota, period = _text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()
+        if quota.isdecimal() and period.isdecimal():
+            limits.append(int(quota) / int(period))
+    return min(limits, default=None)
+
+
+def memory_limit(root: Path, membership: str) -> int | None:
+    """The smallest memory limit, in bytes, as core_limit finds the CPU's."""
+    limits = []
+    for folder in _groups(root, membership, "memory"):
+        text = (_text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")).strip()
+        # Version 1 writes "no limit" as a huge number.
+        if text.isdecimal() and int(text) < _UNLIMITED:
+            limits.append(int(text))
+    return min(limits, default=None)
+
+
+def _groups(root: Path, membership: str, controller: str) -> list[Path]:
+    folders = []
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers or controller in controllers.split(","):
+            base = root / controller if controllers else root
+            own = base / path.lstrip("/")
+            folders += [folder for folder in (own, *own.parents) if folder == base or base in folder.parents]
+    return folders
+
+
+def _memory() -> int | None:
+    try:
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    return min(whole, memory_limit(Path("/sys/fs/cgroup"), _text(Path("/proc/self/cgroup"))) or whole)
+
+
+def _gpus() -> tuple[str, ...]:
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip())
+
+
+def _runtimes() -> tuple[Runtime, ...]:
+    from mdmf_deploy.runtime import ENGINES
+
+    found = []
+    for name, (module, _, extra) in ENGINES.items():
+        try:
+            importlib.import_module(module)
+        # A package can be there and its shared libraries not: that is an ImportError, too.
+        except ImportError as error:
+            found.append(Runtime(name=name, version=None, missing=str(error), enable=_enable(extra)))
+        else:
+            version = getattr(sys.modules.get(name), "__version__", None)
+            found.append(Runtime(name=name, version=version, missing=None, enable=None))
+    return tuple(found)
+
+
+def _extras() -> tuple[Extra, ...]:
+    packages: dict[str, dict[str, str | None]] = {}
+    for requirement in _requirements():
+        match = re.match(r"([\w.-]+).*;.*extra == ['\"]([\w-]+)['\"]", requirement)
+        if match and match[2] != "dev":
+            packages.setdefault(match[2], {})[match[1]] = _version(match[1])
+    return tuple(
+        Extra(
+            name=name,
+            packages=found,
+            enable=_enable(name) if None in found.values() else None,
+        )
+        for name, found in packages.items()
+    )
+
+
+def _enable(extra: str) -> str:
+    command = f"pip install 'mdmf-deploy[{extra}]'"
+    # The two builds of ONNX Runtime overwrite each other's files.
+    return f"pip uninstall onnxruntime && {command}" if extra == "gpu" and _installed("onnxruntime") else command
+
+
+def _starter() -> Starter:
+    from mdmf_deploy.bundle import Bundle
+
+    try:
+        bundle = Bundle.open("starter")
+        _, calibration = bundle.bank, bundle.calibration
+    except MdmfError as error:
+        return Starter(bundle_id=None, calibrated=False, problem=str(error))
+    return Starter(bundle_id=bundle.bundle_id, calibrated=calibration is not None, problem=None)
+
+
+def _notes(machine: Machine) -> tuple[str, ...]:
+    notes = []
+    if machine.core_limit is not None and machine.core_limit < machine.cores:
+        notes.append(f"the container may use {machine.core_limit:g} of the {machine.cores} cores it sees")
+    if shutil.which("nvidia-smi") and not machine.gpus:
+        notes.append("nvidia-smi is there but names no GPU: the driver is missing or broken")
+    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+        notes.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "run: pip uninstall onnxruntime onnxruntime-gpu, then install one of the extras cpu and gpu"
+        )
+    if "CUDAExecutionProvider" in _providers() and not machine.gpus:
+        notes.append("onnxruntime lists CUDAExecutionProvider, but there is no GPU: it would fall back to the CPU")
+    return tuple(notes)
+
+
+def _providers() -> list[str]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    providers: list[str] = onnxruntime.get_available_providers()
+    return providers
+
+
+def _requirements() -> list[str]:
+    try:
+        return importlib.metadata.requires("mdmf-deploy") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _installed(distribution: str) -> bool:
+    return _version(distribution) is not None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
