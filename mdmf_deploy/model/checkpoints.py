@@ -100,7 +100,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {error.strerror or error}; give the path of a readable checkpoint") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors and is not opened, since that would run its code; "
+            f"{path} is damaged or holds more than tensors, and what it holds is not run; "
             "save its state dict alone, best as .safetensors"
         ) from error
     except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
@@ -138,10 +138,11 @@ def _fill_head(detector: Detector, tensors: dict[str, Tensor], path: Path, recip
     key_map = _key_map(tensors, recipe)
     tensors = dict(tensors)
     log_sigma = _take_log_sigma(tensors, key_map, path)
-    layers = _mapped(tensors, key_map) if key_map else {k.removeprefix("head."): v for k, v in tensors.items()}
+    layers = _layers(tensors, key_map, list(detector.head.state_dict()))
     problems = _problems(detector.head, layers)
     if problems:
-        raise CheckpointError(f"{path}: the head does not fit recipe {recipe.name!r}: {problems}{_widths(layers)}")
+        found = _widths(layers) or f"the file's keys are {_listed(sorted(tensors))}"
+        raise CheckpointError(f"{path}: the head does not fit recipe {recipe.name!r}: {problems}; {found}")
     detector.head.load_state_dict(layers)
     with torch.no_grad():
         detector.log_sigma.fill_(log_sigma)
@@ -149,41 +150,47 @@ def _fill_head(detector: Detector, tensors: dict[str, Tensor], path: Path, recip
 
 def _key_map(tensors: Mapping[str, Tensor], recipe: Recipe) -> dict[str, str]:
     """The recipe's key map, or nothing for a file that has our own names (saved after a foreign head came in)."""
-    key_map = recipe.head.key_map
     if "head.layers.0.weight" in tensors and "log_sigma" in tensors:
         return {}
     layers = [f"layers.{n}.{kind}" for n in range(len(recipe.head.hidden) + 1) for kind in ("weight", "bias")]
-    unknown = sorted(key_map.keys() - {*layers, "log_sigma", "sigma", "backbone"})
+    known = [*layers, "log_sigma", "sigma", "backbone"]
+    unknown = sorted(recipe.head.key_map.keys() - set(known))
     if unknown:
-        known = ", ".join([*layers, "log_sigma", "sigma", "backbone"])
-        raise CheckpointError(f"recipe {recipe.name!r}: head.key_map has {', '.join(unknown)}; its keys are {known}")
-    return key_map
+        raise CheckpointError(
+            f"recipe {recipe.name!r}: head.key_map has {', '.join(unknown)}; its keys are {', '.join(known)}"
+        )
+    return recipe.head.key_map
 
 
-def _mapped(tensors: Mapping[str, Tensor], key_map: Mapping[str, str]) -> dict[str, Tensor]:
-    """A foreign head under our names; what stands beside its layers in the file keeps its own, and is an extra key."""
-    theirs = {their: our for our, their in key_map.items() if our.startswith("layers.")}
-    # "model.mlp.0.weight" -> "model.mlp.": an unmapped layer there would be one left out of the head.
-    modules = tuple({".".join(key.split(".")[:-2] + [""]) for key in theirs})
-    beside = {key: value for key, value in tensors.items() if value.dim() and key.startswith(modules)}
-    layers = {our: tensors[their] for their, our in theirs.items() if their in tensors}
-    return layers | {key: value for key, value in beside.items() if key not in theirs}
+def _layers(tensors: Mapping[str, Tensor], key_map: Mapping[str, str], names: list[str]) -> dict[str, Tensor]:
+    """The head's tensors under our names; those that do not belong keep the file's, so that they count as extra.
+
+    In a file of our own that is every other key.  In a foreign one it is what stands in the modules of the mapped
+    layers: a layer left out of the map must not be left out of the head, but optimizer state beside it may.
+    """
+    theirs = {key_map.get(name, f"head.{name}"): name for name in names}
+    modules: tuple[str, ...] = ("",)
+    if any(name in key_map for name in names):
+        modules = tuple({"".join(f"{part}." for part in key.split(".")[:-2]) for key in theirs})
+    return {theirs.get(key, key): value for key, value in tensors.items() if key in theirs or key.startswith(modules)}
 
 
 def _take_log_sigma(tensors: dict[str, Tensor], key_map: Mapping[str, str], path: Path) -> float:
-    for ours, is_log in (("log_sigma", True), ("sigma", False)):
+    named = [name for name in ("log_sigma", "sigma") if name in key_map] or ["log_sigma", "sigma"]
+    for ours in named:
         found = tensors.pop(key_map.get(ours, ours), None)
         if found is None:
             continue
         value = float(found) if found.numel() == 1 else math.nan
-        if not is_log:
+        if ours == "sigma":
             value = math.log(value) if value > 0 else math.nan
         if not math.isfinite(value):
             raise CheckpointError(f"{path}: {key_map.get(ours, ours)} must be one finite number, the kernel bandwidth")
         return value
+    sought = " or ".join(key_map.get(name, name) for name in named)
     raise CheckpointError(
-        f"{path} has no kernel bandwidth (log_sigma or sigma); name its key in the recipe, "
-        '[head.key_map] log_sigma = "..." if the file keeps its logarithm, sigma = "..." if not'
+        f"{path} has no kernel bandwidth under {sought}; name its key in the recipe under [head.key_map], "
+        'log_sigma = "..." if the file holds its logarithm, sigma = "..." if not'
     )
 
 
@@ -214,7 +221,7 @@ def _widths(layers: Mapping[str, Tensor]) -> str:
     if not weights:
         return ""
     *hidden, signature = [weight.shape[0] for weight in weights]
-    return f"; the file has {weights[0].shape[1]} inputs, hidden = {hidden}, signature = {signature}"
+    return f"the file has {weights[0].shape[1]} inputs, hidden = {hidden}, signature = {signature}"
 
 
 def _in_order(layers: Mapping[str, Tensor]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ class DinoV2(nn.Module):
         with torch.no_grad():
             baked = self.position_embedding(side, side).clone()
         self.pos_embed = nn.Parameter(baked, requires_grad=False)
-        self.architecture = _with_grid(self.architecture, side)
+        self.architecture = replace(self.architecture, position_grid=side)
 
     def forward(self, images: Tensor) -> Tensor:
         patch = self.architecture.patch
@@ -158,9 +159,3 @@ class DinoV2(nn.Module):
             x = block(x)
         tokens: Tensor = self.norm(x)[:, skip:]
         return tokens.transpose(1, 2).reshape(x.shape[0], -1, rows, columns)
-
-
-def _with_grid(architecture: Architecture, side: int) -> Architecture:
-    from dataclasses import replace
-
-    return replace(architecture, position_grid=side)

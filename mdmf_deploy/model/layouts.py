@@ -2,7 +2,7 @@
 
 official      facebookresearch/dinov2: the names of mdmf_deploy.model.dinov2
 Hugging Face  transformers' Dinov2Model and Dinov2WithRegistersModel, alone or under "dinov2." / "dinov2_with_registers.";
-              as in the files on the hub and as in memory since transformers 5 (q_proj, gate_proj, ...)
+              as in the files on the hub, and as in memory since transformers 5 (q_proj, gate_proj, ...)
 timm          vit_*_patch14_dinov2 and vit_*_patch14_reg4_dinov2
 """
 
@@ -74,7 +74,11 @@ def _from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _looks_like_timm(tensors: Mapping[str, Tensor], architecture: Architecture) -> bool:
     """Without registers and SwiGLU timm's names are the official ones, less the mask token."""
     swiglu = architecture.ffn == "swiglu" and any(".mlp.fc1." in key for key in tensors)
-    return "reg_token" in tensors or swiglu or ("mask_token" not in tensors and "cls_token" in tensors)
+    return (
+        "reg_token" in tensors
+        or swiglu
+        or ("cls_token" in tensors and not {"mask_token", "register_tokens"} & tensors.keys())
+    )
 
 
 def _from_timm(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:

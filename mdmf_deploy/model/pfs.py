@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ class PfsHead(nn.Module):
         # A module of its own, so that export can put static operators in its place.
         self.pooling: nn.Module = nn.AdaptiveAvgPool2d((pool, pool))
         widths = [width, *hidden, signature]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def patches(self, tokens: Tensor) -> Tensor:
         """(B, C, rows, columns) -> (B, pool * pool, C): what a frozen backbone's features are cached as."""
