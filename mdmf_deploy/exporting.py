@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -90,7 +91,8 @@ def export_detector(
 ) -> Exported:
     """Write a verified bundle; the detector is changed by tracing and cannot be used afterwards.
 
-    reals: image files; by content hash, the last fifth (8 to 128) verifies and calibrates int8, the rest is the bank.
+    reals: image files; by content hash, the last fifth (8 to 128) is held back to verify on, the rest is
+        the bank and gives int8 its ranges.
     precision: "auto" tries the recipe's export.precision and falls back to fp32, keeping the reason; a named one is
         that or nothing.
     say: told what is going on, a line at a time.
@@ -119,7 +121,7 @@ def export_detector(
         fp32 = trace(detector, recipe, _folder(scratch / "fp32") / MODEL, _graph_metadata(recipe, sigma))
         refused: list[Refusal] = []
         for rung in _ladder(recipe, precision):
-            graph = _lower(fp32, rung, recipe, held)
+            graph = _lower(fp32, rung, recipe, banked)
             manifest = _manifest(recipe, destination, sigma, rung, checkpoint_sha256, graph)
             say(f"{rung}: signing {len(banked)} bank images and {len(held)} held-back ones with ONNX Runtime")
             engine = OrtEngine(Bundle(graph.parent, manifest))
@@ -151,8 +153,8 @@ def split_reals(reals: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     unreadable: list[Path] = []
     for path in reals:
         try:
-            unique.setdefault(file_sha256(path), path)
-        except OSError:
+            unique.setdefault(hashlib.sha256(images.read(path)).hexdigest(), path)
+        except ImageError:
             unreadable.append(path)
     if len(unique) < LEAST_REALS:
         raise UsageError(f"--reals: {len(unique)} distinct images; expected at least {LEAST_REALS} real photographs")
@@ -174,13 +176,13 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _lower(fp32: Path, precision: Precision, recipe: Recipe, held: Sequence[Path]) -> Path:
+def _lower(fp32: Path, precision: Precision, recipe: Recipe, banked: Sequence[Path]) -> Path:
     if precision == "fp32":
         return fp32
     graph = _folder(fp32.parent.parent / precision) / MODEL
     if precision == "fp16":
         return to_fp16(fp32, graph)
-    return to_int8(fp32, graph, _crops(held[:_INT8_IMAGES], recipe))
+    return to_int8(fp32, graph, _crops(banked[:_INT8_IMAGES], recipe))
 
 
 def _crops(paths: Sequence[Path], recipe: Recipe) -> NDArray[np.float32]:

@@ -52,8 +52,14 @@ def to_int8(fp32: Path, destination: Path, images: NDArray[np.float32]) -> Path:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     graph = onnx.load(fp32, load_external_data=False).graph
-    names = [node.name for node in graph.node]
     head = next(place for place, node in enumerate(graph.node) if POOLING in node.input)
+    constants = {tensor.name for tensor in graph.initializer}
+    # onnxruntime's option for constant weights alone (MatMulConstBOnly) is not heeded for Q/DQ.
+    left_alone = [
+        node.name
+        for place, node in enumerate(graph.node)
+        if node.op_type == "MatMul" and (place >= head or node.input[1] not in constants)
+    ]
     with _quiet():
         quantize_static(
             fp32,
@@ -61,7 +67,7 @@ def to_int8(fp32: Path, destination: Path, images: NDArray[np.float32]) -> Path:
             _Reader(images),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["MatMul"],
-            nodes_to_exclude=names[head:],
+            nodes_to_exclude=left_alone,
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -70,7 +76,6 @@ def to_int8(fp32: Path, destination: Path, images: NDArray[np.float32]) -> Path:
             extra_options={
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
-                "MatMulConstBOnly": True,
                 # A product stays in float32 for its bias and what follows: half the rounding, and fewer nodes.
                 "OpTypesToExcludeOutputQuantization": ["MatMul"],
             },

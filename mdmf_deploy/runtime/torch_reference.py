@@ -23,7 +23,7 @@ class TorchEngine:
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            signed = [self._detector(torch.from_numpy(image[None])).numpy() for image in images]
+            signed = [self._detector(torch.tensor(image[None])).numpy() for image in images]
         return np.concatenate(signed)
 
     def close(self) -> None:
