@@ -1,0 +1,159 @@
+"""`mdmf export` and `mdmf verify`, from a checkpoint to a recorded gate."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.cli import app
+from mdmf_deploy.model.checkpoints import file_sha256, save_detector
+from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.recipe import Limits, Recipe
+from mdmf_deploy.verifying import record
+
+RECIPE = """
+name = "tiny"
+summary = "A random model for tests."
+backbone = { architecture = "starter_vit14" }
+preprocessing = { crop = 56 }
+head = { pool = 2, hidden = [16], signature = 8 }
+"""
+
+
+def mdmf(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> Path:
+    """The tiny bundle's detector, as a file."""
+    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
+    torch.manual_seed(0)
+    detector = Detector(tiny_recipe)
+    torch.nn.init.trunc_normal_(detector.backbone.pos_embed, std=0.02)
+    save_detector(path, detector, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def reals(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photographs of the tiny bundle."""
+    folder = tmp_path_factory.mktemp("reals")
+    for path in tiny_bundle.parent.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, recipe: Path, reals: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The bundle, and what the command printed."""
+    output = tmp_path_factory.mktemp("exported") / "new.mdmf"
+    result = mdmf("export", checkpoint, "--recipe", recipe, "--reals", reals, "-o", output, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "tracing" in result.stderr
+    return output, result.stdout
+
+
+def test_export_writes_a_bundle_that_names_its_checkpoint(exported: tuple[Path, str], checkpoint: Path) -> None:
+    output, stdout = exported
+    bundle, said = Bundle.open(output), json.loads(stdout)
+    assert said["bundle_id"] == bundle.bundle_id
+    assert said["precision"] == "fp32"
+    assert said["verification"]["passed"] is True
+    assert said["bank"]["images"] == 12
+    assert bundle.manifest.provenance.checkpoint_sha256 == file_sha256(checkpoint)
+    assert bundle.manifest.provenance.recipe == "tiny"
+
+
+def test_the_same_weights_give_the_same_bytes(exported: tuple[Path, str], tiny_bundle: Path) -> None:
+    ours, theirs = (Bundle.open(path).manifest.files for path in (exported[0], tiny_bundle))
+    assert ours["model.onnx"] == theirs["model.onnx"]
+    assert ours["probes.safetensors"] == theirs["probes.safetensors"]
+
+
+def test_an_existing_bundle_is_replaced_only_by_force(
+    exported: tuple[Path, str], checkpoint: Path, reals: Path
+) -> None:
+    result = mdmf("export", checkpoint, "--reals", reals, "-o", exported[0])
+    assert result.exit_code == 2
+    assert "--force" in result.stderr
+
+
+def test_too_few_photographs_are_one_line(checkpoint: Path, recipe: Path, photos: Path, tmp_path: Path) -> None:
+    result = mdmf("export", checkpoint, "--recipe", recipe, "--reals", photos, "-o", tmp_path / "b.mdmf")
+    assert result.exit_code == 2
+    assert "12 distinct images; expected at least 16" in result.stderr
+    assert not (tmp_path / "b.mdmf").exists()
+
+
+def test_verify_needs_nothing_but_the_bundle_and_records(bundle_copy: Path) -> None:
+    before = Bundle.open(bundle_copy)
+    result = mdmf("verify", bundle_copy, "--runtime", "onnxruntime")
+    assert result.exit_code == 0, result.stderr
+    assert "passed" in result.stdout
+    for figure in ("max score change", "rank correlation", "flipped verdicts", "fpr change"):
+        assert figure in result.stdout
+    after = Bundle.open(bundle_copy)
+    assert len(after.manifest.verification) == len(before.manifest.verification) + 1
+    assert after.bundle_id == before.bundle_id
+
+
+def test_verify_without_record_leaves_the_bundle_alone(bundle_copy: Path) -> None:
+    before = (bundle_copy / "manifest.json").read_bytes()
+    result = mdmf("verify", bundle_copy, "--runtime", "onnxruntime", "--no-record", "--json")
+    assert json.loads(result.stdout)["passed"] is True
+    assert (bundle_copy / "manifest.json").read_bytes() == before
+
+
+def test_a_missed_limit_is_exit_code_1_and_recorded(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    manifest = msgspec.structs.replace(bundle.manifest, limits=Limits(max_score_change=0.0))
+    record(Bundle(bundle_copy, manifest), bundle.manifest.verification[0])
+    result = mdmf("verify", bundle_copy, "--runtime", "onnxruntime")
+    assert result.exit_code == 1
+    assert "failed" in result.stdout
+    assert "max_score_change" in result.stderr
+    assert not Bundle.open(bundle_copy).manifest.covers("onnxruntime", "fp32")
+
+
+def test_verify_runs_the_checkpoint_again(
+    exported: tuple[Path, str], checkpoint: Path, recipe: Path, photos: Path
+) -> None:
+    options = ("--runtime", "onnxruntime", "--checkpoint", checkpoint, "--recipe", recipe, "--no-record", "--json")
+    result = mdmf("verify", exported[0], photos, *options)
+    assert result.exit_code == 0, result.stderr
+    gate = json.loads(result.stdout)
+    assert gate["images"] == 12
+    assert gate["reference"].startswith("pytorch")
+    assert 0 < gate["max_signature_error"] < 1e-5
+
+
+def test_another_checkpoint_is_refused(
+    bundle_copy: Path, exported: tuple[Path, str], recipe: Path, photos: Path
+) -> None:
+    other = bundle_copy.parent / "other.safetensors"
+    other.write_bytes(b"something else")
+    result = mdmf("verify", exported[0], photos, "--checkpoint", other, "--recipe", recipe)
+    assert result.exit_code == 2
+    assert "not the checkpoint this bundle was made of" in result.stderr
+
+
+def test_checkpoint_and_images_go_together(bundle_copy: Path, photos: Path) -> None:
+    result = mdmf("verify", bundle_copy, photos)
+    assert result.exit_code == 2
+    assert "go together" in result.stderr
