@@ -48,6 +48,8 @@ def fetch_backbone(name: str, cache_dir: Path, server: str = OFFICIAL_SERVER) ->
             copyfileobj(response, file, 1 << 20)
     except (OSError, http.client.HTTPException) as error:
         scratch.unlink(missing_ok=True)
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise CheckpointError(
             f"cannot download {url} ({reason}); fetch it elsewhere and pass the file to --backbone-weights"

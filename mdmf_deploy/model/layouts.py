@@ -1,8 +1,8 @@
 """DINOv2's three key layouts, each renamed to the official release's names.
 
 official      facebookresearch/dinov2: the names of mdmf_deploy.model.dinov2
-Hugging Face  transformers' Dinov2Model and Dinov2WithRegistersModel, alone or under "dinov2." / "dinov2_with_registers.";
-              as in the files on the hub, and as in memory since transformers 5 (q_proj, gate_proj, ...)
+Hugging Face  transformers' Dinov2Model and Dinov2WithRegistersModel, alone or under their prefix ("dinov2."); as in
+              the files on the hub, and as in memory since transformers 5 (q_proj, gate_proj, ...)
 timm          vit_*_patch14_dinov2 and vit_*_patch14_reg4_dinov2
 """
 
@@ -47,7 +47,7 @@ def official(tensors: Mapping[str, Tensor], architecture: Architecture) -> tuple
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     if any(key.startswith(("embeddings.", "encoder.layer.")) for key in tensors):
         return "Hugging Face", _from_hugging_face(tensors)
-    if _looks_like_timm(tensors, architecture):
+    if _looks_like_timm(tensors):
         return "timm", _from_timm(tensors, architecture)
     return "official", dict(tensors)
 
@@ -71,14 +71,9 @@ def _from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _looks_like_timm(tensors: Mapping[str, Tensor], architecture: Architecture) -> bool:
+def _looks_like_timm(tensors: Mapping[str, Tensor]) -> bool:
     """Without registers and SwiGLU timm's names are the official ones, less the mask token."""
-    swiglu = architecture.ffn == "swiglu" and any(".mlp.fc1." in key for key in tensors)
-    return (
-        "reg_token" in tensors
-        or swiglu
-        or ("cls_token" in tensors and not {"mask_token", "register_tokens"} & tensors.keys())
-    )
+    return "cls_token" in tensors and not {"mask_token", "register_tokens"} & tensors.keys()
 
 
 def _from_timm(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from backbones import randomised
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from mdmf_deploy.errors import CheckpointError
+from mdmf_deploy.model.checkpoints import (
+    file_sha256,
+    load_backbone,
+    load_detector,
+    load_head,
+    read_tensors,
+    save_detector,
+)
+from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.recipe import Head, Recipe
+
+
+@pytest.fixture
+def detector(tiny_recipe: Recipe) -> Detector:
+    model = Detector(tiny_recipe)
+    randomised(model)
+    return model
+
+
+def with_key_map(recipe: Recipe, key_map: dict[str, str], hidden: tuple[int, ...] = (16,)) -> Recipe:
+    return msgspec.structs.replace(recipe, head=Head(pool=2, hidden=hidden, signature=8, key_map=key_map))
+
+
+KEY_MAP = {
+    "layers.0.weight": "model.mlp.0.weight",
+    "layers.0.bias": "model.mlp.0.bias",
+    "layers.1.weight": "model.mlp.2.weight",
+    "layers.1.bias": "model.mlp.2.bias",
+    "sigma": "kernel.width",
+}
+
+
+def foreign(detector: Detector) -> dict[str, object]:
+    """A head as another project may have saved it: nested, its names, sigma itself, optimizer state beside it."""
+    first, second = detector.head.layers
+    mlp = {
+        "0.weight": first.weight.data,
+        "0.bias": first.bias.data,
+        "2.weight": second.weight.data,
+        "2.bias": second.bias.data,
+    }
+    return {"model": {"mlp": mlp}, "kernel": {"width": 2.5}, "optimizer": {"step": 7, "m": torch.zeros(3)}}
+
+
+def test_what_is_saved_comes_back(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_detector(path, detector, {"recipe": "tiny", "data_sha256": "00"})
+    loaded = load_detector(path, tiny_recipe)
+    assert loaded.state_dict().keys() == detector.state_dict().keys()
+    for key, value in detector.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"mdmf": '{"data_sha256": "00", "recipe": "tiny"}'}
+
+
+def test_equal_models_make_equal_files(detector: Detector, tmp_path: Path) -> None:
+    save_detector(tmp_path / "a.safetensors", detector, {"x": "1", "y": "2"})
+    save_detector(tmp_path / "b.safetensors", detector, {"y": "2", "x": "1"})
+    assert file_sha256(tmp_path / "a.safetensors") == file_sha256(tmp_path / "b.safetensors")
+
+
+def test_a_failed_save_leaves_the_old_file_whole(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_detector(path, detector, {"n": "1"})
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*No space left"):
+        save_detector(path, detector, {"n": "2"})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_an_error_of_one_line(detector: Detector, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot write checkpoint") as caught:
+        save_detector(tmp_path / "no" / "model.safetensors", detector, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pth_state_dict_is_read_too(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    torch.save(detector.state_dict(), tmp_path / "model.pth")
+    loaded = load_detector(tmp_path / "model.pth", tiny_recipe)
+    assert torch.equal(loaded.head.layers[0].weight, detector.head.layers[0].weight)
+
+
+def test_half_precision_weights_become_single(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    torch.save({key: value.half() for key, value in detector.state_dict().items()}, tmp_path / "model.pth")
+    loaded = load_detector(tmp_path / "model.pth", tiny_recipe)
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda t: t.pop("head.layers.0.bias"), r"recipe 'tiny': missing: layers\.0\.bias; the file has 192 inputs"),
+        (lambda t: t.update({"head.norm.weight": torch.ones(8)}), r"extra: head\.norm\.weight"),
+        (lambda t: t.update({"scale": torch.tensor(1.0)}), "extra: scale"),
+        (lambda t: t.update({"backbone.pos": torch.ones(1)}), r"official layout\).*extra: pos"),
+        (lambda t: t.pop("backbone.norm.bias"), r"missing: norm\.bias"),
+        (lambda t: t.update({"backbone.norm.bias": torch.ones(3)}), r"norm\.bias is \(3,\), not \(192,\)"),
+        (lambda t: t.pop("log_sigma"), "no kernel bandwidth under log_sigma or sigma"),
+        (lambda t: t.update({"log_sigma": torch.ones(2)}), "one finite number"),
+        (lambda t: t.update({"log_sigma": torch.tensor(float("nan"))}), "one finite number"),
+    ],
+)
+def test_each_kind_of_wrong_key_is_named(
+    change: object, expected: str, detector: Detector, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    tensors = dict(detector.state_dict())
+    change(tensors)  # type: ignore[operator]
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        load_detector(path, tiny_recipe)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_width_or_depth_says_what_the_file_has(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    save_detector(tmp_path / "m.safetensors", detector, {})
+    for hidden in ((16, 16), (32,), ()):
+        with pytest.raises(CheckpointError, match=r"the file has 192 inputs, hidden = \[16\], signature = 8"):
+            load_detector(tmp_path / "m.safetensors", with_key_map(tiny_recipe, {}, hidden))
+
+
+def test_a_head_alone_comes_in_beside_a_backbone(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    save_file(
+        {k: v for k, v in detector.state_dict().items() if not k.startswith("backbone.")}, tmp_path / "h.safetensors"
+    )
+    save_file(dict(detector.backbone.state_dict()), tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match="holds no backbone"):
+        load_detector(tmp_path / "h.safetensors", tiny_recipe)
+    other = Detector(tiny_recipe)
+    load_backbone(other.backbone, tmp_path / "b.safetensors")
+    load_head(other, tmp_path / "h.safetensors", tiny_recipe)
+    for key, value in detector.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value), key
+
+
+def test_a_foreign_head_comes_in_through_the_key_map(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    torch.save(foreign(detector), tmp_path / "theirs.pth")
+    other = Detector(tiny_recipe)
+    backbone = {key: value.clone() for key, value in other.backbone.state_dict().items()}
+    recipe = with_key_map(tiny_recipe, KEY_MAP)
+    load_head(other, tmp_path / "theirs.pth", recipe)
+    assert torch.equal(other.head.layers[1].weight, detector.head.layers[1].weight)
+    assert other.sigma == pytest.approx(2.5, rel=1e-6)
+    assert all(torch.equal(value, backbone[key]) for key, value in other.backbone.state_dict().items())
+    # Saved again it has our own names, and the same recipe reads it.
+    save_detector(tmp_path / "ours.safetensors", other, {})
+    assert load_detector(tmp_path / "ours.safetensors", recipe).sigma == pytest.approx(2.5, rel=1e-6)
+
+
+def test_a_foreign_file_with_its_backbone_loads_whole(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    content = foreign(detector)
+    content["encoder"] = dict(detector.backbone.state_dict())
+    torch.save(content, tmp_path / "theirs.pth")
+    loaded = load_detector(tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP | {"backbone": "encoder"}))
+    images = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(loaded(images), detector(images))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_any_depth_of_mlp_maps(depth: int, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    widths = (11, 5, 9)[:depth]
+    key_map = {f"layers.{n}.{kind}": f"f.fc{n}.{kind}" for n in range(depth + 1) for kind in ("weight", "bias")} | {
+        "log_sigma": "f.s"
+    }
+    recipe = with_key_map(tiny_recipe, key_map, widths)
+    model = Detector(recipe)
+    randomised(model)
+    tensors = {key_map[key]: value for key, value in model.head.state_dict().items()} | {"f.s": torch.tensor(0.25)}
+    save_file(tensors, tmp_path / "f.safetensors")
+    other = Detector(recipe)
+    load_head(other, tmp_path / "f.safetensors", recipe)
+    tokens = torch.randn(1, 192, 4, 4, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(other.head(tokens), model.head(tokens))
+    assert float(other.log_sigma.detach()) == 0.25
+
+
+def test_a_layer_left_out_of_the_key_map_is_not_left_out_of_the_head(
+    detector: Detector, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    content = foreign(detector)
+    content["model"]["mlp"]["4.weight"] = torch.zeros(8, 8)  # type: ignore[index]
+    torch.save(content, tmp_path / "theirs.pth")
+    with pytest.raises(CheckpointError, match=r"extra: model\.mlp\.4\.weight"):
+        load_head(Detector(tiny_recipe), tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"layers.7.weight": "x"}, r"head\.key_map has layers\.7\.weight; its keys are layers\.0\.weight"),
+        ({"sigma": "nowhere"}, r"no kernel bandwidth under nowhere; name its key .*log_sigma = "),
+        ({"sigma": "optimizer.m"}, "optimizer.m must be one finite number"),
+        ({"layers.0.weight": "absent.0.weight"}, r"missing: layers\.0\.weight; extra: model\.mlp\.0\.weight"),
+    ],
+)
+def test_a_wrong_key_map_is_explained(
+    change: dict[str, str], expected: str, detector: Detector, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    torch.save(foreign(detector), tmp_path / "theirs.pth")
+    with pytest.raises(CheckpointError, match=expected):
+        load_head(Detector(tiny_recipe), tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP | change))
+
+
+def test_a_head_under_names_not_mapped_at_all_lists_the_files_keys(
+    detector: Detector, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    save_file({"z.w": torch.zeros(2, 2), "sigma": torch.tensor(1.0)}, tmp_path / "z.safetensors")
+    with pytest.raises(CheckpointError, match=r"the file's keys are z\.w"):
+        load_head(detector, tmp_path / "z.safetensors", with_key_map(tiny_recipe, {"layers.0.weight": "y.q.w"}))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf")])
+def test_a_bandwidth_that_is_none_is_refused(
+    value: float, detector: Detector, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    tensors = {k: v for k, v in detector.state_dict().items() if k != "log_sigma"}
+    save_file(tensors | {"sigma": torch.tensor(value)}, tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match="sigma must be one finite number"):
+        load_detector(tmp_path / "m.safetensors", tiny_recipe)
+
+
+class Bomb:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return (os.mkdir, (str(self.target),))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_pickle_bomb_is_not_run(wrapped: bool, tmp_path: Path) -> None:
+    target, path = tmp_path / "boom", tmp_path / "model.pth"
+    if wrapped:
+        torch.save({"w": torch.zeros(1), "x": Bomb(target)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb(target)))
+    with pytest.raises(CheckpointError, match="is not run") as caught:
+        read_tensors(path)
+    assert not target.exists()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin"])
+@pytest.mark.parametrize("content", [b"", b"hello, world", b"PK\x03\x04" + b"\0" * 40, b"\xff" * 64, None])
+def test_files_that_are_no_checkpoints_cost_one_line(suffix: str, content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        read_tensors(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_truncated_or_missing_file_costs_one_line(suffix: str, detector: Detector, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    with pytest.raises(CheckpointError, match="No such file") as caught:
+        read_tensors(path)
+    assert "\n" not in str(caught.value)
+    if suffix == ".pth":
+        torch.save(detector.state_dict(), path)
+    else:
+        save_detector(path, detector, {})
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError) as caught:
+        read_tensors(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pth_that_holds_a_list_is_refused(tmp_path: Path) -> None:
+    torch.save([torch.zeros(1)], tmp_path / "l.pth")
+    with pytest.raises(CheckpointError, match="holds a list; expected a state dict"):
+        read_tensors(tmp_path / "l.pth")
+
+
+def test_file_sha256_is_the_digest_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+    with pytest.raises(CheckpointError, match="No such file"):
+        file_sha256(tmp_path / "y")

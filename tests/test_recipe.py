@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mdmf_deploy.errors import RecipeError
+from mdmf_deploy.model.architectures import architecture
+from mdmf_deploy.recipe import load_recipe, recipe_names
+
+GOOD = 'name = "x"\nsummary = "y"\n[backbone]\narchitecture = "dinov2_vits14"\n'
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_shipped_recipes_are_the_starter_and_every_size_of_dinov2() -> None:
+    assert {"starter", *(f"dinov2_vit{size}14" for size in "sblg")} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_shipped_recipe_loads_and_fits_its_backbone(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    backbone = architecture(recipe.backbone.architecture)
+    assert recipe.preprocessing.crop % backbone.patch == 0
+    assert recipe.head.pool <= recipe.preprocessing.crop // backbone.patch
+
+
+@pytest.mark.parametrize("size", "sblg")
+def test_recipes_of_dinov2_are_those_of_the_paper(size: str) -> None:
+    recipe = load_recipe(f"dinov2_vit{size}14")
+    assert recipe.backbone.architecture == recipe.name
+    assert recipe.preprocessing.crop == 224
+    assert (recipe.head.pool, recipe.head.hidden, recipe.head.signature) == (7, (512, 512), 128)
+
+
+def test_a_recipe_given_by_path_takes_the_defaults(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD))
+    assert recipe.backbone.architecture == "dinov2_vits14"
+    assert recipe.head.signature == 128
+
+
+@pytest.mark.parametrize(
+    ("addition", "place"),
+    [
+        ("[head]\ndepth = 3\n", r"unknown field `depth` - at `\$\.head`"),
+        ("[heads]\npool = 3\n", "unknown field `heads`"),
+        ('[head]\npool = "seven"\n', r"Expected `int`, got `str` - at `\$\.head\.pool`"),
+        ("[head]\npool = 0\n", "must be at least 1"),
+        ("[head]\nhidden = [512, 0]\n", "must be at least 1"),
+        ('[export]\nprecision = "fp8"\n', r"Invalid enum value 'fp8' - at `\$\.export\.precision`"),
+        ("[preprocessing]\ncrop = 13\n", "at least one patch of 14"),
+        ("[preprocessing]\nstd = [0.2, 0.2, 0.0]\n", "std must be positive"),
+        ("[preprocessing]\nmean = [0.5, 0.5]\n", r"at `\$\.preprocessing\.mean`"),
+        ("[training.split]\ntrain = 0.9\nvalidation = 0.1\n", "leave something for the test part"),
+        ("[[training.pairs.autoencoders]]\nfactor = 4\nupsampler = 'cubic'\n", "upsampler"),
+        ("[head\n", "is not valid TOML"),
+        ("[head]\npool = 3\npool = 4\n", "is not valid TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_file_and_the_place(addition: str, place: str, tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + addition)
+    with pytest.raises(RecipeError, match=place) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["name", "summary", "backbone"])
+def test_a_missing_field_is_named(name: str, tmp_path: Path) -> None:
+    lines = {
+        "name": 'name = "x"\n',
+        "summary": 'summary = "y"\n',
+        "backbone": '[backbone]\narchitecture = "dinov2_vits14"\n',
+    }
+    del lines[name]
+    with pytest.raises(RecipeError, match=f"missing required field `{name}`"):
+        load_recipe(write(tmp_path, "".join(lines.values())))
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"name = \xff\xfe")
+    with pytest.raises(RecipeError, match="is not valid TOML"):
+        load_recipe(tmp_path / "mine.toml")
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match=r"recipe 'vit' is not known; choose one of .*dinov2_vits14.*starter"):
+        load_recipe("vit")
+
+
+def test_a_path_that_is_not_there_or_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    for name, reason in (("none.toml", "No such file"), ("folder.toml", "Is a directory")):
+        with pytest.raises(RecipeError, match=reason):
+            load_recipe(tmp_path / name)
+
+
+def test_an_unknown_backbone_lists_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="backbone 'vit_huge' is not known; choose one of dinov2_vits14"):
+        architecture("vit_huge")
