@@ -91,15 +91,16 @@ def gather_bank(manifest: Manifest, signed: Iterable[Signed], max_signatures: in
             held = sum(map(len, kept.values()))
     if not kept:
         raise BankError(f"bank: none of the {len(errors)} inputs is a readable image; give a folder of photographs")
-    shown = _shorten({uri for group in uris.values() for uri in group} | {error.uri for error in errors})
-    names = {sha256: sorted(shown[uri] for uri in group) for sha256, group in uris.items()}
+    # Of copies the first by name stays, whichever was met first.
+    names = {sha256: sorted(group) for sha256, group in uris.items()}
+    shown = _shorten({group[0] for group in names.values()})
     chosen = _thin(kept, max_signatures)
     source = np.repeat(np.arange(len(chosen), dtype=np.int32), [len(rows) for rows in chosen.values()])
     bank = Bank.from_signatures(
         np.concatenate(list(chosen.values())).astype(np.float32, copy=False),
         manifest.model.sigma,
         source=source,
-        sources=tuple(BankSource(names[sha256][0], sha256) for sha256 in chosen),
+        sources=tuple(BankSource(shown[names[sha256][0]], sha256) for sha256 in chosen),
         model_sha256=manifest.model_sha256,
     )
     return BankReport(
@@ -107,7 +108,7 @@ def gather_bank(manifest: Manifest, signed: Iterable[Signed], max_signatures: in
         images=len(kept),
         signatures=total,
         duplicates=tuple(Duplicate(uri, group[0]) for _, group in sorted(names.items()) for uri in group[1:]),
-        errors=tuple(Unreadable(shown[error.uri], error.code, error.text) for error in errors),
+        errors=tuple(errors),
     )
 
 

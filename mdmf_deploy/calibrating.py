@@ -53,9 +53,9 @@ def calibrate(
     Images that are in the bank would score too low: they are left out, by their bytes, and reported.
     Raises CalibrationError if verification does not cover the engine, or no image is left.
     """
+    check_covered(bundle, engine)
     from mdmf_deploy.pipeline import sign
 
-    check_covered(bundle, engine)
     return gather_calibration(bundle, engine, sign(sources, engine, bundle.manifest.preprocessing), fprs, review)
 
 

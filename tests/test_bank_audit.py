@@ -1,0 +1,85 @@
+"""What `mdmf bank inspect` finds is there, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+import numpy as np
+import pytest
+from handmade import manifest, signed
+
+from mdmf_deploy.bank import Bank
+from mdmf_deploy.bank_audit import audit_bank
+from mdmf_deploy.banking import gather_bank
+from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel
+
+
+def made(count: int = 30, strange: int = 0) -> Bank:
+    usual = [signed(f"/r/{'ab'[place % 2]}/{place}.png", 9) for place in range(count)]
+    return gather_bank(manifest(), [*usual, *(signed(f"/r/z/odd{i}.png", 9, shift=4.0) for i in range(strange))]).bank
+
+
+def test_leave_one_out_scores_are_those_of_a_bank_built_without_the_image() -> None:
+    whole = made(8)
+    expected = []
+    for image in range(8):
+        keep = whole.source != image
+        rest = Bank.from_signatures(
+            whole.signatures[keep],
+            whole.sigma,
+            source=whole.source[keep],
+            sources=whole.sources,
+            model_sha256=whole.model_sha256,
+        )
+        expected.append(ReferenceReduction()(whole.signatures[~keep][None], rest).mmd2[0])
+    quantiles = audit_bank(whole).quantiles
+    assert list(quantiles.values()) == pytest.approx(np.quantile(expected, [float(q) for q in quantiles]), abs=2e-6)
+
+
+def test_images_that_look_generated_are_found_worst_first() -> None:
+    audit = audit_bank(made(30, strange=2))
+    assert {outlier.uri for outlier in audit.outliers} == {"r/z/odd0.png", "r/z/odd1.png"}
+    assert [outlier.z for outlier in audit.outliers] == sorted((o.z for o in audit.outliers), reverse=True)
+    assert audit.outliers[0].score == pytest.approx(audit.quantiles["1"])
+
+
+def test_images_that_do_not_are_not() -> None:
+    assert audit_bank(made(30)).outliers == ()
+
+
+def test_sources_are_counted_by_folder() -> None:
+    audit = audit_bank(made(5, strange=1))
+    assert audit.folders == {"r/a": 3, "r/b": 2, "r/z": 1}
+    assert (audit.images, audit.signatures, audit.width) == (6, 54, 4)
+
+
+def test_the_mean_kernel_value_leaves_out_the_diagonal() -> None:
+    whole = made(3)
+    kernel = gaussian_kernel(whole.signatures, whole.signatures, whole.sigma)
+    expected = kernel[~np.eye(len(kernel), dtype=bool)].mean()
+    assert audit_bank(whole).mean_kernel == pytest.approx(expected)
+    weighted = dataclasses.replace(whole, weights=np.linspace(-1, 1, 27), compression={"method": "nystrom"})
+    assert audit_bank(weighted).mean_kernel == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("sigma", "word"), [(1e-3, "too small"), (1e3, "too large"), (1.5, None)])
+def test_a_bandwidth_that_says_nothing_is_warned_of(sigma: float, word: str | None) -> None:
+    model = manifest()
+    model = msgspec.structs.replace(model, model=msgspec.structs.replace(model.model, sigma=sigma))
+    warnings = audit_bank(gather_bank(model, [signed(f"{i}.png") for i in range(6)]).bank).warnings
+    assert [word in warning for warning in warnings] == ([True] if word else [])
+
+
+def test_compressed_and_single_banks_say_why_they_have_no_scores() -> None:
+    compressed = dataclasses.replace(made(3), compression={"method": "nystrom"})
+    assert "compressed" in audit_bank(compressed).warnings[-1]
+    single = audit_bank(made(1))
+    assert "single image" in single.warnings[-1]
+    assert single.quantiles == {}
+    assert single.outliers == ()
+
+
+def test_one_image_again_and_again_is_no_scale_to_judge_by() -> None:
+    copies = [signed(f"{place}.png")._replace(signatures=signed("x").signatures) for place in range(5)]
+    assert audit_bank(gather_bank(manifest(), copies).bank).outliers == ()

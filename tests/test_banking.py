@@ -1,0 +1,133 @@
+"""A bank depends on its images alone: not on their order, their copies, or where they lie."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from handmade import FakeSigned, bank, broken, make_bundle, manifest, signed
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mdmf_deploy.banking import Duplicate, gather_bank, swap_bank
+from mdmf_deploy.bundle import BANK, CALIBRATION, Bundle, write_bundle
+from mdmf_deploy.errors import BankError, BundleError
+
+
+def images(count: int, patches: int = 4) -> list[FakeSigned]:
+    return [signed(f"/home/me/reals/{place % 3}/{place}.png", patches) for place in range(count)]
+
+
+@given(order=st.randoms(use_true_random=False), count=st.integers(1, 12), most=st.integers(0, 60))
+def test_order_does_not_matter_to_a_single_byte(order: random.Random, count: int, most: int) -> None:
+    shuffled = images(count)
+    order.shuffle(shuffled)
+    assert gather_bank(manifest(), shuffled, most).bank.to_bytes() == (
+        gather_bank(manifest(), images(count), most).bank.to_bytes()
+    )
+
+
+@given(count=st.integers(1, 30), patches=st.integers(1, 9), most=st.integers(1, 200))
+def test_thinning_is_even_and_keeps_true_signatures(count: int, patches: int, most: int) -> None:
+    taken = images(count, patches)
+    report = gather_bank(manifest(), taken, most)
+    assert len(report.bank.signatures) == min(most, count * patches)
+    assert (report.images, report.signatures) == (count, count * patches)
+    # Some images may be left with none, and are then no longer in the bank.
+    shares = np.bincount(report.bank.source)
+    assert len(shares) == len(report.bank.sources) == min(count, most)
+    assert shares.min() >= 1
+    assert shares.max() - shares.min() <= 1
+    by_hash = {image.sha256: image.signatures for image in taken}
+    for row, place in zip(report.bank.signatures, report.bank.source, strict=True):
+        assert (by_hash[report.bank.sources[place].sha256] == row).all(axis=1).any()
+    assert len(np.unique(report.bank.signatures, axis=0)) == len(report.bank.signatures)
+
+
+def test_thinning_does_not_take_the_first_patches() -> None:
+    report = gather_bank(manifest(), images(40, patches=9), 40)
+    first = {signed(f"{place}.png", 9).signatures[0].tobytes() for place in range(40)}
+    assert sum(row.tobytes() in first for row in report.bank.signatures) < 20
+
+
+def test_memory_is_that_of_what_is_kept() -> None:
+    """200 images make 1.28 MB of signatures; a bank of 100 of them takes nothing like it."""
+    stream = (signed(f"{place}.png", patches=400) for place in range(200))
+    tracemalloc.start()
+    try:
+        report = gather_bank(manifest(), stream, 100)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(report.bank.signatures), report.signatures) == (100, 80_000)
+    assert peak < 600_000
+
+
+def test_without_a_limit_all_is_kept() -> None:
+    report = gather_bank(manifest(), images(9), 0)
+    assert len(report.bank.signatures) == 36
+    for place, source in enumerate(report.bank.sources):
+        original = next(image for image in images(9) if image.sha256 == source.sha256)
+        assert np.array_equal(report.bank.signatures[report.bank.source == place], original.signatures)
+
+
+def test_copies_count_once_and_are_said() -> None:
+    copies = [signed("/r/b/1.png"), signed("/r/a/1.png"), signed("/r/c/2.png"), signed("/r/c/1.png")]
+    report = gather_bank(manifest(), copies)
+    assert report.duplicates == (Duplicate("/r/b/1.png", "/r/a/1.png"), Duplicate("/r/c/1.png", "/r/a/1.png"))
+    assert report.bank.to_bytes() == gather_bank(manifest(), reversed(copies)).bank.to_bytes()
+    assert len(report.bank.sources) == 2
+
+
+def test_unreadable_images_are_listed_and_cost_nothing_else() -> None:
+    report = gather_bank(manifest(), [broken("/r/x.png"), *images(2), broken("/r/y.png")])
+    assert [error.code for error in report.errors] == ["truncated", "truncated"]
+    assert report.errors[0].uri == "/r/x.png"
+    assert report.bank.to_bytes() == gather_bank(manifest(), images(2)).bank.to_bytes()
+
+
+def test_a_bank_does_not_carry_its_makers_folders() -> None:
+    report = gather_bank(manifest(), images(4))
+    assert {source.uri for source in report.bank.sources} == {f"reals/{i % 3}/{i}.png" for i in range(4)}
+
+
+@pytest.mark.parametrize("uris", [["a.png", "b.png"], ["x/a.png", "/y/b.png"], ["/a.png"], ["../q/a.png", "b.png"]])
+def test_any_uri_will_do(uris: list[str]) -> None:
+    report = gather_bank(manifest(), [signed(uri) for uri in uris])
+    assert len({source.uri for source in report.bank.sources}) == len(uris)
+
+
+@pytest.mark.parametrize("inputs", [[], [broken("a.png")]])
+def test_nothing_readable_is_an_error(inputs: list[FakeSigned]) -> None:
+    with pytest.raises(BankError, match="none of the"):
+        gather_bank(manifest(), inputs)
+
+
+def test_signatures_that_are_not_finite_are_refused() -> None:
+    bad = signed("a.png")._replace(signatures=np.full((4, 4), np.nan, np.float32))
+    with pytest.raises(BankError, match="not finite"):
+        gather_bank(manifest(), [bad])
+
+
+def test_swapping_keeps_the_model_and_drops_what_no_longer_holds(tmp_path: Path) -> None:
+    old = make_bundle(tmp_path / "b")
+    old = write_bundle(old.path, old.manifest, {**old.files(), CALIBRATION: b"{}", "probes.safetensors": b"p"})
+    new = swap_bank(old, gather_bank(manifest(), images(3)).bank, tmp_path / "new")
+    opened = Bundle.open(new.path)
+    assert set(opened.manifest.files) == {"model.onnx", "probes.safetensors", BANK}
+    assert opened.manifest.model_sha256 == old.manifest.model_sha256
+    assert opened.bundle_id != old.bundle_id
+    assert opened.calibration is None
+    assert opened.manifest.covered == ()
+    assert len(opened.bank.sources) == 3
+    assert Bundle.open(old.path).bundle_id == old.bundle_id
+
+
+def test_a_bank_of_another_model_is_not_swapped_in(tmp_path: Path) -> None:
+    old = make_bundle(tmp_path / "b")
+    with pytest.raises(BundleError, match="another model"):
+        swap_bank(old, bank(model_sha256="1" * 64), old.path)
+    assert Bundle.open(old.path).bundle_id == old.bundle_id
