@@ -119,6 +119,8 @@ def export_detector(
     try:
         say("tracing to ONNX")
         fp32 = trace(detector, recipe, _folder(scratch / "fp32") / MODEL, _graph_metadata(recipe, sigma))
+        # From here on the weights are in the graph's file; a ViT-g holds 4.5 GB of them, and the session wants as much.
+        detector.to("meta")
         refused: list[Refusal] = []
         for rung in _ladder(recipe, precision):
             graph = _lower(fp32, rung, recipe, banked)

@@ -61,7 +61,7 @@ class Head(_Frozen, frozen=True, kw_only=True):
 
 
 class Export(_Frozen, frozen=True, kw_only=True):
-    """opset: ONNX operator set.  precision: where `--precision auto` starts down the ladder int8, fp16, fp32."""
+    """opset: ONNX operator set.  precision: the rung `--precision auto` tries first; where it is refused, fp32."""
 
     opset: int = 18
     precision: Precision = "fp32"
