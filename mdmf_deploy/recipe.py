@@ -47,7 +47,8 @@ class Preprocessing(_Frozen, frozen=True, kw_only=True):
 class Head(_Frozen, frozen=True, kw_only=True):
     """The PFS head: pool x pool patches, an MLP with GELU between its linear layers, d values a signature.
 
-    key_map: for a head trained elsewhere; our key -> its key, e.g. "layers.0.weight" = "mlp.0.weight".
+    key_map: for a head trained elsewhere; our key -> its key, e.g. "layers.0.weight" = "mlp.0.weight"; also "sigma" or
+        "log_sigma", and "backbone" for the prefix of the backbone's keys (see mdmf_deploy.model.checkpoints).
     """
 
     pool: int = 7
