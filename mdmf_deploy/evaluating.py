@@ -55,7 +55,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     """All figures under one condition.
 
     real_images: readable ones.  fpr: fraction of them with the verdict "generated", None if uncalibrated.
-    generators: worst AUROC first.  mean: over the generators, of auroc, ap, acc and tpr.  pooled: all generated images as one generator.  unreadable: as row URIs.
+    generators: worst AUROC first.  mean: over the generators, of auroc, ap, acc and tpr, None if uncalibrated.
+    pooled: all generated images as one generator.  unreadable: as row URIs.
     """
 
     condition: str
