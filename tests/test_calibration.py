@@ -53,6 +53,12 @@ def test_elsewhere_nothing_is_claimed(pair: tuple[str, str]) -> None:
     assert make([0.0] * 20).judge(9.0, *pair) == Judgement(None, None, "uncalibrated")
 
 
+def test_both_rates_include_their_own_p_value() -> None:
+    calibration = make([0.1, 0.2, 0.3, 0.4], (0.2,), 0.4)
+    judged = [calibration.judge(score, "onnxruntime", "fp32") for score in (0.41, 0.4, 0.3)]
+    assert [(j.p_value, j.verdict) for j in judged] == [(0.2, "generated"), (0.4, "uncertain"), (0.6, "real")]
+
+
 def test_too_few_images_never_say_generated() -> None:
     calibration = make([0.1, 0.2, 0.3], (0.01,), 0.3)
     assert calibration.thresholds[0].score is None
@@ -88,9 +94,9 @@ def test_what_makes_no_sense_is_refused(scores: list[float], fprs: tuple[float, 
 @pytest.mark.parametrize(
     "change",
     [
-        {"scores": [0.2, 0.1]},
-        {"scores": [0.1]},
-        {"scores": [0.1, "x"]},
+        {"scores": [0.2, 0.1, 0.3]},
+        {"scores": [0.2, 0.3]},
+        {"scores": [0.1, "x", 0.3]},
         {"thresholds": [{"fpr": 0.4, "score": 0.15}]},
         {"thresholds": []},
         {"review": 2},
@@ -99,7 +105,7 @@ def test_what_makes_no_sense_is_refused(scores: list[float], fprs: tuple[float, 
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused_by_name(change: dict[str, object]) -> None:
-    whole = json.loads(make([0.1, 0.2], (0.4,), 0.5).to_bytes())
+    whole = json.loads(make([0.1, 0.2, 0.3], (0.4,), 0.5).to_bytes())
     with pytest.raises(CalibrationError, match=r"here\.json is not a calibration") as caught:
         Calibration.from_bytes(json.dumps({**whole, **change}).encode(), "here.json")
     assert "\n" not in str(caught.value)

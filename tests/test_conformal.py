@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -38,6 +40,7 @@ def test_every_rate_that_is_a_p_value_is_reached_exactly(n: int) -> None:
     """0.29 x 100 is 28.999999999999996: rounding must not cost an alarm."""
     for rank in range(1, n + 1):
         assert conformal.alarms(n, rank / (n + 1)) == rank
+        assert conformal.alarms(n, math.nextafter(rank / (n + 1), 0.0)) == rank - 1
 
 
 @given(fpr=RATES)
@@ -84,6 +87,13 @@ def test_the_interval_holds_the_rate_as_often_as_it_says() -> None:
     rates = [1 - conformal.threshold(np.sort(generator.random(n)).tolist(), fpr) for _ in range(draws)]
     assert np.mean([low <= rate <= high for rate in rates]) == pytest.approx(0.9, abs=0.02)
     assert np.mean(rates) == pytest.approx(conformal.alarms(n, fpr) / (n + 1), abs=0.002)
+
+
+@pytest.mark.parametrize(("n", "fpr", "rank"), [(99, 0.01, 1), (150, 0.05, 7), (1000, 0.5, 500)])
+def test_the_interval_is_that_of_its_beta_law(n: int, fpr: float, rank: int) -> None:
+    """Angelopoulos and Bates: coverage is Beta(n + 1 - l, l), so the rate is Beta(l, n + 1 - l)."""
+    expected = stats.beta.interval(0.95, rank, n + 1 - rank)
+    assert conformal.fpr_interval(n, fpr) == pytest.approx(expected, abs=1e-9)
 
 
 def test_without_a_threshold_there_are_no_false_alarms() -> None:

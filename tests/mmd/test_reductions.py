@@ -103,6 +103,16 @@ def test_within_the_tolerance_rule(reduction: type[Reduction], n: int, m: int, d
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("seed", range(8))
+def test_a_bank_much_wider_than_its_bandwidth_costs_no_accuracy(reduction: type[Reduction], seed: int) -> None:
+    """Where one GEMM in float32 would lose the kernel value in its exponent's rounding."""
+    _, r = draw(seed, 1, 1, 6, 3, spread=20.0)
+    bank = make_bank(r, 0.5)
+    x = r[None] + np.float32(0.3)
+    assert reduction()(x, bank).mmd2 == pytest.approx(ReferenceReduction()(x, bank).mmd2, abs=4 * EPS)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_agrees_with_scikit_learn(reduction: type[Reduction]) -> None:
     x, r = draw(3, 3, 7, 40, 5)
     sigma = 1.7
