@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +86,7 @@ class Bank:
         """bank.safetensors, byte for byte the same for the same bank."""
         from safetensors.numpy import save
 
-        tensors = {
+        tensors: dict[str, NDArray[Any]] = {
             "signatures": np.ascontiguousarray(self.signatures, dtype=np.float32),
             "weights": np.ascontiguousarray(self.weights, dtype=np.float64),
             "self_term": np.array([self.self_term], dtype=np.float64),
