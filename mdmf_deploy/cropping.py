@@ -40,10 +40,10 @@ def center_crop(pixels: Pixels, size: int) -> Crop:
 def crops(pixels: Pixels, size: int, count: int) -> Crop:
     """(H, W, 3) -> (n, size, size, 3), 1 <= n <= count: the central square, then the ones farthest from those taken.
 
-    Farthest: of offsets, by the larger of their two distances, over a grid of 33 x 33 that reaches every edge; ties
-    go to the uppermost, then the leftmost. Fewer than `count` where every further square would lie closer than a
-    quarter of a side to one already taken: one alone where both sides of the image are under 1.5 squares. kind:
-    "center+N" for N squares beside the central one, else center_crop's.
+    Farthest: by the distance of their corners, over a grid of 33 x 33 places that reaches every edge; ties go to the
+    uppermost, then the leftmost, so on a large image the first five are the centre and the corners. Fewer than `count`
+    where every further square would lie closer than a third of a side to one already taken. kind: "center+N" for N
+    squares beside the central one, else center_crop's.
     """
     if count < 1:
         raise UsageError(f"crops must be at least 1, got {count}")
@@ -57,13 +57,13 @@ def crops(pixels: Pixels, size: int, count: int) -> Crop:
         axis=-1,
     ).reshape(-1, 2)
     taken = [np.array([(height - size) // 2, (width - size) // 2])]
-    nearest = np.abs(grid - taken[0]).max(axis=1)
+    nearest = ((grid - taken[0]) ** 2).sum(axis=1)
     while len(taken) < count:
         best = int(nearest.argmax())
-        if 4 * nearest[best] < size:
+        if 9 * nearest[best] < size**2:
             break
         taken.append(grid[best])
-        nearest = np.minimum(nearest, np.abs(grid - grid[best]).max(axis=1))
+        nearest = np.minimum(nearest, ((grid - grid[best]) ** 2).sum(axis=1))
     if len(taken) == 1:
         return first
     squares = np.stack([pixels[top : top + size, left : left + size] for top, left in taken])

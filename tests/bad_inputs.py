@@ -1,7 +1,7 @@
-"""Files that break things, made in memory: name -> (bytes, the error_code they must give or None), and odd layouts.
+"""Image files made in memory: whole ones of every kind (`valid`), and ones that must fail (`broken`).
 
-Everything is seeded and small. `python -m tests.bad_inputs` remakes export/golden/ (see `golden`); do it only when the
-decode policy changes on purpose.
+Everything is seeded and small. `python tests/bad_inputs.py` remakes export/golden/decoding; do it only when the decode
+policy changes on purpose, or when a lossy codec's new version changes pixels and you have looked at the change.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import binascii
 import io
 import json
-import os
 import struct
 import zlib
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mdmf_deploy.images import center_crop, decode, decoder_version, normalise
+from mdmf_deploy.recipe import Preprocessing
+
+GOLDEN = Path(__file__).parent.parent / "export" / "golden"
 SIZE = (48, 32)  # width, height
 
 
 def photo(width: int = SIZE[0], height: int = SIZE[1], seed: int = 0) -> NDArray[np.uint8]:
-    """(H, W, 3): smooth colours under a little noise, unequal in every corner, so a turned image is seen to be turned."""
+    """(H, W, 3): smooth colours under a little noise, unequal in every corner, so that a turn shows."""
     y, x = np.mgrid[0:height, 0:width]
     noise = np.random.default_rng(seed).normal(0, 6, (height, width, 3))
     ramps = np.stack([255 * x / max(1, width - 1), 255 * y / max(1, height - 1), 127 + 100 * np.sin(x / 5 + y / 9)], -1)
@@ -195,7 +197,10 @@ def broken() -> dict[str, tuple[bytes, str]]:
         "zero-height.bmp": (_patched(encoded(photo(), "BMP"), 22, struct.pack("<i", 0)), "corrupt"),
         "zero-pixels.gif": (_zero_gif(), "corrupt"),
         "huge-header.png": (png(60_000, 60_000, 8, 2, b"\0" * 64), "too_many_pixels"),
-        "huge-header.bmp": (_patched(encoded(photo(), "BMP"), 18, struct.pack("<ii", 40_000, 40_000)), "too_many_pixels"),
+        "huge-header.bmp": (
+            _patched(encoded(photo(), "BMP"), 18, struct.pack("<ii", 40_000, 40_000)),
+            "too_many_pixels",
+        ),
         "huge-header.gif": (_patched(gif(), 6, struct.pack("<HH", 65_535, 65_535)), "too_many_pixels"),
         "huge-header.webp": (_huge_webp(), "too_many_pixels"),
         "huge-header.jpg": (_huge_jpeg(whole), "too_many_pixels"),
@@ -235,3 +240,38 @@ def _huge_webp() -> bytes:
 def _huge_jpeg(data: bytes) -> bytes:
     at = data.index(b"\xff\xc0") + 5
     return _patched(data, at, struct.pack(">HH", 65_000, 65_000))
+
+
+def described(data: bytes, crop: int) -> dict[str, Any]:
+    """What golden/decoding.json says of one file: hashes of its pixels and of its normalised central crop."""
+    image = decode(data)
+    square = center_crop(image.pixels, crop)
+    tensor = normalise(square.pixels, Preprocessing(crop=crop))
+    return {
+        "format": image.format,
+        "width": image.width,
+        "height": image.height,
+        "crop": square.kind,
+        "pixels_sha256": sha256(image.pixels.tobytes()).hexdigest(),
+        "tensor_sha256": sha256(tensor.astype("<f4").tobytes()).hexdigest(),
+    }
+
+
+def remake_golden() -> None:
+    """Write golden/decoding/* and golden/decoding.json anew, with the decoder installed here."""
+    folder = GOLDEN / "decoding"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = valid()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    crop = 28
+    table = {
+        "decoder": decoder_version(),
+        "crop": crop,
+        "images": {name: described(data, crop) for name, data in sorted(files.items())},
+    }
+    (GOLDEN / "decoding.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    remake_golden()

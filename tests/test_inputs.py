@@ -1,0 +1,162 @@
+"""Arguments become inputs: complete, in a stable order, under names that can be printed and given back."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdmf_deploy.errors import UsageError
+from mdmf_deploy.inputs import Inputs, expand, from_uri, uri
+
+
+def made(folder: Path, *names: str | bytes) -> None:
+    for name in names:
+        path = Path(os.fsdecode(os.path.join(os.fsencode(folder), os.fsencode(name))))  # noqa: PTH118
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def names(inputs: Inputs, folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in inputs.paths]
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_a_folder_gives_its_images_sorted_by_bytes_and_counts_the_rest(tmp_path: Path) -> None:
+    made(
+        tmp_path, "b.jpg", "B.PNG", "a/z.webp", "a/notes.txt", "a-1.tiff", "é.gif", "README", "deep/er/x.JPEG", "x.ico"
+    )
+    found = expand([str(tmp_path)])
+    assert names(found, tmp_path) == ["B.PNG", "a-1.tiff", "a/z.webp", "b.jpg", "deep/er/x.JPEG", "é.gif"]
+    assert found.skipped == 3
+
+
+def test_hidden_entries_are_passed_over_unless_named(tmp_path: Path) -> None:
+    made(tmp_path, "a.jpg", "._a.jpg", ".thumbnails/a.jpg", ".hidden/b.txt")
+    assert names(expand([str(tmp_path)]), tmp_path) == ["a.jpg"]
+    assert expand([str(tmp_path)]).skipped == 3
+    assert names(expand([str(tmp_path / ".thumbnails")]), tmp_path) == [".thumbnails/a.jpg"]
+    assert names(expand([str(tmp_path / "._a.jpg")]), tmp_path) == ["._a.jpg"]
+
+
+def test_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
+    made(tmp_path, "in/a.jpg", "in/sub/b.jpg", "elsewhere/c.jpg")
+    (tmp_path / "in/sub/loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in/twice").symlink_to(tmp_path / "in/sub")
+    (tmp_path / "in/self").symlink_to(tmp_path / "in/self")
+    (tmp_path / "in/out").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/link.jpg").symlink_to(tmp_path / "elsewhere/c.jpg")
+    (tmp_path / "in/gone.jpg").symlink_to(tmp_path / "nothing")
+    found = expand([str(tmp_path / "in")])
+    assert names(found, tmp_path / "in") == ["a.jpg", "gone.jpg", "link.jpg", "out/c.jpg", "sub/b.jpg"]
+    assert found.skipped == 1
+
+
+def test_files_are_inputs_whatever_their_name_and_even_if_missing(tmp_path: Path) -> None:
+    made(tmp_path, "data.bin", "[1].jpg", "1.jpg")
+    given = [str(tmp_path / name) for name in ("none.jpg", "data.bin", "data.bin", "[1].jpg")]
+    assert [str(path) for path in expand(given).paths] == given
+    assert expand([str(tmp_path / "data.bin")]).skipped == 0
+
+
+def test_arguments_keep_their_order(tmp_path: Path) -> None:
+    made(tmp_path, "b/2.jpg", "b/1.jpg", "a/3.jpg")
+    found = expand([str(tmp_path / "b"), str(tmp_path / "a"), str(tmp_path / "b/2.jpg")])
+    assert names(found, tmp_path) == ["b/1.jpg", "b/2.jpg", "a/3.jpg", "b/2.jpg"]
+
+
+def test_a_glob_counts_each_match_as_named_once(tmp_path: Path) -> None:
+    made(tmp_path, "b.jpg", "a.jpg", "c.dat", "sub/d.jpg", "sub/e.txt", ".f.jpg")
+    assert names(expand([str(tmp_path / "*.jpg")]), tmp_path) == ["a.jpg", "b.jpg"]
+    assert names(expand([str(tmp_path / "*.dat")]), tmp_path) == ["c.dat"]
+    everything = expand([str(tmp_path / "*")])
+    assert names(everything, tmp_path) == ["a.jpg", "b.jpg", "c.dat", "sub/d.jpg"]
+    assert everything.skipped == 1
+    assert names(expand([str(tmp_path / "**/*.jpg")]), tmp_path) == ["a.jpg", "b.jpg", "sub/d.jpg"]
+
+
+def test_lists_hold_literal_paths_one_a_line_or_between_nuls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, "a.jpg", "in/b.jpg", "in/c.txt")
+    lines = f"{tmp_path}/a.jpg\r\n\n{tmp_path}/*.jpg\n{tmp_path}/in\n-\n@x\n".encode()
+    expected = [f"{tmp_path}/a.jpg", f"{tmp_path}/*.jpg", f"{tmp_path}/in/b.jpg", "-", "@x"]
+    stdin(monkeypatch, lines)
+    found = expand(["-"])
+    assert [str(path) for path in found.paths] == expected
+    assert found.skipped == 1
+    (tmp_path / "list").write_bytes(lines)
+    assert expand([f"@{tmp_path}/list"]) == found
+    stdin(monkeypatch, b"new\nline.jpg\0caf\xe9.jpg\0")
+    assert [os.fsencode(path) for path in expand(["-"]).paths] == [b"new\nline.jpg", b"caf\xe9.jpg"]
+
+
+def test_arguments_that_stand_for_nothing_are_usage_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, "empty/a.txt", "empty/.b.jpg", "list")
+    (tmp_path / "list").write_bytes(b"\n \n")
+    stdin(monkeypatch, b"")
+    for arguments, words in (
+        ([], "no input was given"),
+        ([""], "empty path"),
+        ([f"{tmp_path}/empty"], r"no images in .*/empty \(2 other files skipped\)"),
+        ([f"{tmp_path}/*.png"], "matches nothing"),
+        ([f"{tmp_path}/empt*"], "without images"),
+        (["-"], "standard input holds no path"),
+        ([f"@{tmp_path}/list"], "list holds no path"),
+        ([f"@{tmp_path}/none"], "No such file"),
+        (["-", "-"], "more than once"),
+    ):
+        with pytest.raises(UsageError, match=words) as caught:
+            expand(arguments)
+        assert caught.value.exit_code == 2
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path, "a.jpg", "locked/b.jpg")
+    listed = Path.iterdir
+
+    def refusing(self: Path):
+        if self.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    assert names(expand([str(tmp_path)]), tmp_path) == ["a.jpg", "locked"]
+    with pytest.raises(UsageError, match="Permission denied"):
+        expand([str(tmp_path / "locked")])
+
+
+def test_names_that_are_not_utf_8_survive(tmp_path: Path) -> None:
+    made(tmp_path, b"caf\xe9.jpg", b"b\xffd/x.png")
+    found = expand([str(tmp_path)])
+    assert [os.fsencode(path.relative_to(tmp_path)) for path in found.paths] == [b"b\xffd/x.png", b"caf\xe9.jpg"]
+    assert [uri(path.relative_to(tmp_path)) for path in found.paths] == ["b\\xffd/x.png", "caf\\xe9.jpg"]
+    assert found.paths[0].read_bytes() == b"x"
+
+
+def test_ordinary_names_are_their_own_uri() -> None:
+    for name in ("a b/ü%20(1).jpg", "/x/日本.png", "🙂.webp"):
+        assert uri(name) == name
+    assert uri("a\\x41\n\u2028.jpg") == "a\\\\x41\\x0a\\xe2\\x80\\xa8.jpg"
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    st.binary(min_size=1, max_size=30)
+    | st.text(min_size=1, max_size=20).map(lambda text: text.encode("utf-8", "replace"))
+)
+def test_a_uri_is_one_line_of_utf_8_and_gives_the_path_back(name: bytes) -> None:
+    path = Path(os.fsdecode(name.replace(b"\0", b"\n")))
+    text = uri(path)
+    assert text.encode("utf-8").decode("utf-8") == text
+    assert len(text.splitlines()) <= 1
+    assert from_uri(text) == path
