@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,16 @@ def numbered(folder: Path, count: int) -> list[Path]:
     for i, path in enumerate(paths):
         path.write_bytes(b"%d" % i)
     return paths
+
+
+@pytest.fixture
+def detector(tiny_bundle: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Detector:
+    """The tiny bundle's, whose graph is taken from there: tracing has tests of its own, and takes seconds."""
+    monkeypatch.setattr(exporting, "trace", lambda d, r, path, m: Path(shutil.copy(tiny_bundle / MODEL, path)))
+    torch.manual_seed(0)
+    detector = Detector(tiny_recipe)
+    torch.nn.init.trunc_normal_(detector.backbone.pos_embed, std=0.02)
+    return detector
 
 
 def digest(path: Path) -> str:
@@ -85,13 +96,14 @@ def test_the_graph_says_what_it_is(tiny_bundle: Path, tiny_recipe: Recipe) -> No
     assert found["mdmf.precision"] == "fp32"
 
 
-def test_a_refused_rung_falls_back_and_says_why(tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_refused_rung_falls_back_and_says_why(
+    detector: Detector, tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
     # Between the rounding of int8 and that of fp32 on this model.
     strict = Limits(max_score_change=1e-4)
     recipe = msgspec.structs.replace(tiny_recipe, export=Export(precision="int8"), verification=strict)
     reals = [path for path in tiny_bundle.parent.iterdir() if path.is_file()]
-    torch.manual_seed(0)
-    done = exporting.export_detector(Detector(recipe), recipe, reals, tmp_path / "b.mdmf")
+    done = exporting.export_detector(detector, recipe, reals, tmp_path / "b.mdmf")
     manifest = Bundle.open(tmp_path / "b.mdmf").manifest
     assert manifest.model.precision == "fp32"
     assert manifest.refused == done.refused
@@ -100,11 +112,13 @@ def test_a_refused_rung_falls_back_and_says_why(tiny_bundle: Path, tiny_recipe: 
     assert manifest.limits == strict
 
 
-def test_nothing_is_written_when_no_rung_passes(tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_nothing_is_written_when_no_rung_passes(
+    detector: Detector, tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
     recipe = msgspec.structs.replace(tiny_recipe, verification=Limits(max_score_change=0.0))
     reals = [path for path in tiny_bundle.parent.iterdir() if path.is_file()]
     with pytest.raises(GateFailed, match=r"not written.*fp32: max_score_change") as failure:
-        exporting.export_detector(Detector(recipe), recipe, reals, tmp_path / "b.mdmf")
+        exporting.export_detector(detector, recipe, reals, tmp_path / "b.mdmf")
     assert failure.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
+from mdmf_deploy.runtime import cores
 
 _PROVIDER = "CPUExecutionProvider"
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity mask where there is one (a container's share), else the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class OrtEngine:
@@ -31,7 +23,7 @@ class OrtEngine:
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or available_cores()
+        options.intra_op_num_threads = threads or cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
