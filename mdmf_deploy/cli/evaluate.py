@@ -74,6 +74,8 @@ def evaluate(
     with Detector(bundle, runtime=runtime) as detector, _rows_file(output) as file:
         samples, audit = evaluating.audit(evaluating.find_samples(dataset), detector.bundle, fractions, part.value)
         _tell(audit)
+        if detector.caveat:
+            typer.echo(f"mdmf: {detector.caveat}", err=True)
         for chosen in conditions:
             judged = evaluating.judge(detector, samples, chosen)
             watched = _watched(judged, len(samples), chosen.name, file)

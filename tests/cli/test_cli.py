@@ -1,0 +1,177 @@
+"""The command line as a whole: help, exit codes, one-line errors, and what README.md promises of it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+import mdmf_deploy
+from mdmf_deploy import cli, machine
+from mdmf_deploy.errors import GateFailed, MdmfError, UsageError
+
+README = Path(mdmf_deploy.__file__).parent.parent / "README.md"
+
+
+def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
+    """("bank", "build") -> its command, for every command."""
+    for name, command in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+        if hasattr(command, "commands"):
+            yield from (((name, sub_name), sub) for sub_name, sub in command.commands.items())
+        else:
+            yield (name,), command
+
+
+COMMANDS = dict(commands())
+
+
+def options(command: Any) -> set[str]:
+    return {
+        "--help",
+        *(option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)),
+    }
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def diagnose() -> None:
+        raise error
+
+    return diagnose
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["mdmf", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def test_every_command_is_there() -> None:
+    assert {path[0] for path in COMMANDS} == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_help_has_an_example_whose_options_exist(path: tuple[str, ...]) -> None:
+    text = CliRunner().invoke(cli.app, [*path, "--help"]).stdout
+    example = re.search(rf"Example: (mdmf {' '.join(path)}\b.*)", COMMANDS[path].help.replace("\n", " "))
+    assert "Example:" in text
+    assert example
+    assert set(re.findall(r"(?<=\s)--?[a-z][\w-]*", example[1])) <= options(COMMANDS[path])
+    assert all(parameter.help for parameter in COMMANDS[path].params if parameter.name != "help")
+
+
+def test_version() -> None:
+    assert CliRunner().invoke(cli.app, ["--version"]).stdout == f"mdmf {mdmf_deploy.__version__}\n"
+
+
+def test_help_lists_commands_in_order_and_no_completion() -> None:
+    text = CliRunner().invoke(cli.app, ["--help"]).stdout
+    assert re.findall(r"^  ([a-z]+)  ", text, re.MULTILINE) == list(cli.COMMANDS)
+    assert "completion" not in text
+
+
+@pytest.mark.parametrize("arguments", [["nope"], ["doctor", "--nope"], ["evaluate"]])
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "text"),
+    [
+        (UsageError("two\nlines"), 2, "mdmf: two lines"),
+        (GateFailed("too bad"), 1, "mdmf: too bad"),
+        (PermissionError(13, "Permission denied", "out.jsonl"), 2, "mdmf: out.jsonl: Permission denied"),
+        (OSError(28, "No space left on device"), 2, "mdmf: No space left on device"),
+        (
+            ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow.parquet"),
+            2,
+            "mdmf: this needs pyarrow; run: pip install 'mdmf-deploy[scale]'",
+        ),
+    ],
+)
+def test_errors_are_one_line(
+    error: Exception, exit_code: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "diagnose", raising(error))
+    assert run_main(monkeypatch, "doctor") == exit_code
+    captured = capsys.readouterr()
+    assert captured.err == text + "\n"
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ModuleNotFoundError("No module named 'mdmf_x'", name="mdmf_x")])
+def test_a_bug_is_a_traceback_and_no_failed_gate(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "diagnose", raising(error))
+    assert run_main(monkeypatch, "doctor") == 70
+    told = capsys.readouterr().err
+    assert "Traceback" in told
+    assert told.endswith("mdmf: this is a bug; please report it with the lines above\n")
+
+
+def test_interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(machine, "diagnose", raising(KeyboardInterrupt()))
+    assert run_main(monkeypatch, "doctor") == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE there")
+def test_a_reader_that_went_away_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mdmf_deploy.cli", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    told = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(), told) == (141, b"")
+
+
+def readme_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def readme_commands() -> list[str]:
+    lines = "".join(readme_blocks("sh")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if re.match(r"(\S*/)?mdmf ", line)]
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_readme_command_exists_with_its_options(line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    path = next(path for path in COMMANDS if tuple(words[: len(path)]) == path)
+    assert {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= options(COMMANDS[path])
+
+
+def test_readme_shows_every_command() -> None:
+    shown = "\n".join(readme_commands())
+    assert all(f"mdmf {' '.join(path)}" in shown for path in COMMANDS)
+
+
+def test_readme_lists_every_error_code_and_exit_code() -> None:
+    from mdmf_deploy.images import Code
+
+    text = README.read_text(encoding="utf-8")
+    table = text[text.index("## Error codes") :]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(get_args(Code))
+    codes = {kind.exit_code for kind in (MdmfError, *MdmfError.__subclasses__())}
+    exits = re.findall(r"^\| (\d+) \|", text[text.index("## Exit codes") :], re.MULTILINE)
+    assert {str(code) for code in codes | {0, 3, 70, 130, 141}} == set(exits)
+
+
+@pytest.mark.parametrize("block", readme_blocks("python"))
+def test_readme_python_names_exist(block: str) -> None:
+    compile(block, str(README), "exec")
+    for names in re.findall(r"^from mdmf_deploy import (.+)$", block, re.MULTILINE):
+        assert {name.strip() for name in names.split(",")} <= set(mdmf_deploy.__all__)

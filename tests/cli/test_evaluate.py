@@ -1,0 +1,99 @@
+"""`mdmf evaluate` from end to end, on a tiny bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from mdmf_deploy.cli import app
+
+
+def evaluate(dataset: Path, bundle: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["evaluate", str(dataset), "--bundle", str(bundle), *arguments])
+
+
+@pytest.fixture
+def dataset(photos: Path, tmp_path: Path) -> Path:
+    """6 real images and 3 of each of two generators."""
+    root = tmp_path / "data"
+    for i, file in enumerate(sorted(photos.iterdir())):
+        folder = root / ("real" if i < 6 else "generated/a" if i < 9 else "generated/b")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder)
+    return root
+
+
+def test_a_table_for_each_condition_and_a_row_for_each_image(dataset: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    arguments = ["--condition", "as is", "--condition", "resize:0.9,jpeg:60"]
+    result = evaluate(dataset, tiny_bundle, *arguments, "--json", "-o", str(rows))
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert [table["condition"] for table in told["tables"]] == ["as is", "resize:0.9,jpeg:60"]
+    assert told["audit"]["judged"] == 12
+    for table in told["tables"]:
+        areas = [figures["auroc"]["value"] for figures in table["generators"].values()]
+        assert areas == sorted(areas)
+        assert set(table["generators"]) == {"a", "b"}
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert len(lines) == 24
+    assert [line["uri"] for line in lines[:12]] == [line["uri"] for line in lines[12:]]
+    assert [line["generator"] for line in lines[:12]] == [None] * 6 + ["a"] * 3 + ["b"] * 3
+    assert all(before["score"] != after["score"] for before, after in zip(lines[:12], lines[12:], strict=True))
+    text = evaluate(dataset, tiny_bundle, *arguments).stdout
+    assert [line.split()[0] for line in text.splitlines() if line.strip()].count("mean") == 2
+    assert f"{told['tables'][0]['pooled']['auroc']['value']:.3f}" in text
+
+
+def test_the_gate_is_the_worst_auroc(dataset: Path, tiny_bundle: Path) -> None:
+    told = json.loads(evaluate(dataset, tiny_bundle, "--json").stdout)
+    worst = min(figures["auroc"]["value"] for figures in told["tables"][0]["generators"].values())
+    assert worst < 0.999
+    assert evaluate(dataset, tiny_bundle, "--min-auroc", str(worst)).exit_code == 0
+    failed = evaluate(dataset, tiny_bundle, "--min-auroc", str(worst + 0.001))
+    assert failed.exit_code == 1
+    assert "below --min-auroc" in failed.stderr
+    assert "pooled" in failed.stdout
+
+
+def test_unreadable_images_are_said_and_exit_with_3(dataset: Path, tiny_bundle: Path) -> None:
+    (dataset / "real/broken.jpg").write_bytes((dataset / "real/photo00.jpg").read_bytes()[:200])
+    result = evaluate(dataset, tiny_bundle, "--condition", "jpeg:80")
+    assert result.exit_code == 3
+    assert "1 unreadable, left out" in result.stdout
+
+
+def test_what_was_trained_on_is_left_out(dataset: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        'name = "r"\nsummary = "s"\n[backbone]\narchitecture = "starter_vit14"\n'
+        '[training.split]\ntrain = 0.4\nvalidation = 0.1\nheld_out = ["b"]\n'
+    )
+    result = evaluate(dataset, tiny_bundle, "--split", str(recipe), "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["audit"]["other_parts"] > 0
+    assert told["audit"]["judged"] + told["audit"]["other_parts"] == 12
+    assert told["tables"][0]["generators"]["b"]["images"] == 3
+    assert "other parts of the split" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--condition", "blur:3"], "condition 'blur:3'"),
+        (["--part", "train"], "needs --split"),
+        (["-o", "rows.csv"], ".jsonl only"),
+        (["--split", "no-such-recipe"], "recipe 'no-such-recipe' is not known"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: list[str], text: str, dataset: Path, tiny_bundle: Path) -> None:
+    result = evaluate(dataset, tiny_bundle, *arguments)
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
