@@ -1,6 +1,6 @@
 """Sources -> signatures: read, decode, crop and normalise in threads, batch by batch through the engine, in order.
 
-Memory does not grow with the number of sources: one batch is with the engine while at most one more is being made.
+Memory does not grow with the number of sources: one batch is with the engine while at most one more is made.
 """
 
 from __future__ import annotations
@@ -100,9 +100,10 @@ def _sign(
     try:
         waiting = enumerate(sources)
         ahead: deque[Future[_Prepared]] = deque()
+        most = max(workers, batch_size // crops)
 
         def refill() -> None:
-            for n, source in islice(waiting, batch_size - len(ahead)):
+            for n, source in islice(waiting, most - len(ahead)):
                 ahead.append(pool.submit(_prepare, n, source, preprocessing, crops, limits))
 
         refill()
@@ -115,7 +116,7 @@ def _sign(
                     break
                 batch.append(ahead.popleft().result())
                 free -= size
-            refill()  # before the engine runs, so that the next batch is made meanwhile
+                refill()  # here, so that the next batch is made while the engine runs
             yield from _run(batch, engine, batch_size)
     finally:
         # Also on an interrupt, an engine's error, or a reader that stops early: no thread outlives this.

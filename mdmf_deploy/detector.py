@@ -1,0 +1,189 @@
+"""The detector: a bundle, an engine that runs it, and the rows they give."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.calibration import Judgement
+from mdmf_deploy.errors import BundleError
+from mdmf_deploy.images import Limits
+from mdmf_deploy.mmd.cpu import NumpyReduction
+from mdmf_deploy.pipeline import Signed, Source, sign
+from mdmf_deploy.rows import Row
+from mdmf_deploy.runtime import open_engine
+
+_WITHHELD = Judgement(None, None, "uncalibrated")
+
+
+class Detector:
+    """Scores images with one bundle on one runtime.
+
+    >>> from mdmf_deploy import Detector
+    >>> with Detector("starter") as detector:
+    ...     [row] = detector.detect("photo.jpg")
+    >>> row.uri, row.status, row.format, row.crop
+    ('photo.jpg', 'ok', 'jpeg', 'center')
+
+    bundle: the name of one shipped in the package, or a .mdmf folder.  runtime: a name in
+    mdmf_deploy.runtime.ENGINES, or "auto".  threads: for decoding and for the engine each, None for every core.
+    batch_size: most crops given to the engine at once; rows do not depend on it.  crops: most crops taken of one image,
+    whose patches are pooled into one score.  limits: what an image may cost.
+    Raises BundleError if the bundle is missing or damaged, RuntimeUnavailable if the runtime is.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path = "starter",
+        runtime: str = "auto",
+        threads: int | None = None,
+        *,
+        batch_size: int = 32,
+        crops: int = 1,
+        limits: Limits | None = None,
+    ) -> None:
+        self.bundle = Bundle.open(bundle)
+        self._bundle_id = self.bundle.bundle_id
+        self._calibration = self.bundle.calibration
+        self._bank = self.bundle.bank
+        self._reduction = NumpyReduction()
+        self._threads, self._batch_size, self._crops, self._limits = threads, batch_size, crops, limits
+        self._engine = open_engine(runtime, self.bundle, threads)
+
+    def detect(self, sources: Source | Iterable[Source]) -> list[Row]:
+        """One row for every source, in order; one source alone gives a list of one.
+
+        sources: paths of image files, the bytes of such files, or RGB pixels, (H, W, 3) uint8, in any mixture.
+        What cannot be read gets a row with status "error" and an error_code (README.md lists them).
+
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> detector = Detector("starter")
+        >>> rows = detector.detect(["photo.jpg", Path("photo.jpg").read_bytes(), np.zeros((300, 400, 3), np.uint8)])
+        >>> [row.uri for row in rows]
+        ['photo.jpg', 'bytes:1', 'array:2']
+        >>> rows[0].score == rows[1].score
+        True
+        >>> detector.detect("nowhere.jpg")[0].error_code
+        'missing'
+        >>> detector.close()
+        """
+        if isinstance(sources, str | Path | bytes | np.ndarray):
+            return list(self.stream([sources]))
+        return list(self.stream(sources))
+
+    def stream(self, sources: Iterable[Source]) -> Iterator[Row]:
+        """As detect, row by row: sources are taken as they are needed, so there may be any number of them.
+
+        >>> with Detector("starter") as detector:
+        ...     for row in detector.stream(["photo.jpg", "nowhere.jpg"]):
+        ...         print(row.uri, row.status)
+        photo.jpg ok
+        nowhere.jpg error
+        """
+        signed = sign(
+            sources,
+            self._engine,
+            self.bundle.manifest.preprocessing,
+            batch_size=self._batch_size,
+            crops=self._crops,
+            workers=self._threads,
+            limits=self._limits,
+        )
+        return map(self._row, signed)
+
+    @property
+    def runtime(self) -> str:
+        """The name of the runtime that was opened."""
+        return self._engine.name
+
+    @property
+    def caveat(self) -> str | None:
+        """Why verdicts are withheld here, or cannot be "generated", and what to run; None if neither is so."""
+        name, precision = self._engine.name, self._engine.precision
+        if not self.bundle.manifest.covers(name, precision):
+            return (
+                f"verdicts are withheld (uncalibrated): {name} {precision} is not verified for this bundle; "
+                f"run `mdmf verify {self.bundle.path} --runtime {name}`"
+            )
+        if self._calibration is None:
+            return (
+                "verdicts are withheld (uncalibrated): this bundle has no thresholds; "
+                f"run `mdmf calibrate {self.bundle.path} REAL_PHOTOS`"
+            )
+        if self._crops > 1:
+            return "verdicts on images with several crops are withheld (uncalibrated): thresholds hold for one crop"
+        if self._calibration.thresholds[0].score is None:
+            return (
+                f"no image can be called generated: {len(self._calibration.scores)} calibration images are too few "
+                f"for a false positive rate of {self._calibration.fpr:g}; run `mdmf calibrate` on more"
+            )
+        return None
+
+    def close(self) -> None:
+        """Free the engine; the detector cannot be used afterwards."""
+        self._engine.close()
+
+    def __enter__(self) -> Detector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _row(self, signed: Signed) -> Row:
+        engine = self._engine
+        if signed.error is not None or signed.signatures is None:
+            error = signed.error
+            return Row(
+                uri=signed.uri,
+                sha256=signed.sha256 or None,
+                status="error",
+                error_code=error.code if error else None,
+                error=str(error) if error else None,
+                bundle_id=self._bundle_id,
+                runtime=engine.name,
+                precision=engine.precision,
+                ms_decode=signed.ms_decode,
+            )
+        start = time.perf_counter()
+        scores = self._reduction(signed.signatures[None], self._bank)
+        ms_mmd = 1e3 * (time.perf_counter() - start)
+        score = float(scores.mmd2[0])
+        if not math.isfinite(score):
+            raise BundleError(
+                f"{self.bundle.path}: the score of {signed.uri} on {engine.name} is {score}; run `mdmf verify`"
+            )
+        judgement = self._judge(score, signed.crop or "")
+        return Row(
+            uri=signed.uri,
+            sha256=signed.sha256,
+            score=score,
+            p_value=judgement.p_value,
+            verdict=judgement.verdict,
+            threshold=judgement.threshold,
+            bundle_id=self._bundle_id,
+            runtime=engine.name,
+            precision=engine.precision,
+            width=signed.width,
+            height=signed.height,
+            format=signed.format,
+            crop=signed.crop,
+            ms_decode=signed.ms_decode,
+            ms_engine=signed.ms_engine,
+            ms_mmd=ms_mmd,
+            contributions=tuple(scores.contributions[0].tolist()),
+        )
+
+    def _judge(self, score: float, crop: str) -> Judgement:
+        # More patches lower a biased MMD's diagonal, 1/N: thresholds were found with one crop and hold for one.
+        if self._calibration is None or crop.startswith("center+"):
+            return _WITHHELD
+        return self._calibration.judge(score, self._engine.name, self._engine.precision)

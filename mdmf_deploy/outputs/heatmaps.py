@@ -1,0 +1,231 @@
+"""Heat maps: the original, and what each patch of the crop that was scored contributes to its score.
+
+Contributions average to the score (METHOD.md), so one above the threshold pushes the image towards "generated" and one
+below it away: colours are centred there, and a patch at the centre shows the picture as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from mdmf_deploy.errors import ImageError, ShapeMismatch, UsageError
+from mdmf_deploy.images import Limits, decode, read
+from mdmf_deploy.rows import Row
+
+# ColorBrewer's RdBu, from blue (below the centre) to red: told apart by colour-blind eyes too.
+_COLOURS = np.array(
+    [
+        (0x21, 0x66, 0xAC),
+        (0x43, 0x93, 0xC3),
+        (0x92, 0xC5, 0xDE),
+        (0xF7, 0xF7, 0xF7),
+        (0xF4, 0xA5, 0x82),
+        (0xD6, 0x60, 0x4D),
+        (0xB2, 0x18, 0x2B),
+    ],
+    np.float64,
+)
+_OPACITY = 0.65  # of the strongest colour
+_PANEL = 560  # pixels: height of both panels, and most of the left one's width is 1.8 times that
+_WIDEST = 1000
+_MARGIN = 20
+_INK, _QUIET, _PAPER = (25, 25, 25), (105, 105, 105), (255, 255, 255)
+_VERDICT_INK = {"generated": (0xB2, 0x18, 0x2B), "real": (0x21, 0x66, 0xAC), "uncertain": (0x9A, 0x6A, 0)}
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Which contribution gets which colour.  name: what the centre is.  half: distance from it to either end."""
+
+    centre: float
+    half: float
+    name: str
+
+    @classmethod
+    def of(cls, row: Row) -> Scale:
+        """Centred on the row's threshold, or without one on its score; the ends take in every contribution."""
+        centre, name = (row.score, "mean") if row.threshold is None else (row.threshold, "threshold")
+        if centre is None or not row.contributions:
+            raise UsageError(f"{row.uri}: no score, so no heat map")
+        half = max(abs(value - centre) for value in row.contributions)
+        return cls(centre, max(half, 1e-12), name)
+
+    def __call__(self, contributions: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Colours (..., 3), 0 to 255, and opacities (..., 1), 0 to 1."""
+        strength = np.clip((contributions - self.centre) / self.half, -1, 1)
+        stops = np.linspace(-1, 1, len(_COLOURS))
+        colours = np.stack([np.interp(strength, stops, channel) for channel in _COLOURS.T], axis=-1)
+        return colours, _OPACITY * np.abs(strength)[..., None]
+
+
+class HeatmapFolder:
+    """A folder that takes one PNG a scored image.
+
+    Raises UsageError at once if the folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: Path, pool: int, crop: int, limits: Limits | None = None) -> None:
+        self._folder, self._pool, self._crop, self._limits = folder, pool, crop, limits or Limits()
+        self._taken: set[str] = set()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".{os.getpid()}.tmp"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UsageError(f"--heatmaps {folder}: {error.strerror}; choose a folder you can write to") from error
+
+    def write(self, row: Row, source: Path) -> Path | None:
+        """Draw the row's heat map over its image, read once more; None for a row without a score.
+
+        Its name is <stem>.heatmap.png, or <stem>-2.heatmap.png and so on where another image has taken that.
+        Raises ImageError if the file has changed since it was scored.
+        """
+        if row.contributions is None:
+            return None
+        data = read(source, self._limits)
+        if hashlib.sha256(data).hexdigest() != row.sha256:
+            raise ImageError("unreadable", f"{row.uri} changed while it was scored; its heat map would be of another")
+        picture = draw(decode(data, self._limits).pixels, row, self._pool, self._crop)
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        path = self._folder / self._name(source)
+        path.write_bytes(buffer.getvalue())
+        return path
+
+    def _name(self, source: Path) -> str:
+        stem = source.stem[:60]  # at most 240 of the 255 bytes that file systems give a name
+        name, n = f"{stem}.heatmap.png", 1
+        while name.casefold() in self._taken:
+            n += 1
+            name = f"{stem}-{n}.heatmap.png"
+        self._taken.add(name.casefold())
+        return name
+
+
+def draw(pixels: NDArray[np.uint8], row: Row, pool: int, crop: int) -> Image.Image:
+    """The whole picture on the left, the crop that was scored enlarged on the right, a colour bar, and the verdict.
+
+    pixels: (H, W, 3).  pool: patches a side.  crop: pixels a side.
+    Raises ShapeMismatch unless the row has pool x pool contributions, of one crop.
+    """
+    contributions = np.array(row.contributions or ())
+    if contributions.size != pool * pool:
+        raise ShapeMismatch(f"{row.uri}: expected {pool * pool} contributions of one crop, got {contributions.size}")
+    scale = Scale.of(row)
+    painted, box = _paint(pixels, contributions.reshape(pool, pool), scale, crop)
+    whole = _fit(Image.fromarray(painted), _WIDEST, _PANEL)
+    zoom = whole.width / pixels.shape[1]
+    edges = [round(edge * zoom) for edge in box]
+    _frame(whole, (edges[0], edges[1], edges[2] - 1, edges[3] - 1))
+    part = _fit(Image.fromarray(painted[box[1] : box[3], box[0] : box[2]]), _PANEL, _PANEL)
+    return _compose(row, whole, part, scale)
+
+
+def crop_box(width: int, height: int, crop: int) -> tuple[int, int, int, int]:
+    """left, top, right, bottom of the central crop, in pixels, as far as the image reaches."""
+    left, top = (width - crop) // 2, (height - crop) // 2
+    return max(0, left), max(0, top), min(width, left + crop), min(height, top + crop)
+
+
+def _paint(
+    pixels: NDArray[np.uint8], grid: NDArray[np.float64], scale: Scale, crop: int
+) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
+    """The picture with colours over the crop, and the crop's box in it."""
+    height, width = pixels.shape[:2]
+    box = left, top, right, bottom = crop_box(width, height, crop)
+    smooth = Image.fromarray(grid.astype(np.float32)).resize((crop, crop), Image.Resampling.BILINEAR)
+    # Of a smaller image the crop's rim is mirrored picture: it counts in the score, but has no place here.
+    above, aside = top - (height - crop) // 2, left - (width - crop) // 2
+    values = np.asarray(smooth, np.float64)[above : above + bottom - top, aside : aside + right - left]
+    colours, opacity = scale(values)
+    painted = pixels.copy()
+    under = painted[top:bottom, left:right]
+    painted[top:bottom, left:right] = np.rint((1 - opacity) * under + opacity * colours).astype(np.uint8)
+    return painted, box
+
+
+def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Scaled to touch width x height from inside, aspect kept; enlarged without inventing detail."""
+    zoom = min(width / image.width, height / image.height)
+    size = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
+    return image.resize(size, Image.Resampling.LANCZOS if zoom < 1 else Image.Resampling.BICUBIC)
+
+
+def _frame(image: Image.Image, box: tuple[int, int, int, int]) -> None:
+    """A white line between two black ones, seen on any picture."""
+    pen = ImageDraw.Draw(image)
+    for inset, ink in ((0, "black"), (1, "white"), (2, "black")):
+        inner = (box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset)
+        if inner[0] < inner[2] and inner[1] < inner[3]:
+            pen.rectangle(inner, outline=ink)
+
+
+def _compose(row: Row, whole: Image.Image, part: Image.Image, scale: Scale) -> Image.Image:
+    title, body, small = (ImageFont.load_default(size) for size in (26, 18, 15))
+    head, foot, bar = 88, 34, 150
+    width = max(_MARGIN * 3 + whole.width + part.width + bar, 760)
+    page = Image.new("RGB", (width, head + _PANEL + foot), _PAPER)
+    pen = ImageDraw.Draw(page)
+    pen.text((_MARGIN, 14), row.verdict, _VERDICT_INK.get(row.verdict, _INK), title)
+    after = _MARGIN + pen.textlength(row.verdict, title) + 24
+    pen.text((after, 21), _evidence(row), _INK, body)
+    pen.text((_MARGIN, 56), _shortened(pen, row.uri, small, width - 2 * _MARGIN), _QUIET, small)
+    top = head + (_PANEL - whole.height) // 2
+    page.paste(whole, (_MARGIN, top))
+    aside = _MARGIN * 2 + whole.width
+    page.paste(part, (aside, head + (_PANEL - part.height) // 2))
+    _colour_bar(page, (aside + part.width + _MARGIN, head + 24), _PANEL - 48, scale, small)
+    under = head + _PANEL + 9
+    pen.text((_MARGIN, under), f"{row.width} x {row.height} pixels", _QUIET, small)
+    pen.text((aside, under), f"the crop that was scored ({row.crop})", _QUIET, small)
+    return page
+
+
+def _evidence(row: Row) -> str:
+    words = [f"score {row.score:.6f}"]
+    if row.threshold is not None and row.score is not None:
+        words.append(f"{'above' if row.score > row.threshold else 'not above'} the threshold {row.threshold:.6f}")
+    if row.p_value is not None:
+        words.append(f"p = {row.p_value:.3g}")
+    return "    ".join(words)
+
+
+def _colour_bar(
+    page: Image.Image,
+    corner: tuple[int, int],
+    height: int,
+    scale: Scale,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    left, top = corner
+    values = np.linspace(scale.centre + scale.half, scale.centre - scale.half, height)
+    colours, _ = scale(values[:, None].repeat(22, axis=1))
+    page.paste(Image.fromarray(np.rint(colours).astype(np.uint8)), corner)
+    pen = ImageDraw.Draw(page)
+    pen.rectangle((left - 1, top - 1, left + 22, top + height), outline=_QUIET)
+    for place, value in ((0.0, values[0]), (0.5, scale.centre), (1.0, values[-1])):
+        y = top + place * (height - 1)
+        pen.line((left + 22, y, left + 28, y), fill=_INK)
+        pen.text((left + 34, y), f"{value:.4f}", _INK, font, anchor="lm")
+    pen.text((left + 34, top + height / 2 + 18), scale.name, _QUIET, font, anchor="lm")
+    pen.text((left + 34, top + 18), "generated", _QUIET, font, anchor="lm")
+    pen.text((left + 34, top + height - 19), "real", _QUIET, font, anchor="lm")
+
+
+def _shortened(
+    pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float
+) -> str:
+    if pen.textlength(text, font) <= width:
+        return text
+    while text and pen.textlength("..." + text, font) > width:
+        text = text[1:]
+    return "..." + text
