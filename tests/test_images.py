@@ -128,8 +128,9 @@ def test_a_colour_png_s_key_is_matched_in_all_channels() -> None:
 
 @pytest.mark.parametrize("key", [[], [(b"tRNS", struct.pack(">HHH", 0x0102, 0x0304, 0x0506))]])
 def test_16_bit_colour_keeps_the_high_byte_and_ignores_a_key(key: list[tuple[bytes, bytes]]) -> None:
-    row = np.array([[[0x0102, 0x0304, 0x0506], [0xFFFF, 0x80FF, 0x00FF]]], ">u2")
-    np.testing.assert_array_equal(decode(png(2, 1, 16, 2, filtered(row), key)).pixels[0], [[1, 3, 5], [255, 128, 0]])
+    row = np.array([[[0x0102, 0x0304, 0x0506], [0xFFFF, 0x80FF, 0x00FF], [0, 0, 0]]], ">u2")
+    expected = [[1, 3, 5], [255, 128, 0], [0, 0, 0]]
+    np.testing.assert_array_equal(decode(png(3, 1, 16, 2, filtered(row), key)).pixels[0], expected)
 
 
 def test_16_bit_grey_keeps_the_high_byte_in_either_byte_order() -> None:
