@@ -94,10 +94,7 @@ def _mdmf(
 
 def _register(name: str) -> None:
     # Not bound in this module: that would hide the submodules of the same names.
-    try:
-        module = importlib.import_module(f"{__name__}.{name}")
-    except ModuleNotFoundError:
-        return
+    module = importlib.import_module(f"{__name__}.{name}")
     if hasattr(module, "app"):
         app.add_typer(module.app, name=name)
     else:

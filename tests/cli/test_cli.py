@@ -144,7 +144,7 @@ def readme_blocks(language: str) -> list[str]:
 
 def readme_commands() -> list[str]:
     lines = "".join(readme_blocks("sh")).replace("\\\n", " ").splitlines()
-    return [line for line in lines if re.match(r"(\S*/)?mdmf ", line)]
+    return [part for line in lines for part in line.split(" | ") if part.startswith("mdmf ")]
 
 
 @pytest.mark.parametrize("line", readme_commands())

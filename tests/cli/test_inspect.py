@@ -20,7 +20,7 @@ def test_json_is_the_manifest_and_more(tiny_bundle: Path) -> None:
     assert result.exit_code == 0
     assert told["bundle_id"] == Bundle.open(tiny_bundle).bundle_id
     assert (told["model"]["pool"], told["model"]["signature"]) == (2, 8)
-    assert (told["bank"]["images"], told["calibration"]) == (20, None)
+    assert (told["bank"]["images"], told["calibration"]) == (len(Bundle.open(tiny_bundle).bank.sources), None)
     for name, entry in told["files"].items():
         data = (tiny_bundle / name).read_bytes()
         assert entry == {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
