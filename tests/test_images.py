@@ -272,7 +272,10 @@ def test_pillow_s_warnings_are_logged_here_and_left_alone_elsewhere(caplog: pyte
         assert decode(tiff_with_a_cut_tag()).width == 2  # a warning that got out would be an error
     assert "Pillow: " in caplog.text
     filters = list(warnings.filters)
-    with pytest.warns(UserWarning, match="larger than file|Truncated File Read"), Image.open(io.BytesIO(tiff_with_a_cut_tag())) as image:
+    with (
+        pytest.warns(UserWarning, match="larger than file|Truncated File Read"),
+        Image.open(io.BytesIO(tiff_with_a_cut_tag())) as image,
+    ):
         image.load()
     assert warnings.filters == filters
 
