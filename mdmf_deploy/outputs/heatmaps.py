@@ -112,7 +112,7 @@ class HeatmapFolder:
 
 
 def draw(pixels: NDArray[np.uint8], row: Row, pool: int, crop: int) -> Image.Image:
-    """The whole picture on the left, the crop that was scored enlarged on the right, a colour bar, and the verdict.
+    """The whole picture on the left, the crop that was scored enlarged and grey on the right, a colour bar, a verdict.
 
     pixels: (H, W, 3).  pool: patches a side.  crop: pixels a side.
     Raises ShapeMismatch unless the row has pool x pool contributions, of one crop.
@@ -121,12 +121,18 @@ def draw(pixels: NDArray[np.uint8], row: Row, pool: int, crop: int) -> Image.Ima
     if contributions.size != pool * pool:
         raise ShapeMismatch(f"{row.uri}: expected {pool * pool} contributions of one crop, got {contributions.size}")
     scale = Scale.of(row)
-    painted, box = _paint(pixels, contributions.reshape(pool, pool), scale, crop)
+    box = crop_box(pixels.shape[1], pixels.shape[0], crop)
+    left, top, right, bottom = box
+    colours, opacity = scale(_over(box, pixels.shape[:2], contributions.reshape(pool, pool), crop))
+    painted = pixels.copy()
+    painted[top:bottom, left:right] = _blend(pixels[top:bottom, left:right], colours, opacity)
     whole = _fit(Image.fromarray(painted), _WIDEST, _PANEL)
     zoom = whole.width / pixels.shape[1]
     edges = [round(edge * zoom) for edge in box]
     _frame(whole, (edges[0], edges[1], edges[2] - 1, edges[3] - 1))
-    part = _fit(Image.fromarray(painted[box[1] : box[3], box[0] : box[2]]), _PANEL, _PANEL)
+    # Grey, so that every colour in it is the map's.
+    grey = np.asarray(Image.fromarray(pixels[top:bottom, left:right]).convert("L").convert("RGB"))
+    part = _fit(Image.fromarray(_blend(grey, colours, opacity)), _PANEL, _PANEL)
     return _compose(row, whole, part, scale)
 
 
@@ -136,21 +142,22 @@ def crop_box(width: int, height: int, crop: int) -> tuple[int, int, int, int]:
     return max(0, left), max(0, top), min(width, left + crop), min(height, top + crop)
 
 
-def _paint(
-    pixels: NDArray[np.uint8], grid: NDArray[np.float64], scale: Scale, crop: int
-) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
-    """The picture with colours over the crop, and the crop's box in it."""
-    height, width = pixels.shape[:2]
-    box = left, top, right, bottom = crop_box(width, height, crop)
+def _over(
+    box: tuple[int, int, int, int], shape: tuple[int, ...], grid: NDArray[np.float64], crop: int
+) -> NDArray[np.float64]:
+    """The contribution at every pixel of the crop's box, (height, width), between patches interpolated.
+
+    Of an image smaller than the crop the rim is mirrored picture: it counts in the score, but has no place here.
+    """
+    left, top, right, bottom = box
     smooth = Image.fromarray(grid.astype(np.float32)).resize((crop, crop), Image.Resampling.BILINEAR)
-    # Of a smaller image the crop's rim is mirrored picture: it counts in the score, but has no place here.
-    above, aside = top - (height - crop) // 2, left - (width - crop) // 2
-    values = np.asarray(smooth, np.float64)[above : above + bottom - top, aside : aside + right - left]
-    colours, opacity = scale(values)
-    painted = pixels.copy()
-    under = painted[top:bottom, left:right]
-    painted[top:bottom, left:right] = np.rint((1 - opacity) * under + opacity * colours).astype(np.uint8)
-    return painted, box
+    above, aside = top - (shape[0] - crop) // 2, left - (shape[1] - crop) // 2
+    return np.asarray(smooth, np.float64)[above : above + bottom - top, aside : aside + right - left]
+
+
+def _blend(under: NDArray[np.uint8], colours: NDArray[np.float64], opacity: NDArray[np.float64]) -> NDArray[np.uint8]:
+    blended: NDArray[np.uint8] = np.rint((1 - opacity) * under + opacity * colours).astype(np.uint8)
+    return blended
 
 
 def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -217,8 +224,9 @@ def _colour_bar(
         pen.line((left + 22, y, left + 28, y), fill=_INK)
         pen.text((left + 34, y), f"{value:.4f}", _INK, font, anchor="lm")
     pen.text((left + 34, top + height / 2 + 18), scale.name, _QUIET, font, anchor="lm")
-    pen.text((left + 34, top + 18), "generated", _QUIET, font, anchor="lm")
-    pen.text((left + 34, top + height - 19), "real", _QUIET, font, anchor="lm")
+    if scale.name == "threshold":
+        pen.text((left + 34, top + 18), "generated", _QUIET, font, anchor="lm")
+        pen.text((left + 34, top + height - 19), "real", _QUIET, font, anchor="lm")
 
 
 def _shortened(
