@@ -1,0 +1,162 @@
+"""The starter next to plainer detectors, on images that none of them was trained on.
+
+    python benchmarks/starter_baselines.py DATA RUN [--steps 600]
+
+DATA: a folder with real/ and generated/<generator>/.  RUN: the folder that `mdmf train` left for the starter.
+All methods see the same training files and are judged on the same test part; the threshold of ACC is each method's own
+95th percentile over the validation photographs, so that no method picks it on what it is judged by. The three MMD
+variants train a fresh head on the starter's frozen backbone: they differ in one thing each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from highpass import statistics
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mdmf_deploy.images import normalise
+from mdmf_deploy.inputs import expand
+from mdmf_deploy.model.checkpoints import load_detector
+from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.recipe import Recipe, load_recipe
+from mdmf_deploy.training.dataset import Dataset, center_crops, collect
+from mdmf_deploy.training.fitting import CHECKPOINT, Plan, fit
+from mdmf_deploy.training.validating import scores
+
+Crops = NDArray[np.uint8]
+Score = Callable[[Crops], NDArray[np.float64]]
+
+BANK_IMAGES = 160
+BATCH = 32
+
+
+def signatures(detector: Detector, recipe: Recipe, crops: Crops) -> NDArray[np.float32]:
+    """(n, S, S, 3) -> (n, N, d)."""
+    with torch.inference_mode():
+        parts = [crops[start : start + BATCH] for start in range(0, len(crops), BATCH)]
+        return np.concatenate([detector(torch.from_numpy(normalise(p, recipe.preprocessing))).numpy() for p in parts])
+
+
+def mmd(checkpoint: Path, recipe: Recipe, bank: Crops) -> Score:
+    """The detector's own score against a bank of training photographs."""
+    detector = load_detector(checkpoint, recipe).eval()
+    reference = signatures(detector, recipe, bank)
+    return lambda crops: scores(signatures(detector, recipe, crops), reference, detector.sigma)
+
+
+def logistic(features: Callable[[Crops], NDArray[np.float32]], real: Crops, generated: Crops) -> Score:
+    """Logistic regression, its penalty chosen by cross-validation on the training part."""
+    model = make_pipeline(
+        StandardScaler(),
+        LogisticRegressionCV(Cs=8, max_iter=2000, scoring="roc_auc", l1_ratios=(0,), use_legacy_attributes=False),
+    )
+    labels = np.r_[np.zeros(len(real)), np.ones(len(generated))]
+    model.fit(np.concatenate([features(real), features(generated)]), labels)
+    return lambda crops: np.asarray(model.decision_function(features(crops)), np.float64)
+
+
+def pooled_tokens(detector: Detector, recipe: Recipe, crops: Crops) -> NDArray[np.float32]:
+    """(n, S, S, 3) -> (n, C), the mean patch token."""
+    with torch.inference_mode():
+        parts = [crops[start : start + BATCH] for start in range(0, len(crops), BATCH)]
+        tokens = [detector.backbone(torch.from_numpy(normalise(p, recipe.preprocessing))).mean((2, 3)) for p in parts]
+        return torch.cat(tokens).numpy()
+
+
+def report(name: str, score: Score, calibration: Crops, real: Crops, generated: Mapping[str, Crops]) -> str:
+    """One row of the table."""
+    threshold = np.quantile(score(calibration), 0.95)
+    negatives = score(real)
+    cells = []
+    areas, precisions, accuracies = [], [], []
+    for crops in generated.values():
+        positives = score(crops)
+        labels, values = np.r_[np.zeros(len(negatives)), np.ones(len(positives))], np.r_[negatives, positives]
+        # Balanced, whatever the numbers of images: every class weighs one half.
+        weights = np.r_[np.full(len(negatives), 1 / len(negatives)), np.full(len(positives), 1 / len(positives))]
+        areas.append(roc_auc_score(labels, values))
+        precisions.append(average_precision_score(labels, values, sample_weight=weights))
+        accuracies.append((np.mean(positives > threshold) + np.mean(negatives <= threshold)) / 2)
+        cells.append(f"{areas[-1]:.3f} / {precisions[-1]:.3f} / {accuracies[-1]:.3f}")
+    mean = f"{np.mean(areas):.3f} / {np.mean(precisions):.3f} / {np.mean(accuracies):.3f}"
+    return f"| {name} | {' | '.join(cells)} | {mean} |"
+
+
+def variant(recipe: Recipe, objective: str, pool: int, steps: int) -> Recipe:
+    """The starter's recipe with another head or objective, for a frozen backbone."""
+    table = msgspec.to_builtins(recipe)
+    table["head"]["pool"] = pool
+    table["training"] |= {"objective": objective, "steps": steps, "batch": 64}
+    return msgspec.convert(table, Recipe)
+
+
+def crops_of(dataset: Dataset, part: str, generated: bool, size: int) -> Crops:
+    return center_crops([sample.path for sample in dataset.of(part, generated)], size)  # type: ignore[arg-type]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=600, help="of every fresh head")
+    options = parser.parse_args(arguments)
+    recipe = load_recipe("starter")
+    size = recipe.preprocessing.crop
+    folders = sorted(path for path in (options.data / "generated").iterdir() if path.is_dir())
+    files = {folder.name: expand([str(folder)]).paths for folder in folders}
+    photographs = expand([str(options.data / "real")]).paths
+    dataset = collect(photographs, files, recipe.training.split)
+    train_real, train_generated = crops_of(dataset, "train", False, size), crops_of(dataset, "train", True, size)
+    calibration, real = crops_of(dataset, "validation", False, size), crops_of(dataset, "test", False, size)
+    tests = dataset.of("test", True)
+    generated = {
+        name: center_crops([s.path for s in tests if s.generator == name], size)
+        for name in sorted({s.generator or "" for s in tests})
+    }
+    starter = load_detector(options.run / CHECKPOINT, recipe).eval()
+    weights = options.run / "backbone.safetensors"
+    save_file({key: value.contiguous() for key, value in starter.backbone.state_dict().items()}, weights)
+
+    print(f"{len(real)} real test images; AUROC / AP / ACC\n")
+    headings = [f"{name} ({len(crops)})" for name, crops in generated.items()]
+    print(f"| method | {' | '.join(headings)} | mean |")
+    print("|---" * (len(generated) + 2) + "|")
+
+    def row(name: str, score: Score) -> None:
+        print(report(name, score, calibration, real, generated), flush=True)
+
+    bank = train_real[:BANK_IMAGES]
+    row("MDMF starter, end to end", mmd(options.run / CHECKPOINT, recipe, bank))
+
+    def highpass(crops: Crops) -> NDArray[np.float32]:
+        return np.stack([statistics(crop) for crop in crops])
+
+    row("logistic regression, high-pass residuals", logistic(highpass, train_real, train_generated))
+    row(
+        "cross-entropy classifier, same backbone",
+        logistic(lambda crops: pooled_tokens(starter, recipe, crops), train_real, train_generated),
+    )
+    for name, objective, pool in (
+        ("fresh head, image objective", "image", recipe.head.pool),
+        ("fresh head, pooled objective", "pooled", recipe.head.pool),
+        ("fresh head, global average pooling", "image", 1),
+    ):
+        changed = variant(recipe, objective, pool, options.steps)
+        folder = options.run / f"baseline-{objective}-{pool}"
+        checkpoint = fit(Plan(changed, folder, backbone_weights=weights), photographs, files)
+        row(name, mmd(checkpoint, changed, bank))
+
+
+if __name__ == "__main__":
+    main()

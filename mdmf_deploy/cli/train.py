@@ -1,0 +1,140 @@
+"""`mdmf train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mdmf_deploy.recipe import Recipe
+
+
+def train(
+    real: Annotated[str, typer.Argument(help="Folder (or @LIST) of real photographs.")],
+    generated: Annotated[Path, typer.Argument(help="Folder with one sub-folder a generator.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The run's folder: checkpoint, state, history, caches.")
+    ],
+    recipe: Annotated[str, typer.Option(help="Recipe by name, or a .toml file.")] = "starter",
+    backbone: Annotated[str | None, typer.Option(help="Backbone in place of the recipe's, as dinov2_vitl14.")] = None,
+    backbone_weights: Annotated[
+        Path | None, typer.Option(help="Pretrained backbone in the official, Hugging Face or timm layout.")
+    ] = None,
+    download_backbone: Annotated[
+        bool, typer.Option("--download-backbone", help="Fetch the official weights, held to their pinned SHA-256.")
+    ] = False,
+    train_backbone: Annotated[
+        bool, typer.Option("--train-backbone", help="Train the backbone too; from scratch, if it has no weights.")
+    ] = False,
+    objective: Annotated[str | None, typer.Option(help="image or pooled, in place of the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps, in place of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, in place of the recipe's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in the output folder.")] = False,
+    amp: Annotated[bool | None, typer.Option(help="Train in bfloat16; by default on a GPU only.")] = None,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 200,
+    validate_every: Annotated[int, typer.Option(min=1, help="Steps between validation AUROCs.")] = 200,
+) -> None:
+    """Train the PFS head, the bandwidth and, if told to, the backbone, by test power.
+
+    Example: mdmf train photos/ generated/ --backbone dinov2_vitl14 --backbone-weights dinov2_vitl14.pth -o runs/vitl14
+    """
+    from mdmf_deploy.errors import UsageError
+    from mdmf_deploy.inputs import expand
+    from mdmf_deploy.recipe import load_recipe
+
+    changes = {"objective": objective, "steps": steps, "seed": seed}
+    chosen = _changed(load_recipe(recipe), backbone, {k: v for k, v in changes.items() if v is not None})
+    if download_backbone:
+        if backbone_weights is not None:
+            raise UsageError("--download-backbone and --backbone-weights exclude each other; give one of them")
+        from mdmf_deploy.model.download import fetch_backbone
+
+        backbone_weights = fetch_backbone(chosen.backbone.architecture, output / "download")
+    photographs = expand([real]).paths
+    generators = {name: expand([str(folder)]).paths for name, folder in _generators(generated).items()}
+
+    import torch
+
+    from mdmf_deploy.training.fitting import Plan, fit
+    from mdmf_deploy.training.loop import Cadence
+
+    plan = Plan(
+        chosen,
+        output,
+        backbone_weights=backbone_weights,
+        train_backbone=train_backbone,
+        resume=resume,
+        amp=torch.cuda.is_available() if amp is None else amp,
+        cadence=Cadence(validate=validate_every, save=save_every),
+    )
+    with _Progress(chosen.training.steps) as progress:
+        checkpoint = fit(plan, photographs, generators, say=progress.say, watch=progress.watch)
+    typer.echo(str(checkpoint))
+
+
+def _changed(recipe: Recipe, backbone: str | None, training: dict[str, Any]) -> Recipe:
+    import msgspec
+
+    from mdmf_deploy.errors import UsageError
+    from mdmf_deploy.recipe import Recipe
+
+    table = msgspec.to_builtins(recipe)
+    table["training"] |= training
+    if backbone is not None:
+        from mdmf_deploy.model.architectures import architecture
+
+        architecture(backbone)
+        table["backbone"]["architecture"] = backbone
+    try:
+        return msgspec.convert(table, Recipe)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"training options: {error}") from error
+
+
+def _generators(folder: Path) -> dict[str, Path]:
+    from mdmf_deploy.errors import UsageError
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; give one that has a sub-folder for each generator")
+    found = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
+    if not found:
+        raise UsageError(f"{folder} has no sub-folder; put each generator's images into one of its own")
+    return found
+
+
+class _Progress:
+    """A bar on a terminal, plain lines elsewhere; all on stderr."""
+
+    def __init__(self, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=steps)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def watch(self, record: dict[str, float]) -> None:
+        self._bar.update(self._task, completed=record["step"], description=f"power {record['power']:.2f}")
+        if "auroc_mean" in record:
+            areas = {k.removeprefix("auroc_"): v for k, v in record.items() if k.startswith("auroc_")}
+            listed = ", ".join(f"{name} {area:.3f}" for name, area in areas.items())
+            self.say(f"step {record['step']:.0f}: power {record['power']:.2f}, validation AUROC {listed}")

@@ -1,0 +1,88 @@
+"""What training maximises: the deep-kernel test power, over pools of patches or over images (METHOD.md).
+
+k(a, b) = exp(-|a - b|^2 / (2 sigma^2)) throughout.  Pooled: Liu et al., ICML 2020 (arXiv 2002.09116), eq. 3 to 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mdmf_deploy.errors import ShapeMismatch
+
+
+def gram(a: Tensor, b: Tensor, sigma: Tensor) -> Tensor:
+    """k(a_i, b_j); (..., n, d) and (..., m, d) -> (..., n, m)."""
+    norms = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
+    squared = (norms - 2 * a @ b.transpose(-1, -2)).clamp_min(0)
+    return torch.exp(squared / (-2 * sigma.square()))
+
+
+@dataclass(frozen=True, slots=True)
+class TestPower:
+    """mmd2: unbiased MMD^2.  variance: of its H-statistic.  power: mmd2 / sqrt(variance + regulariser)."""
+
+    mmd2: Tensor
+    variance: Tensor
+    power: Tensor
+
+
+def pooled_test_power(x: Tensor, y: Tensor, sigma: Tensor, regulariser: float) -> TestPower:
+    """The paper's objective over n real and n generated patches, both (n, d), n >= 2.
+
+    H_ij = k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(y_i, x_j)
+    MMD^2_u = 1/(n(n-1)) sum_{i != j} H_ij;  var = 4/n^3 sum_i (sum_j H_ij)^2 - 4/n^4 (sum_ij H_ij)^2
+    Raises ShapeMismatch if the two differ in shape.
+    """
+    n = len(x)
+    if x.shape != y.shape or n < 2:
+        raise ShapeMismatch(
+            f"pools: expected two of the same shape (n >= 2, d), got {tuple(x.shape)}, {tuple(y.shape)}"
+        )
+    cross = gram(x, y, sigma)
+    h = gram(x, x, sigma) + gram(y, y, sigma) - cross - cross.T
+    mmd2 = (h.sum() - h.diagonal().sum()) / (n * (n - 1))
+    variance = 4 / n**3 * h.sum(1).square().sum() - 4 / n**4 * h.sum().square()
+    # Rounding can take the variance of a degenerate pool just below zero.
+    return TestPower(mmd2, variance, mmd2 / (variance.clamp_min(0) + regulariser).sqrt())
+
+
+def image_scores(real: Tensor, generated: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Each image's biased MMD^2 against the batch's real images, an image never in its own reference.
+
+    real (R, N, d), R >= 2, and generated (G, N, d) -> scores (R,) and (G,).
+    """
+    count = len(real)
+    everything = torch.cat([real, generated])
+    total, patches, d = everything.shape
+    reference = real.reshape(-1, d)
+    # block[i, j]: mean kernel value between the patches of image i and of real image j.
+    kernel = gram(everything.reshape(-1, d), reference, sigma)
+    block = kernel.reshape(total, patches, count, patches).mean(dim=(1, 3))
+    within = gram(everything, everything, sigma).mean(dim=(1, 2))
+    between = block[:count]
+    all_pairs = between.sum()
+    own = between.diagonal()
+    others = between.sum(1) - own
+    # The reference of real image i is the other R - 1 images.
+    rest = (all_pairs - between.sum(0) - between.sum(1) + own) / (count - 1) ** 2
+    real_scores = within[:count] - 2 * others / (count - 1) + rest
+    generated_scores = within[count:] - 2 * block[count:].mean(1) + all_pairs / count**2
+    return real_scores, generated_scores
+
+
+def image_test_power(real_scores: Tensor, generated_scores: Tensor, regulariser: float) -> Tensor:
+    """J_image = (mean_generated s - mean_real s) / sqrt(var_generated s + var_real s + regulariser)."""
+    gap = generated_scores.mean() - real_scores.mean()
+    spread = generated_scores.var(unbiased=False) + real_scores.var(unbiased=False) + regulariser
+    return gap / spread.sqrt()
+
+
+def median_distance(signatures: Tensor) -> Tensor:
+    """Median |a - b| over pairs of distinct signatures, (n, d) with n >= 2: the bandwidth training starts from."""
+    n = len(signatures)
+    distances = torch.cdist(signatures, signatures)
+    upper = torch.triu_indices(n, n, offset=1)
+    return distances[upper[0], upper[1]].median()
