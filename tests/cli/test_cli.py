@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -127,8 +128,13 @@ def test_interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE there")
 def test_a_reader_that_went_away_is_no_error() -> None:
+    # Buffered, as it is by default: Python then flushes once more on its way out.
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "mdmf_deploy.cli", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "mdmf_deploy.cli", "doctor"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=buffered,
     )
     assert process.stdout is not None
     assert process.stderr is not None
