@@ -1,0 +1,259 @@
+"""sign: one Signed a source, in order, the same whatever the batch, in bounded memory, with no thread left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mdmf_deploy import images, pipeline
+from mdmf_deploy.errors import ImageError, UsageError
+from mdmf_deploy.images import Limits
+from mdmf_deploy.pipeline import Source, sign
+from mdmf_deploy.recipe import Preprocessing
+
+CROP = 16
+PREPROCESSING = Preprocessing(crop=CROP)
+PATCHES = 4
+
+
+class Quadrants:
+    """An engine whose signatures are the means of a crop's quarters; remembers the sizes of its batches."""
+
+    name = "onnxruntime"
+    precision = "fp32"
+
+    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
+        self.batches: list[int] = []
+        self._before = before
+
+    def __call__(self, tensor: np.ndarray) -> np.ndarray:
+        self._before()
+        self.batches.append(len(tensor))
+        half = CROP // 2
+        quarters = tensor.reshape(len(tensor), 3, 2, half, 2, half).mean(axis=(3, 5))
+        return quarters.reshape(len(tensor), 3, PATCHES).transpose(0, 2, 1).copy()
+
+    def close(self) -> None:
+        pass
+
+
+def pixels(seed: int, width: int = 20, height: int = 24) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("mdmf-decode")]
+
+
+def alone(source: Source, crops: int) -> np.ndarray | None:
+    """What one source must give, without the pipeline."""
+    try:
+        array = source if isinstance(source, np.ndarray) else images.decode(source).pixels
+    except ImageError:
+        return None
+    squares = images.crops(array, CROP, crops).pixels
+    return Quadrants()(images.normalise(squares, PREPROCESSING)).reshape(-1, 3)
+
+
+SOURCES: list[Source] = [
+    pixels(0),
+    png(pixels(1, 70, 20)),
+    b"",
+    png(pixels(2, 9, 9)),
+    b"not an image",
+    pixels(3, 90, 90),
+    png(pixels(4))[:60],
+]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    which=st.lists(st.integers(0, len(SOURCES) - 1), max_size=25),
+    batch_size=st.integers(1, 9),
+    crops=st.integers(1, 12),
+    workers=st.integers(1, 4),
+)
+def test_every_source_gives_what_it_gives_alone(which: list[int], batch_size: int, crops: int, workers: int) -> None:
+    engine = Quadrants()
+    sources = [SOURCES[n] for n in which]
+    signed = list(sign(sources, engine, PREPROCESSING, batch_size=batch_size, crops=crops, workers=workers))
+    assert len(signed) == len(sources)
+    for n, (source, got) in enumerate(zip(sources, signed, strict=True)):
+        wanted = alone(source, crops)
+        assert got.uri == f"{'bytes' if isinstance(source, bytes) else 'array'}:{n}"
+        assert (got.signatures is None) == (got.error is not None) == (wanted is None)
+        if wanted is not None:
+            np.testing.assert_array_equal(got.signatures, wanted)
+    assert max(engine.batches, default=0) <= batch_size
+    assert sum(engine.batches) * PATCHES == sum(len(s.signatures) for s in signed if s.signatures is not None)
+    assert not threads()
+
+
+def test_full_batches_where_the_sources_allow() -> None:
+    engine = Quadrants()
+    list(sign([pixels(n) for n in range(20)], engine, PREPROCESSING, batch_size=8))
+    assert engine.batches == [8, 8, 4]
+
+
+def test_what_is_known_of_each_image(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(png(pixels(5, 40, 30)))
+    for source in (path, str(path)):
+        [signed] = sign([source], Quadrants(), PREPROCESSING)
+        assert (signed.uri, signed.width, signed.height) == (path.as_posix(), 40, 30)
+        assert (signed.format, signed.crop, signed.error) == ("png", "center", None)
+        assert signed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert signed.ms_decode is not None
+        assert signed.ms_engine is not None
+    [array] = sign([pixels(5, 40, 30)], Quadrants(), PREPROCESSING)
+    assert (array.format, array.width, array.height) == ("array", 40, 30)
+    assert array.signatures is not None
+    np.testing.assert_array_equal(array.signatures, signed.signatures)
+    [small] = sign([pixels(5, 9, 30)], Quadrants(), PREPROCESSING)
+    assert small.crop == "reflected"
+    [large] = sign([pixels(5, 90, 90)], Quadrants(), PREPROCESSING, crops=3)
+    assert large.crop == "center+2"
+
+
+def test_the_hash_of_an_array_tells_shapes_apart() -> None:
+    flat = np.zeros((2, 8, 3), np.uint8)
+    hashes = {s.sha256 for s in sign([flat, flat.reshape(4, 4, 3), flat + 1, flat.copy()], Quadrants(), PREPROCESSING)}
+    assert len(hashes) == 3
+
+
+def test_unreadable_sources_say_why(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_bytes(b"hello")
+    sources: list[Source] = [
+        tmp_path / "nowhere.jpg",
+        tmp_path,
+        tmp_path / "text.jpg",
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),  # type: ignore[list-item]
+        np.zeros((0, 4, 3), np.uint8),
+        png(pixels(0, 40, 40)),
+    ]
+    signed = list(sign(sources, Quadrants(), PREPROCESSING, limits=Limits(max_pixels=1000)))
+    assert [s.error.code if s.error else None for s in signed] == [
+        "missing",
+        "not_a_file",
+        "unsupported_format",
+        "unsupported_mode",
+        "unsupported_mode",
+        "empty",
+        "too_many_pixels",
+    ]
+    assert [s.sha256 == "" for s in signed[:3]] == [True, True, False]
+    assert "array:4 is float32 of shape (4, 4, 3)" in str(signed[4].error)
+    assert all(s.signatures is None and s.ms_engine is None for s in signed)
+
+
+def test_a_batch_s_time_is_divided_evenly() -> None:
+    signed = list(sign([pixels(0), b"", pixels(1), pixels(2)], Quadrants(), PREPROCESSING, batch_size=3))
+    assert signed[0].ms_engine == signed[2].ms_engine
+    assert signed[1].ms_engine is None
+
+
+def test_a_signature_does_not_hold_its_batch() -> None:
+    for signed in sign([pixels(0), pixels(1)], Quadrants(), PREPROCESSING):
+        assert signed.signatures is not None
+        assert signed.signatures.base is None
+
+
+@pytest.mark.parametrize(("batch_size", "crops"), [(4, 1), (4, 4), (8, 2)])
+def test_sources_are_taken_only_as_needed(batch_size: int, crops: int) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Source]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield pixels(taken)
+
+    signed = sign(endless(), Quadrants(), PREPROCESSING, batch_size=batch_size, crops=crops, workers=2)
+    for done in range(1, 30):
+        next(signed)
+        assert taken - done <= batch_size + max(2, batch_size // crops)
+    signed.close()  # type: ignore[attr-defined]
+    assert not threads()
+
+
+def test_order_holds_though_threads_finish_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = threading.Event()
+    decode = images.decode
+
+    def uneven(data: bytes, limits: Limits) -> images.Decoded:
+        if data == first:
+            assert later.wait(10)
+        else:
+            later.set()
+        return decode(data, limits)
+
+    first, second = png(pixels(0)), png(pixels(1))
+    monkeypatch.setattr(images, "decode", uneven)
+    signed = list(sign([first, second], Quadrants(), PREPROCESSING, workers=2))
+    assert [s.sha256 for s in signed] == [hashlib.sha256(data).hexdigest() for data in (first, second)]
+
+
+def test_the_next_batch_is_made_while_the_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = threading.Semaphore(0)
+    decode = images.decode
+
+    def counted(data: bytes, limits: Limits) -> images.Decoded:
+        decoded.release()
+        return decode(data, limits)
+
+    def until_four_are_decoded() -> None:
+        if not engine.batches:
+            assert all(decoded.acquire(timeout=10) for _ in range(4))
+
+    monkeypatch.setattr(images, "decode", counted)
+    engine = Quadrants(until_four_are_decoded)
+    assert len(list(sign([png(pixels(n)) for n in range(4)], engine, PREPROCESSING, batch_size=2, workers=1))) == 4
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_an_engine_s_error_is_nobody_else_s(raised: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = 0
+    prepare = pipeline._prepare
+
+    def counted(*arguments: object) -> object:
+        nonlocal prepared
+        prepared += 1
+        return prepare(*arguments)  # type: ignore[arg-type]
+
+    def fail() -> None:
+        raise raised
+
+    monkeypatch.setattr(pipeline, "_prepare", counted)
+    signed = sign([pixels(n) for n in range(500)], Quadrants(fail), PREPROCESSING, batch_size=8, workers=2)
+    with pytest.raises(type(raised)):
+        list(signed)
+    assert not threads()
+    assert prepared <= 24
+
+
+def test_what_is_asked_wrongly_is_said_at_once() -> None:
+    for wrong in ({"batch_size": 0}, {"crops": 0}, {"workers": 0}):
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))} must be at least 1, got 0"):
+            sign([], Quadrants(), PREPROCESSING, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="source 1 is a int"):
+        list(sign([pixels(0), 7], Quadrants(), PREPROCESSING))  # type: ignore[list-item]
+
+
+def test_no_sources_no_rows() -> None:
+    assert list(sign([], Quadrants(), PREPROCESSING)) == []
