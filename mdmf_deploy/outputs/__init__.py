@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from mdmf_deploy.errors import RuntimeUnavailable, UsageError
 from mdmf_deploy.rows import Row
@@ -49,25 +49,25 @@ def open_output(path: Path) -> Iterator[Writer]:
         file = scratch.open("wb")
     except OSError as error:
         raise UsageError(f"-o {path}: {error.strerror}; choose a place you can write to") from error
+    finished = whole = False
     try:
         with file:
             writer = writer_class(file)
             try:
                 yield writer
+                finished = True
             except KeyboardInterrupt:
-                _finish(writer, file, scratch, path)
+                finished = True
                 raise
-            _finish(writer, file, scratch, path)
+            finally:
+                writer.close()  # after a crash too: a library's writer would complain once it is collected
+                file.flush()
+                os.fsync(file.fileno())
+                whole = finished
     finally:
+        if whole:
+            scratch.replace(path)
         scratch.unlink(missing_ok=True)
-
-
-def _finish(writer: Writer, file: BinaryIO, scratch: Path, path: Path) -> None:
-    writer.close()
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
-    scratch.replace(path)
 
 
 def _writer_class(path: Path) -> type:

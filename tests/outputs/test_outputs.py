@@ -1,0 +1,183 @@
+"""open_output: every format gives the rows back, and a file is there whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import string
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdmf_deploy.errors import MdmfError, RuntimeUnavailable, UsageError
+from mdmf_deploy.outputs import WRITERS, open_output
+from mdmf_deploy.outputs import parquet as parquet_module
+from mdmf_deploy.outputs.parquet import SCHEMA
+from mdmf_deploy.rows import COLUMNS, Row
+
+NUMBERS = ("score", "p_value", "threshold", "ms_decode", "ms_engine", "ms_mmd")
+ROW = Row(
+    uri='odd, "quoted" name.jpg', sha256="ab", score=0.1, verdict="real", width=7, height=9, contributions=(0.1, 0.1)
+)
+
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=12)
+floats = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+rows = st.builds(
+    Row,
+    uri=texts,
+    sha256=st.none() | st.text(string.hexdigits, min_size=1, max_size=64),
+    status=st.sampled_from(["ok", "error"]),
+    error_code=st.none() | st.just("truncated"),
+    error=st.none() | texts,
+    verdict=st.sampled_from(["real", "generated", "uncertain", "uncalibrated", "error"]),
+    width=st.none() | st.integers(1, 2**31 - 1),
+    height=st.none() | st.integers(1, 2**31 - 1),
+    format=st.none() | st.just("jpeg"),
+    crop=st.none() | st.just("center+2"),
+    contributions=st.none() | st.just((1.0, 2.0)),
+    **dict.fromkeys(NUMBERS, floats),
+)
+
+
+def then_raise(error: BaseException) -> Iterator[Row]:
+    yield ROW
+    yield ROW
+    raise error
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    with open_output(path) as writer:
+        for row in rows:
+            writer.write(row)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows as written, each value in its column's type."""
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_bytes().decode().split("\n")[:-1]]
+    if path.suffix == ".parquet":
+        table = pyarrow.parquet.read_table(path)
+        assert table.schema.equals(SCHEMA)
+        found: list[dict[str, Any]] = table.to_pylist()
+        return found
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    types = dict.fromkeys(NUMBERS, float) | {"width": int, "height": int}
+    return [{name: None if text == "" else types.get(name, str)(text) for name, text in line.items()} for line in lines]
+
+
+def as_columns(row: Row) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in COLUMNS}
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+@settings(deadline=None, max_examples=25)
+@given(written=st.lists(rows, max_size=5))
+def test_rows_read_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, ending: str, written: list[Row]) -> None:
+    path = tmp_path_factory.getbasetemp() / f"rows{ending}"
+    write(path, written)
+    found = read(path)
+    assert found == [as_columns(row) for row in written]
+    assert all(tuple(row) == COLUMNS for row in found)
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_an_interrupt_keeps_what_was_finished(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"rows{ending}"
+    with pytest.raises(KeyboardInterrupt):
+        write(path, then_raise(KeyboardInterrupt()))
+    assert read(path) == [as_columns(ROW)] * 2
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_a_crash_leaves_what_was_there(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"rows{ending}"
+    for there in (False, True):
+        if there:
+            write(path, [ROW])
+        with pytest.raises(RuntimeError):
+            write(path, then_raise(RuntimeError()))
+        assert list(tmp_path.iterdir()) == ([path] if there else [])
+    assert len(read(path)) == 1
+
+
+def test_nothing_is_under_the_name_until_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with open_output(path) as writer:
+        writer.write(ROW)
+        assert not path.exists()
+    assert path.exists()
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
+    write(tmp_path / "link.csv", [ROW])
+    assert (tmp_path / "link.csv").is_symlink()
+    assert len(read(tmp_path / "real.csv")) == 1
+
+
+def test_parquet_holds_one_row_group_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_module, "_ROW_GROUP", 3)
+    write(tmp_path / "rows.parquet", [ROW] * 7)
+    file = pyarrow.parquet.ParquetFile(tmp_path / "rows.parquet")
+    assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows", "rows.jsonl.gz"])
+def test_an_unknown_ending_lists_the_known_ones(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"choose one of \.jsonl, \.csv, \.parquet"), open_output(tmp_path / name):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_ending_may_be_in_capitals(tmp_path: Path) -> None:
+    write(tmp_path / "ROWS.JSONL", [ROW])
+    assert (tmp_path / "ROWS.JSONL").read_bytes().count(b"\n") == 1
+
+
+def test_a_missing_library_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mdmf_deploy.outputs.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(RuntimeUnavailable, match=r"pip install 'mdmf-deploy\[scale\]'"):
+        write(tmp_path / "rows.parquet", [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    for path, why in (
+        (tmp_path / "folder.csv", "is a folder"),
+        (tmp_path / "missing" / "rows.csv", "No such file"),
+        (tmp_path / "file" / "rows.csv", "Not a directory"),
+    ):
+        with pytest.raises(MdmfError, match=why), open_output(path):
+            pytest.fail("opened")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_folder_is_said_at_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(UsageError, match="Permission denied; choose a place"), open_output(tmp_path / "rows.csv"):
+            pytest.fail("opened")
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_parquet_is_imported_only_for_parquet(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mdmf_deploy.outputs import open_output\n"
+        f"with open_output(Path({str(tmp_path / 'rows.jsonl')!r})): pass\n"
+        "sys.exit('pyarrow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,213 @@
+"""Detector: rows from a bundle, the same on every run and for every batch, with verdicts only where they hold."""
+
+from __future__ import annotations
+
+import doctest
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import mdmf_deploy.detector
+from mdmf_deploy.bundle import Bundle, write_bundle
+from mdmf_deploy.calibrating import write_calibration
+from mdmf_deploy.calibration import Calibration, Pair
+from mdmf_deploy.detector import Detector
+from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable, UsageError
+from mdmf_deploy.images import decode
+from mdmf_deploy.mmd.reference import ReferenceReduction
+from mdmf_deploy.pipeline import Source, sign
+from mdmf_deploy.rows import TIMINGS, Row
+
+PAIR = Pair("onnxruntime", "fp32")
+
+
+@pytest.fixture(scope="module")
+def paths(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """40 inputs: every photograph thrice, and files that cannot be read among them."""
+    broken = tmp_path_factory.mktemp("broken")
+    (broken / "empty.jpg").write_bytes(b"")
+    (broken / "cut.jpg").write_bytes((photos / "photo00.jpg").read_bytes()[:400])
+    good = sorted(photos.iterdir())
+    return [*good, broken / "empty.jpg", *good, broken / "cut.jpg", broken / "nowhere.png", broken, *good]
+
+
+def timeless(rows: Sequence[Row]) -> list[Row]:
+    return [msgspec.structs.replace(row, **dict.fromkeys(TIMINGS)) for row in rows]
+
+
+def calibrate(bundle: Path, scores: Sequence[float], fpr: float = 0.1) -> None:
+    opened = Bundle.open(bundle)
+    calibration = Calibration.from_scores(
+        {f"{n:064}": score for n, score in enumerate(scores)},
+        [fpr],
+        0.5,
+        bundle_id=opened.bundle_id,
+        measured_on=PAIR,
+        holds_for=[PAIR],
+    )
+    write_calibration(opened, calibration, bundle)
+
+
+def test_rows_are_identical_on_every_run_and_for_every_batch(tiny_bundle: Path, paths: list[Path]) -> None:
+    runs = []
+    for batch_size, threads in ((32, None), (32, None), (1, 1), (7, 2)):
+        with Detector(tiny_bundle, "onnxruntime", threads, batch_size=batch_size) as detector:
+            runs.append(timeless(detector.detect(paths)))
+    assert [row.uri for row in runs[0]] == [path.as_posix() for path in paths]
+    assert [row.error_code for row in runs[0] if row.status == "error"] == [
+        *("empty", "truncated", "missing", "not_a_file")
+    ]
+    for run in runs[1:]:
+        assert run == runs[0]
+
+
+@pytest.mark.parametrize("crops", [1, 3])
+def test_scores_are_those_of_the_float64_reference(tiny_bundle: Path, photos: Path, crops: int) -> None:
+    with Detector(tiny_bundle, crops=crops) as detector:
+        rows = detector.detect(sorted(photos.iterdir()))
+        bank = detector.bundle.bank
+        signed = sign(sorted(photos.iterdir()), detector._engine, detector.bundle.manifest.preprocessing, crops=crops)
+        for row, image in zip(rows, signed, strict=True):
+            assert image.signatures is not None
+            wanted = ReferenceReduction()(image.signatures[None], bank)
+            assert row.score == pytest.approx(float(wanted.mmd2[0]), rel=1e-6, abs=1e-7)
+            assert row.contributions is not None
+            assert len(row.contributions) == len(image.signatures)
+            assert np.mean(row.contributions) == pytest.approx(row.score, rel=1e-12)
+    assert (rows[0].crop == "center") == (crops == 1)
+
+
+def test_a_path_its_bytes_and_its_pixels_score_alike(tiny_bundle: Path, photos: Path) -> None:
+    path = photos / "photo03.png"
+    with Detector(tiny_bundle) as detector:
+        rows = detector.detect([path, path.read_bytes(), decode(path.read_bytes()).pixels, str(path)])
+    assert len({row.score for row in rows}) == 1
+    assert [row.uri for row in rows] == [path.as_posix(), "bytes:1", "array:2", path.as_posix()]
+    assert [row.format for row in rows] == ["png", "png", "array", "png"]
+
+
+def test_one_source_alone_is_a_list_of_one(tiny_bundle: Path, photos: Path) -> None:
+    path = photos / "photo00.jpg"
+    alone: list[Source] = [path, str(path), path.read_bytes(), np.zeros((60, 60, 3), np.uint8)]
+    with Detector(tiny_bundle) as detector:
+        for source in alone:
+            [row] = detector.detect(source)
+            assert row.status == "ok"
+        assert detector.detect([]) == []
+
+
+def test_every_row_says_with_what_it_was_scored(tiny_bundle: Path, photos: Path) -> None:
+    with Detector(tiny_bundle) as detector:
+        good, bad = detector.detect([photos / "photo00.jpg", b"?"])
+        assert detector.runtime == "onnxruntime"
+        for row in (good, bad):
+            assert (row.bundle_id, row.runtime, row.precision) == (detector.bundle.bundle_id, "onnxruntime", "fp32")
+    assert (bad.verdict, bad.status, bad.score, bad.error_code) == ("error", "error", None, "unsupported_format")
+    assert bad.error == "these bytes are not a JPEG, PNG, WebP, TIFF, BMP or GIF; convert the image to one of them"
+    assert (good.status, good.error_code, good.error, good.crop) == ("ok", None, None, "center")
+
+
+def test_verdicts_come_from_the_calibration(bundle_copy: Path, photos: Path) -> None:
+    with Detector(bundle_copy) as detector:
+        scores = sorted(row.score or 0.0 for row in detector.detect(sorted(photos.iterdir())))
+    calibrate(bundle_copy, scores)
+    with Detector(bundle_copy) as detector:
+        assert detector.caveat is None
+        rows = sorted(detector.detect(sorted(photos.iterdir())), key=lambda row: row.score or 0.0)
+    # (k + 1) / (n + 1) with n = 12 and k counting the image itself.
+    assert [row.p_value for row in rows] == [pytest.approx((12 - n + 1) / 13) for n in range(12)]
+    assert [row.verdict for row in rows] == ["real"] * 7 + ["uncertain"] * 5
+    assert {row.threshold for row in rows} == {scores[-1]}
+    calibrate(bundle_copy, [score - 1.0 for score in scores])
+    with Detector(bundle_copy) as detector:
+        assert {row.verdict for row in detector.detect(sorted(photos.iterdir()))} == {"generated"}
+
+
+def test_without_a_calibration_verdicts_are_withheld(tiny_bundle: Path, photos: Path) -> None:
+    with Detector(tiny_bundle) as detector:
+        [row] = detector.detect(photos / "photo00.jpg")
+        assert (row.verdict, row.p_value, row.threshold) == ("uncalibrated", None, None)
+        assert detector.caveat is not None
+        assert f"run `mdmf calibrate {tiny_bundle}" in detector.caveat
+
+
+def test_without_verification_verdicts_are_withheld(bundle_copy: Path, photos: Path) -> None:
+    calibrate(bundle_copy, [0.1] * 20)
+    opened = Bundle.open(bundle_copy)
+    write_bundle(bundle_copy, msgspec.structs.replace(opened.manifest, verification=()), opened.files())
+    with Detector(bundle_copy) as detector:
+        assert detector.detect(photos / "photo00.jpg")[0].verdict == "uncalibrated"
+        assert detector.caveat is not None
+        assert f"run `mdmf verify {bundle_copy} --runtime onnxruntime`" in detector.caveat
+
+
+def test_thresholds_hold_for_one_crop(bundle_copy: Path) -> None:
+    calibrate(bundle_copy, [0.1] * 20)
+    images = [np.zeros((200, 200, 3), np.uint8), np.zeros((60, 60, 3), np.uint8)]
+    with Detector(bundle_copy, crops=4) as detector:
+        many, one = detector.detect(images)
+        assert detector.caveat is not None
+        assert "several crops" in detector.caveat
+    assert (many.crop, many.verdict, many.p_value, many.threshold) == ("center+3", "uncalibrated", None, None)
+    assert (one.crop, one.verdict == "uncalibrated") == ("center", False)
+
+
+def test_too_few_calibration_images_are_said(bundle_copy: Path, photos: Path) -> None:
+    calibrate(bundle_copy, [0.0] * 5, fpr=0.01)
+    with Detector(bundle_copy) as detector:
+        assert detector.caveat is not None
+        assert "5 calibration images are too few for a false positive rate of 0.01" in detector.caveat
+        [row] = detector.detect(photos / "photo00.jpg")
+    assert (row.verdict, row.threshold) == ("uncertain", None)
+
+
+def test_rows_stream_before_the_sources_end(tiny_bundle: Path) -> None:
+    def endless() -> object:
+        while True:
+            yield np.zeros((60, 60, 3), np.uint8)
+
+    with Detector(tiny_bundle, batch_size=2) as detector:
+        rows = detector.stream(endless())  # type: ignore[arg-type]
+        assert [next(rows).uri for _ in range(5)] == [f"array:{n}" for n in range(5)]
+
+
+def test_a_score_that_is_no_number_is_an_error(
+    tiny_bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Detector(tiny_bundle) as detector:
+        engine = detector._engine
+        monkeypatch.setattr(type(engine), "__call__", lambda self, x: np.full((len(x), 4, 8), np.nan, np.float32))
+        with pytest.raises(BundleError, match=r"photo00\.jpg on onnxruntime is nan; run `mdmf verify`"):
+            detector.detect(photos / "photo00.jpg")
+
+
+def test_what_cannot_be_opened_says_so(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeUnavailable, match="'quantum' is not known"):
+        Detector(tiny_bundle, runtime="quantum")
+    with pytest.raises(BundleError, match="not a folder"):
+        Detector(tmp_path / "nowhere.mdmf")
+    with Detector(tiny_bundle, batch_size=0) as detector, pytest.raises(UsageError, match="batch_size must be"):
+        detector.detect([])
+
+
+def test_a_bank_of_another_model_is_refused(bundle_copy: Path) -> None:
+    opened = Bundle.open(bundle_copy)
+    files = {**opened.files(), "model.onnx": opened.model_path.read_bytes() + b"\0"}
+    write_bundle(bundle_copy, opened.manifest, files)
+    with pytest.raises(MdmfError, match="come from another model"):
+        Detector(bundle_copy)
+
+
+def test_the_examples_in_the_docstrings_run(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdmf_deploy.bundle.bundled", lambda name: tiny_bundle)
+    shutil.copy(photos / "photo00.jpg", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    results = doctest.testmod(mdmf_deploy.detector)
+    assert results.attempted >= 8
+    assert results.failed == 0
