@@ -28,10 +28,13 @@ class TrainingNet(nn.Module):
         """Crops (n, 3, S, S) or features (n, N, C) -> signatures (n, N, d), patch logits (n, P) or None, sigma."""
         sigma = self.detector.log_sigma.exp()
         if self.classifier is None:
-            return self.detector.head.sign(batch), None, sigma
+            with torch.autocast(batch.device.type, enabled=False):
+                return self.detector.head.sign(batch.float()), None, sigma
         tokens = self.detector.backbone(batch)
         logits: Tensor = self.classifier(tokens.flatten(2).transpose(1, 2)).squeeze(-1)
-        return self.detector.head(tokens), logits, sigma
+        # The objective is made of small differences of signatures: the head is cheap, so it keeps float32.
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.detector.head(tokens.float()), logits, sigma
 
     @torch.no_grad()
     def start_bandwidth(self, batch: Tensor) -> None:

@@ -1,0 +1,289 @@
+"""`mdmf detect`: one row an input, in order, and the exit code that says how it went."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from typer.testing import CliRunner, Result
+
+from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.calibrating import write_calibration
+from mdmf_deploy.calibration import Calibration, Pair
+from mdmf_deploy.cli import app
+from mdmf_deploy.detector import Detector
+from mdmf_deploy.rows import COLUMNS, TIMINGS
+
+
+def detect(*arguments: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, ["detect", *map(str, arguments)], input=stdin)
+
+
+def timeless(lines: str) -> list[dict[str, Any]]:
+    return [{**json.loads(line), **dict.fromkeys(TIMINGS)} for line in lines.splitlines()]
+
+
+def run(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mdmf_deploy.cli", "detect", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_bundle: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with thresholds that make the upper third of the photographs generated."""
+    path = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("calibrated") / "tiny.mdmf"))
+    with Detector(path) as detector:
+        scores = sorted(row.score or 0.0 for row in detector.detect(sorted(photos.iterdir())))
+    bundle, pair = Bundle.open(path), Pair("onnxruntime", "fp32")
+    calibration = Calibration.from_scores(
+        {f"{n:064}": scores[7] for n in range(9)},
+        [0.1],
+        0.5,
+        bundle_id=bundle.bundle_id,
+        measured_on=pair,
+        holds_for=[pair],
+    )
+    write_calibration(bundle, calibration, path)
+    return path
+
+
+@pytest.fixture
+def mixed(photos: Path, tmp_path: Path) -> Path:
+    """A folder of 12 photographs, 2 broken ones and 2 files of another kind."""
+    folder = Path(shutil.copytree(photos, tmp_path / "mixed"))
+    (folder / "cut.jpg").write_bytes((folder / "photo00.jpg").read_bytes()[:500])
+    (folder / "zero.png").touch()
+    (folder / "notes.txt").touch()
+    (folder / "sub").mkdir()
+    (folder / "sub" / "more.md").touch()
+    return folder
+
+
+def test_the_table_has_one_line_an_input(calibrated: Path, photos: Path) -> None:
+    result = detect(photos, "--bundle", calibrated)
+    assert result.exit_code == 0
+    header, *lines = result.stdout.splitlines()
+    assert header.split() == ["verdict", "score", "p", "threshold", "size", "image"]
+    assert [line.split()[-1] for line in lines] == [path.as_posix() for path in sorted(photos.iterdir())]
+    assert sum(line.startswith("generated ") for line in lines) == 4
+    assert "\x1b" not in result.stdout
+    summary = result.stderr.splitlines()[-1]
+    assert summary.startswith("mdmf: 12 images: ")
+    assert "4 generated" in summary
+    assert summary.endswith(" images/s")
+
+
+def test_unreadable_inputs_cost_their_own_rows_and_exit_3(calibrated: Path, mixed: Path) -> None:
+    result = detect(mixed, mixed / "nowhere.jpg", mixed / "notes.txt", "--bundle", calibrated, "--json")
+    assert result.exit_code == 3
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(rows) == 16
+    codes = {Path(row["uri"]).name: row["error_code"] for row in rows if row["status"] == "error"}
+    assert codes == {"cut.jpg": "truncated", "zero.png": "empty", "nowhere.jpg": "missing", "notes.txt": "empty"}
+    assert "4 unreadable" in result.stderr
+    assert result.stderr.rstrip().endswith("; 2 other files in folders skipped")
+    assert "cut.jpg  (truncated: jpeg: it ends early" in detect(mixed / "cut.jpg", "--bundle", calibrated).stdout
+
+
+def test_rows_are_the_same_for_every_batch_size_and_run(calibrated: Path, mixed: Path) -> None:
+    outputs = [
+        timeless(detect(mixed, mixed, "--bundle", calibrated, "--json", "--batch-size", size).stdout)
+        for size in (32, 32, 1, 7)
+    ]
+    assert len(outputs[0]) == 28
+    assert all(output == outputs[0] for output in outputs)
+
+
+def test_every_output_holds_the_same_rows(calibrated: Path, mixed: Path, tmp_path: Path) -> None:
+    printed = timeless(detect(mixed, "--bundle", calibrated, "--json").stdout)
+    assert all(tuple(row) == COLUMNS for row in printed)
+    for ending in ("jsonl", "csv", "parquet"):
+        path = tmp_path / f"rows.{ending}"
+        result = detect(mixed, "--bundle", calibrated, "-o", path)
+        assert (result.exit_code, result.stdout) == (3, "")
+        if ending == "jsonl":
+            assert timeless(path.read_text(encoding="utf-8")) == printed
+        elif ending == "parquet":
+            table = pyarrow.parquet.read_table(path).to_pylist()
+            assert [{**row, **dict.fromkeys(TIMINGS)} for row in table] == printed
+        else:
+            with path.open(encoding="utf-8", newline="") as file:
+                found = list(csv.DictReader(file))
+            for row, wanted in zip(found, printed, strict=True):
+                assert row["uri"] == wanted["uri"]
+                assert row["score"] == ("" if wanted["score"] is None else repr(wanted["score"]))
+
+
+def test_a_list_on_stdin(calibrated: Path, photos: Path) -> None:
+    names = [photos / "photo02.jpg", photos / "photo01.png"]
+    result = detect("-", "--bundle", calibrated, "--json", stdin="\n".join(map(str, names)))
+    assert [row["uri"] for row in timeless(result.stdout)] == [name.as_posix() for name in names]
+
+
+def test_odd_names_are_written_printably(calibrated: Path, photos: Path, tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9\n.jpg"
+    try:
+        shutil.copy(photos / "photo00.jpg", name)
+    except (OSError, UnicodeDecodeError):
+        pytest.skip("this file system takes no such name")
+    result = detect(tmp_path, "--bundle", calibrated)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[1].endswith(r"/caf\xe9\x0a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "code"), [(["generated"], 1), (["uncertain"], 0), (["uncertain", "generated"], 1)]
+)
+def test_fail_on_is_a_gate(calibrated: Path, photos: Path, tmp_path: Path, verdicts: list[str], code: int) -> None:
+    asked = [part for verdict in verdicts for part in ("--fail-on", verdict)]
+    result = detect(photos, "--bundle", calibrated, "-o", tmp_path / "rows.jsonl", *asked)
+    assert result.exit_code == code
+    # The gate speaks only after every row is written.
+    rows = timeless((tmp_path / "rows.jsonl").read_text())
+    assert len(rows) == 12
+    assert not any(row["verdict"] == "uncertain" for row in rows)
+    assert ("mdmf: --fail-on: 4 generated of 12 images" in result.stderr) == (code == 1)
+
+
+def test_a_refused_verdict_comes_before_unreadable_inputs(calibrated: Path, mixed: Path) -> None:
+    assert detect(mixed, "--bundle", calibrated, "--fail-on", "generated").exit_code == 1
+
+
+def test_a_gate_without_verdicts_is_no_pass(tiny_bundle: Path, calibrated: Path, photos: Path) -> None:
+    result = detect(photos, "--bundle", tiny_bundle, "--fail-on", "generated")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--fail-on cannot be judged" in result.stderr
+    assert "run `mdmf calibrate" in result.stderr
+    assert detect(photos, "--bundle", calibrated, "--fail-on", "generated", "--crops", 2).exit_code == 2
+
+
+def test_withheld_verdicts_are_warned_of_once(tiny_bundle: Path, photos: Path) -> None:
+    result = detect(photos, "--bundle", tiny_bundle)
+    assert result.exit_code == 0
+    assert result.stderr.count("warning") == 1
+    assert "run `mdmf calibrate" in result.stderr
+    assert result.stdout.count("uncalibrated ") == 12
+
+
+def test_heat_maps(calibrated: Path, mixed: Path, tmp_path: Path) -> None:
+    result = detect(mixed, "--bundle", calibrated, "--heatmaps", tmp_path / "maps")
+    assert result.exit_code == 3
+    names = sorted(path.name for path in (tmp_path / "maps").iterdir())
+    assert names == [f"photo{n:02}.heatmap.png" for n in range(12)]
+    assert detect(mixed, "--bundle", calibrated, "--heatmaps", tmp_path / "maps", "--crops", 2).exit_code == 2
+
+
+def test_quiet_says_nothing_more(calibrated: Path, photos: Path) -> None:
+    result = detect(photos, "--bundle", calibrated, "--runtime", "onnxruntime", "-q")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_options_reach_the_detector(calibrated: Path, photos: Path) -> None:
+    small = detect(photos, "--bundle", calibrated, "--json", "--max-pixels", 100)
+    assert small.exit_code == 3
+    assert {row["error_code"] for row in timeless(small.stdout)} == {"too_many_pixels"}
+    several = detect(photos, "--bundle", calibrated, "--json", "--crops", 3, "--threads", 1)
+    assert {row["crop"] for row in timeless(several.stdout)} == {"center+2"}
+    assert detect(photos, "--bundle", calibrated, "--runtime", "quantum").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["-o", "rows.xlsx"], "choose one of .jsonl, .csv, .parquet"),
+        (["-o", "missing/rows.csv"], "choose a place you can write to"),
+        (["-o", "rows.csv", "--json"], "give one of the two"),
+        (["--heatmaps", "file"], "choose a folder you can write to"),
+        (["--bundle", "file"], "give a .mdmf folder"),
+        (["empty"], "no images in empty (0 other files skipped)"),
+        (["no*.jpg"], "matches nothing"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_scoring(
+    calibrated: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    result = detect("--bundle", calibrated, photos, *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
+
+
+def test_a_damaged_bundle_leaves_no_output(calibrated: Path, photos: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(calibrated, tmp_path / "damaged.mdmf"))
+    model = bytearray((damaged / "model.onnx").read_bytes())
+    model[len(model) // 2] ^= 1
+    (damaged / "model.onnx").write_bytes(model)
+    result = detect(photos, "--bundle", damaged, "-o", tmp_path / "rows.csv")
+    assert result.exit_code == 2
+    assert "model.onnx: hash" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged.mdmf"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
+def test_an_interrupt_exits_130_with_what_was_finished(calibrated: Path, photos: Path, tmp_path: Path) -> None:
+    path = photos / "photo00.jpg"
+    (tmp_path / "list").write_text(f"{path}\n" * 200_000)
+    output = tmp_path / "rows.jsonl"
+    process = run(f"@{tmp_path / 'list'}", "--bundle", calibrated, "-o", output)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(file.stat().st_size for file in tmp_path.glob(".rows.jsonl.*.tmp")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert not output.exists()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    rows = timeless(output.read_text())
+    assert 0 < len(rows) < 200_000
+    assert all(row["uri"] == path.as_posix() and row["status"] == "ok" for row in rows)
+    assert f"{len(rows)} of 200000 images".encode() in errors
+    assert b"Traceback" not in errors
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["list", "rows.jsonl"]
+
+
+def test_a_reader_that_leaves_early_is_no_crash(calibrated: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(f"{photos / 'photo00.jpg'}\n" * 20_000)
+    process = run(f"@{tmp_path / 'list'}", "--bundle", calibrated, "--json")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 141
+    assert b"Traceback" not in errors
+
+
+def test_nothing_is_imported_that_is_not_needed(calibrated: Path, photos: Path) -> None:
+    code = (
+        "import sys\n"
+        "from mdmf_deploy.cli import app\n"
+        f"app(['detect', {str(photos / 'photo00.jpg')!r}, '--bundle', {str(calibrated)!r}], standalone_mode=False)\n"
+        "heavy = {'torch', 'onnx', 'pyarrow', 'rich.progress', 'sklearn', 'matplotlib', 'PIL.ImageDraw'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.splitlines()[-1][:14]) == (0, "mdmf: 1 image:")
+
+
+def test_help_has_an_example() -> None:
+    assert "Example: mdmf detect photos/" in " ".join(detect("--help").stdout.split())
