@@ -35,7 +35,7 @@ from mdmf_deploy.bundle import (
     write_bundle,
 )
 from mdmf_deploy.errors import GateFailed, ImageError, UsageError
-from mdmf_deploy.model.checkpoints import file_sha256, load_detector
+from mdmf_deploy.model.checkpoints import file_sha256, load_source, source_sha256
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.pipeline import sign
 from mdmf_deploy.probes import probe_crops, probes_to_bytes
@@ -69,15 +69,18 @@ def export(
     destination: Path,
     precision: Literal["auto"] | Precision = "auto",
     say: Callable[[str], None] = lambda text: None,
+    backbone_weights: Path | None = None,
 ) -> Exported:
     """Export a checkpoint to a bundle with a bank of these real images; see export_detector.
 
+    backbone_weights: the backbone's own file, for a checkpoint of a PFS head alone.
     Raises CheckpointError if the checkpoint is not one of this recipe's model, else as export_detector.
     """
     check_destination(destination)
     say(f"reading {checkpoint}")
-    detector = load_detector(checkpoint, recipe)
-    return export_detector(detector, recipe, reals, destination, precision, file_sha256(checkpoint), say)
+    detector = load_source(checkpoint, recipe, backbone_weights)
+    sha256 = source_sha256(checkpoint, backbone_weights)
+    return export_detector(detector, recipe, reals, destination, precision, sha256, say)
 
 
 def export_detector(

@@ -31,6 +31,9 @@ def export(
         Precision,
         typer.Option(help="auto: the recipe's, falling back to fp32 where it changes decisions. Else that or nothing."),
     ] = Precision.auto,
+    backbone_weights: Annotated[
+        Path | None, typer.Option(help="The backbone's own file, if the checkpoint is a PFS head trained elsewhere.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is already there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -40,7 +43,7 @@ def export(
     score those, and the recipe's limits say how much may change. int8 is made for CPUs, fp16 for GPUs.
     The bundle has no thresholds until `mdmf calibrate`. Exit code 1 if the limits are missed; nothing is written then.
 
-    Example: mdmf export run/model.safetensors --recipe starter --reals ~/photos -o starter.mdmf
+    Example: mdmf export run/checkpoint.safetensors --recipe starter --reals ~/photos -o starter.mdmf
     """
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.inputs import expand
@@ -53,9 +56,10 @@ def export(
 
     from mdmf_deploy.exporting import export as run
 
-    done = run(
-        checkpoint, loaded, inputs.paths, output, precision.value, lambda text: print(f"mdmf: {text}", file=sys.stderr)
-    )
+    def say(text: str) -> None:
+        print(f"mdmf: {text}", file=sys.stderr)
+
+    done = run(checkpoint, loaded, inputs.paths, output, precision.value, say, backbone_weights)
     manifest, gate = done.bundle.manifest, done.verification
     tell([f"{error.uri} ({error.code}): {error.text}" for error in done.bank.errors], "unreadable")
     size = sum(entry.size for entry in manifest.files.values())

@@ -25,6 +25,9 @@ def verify(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Run PyTorch on this checkpoint as the source, on IMAGES.")
     ] = None,
+    backbone_weights: Annotated[
+        Path | None, typer.Option(help="The backbone's own file, if the bundle was exported with one.")
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="The checkpoint's recipe; by default the one the bundle names.")
     ] = None,
@@ -57,7 +60,7 @@ def verify(
 
             result = verify_probes(opened, engine)
         else:
-            result = _against_checkpoint(opened, engine, checkpoint, recipe, images or [])
+            result = _against_checkpoint(opened, engine, checkpoint, backbone_weights, recipe, images or [])
     finally:
         engine.close()
     if record and not Path(bundle).is_dir():
@@ -78,22 +81,27 @@ def verify(
 
 
 def _against_checkpoint(
-    bundle: Bundle, engine: Engine, checkpoint: Path, recipe: str | None, images: list[str]
+    bundle: Bundle,
+    engine: Engine,
+    checkpoint: Path,
+    backbone_weights: Path | None,
+    recipe: str | None,
+    images: list[str],
 ) -> Verification:
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.inputs import expand
-    from mdmf_deploy.model.checkpoints import file_sha256, load_detector
+    from mdmf_deploy.model.checkpoints import load_source, source_sha256
     from mdmf_deploy.recipe import load_recipe
     from mdmf_deploy.runtime.torch_reference import TorchEngine
     from mdmf_deploy.verifying import verify_images
 
     made_of = bundle.manifest.provenance
-    if made_of.checkpoint_sha256 and file_sha256(checkpoint) != made_of.checkpoint_sha256:
+    if made_of.checkpoint_sha256 not in ("", source_sha256(checkpoint, backbone_weights)):
         raise UsageError(
             f"{checkpoint} is not the checkpoint this bundle was made of ({made_of.checkpoint_sha256[:12]}); "
             "export it, or give that one"
         )
-    source = TorchEngine(load_detector(checkpoint, load_recipe(recipe or made_of.recipe)))
+    source = TorchEngine(load_source(checkpoint, load_recipe(recipe or made_of.recipe), backbone_weights))
     result, left_out = verify_images(bundle, engine, source, expand(images).paths)
     if left_out:
         print(f"mdmf: {left_out} inputs unreadable or given twice, left out", file=sys.stderr)

@@ -88,6 +88,26 @@ def load_head(detector: Detector, path: Path, recipe: Recipe) -> None:
     _fill_head(detector, {key: value for key, value in tensors.items() if not key.startswith(prefix)}, path, recipe)
 
 
+def load_source(checkpoint: Path, recipe: Recipe, backbone_weights: Path | None = None) -> Detector:
+    """The detector of a whole checkpoint, or of a head's checkpoint and its backbone's own file.
+
+    Raises CheckpointError as the functions above.
+    """
+    if backbone_weights is None:
+        return load_detector(checkpoint, recipe)
+    detector = Detector(recipe)
+    load_head(detector, checkpoint, recipe)
+    load_backbone(detector.backbone, backbone_weights)
+    return detector
+
+
+def source_sha256(checkpoint: Path, backbone_weights: Path | None = None) -> str:
+    """The checkpoint's SHA-256 (hex); with a file for the backbone, that of both digests' text, one after the other."""
+    if backbone_weights is None:
+        return file_sha256(checkpoint)
+    return hashlib.sha256((file_sha256(checkpoint) + file_sha256(backbone_weights)).encode()).hexdigest()
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a .safetensors or .pth file by its key; nothing in the file is ever executed.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from mdmf_deploy.bundle import Bundle
@@ -84,6 +85,31 @@ def test_the_same_weights_give_the_same_bytes(exported: tuple[Path, str], tiny_b
     ours, theirs = (Bundle.open(path).manifest.files for path in (exported[0], tiny_bundle))
     assert ours["model.onnx"] == theirs["model.onnx"]
     assert ours["probes.safetensors"] == theirs["probes.safetensors"]
+
+
+def test_a_head_trained_elsewhere_and_a_backbone_of_its_own_make_the_same_model(
+    exported: tuple[Path, str], checkpoint: Path, recipe: Path, reals: Path, photos: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(checkpoint)
+    backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+    save_file(backbone, tmp_path / "backbone.safetensors")
+    ours = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
+    theirs = ["mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"]
+    head = {foreign: tensors[f"head.{key}"] for key, foreign in zip(ours, theirs, strict=True)}
+    torch.save(head | {"bandwidth": tensors["log_sigma"].exp()}, tmp_path / "head.pth")
+    foreign = tmp_path / "foreign.toml"
+    lines = [f'"{key}" = "{name}"' for key, name in zip([*ours, "sigma"], [*theirs, "bandwidth"], strict=True)]
+    mapped = f"signature = 8, key_map = {{ {', '.join(lines)} }}"
+    foreign.write_text(recipe.read_text().replace("signature = 8", mapped))
+    source = ("--recipe", foreign, "--backbone-weights", tmp_path / "backbone.safetensors")
+    output = tmp_path / "foreign.mdmf"
+    result = mdmf("export", tmp_path / "head.pth", *source, "--reals", reals, "-o", output)
+    assert result.exit_code == 0, result.stderr
+    same, new = Bundle.open(exported[0]).manifest, Bundle.open(output).manifest
+    assert new.files["probes.safetensors"] == same.files["probes.safetensors"]
+    assert new.model.sigma == pytest.approx(same.model.sigma, rel=1e-6)
+    result = mdmf("verify", output, photos, "--checkpoint", tmp_path / "head.pth", *source, "--no-record")
+    assert result.exit_code == 0, result.stderr
 
 
 def test_an_existing_bundle_is_replaced_only_by_force(
