@@ -17,7 +17,7 @@ from mdmf_deploy.calibrating import write_calibration
 from mdmf_deploy.calibration import Calibration, Pair
 from mdmf_deploy.detector import Detector
 from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable, UsageError
-from mdmf_deploy.images import decode
+from mdmf_deploy.images import Limits, decode
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.pipeline import Source, sign
 from mdmf_deploy.rows import TIMINGS, Row
@@ -183,6 +183,15 @@ def test_a_score_that_is_no_number_is_an_error(
         monkeypatch.setattr(type(engine), "__call__", lambda self, x: np.full((len(x), 4, 8), np.nan, np.float32))
         with pytest.raises(BundleError, match=r"photo00\.jpg on onnxruntime is nan; run `mdmf verify`"):
             detector.detect(photos / "photo00.jpg")
+
+
+def test_options_reach_the_pipeline(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(mdmf_deploy.detector, "sign", lambda *_, **options: iter(asked.update(options) or ()))
+    limits = Limits(max_pixels=5)
+    with Detector(tiny_bundle, threads=3, batch_size=5, crops=2, limits=limits) as detector:
+        assert detector.detect([]) == []
+    assert asked == {"batch_size": 5, "crops": 2, "workers": 3, "limits": limits}
 
 
 def test_what_cannot_be_opened_says_so(tiny_bundle: Path, tmp_path: Path) -> None:

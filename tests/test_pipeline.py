@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -82,6 +84,8 @@ SOURCES: list[Source] = [
 
 
 @settings(deadline=None, max_examples=60)
+@example(which=[5, 0, 5, 4, 3, 1, 2], batch_size=9, crops=3, workers=2)
+@example(which=[0, 5, 0], batch_size=2, crops=12, workers=1)
 @given(
     which=st.lists(st.integers(0, len(SOURCES) - 1), max_size=25),
     batch_size=st.integers(1, 9),
@@ -108,6 +112,9 @@ def test_full_batches_where_the_sources_allow() -> None:
     engine = Quadrants()
     list(sign([pixels(n) for n in range(20)], engine, PREPROCESSING, batch_size=8))
     assert engine.batches == [8, 8, 4]
+    engine = Quadrants()
+    list(sign([pixels(n, 90, 90) for n in range(12)], engine, PREPROCESSING, batch_size=32, crops=5))
+    assert engine.batches == [30, 30]
 
 
 def test_what_is_known_of_each_image(tmp_path: Path) -> None:
@@ -162,10 +169,17 @@ def test_unreadable_sources_say_why(tmp_path: Path) -> None:
     assert all(s.signatures is None and s.ms_engine is None for s in signed)
 
 
-def test_a_batch_s_time_is_divided_evenly() -> None:
-    signed = list(sign([pixels(0), b"", pixels(1), pixels(2)], Quadrants(), PREPROCESSING, batch_size=3))
-    assert signed[0].ms_engine == signed[2].ms_engine
-    assert signed[1].ms_engine is None
+def test_a_batch_s_time_is_divided_evenly_among_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def two_seconds() -> None:
+        nonlocal now
+        now += 2.0
+
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(perf_counter=lambda: now))
+    sources: list[Source] = [pixels(0, 90, 90), b"", pixels(1), pixels(2)]
+    signed = list(sign(sources, Quadrants(two_seconds), PREPROCESSING, crops=3))
+    assert [s.ms_engine for s in signed] == [pytest.approx(2000 / 3), None, *[pytest.approx(2000 / 3)] * 2]
 
 
 def test_a_signature_does_not_hold_its_batch() -> None:
@@ -245,6 +259,29 @@ def test_an_engine_s_error_is_nobody_else_s(raised: BaseException, monkeypatch: 
         list(signed)
     assert not threads()
     assert prepared <= 24
+
+
+def test_what_waits_to_be_decoded_is_dropped_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = 0
+    prepare = pipeline._prepare
+
+    def slowly(n: int, *arguments: object) -> object:
+        nonlocal prepared
+        prepared += 1
+        if n >= 8:
+            assert failing.wait(10)
+            time.sleep(0.2)
+        return prepare(n, *arguments)  # type: ignore[arg-type]
+
+    def fail() -> None:
+        failing.set()
+        raise RuntimeError
+
+    failing = threading.Event()
+    monkeypatch.setattr(pipeline, "_prepare", slowly)
+    with pytest.raises(RuntimeError):
+        list(sign([pixels(n) for n in range(16)], Quadrants(fail), PREPROCESSING, batch_size=8, workers=1))
+    assert 8 <= prepared <= 12
 
 
 def test_what_is_asked_wrongly_is_said_at_once() -> None:

@@ -273,6 +273,16 @@ def test_a_reader_that_leaves_early_is_no_crash(calibrated: Path, photos: Path, 
     assert b"Traceback" not in errors
 
 
+def test_no_terminal_s_encoding_is_a_crash(calibrated: Path, photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "photo00.jpg", tmp_path / "caf\u00e9.jpg")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for arguments, printed in (((), rb"caf\xe9.jpg"), (("--json",), "caf\u00e9.jpg".encode())):
+        process = run(tmp_path, "--bundle", calibrated, *arguments, env=environment)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert printed in output
+
+
 def test_nothing_is_imported_that_is_not_needed(calibrated: Path, photos: Path) -> None:
     code = (
         "import sys\n"

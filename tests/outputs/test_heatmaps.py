@@ -127,7 +127,7 @@ def save(path: Path, value: int) -> Row:
 
 def test_no_two_images_share_a_name(tmp_path: Path) -> None:
     maps = HeatmapFolder(tmp_path / "maps" / "deep", pool=2, crop=56)
-    sources = [tmp_path / name for name in ("a/x.png", "b/x.png", "b/X.bmp", "c/x-2.png", "d/" + "é" * 99 + ".png")]
+    sources = [tmp_path / name for name in ("a/x.png", "b/x.png", "b/X.bmp", "c/x-2.png", "d/" + "é" * 125 + ".png")]
     written = [maps.write(save(path, n), path) for n, path in enumerate(sources)]
     names = [path.name for path in written if path is not None]
     assert names[:4] == ["x.heatmap.png", "x-2.heatmap.png", "X-3.heatmap.png", "x-2-2.heatmap.png"]
