@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import string
@@ -162,6 +163,15 @@ def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     ):
         with pytest.raises(MdmfError, match=why), open_output(path):
             pytest.fail("opened")
+
+
+def test_a_read_only_file_system_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UsageError, match=r"rows\.csv: Read-only file system; choose a place"):
+        write(tmp_path / "rows.csv", [ROW])
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
