@@ -33,9 +33,9 @@ _COLOURS = np.array(
     ],
     np.float64,
 )
-_OPACITY = 0.65  # of the strongest colour
-_PANEL = 560  # pixels: height of both panels, and most of the left one's width is 1.8 times that
-_WIDEST = 1000
+_OPACITY = 0.5  # of the strongest colour
+_PANEL = 560  # pixels: height of both panels
+_WIDEST = 1000  # of the left one
 _MARGIN = 20
 _INK, _QUIET, _PAPER = (25, 25, 25), (105, 105, 105), (255, 255, 255)
 _VERDICT_INK = {"generated": (0xB2, 0x18, 0x2B), "real": (0x21, 0x66, 0xAC), "uncertain": (0x9A, 0x6A, 0)}
