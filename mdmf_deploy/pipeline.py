@@ -6,7 +6,6 @@ Memory does not grow with the number of sources: one batch is with the engine wh
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import Limits
 from mdmf_deploy.inputs import uri
 from mdmf_deploy.recipe import Preprocessing
-from mdmf_deploy.runtime import Engine
+from mdmf_deploy.runtime import Engine, cores
 
 Source = str | Path | bytes | NDArray[np.uint8]
 """The path of an image file, the bytes of one, or its pixels, (H, W, 3) RGB."""
@@ -80,11 +79,6 @@ def sign(
         if count < 1:
             raise UsageError(f"{name} must be at least 1, got {count}")
     return _sign(sources, engine, preprocessing, batch_size, crops, workers, limits or Limits())
-
-
-def cores() -> int:
-    """Cores this process may use: its affinity mask where there is one, else the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sign(

@@ -117,11 +117,13 @@ class Autoencoder(_Frozen, frozen=True, kw_only=True):
 class Pairs(_Frozen, frozen=True, kw_only=True):
     """Aligned pairs (Rajan and Lee, ICLR 2025): real photographs and their reconstructions, treated alike.
 
+    share: fraction of each class of a batch that is pairs.
     views: matched versions of every image (scale, JPEG quality), drawn the same way for both classes.
     min_scale: views are shrunk by a factor drawn from [min_scale, 1]; jpeg_quality: drawn from this range.
     """
 
     autoencoders: tuple[Autoencoder, ...] = ()
+    share: float = 0.5
     views: int = 2
     min_scale: float = 0.6
     jpeg_quality: tuple[int, int] = (70, 96)

@@ -71,8 +71,6 @@ def detect(
     if heatmaps is not None and crops > 1:
         raise UsageError("--heatmaps shows one crop of an image; leave out --crops, or the heat maps")
     found = expand(inputs)
-    # One image's reduction is too small to share out: BLAS threads would only wait for the cores that decode and sign.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with ExitStack() as stack:
         write = _stdout(as_json) if output is None else stack.enter_context(_file(output))
 

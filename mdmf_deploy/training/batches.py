@@ -37,7 +37,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Photograph:
-    """A real image's files: views[v] is aligned with reconstructions[v] where there is one; originals stand alone."""
+    """A real image's files: views[v] is aligned with reconstructions[v]; there are none without autoencoders."""
 
     original: Path
     views: tuple[Path, ...] = ()
@@ -53,32 +53,34 @@ class Images:
 
 
 class CropBatches:
-    """Random crops with flips; half of the batch aligned pairs, if there are reconstructions."""
+    """Random crops with flips; a share of each class in aligned pairs, if there are reconstructions."""
 
-    def __init__(self, images: Images, preprocessing: Preprocessing, batch: int, seed: int, cache: PixelCache) -> None:
+    def __init__(
+        self, images: Images, preprocessing: Preprocessing, batch: int, share: float, seed: int, cache: PixelCache
+    ) -> None:
         self._images = images
         self._preprocessing = preprocessing
         self._batch = batch
         self._seed = seed
         self._cache = cache
-        self._paired = [p for p in images.photographs if p.reconstructions]
+        self._pairs = round(share * batch) if all(p.reconstructions for p in images.photographs) else 0
         self._pool = ThreadPoolExecutor(max_workers=2)
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng([self._seed, step])
         real: list[tuple[Path, Window]] = []
         generated: list[tuple[Path, Window]] = []
-        pairs = self._batch // 2 if self._paired else 0
-        for photograph in _choose(rng, self._paired, pairs):
-            view = int(rng.integers(len(photograph.reconstructions)))
+        for turn, photograph in enumerate(_choose(rng, self._images.photographs, self._batch)):
             window = Window.draw(rng)
-            real.append((photograph.views[view], window))
-            generated.append((photograph.reconstructions[view], window))
-        for photograph in _choose(rng, self._images.photographs, self._batch - pairs):
-            files = (photograph.original, *photograph.views)
-            real.append((files[int(rng.integers(len(files)))], Window.draw(rng)))
+            if turn < self._pairs:
+                view = int(rng.integers(len(photograph.reconstructions)))
+                real.append((photograph.views[view], window))
+                generated.append((photograph.reconstructions[view], window))
+            else:
+                files = (photograph.original, *photograph.views)
+                real.append((files[int(rng.integers(len(files)))], window))
         generators = sorted(self._images.generated)
-        for turn in range(self._batch - pairs):
+        for turn in range(self._batch - self._pairs):
             # Generators take turns: a large one must not drown a small one.
             images = self._images.generated[generators[(step + turn) % len(generators)]]
             files = images[int(rng.integers(len(images)))]
@@ -113,7 +115,5 @@ class FeatureBatches:
 
 def _choose(rng: np.random.Generator, photographs: Sequence[Photograph], count: int) -> list[Photograph]:
     """Without repetition where there are enough: a photograph must not be in its own reference through a copy."""
-    if count == 0:
-        return []
     chosen = rng.choice(len(photographs), size=count, replace=len(photographs) < count)
     return [photographs[int(index)] for index in chosen]

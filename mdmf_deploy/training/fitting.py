@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 
 from mdmf_deploy.errors import UsageError
@@ -75,21 +76,24 @@ def fit(
     dataset = collect(real, generated, recipe.training.split)
     for path, code in dataset.unreadable:
         say(f"left out {path}: {code}")
-    write_split(dataset, folder / "split")
+    # Under `accelerate launch` every process comes through here: one makes the files, the others find them made.
+    processes = PartialState()
     torch.manual_seed(recipe.training.seed)
     detector = Detector(recipe)
     if plan.backbone_weights is not None:
         load_backbone(detector.backbone, plan.backbone_weights)
-    elif not plan.resume:
+    else:
         crops = center_crops(_paths(dataset.of("train", False)[:_INITIALISING_CROPS]), recipe.preprocessing.crop)
         initialise(detector.backbone, normalise(crops, recipe.preprocessing), recipe.training.seed)
     net = TrainingNet(detector, frozen=not plan.train_backbone)
-    batches, validation = (_crops if plan.train_backbone else _features)(plan, dataset, detector, say)
+    with processes.main_process_first():
+        write_split(dataset, folder / "split")
+        batches, validation = (_crops if plan.train_backbone else _features)(plan, dataset, detector, say)
     history: list[Record] = []
 
     def note(record: Record) -> None:
         history.append(record)
-        if "auroc_mean" in record:
+        if "auroc_mean" in record and processes.is_main_process:
             write_csv(folder / "history.csv", history)
         watch(record)
 
@@ -107,10 +111,11 @@ def fit(
         watch=note,
         stop_after=plan.stop_after,
     )
-    write_csv(folder / "history.csv", history)
-    write_plot(folder / "history.png", history, f"{recipe.name}: {recipe.training.objective} objective")
     checkpoint = folder / CHECKPOINT
-    save_detector(checkpoint, trained, {"recipe": recipe.name, "data_sha256": dataset.hash()})
+    if processes.is_main_process:
+        write_csv(folder / "history.csv", history)
+        write_plot(folder / "history.png", history, f"{recipe.name}: {recipe.training.objective} objective")
+        save_detector(checkpoint, trained, {"recipe": recipe.name, "data_sha256": dataset.hash()})
     return checkpoint
 
 
@@ -147,7 +152,8 @@ def _crops(plan: Plan, dataset: Dataset, detector: Detector, say: Say) -> tuple[
     size = recipe.preprocessing.crop
     images = prepare_images(recipe, dataset, plan.folder, say)
     cache = PixelCache(_PIXEL_BUDGET)
-    batches = CropBatches(images, recipe.preprocessing, recipe.training.batch, recipe.training.seed, cache)
+    training = recipe.training
+    batches = CropBatches(images, recipe.preprocessing, training.batch, training.pairs.share, training.seed, cache)
 
     def sign(current: Detector, crops: NDArray[np.generic]) -> NDArray[np.float32]:
         device = next(current.parameters()).device
@@ -164,7 +170,7 @@ def _crops(plan: Plan, dataset: Dataset, detector: Detector, say: Say) -> tuple[
 def _features(plan: Plan, dataset: Dataset, detector: Detector, say: Say) -> tuple[Batches, Validation]:
     recipe = plan.recipe
     seed, folder = recipe.training.seed, plan.folder / "features"
-    detector.to("cuda" if torch.cuda.is_available() else "cpu")
+    detector.to(PartialState().device)
 
     def load(samples: Sequence[Sample], crops: int = 0) -> NDArray[np.float16]:
         say(f"features of {len(samples)} images x {max(1, crops)} crops")

@@ -95,7 +95,7 @@ def train(
         done = step + 1
         if done % cadence.log == 0 or done == plan.steps:
             values = {"loss": loss, "power": power, "mmd2": gap, "sigma": sigma}
-            record = {"step": float(done)} | {name: value.item() for name, value in values.items()}
+            record: dict[str, float] = {"step": done} | {name: value.item() for name, value in values.items()}
             if done % cadence.validate == 0 or done == plan.steps:
                 record |= {f"auroc_{name}": value for name, value in validate(average).items()}
             history.append(record)
