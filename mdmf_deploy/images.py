@@ -90,6 +90,7 @@ _MAGIC: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "gif": (0, (b"GIF87a", b"GIF89a")),
 }
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 _STRIPS_AND_TILES = ((273, 279), (324, 325))  # their offsets and byte counts
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -204,7 +205,10 @@ def _decode(source: _Source, data: bytes, format: str, limits: Limits) -> Decode
     image = _READERS[format](source)
     _check_size(format, image.size, limits)
     source.in_header = False
-    source.short |= isinstance(image, TiffImagePlugin.TiffImageFile) and _pixels_end(image) > len(data)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        source.short |= _pixels_end(image) > len(data)
+        # A tile is allocated whole, however little of it the image shows; a strip is no larger than the image.
+        _check_size("tiff tile", (image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0)), limits)
     image.load()
     turn = _TURNS.get(_orientation(image))
     rgb = _to_rgb(image, data, format)

@@ -205,6 +205,7 @@ def broken() -> dict[str, tuple[bytes, str]]:
         "huge-header.webp": (_huge_webp(), "too_many_pixels"),
         "huge-header.jpg": (_huge_jpeg(whole), "too_many_pixels"),
         "huge-header.tif": (grey_tiff_claiming(50_000, 50_000), "too_many_pixels"),
+        "huge-tile.tif": (tiled_tiff(16_384), "too_many_pixels"),
         "float.tif": (encoded(floats, "TIFF"), "unsupported_mode"),
         "int32.tif": (encoded((floats * 1e6).astype(np.int32), "TIFF"), "unsupported_mode"),
         "lab.tif": (encoded(lab, "TIFF"), "unsupported_mode"),
@@ -217,6 +218,15 @@ def grey_tiff_claiming(width: int, height: int) -> bytes:
         at = data.index(struct.pack("<HHI", tag, 3, 1))
         data = _patched(data, at + 8, struct.pack("<I", side))
     return data
+
+
+def tiled_tiff(side: int) -> bytes:
+    """A grey TIFF of 16 x 16 pixels in one deflated tile of `side` x `side`."""
+    deflate = zlib.compressobj()
+    row = bytes(side)
+    data = b"".join(deflate.compress(row) for _ in range(side)) + deflate.flush()
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(data)}
+    return tiff({tag: (4, 1, value) for tag, value in tags.items()}, data)
 
 
 def _half(data: bytes) -> bytes:

@@ -230,6 +230,15 @@ def test_the_pixel_cap_is_exact_and_comes_before_any_decoder(monkeypatch: pytest
         decode(BROKEN["huge-header.webp"][0])
 
 
+def test_the_pixel_cap_holds_for_a_tiff_s_tiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = decode(bad_inputs.tiled_tiff(64), Limits(max_pixels=64 * 64))
+    assert (whole.width, whole.height) == (16, 16)
+    monkeypatch.setattr(images.TiffImagePlugin.TiffImageFile, "load", lambda self: pytest.fail("read a tile over it"))
+    with pytest.raises(ImageError, match="tiff tile of 64 x 64 pixels is larger") as caught:
+        decode(bad_inputs.tiled_tiff(64), Limits(max_pixels=64 * 64 - 1))
+    assert caught.value.code == "too_many_pixels"
+
+
 def test_our_cap_rules_not_pillow_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # 48 x 32 is over it, but not twice
     for name in ("png-rgb.png", "jpeg-444.jpg", "gif-animated.gif", "tiff-raw.tif", "webp-lossy.webp"):
