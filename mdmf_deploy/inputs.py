@@ -3,9 +3,8 @@
 Arguments, tried in this order:
   "-"        a list of paths on standard input: NUL-separated where it holds a NUL, else one a line
   "@FILE"    the same list, in FILE (a path that itself begins with "@" is written "./@name")
-  a folder   every file with an image extension below it, sorted by the bytes of its path; other files are counted as
-             skipped. Hidden entries (names that begin with ".") are skipped too, hidden folders whole: they hold
-             thumbnails and AppleDouble twins, not photographs. Links are followed, each real folder once.
+  a folder   every file with an image extension below it, hidden or not, sorted by the bytes of its path; other files
+             are counted as skipped. Links are followed, each real folder once.
   a file     always an input, whatever its name, and even if it does not exist (its own row then says so)
   a glob     only where no path of that very name exists; each match then counts as if it had been named itself
 """
@@ -148,7 +147,8 @@ def _folder(name: str) -> tuple[list[Path], int]:
 def _walk(top: str) -> tuple[list[Path], int]:
     """Images below a folder, sorted by the bytes of their paths, and how many other entries were passed over.
 
-    A folder below it that cannot be listed is returned as if it were an image: it costs a row, not silence.
+    A folder below it that cannot be listed is returned as if it were an image: it costs a row, not silence. In one
+    that can be listed but not searched, nothing can be told from a file: what is named like an image costs a row.
     """
     paths: list[Path] = []
     skipped = 0
@@ -168,9 +168,7 @@ def _walk(top: str) -> tuple[list[Path], int]:
             paths.append(folder)
             continue
         for entry in entries:
-            if entry.name.startswith("."):
-                skipped += 1
-            elif entry.is_dir():
+            if os.path.isdir(entry):  # noqa: PTH112 (Path.is_dir raises below a folder that may not be searched)
                 waiting.append(entry)
             elif entry.suffix.lower() in IMAGE_EXTENSIONS:
                 paths.append(entry)

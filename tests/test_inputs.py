@@ -39,12 +39,10 @@ def test_a_folder_gives_its_images_sorted_by_bytes_and_counts_the_rest(tmp_path:
     assert found.skipped == 3
 
 
-def test_hidden_entries_are_passed_over_unless_named(tmp_path: Path) -> None:
-    made(tmp_path, "a.jpg", "._a.jpg", ".thumbnails/a.jpg", ".hidden/b.txt")
-    assert names(expand([str(tmp_path)]), tmp_path) == ["a.jpg"]
+def test_hidden_images_are_images(tmp_path: Path) -> None:
+    made(tmp_path, "a.jpg", "._a.jpg", ".thumbnails/a.jpg", ".hidden/b.txt", ".DS_Store", ".jpg")
+    assert names(expand([str(tmp_path)]), tmp_path) == ["._a.jpg", ".thumbnails/a.jpg", "a.jpg"]
     assert expand([str(tmp_path)]).skipped == 3
-    assert names(expand([str(tmp_path / ".thumbnails")]), tmp_path) == [".thumbnails/a.jpg"]
-    assert names(expand([str(tmp_path / "._a.jpg")]), tmp_path) == ["._a.jpg"]
 
 
 def test_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
@@ -98,7 +96,7 @@ def test_lists_hold_literal_paths_one_a_line_or_between_nuls(tmp_path: Path, mon
 
 
 def test_arguments_that_stand_for_nothing_are_usage_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made(tmp_path, "empty/a.txt", "empty/.b.jpg", "list")
+    made(tmp_path, "empty/a.txt", "empty/.b", "list")
     (tmp_path / "list").write_bytes(b"\n \n")
     stdin(monkeypatch, b"")
     for arguments, words in (
@@ -133,6 +131,23 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over_in_silence(
     assert names(expand([str(tmp_path)]), tmp_path) == ["a.jpg", "locked"]
     with pytest.raises(UsageError, match="Permission denied"):
         expand([str(tmp_path / "locked")])
+
+
+def test_a_folder_that_cannot_be_searched_costs_rows_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path, "a.jpg", "locked/b.jpg", "locked/c.txt", "locked/deeper/d.jpg", "z.jpg")
+    looked = os.stat
+
+    def refusing(path: str | Path, *rest: object, **named: object) -> os.stat_result:
+        if "locked" in Path(path).parent.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return looked(path, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", refusing)
+    found = expand([str(tmp_path)])
+    assert names(found, tmp_path) == ["a.jpg", "locked/b.jpg", "z.jpg"]
+    assert found.skipped == 2
 
 
 def test_names_that_are_not_utf_8_survive(tmp_path: Path) -> None:
