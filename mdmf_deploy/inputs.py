@@ -58,6 +58,15 @@ def expand(arguments: Sequence[str]) -> Inputs:
     return Inputs(tuple(paths), skipped)
 
 
+def in_folder(folder: str | Path) -> Inputs:
+    """The inputs below a folder, whatever characters its name has.
+
+    Raises UsageError if it holds no image or cannot be listed.
+    """
+    paths, skipped = _folder(str(folder))
+    return Inputs(tuple(paths), skipped)
+
+
 def uri(path: str | Path) -> str:
     r"""A path as text that is always valid UTF-8 and fits on one line; `from_uri` gives the path back.
 

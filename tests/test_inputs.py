@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.inputs import Inputs, expand, from_uri, uri
+from mdmf_deploy.inputs import Inputs, expand, from_uri, in_folder, uri
 
 
 def made(folder: Path, *names: str | bytes) -> None:
@@ -148,6 +148,16 @@ def test_a_folder_that_cannot_be_searched_costs_rows_not_the_run(
     found = expand([str(tmp_path)])
     assert names(found, tmp_path) == ["a.jpg", "locked/b.jpg", "z.jpg"]
     assert found.skipped == 2
+
+
+def test_a_folder_s_name_is_no_pattern_and_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, "@x/a.jpg", "[1]/b.jpg", "-/c.jpg", "-/d.txt", "empty/e.txt")
+    monkeypatch.chdir(tmp_path)
+    for folder, image in (("@x", "@x/a.jpg"), ("[1]", "[1]/b.jpg")):
+        assert in_folder(Path(folder)) == Inputs((Path(image),), 0)
+    assert in_folder("-") == Inputs((Path("-/c.jpg"),), 1)
+    with pytest.raises(UsageError, match="no images in empty"):
+        in_folder("empty")
 
 
 def test_names_that_are_not_utf_8_survive(tmp_path: Path) -> None:
