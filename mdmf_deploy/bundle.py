@@ -141,7 +141,7 @@ class Bundle:
 
     @classmethod
     def open(cls, name_or_path: str | Path) -> Bundle:
-        """Open a bundle by path, or by the name of one shipped in the package ("starter").
+        """Open a bundle by path, or by the name of one shipped in the package: "starter" (a folder: "./starter").
 
         Raises BundleError naming the file for a missing folder, a newer schema, a missing key, a file that is
         missing or does not match its hash, or parts that do not belong together.
@@ -153,6 +153,10 @@ class Bundle:
         for name in (MODEL, BANK):
             if name not in manifest.files:
                 raise BundleError(f"{path / MANIFEST}: does not list {name}; export the bundle again")
+        for extra in sorted(path.glob("model.onnx*")):
+            # A graph may read weights from files beside it: those must be hashed and listed like the rest.
+            if extra.name not in manifest.files:
+                raise BundleError(f"{extra}: is not in the manifest; remove it, or copy the bundle again")
         return cls(path, manifest)
 
     @property
@@ -255,11 +259,13 @@ def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, byte
 
 
 def _locate(name_or_path: str | Path) -> Path:
+    # A bare name is the package's first: a folder that happens to be called so must not take its place unseen.
+    name = os.fspath(name_or_path)
+    if name and os.path.basename(name) == name and bundled(name).is_dir():  # noqa: PTH119
+        return bundled(name)
     path = Path(name_or_path)
     if path.is_dir():
         return path
-    if len(path.parts) == 1 and bundled(str(name_or_path)).is_dir():
-        return bundled(str(name_or_path))
     raise BundleError(f"bundle {str(name_or_path)!r} is not a folder; give a .mdmf folder, or 'starter'")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from mdmf_deploy.cgroups import affinity, core_limit, memory_limit, text_of
 from mdmf_deploy.errors import MdmfError
 
 # CPU features that decide which precision pays, as /proc/cpuinfo spells them.
@@ -29,7 +30,6 @@ _FEATURES = (
     "i8mm",
     "bf16",
 )
-_UNLIMITED = 1 << 60
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,14 +109,14 @@ def diagnose() -> Diagnosis:
 
 def look_at_machine() -> Machine:
     """This machine as this process sees it: affinity mask, container quotas, NVIDIA GPUs."""
-    cpu, features = read_cpuinfo(_text(Path("/proc/cpuinfo")))
+    cpu, features = read_cpuinfo(text_of(Path("/proc/cpuinfo")))
     return Machine(
         python=f"{platform.python_implementation()} {platform.python_version()}",
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=cpu or platform.processor() or "unknown",
         cpu_features=features,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        core_limit=core_limit(Path("/sys/fs/cgroup"), _text(Path("/proc/self/cgroup"))),
+        cores=affinity(),
+        core_limit=core_limit(Path("/sys/fs/cgroup"), text_of(Path("/proc/self/cgroup"))),
         memory=_memory(),
         gpus=_gpus(),
     )
@@ -130,49 +130,12 @@ def read_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
     return model[1].strip() if model else "", tuple(name for name in _FEATURES if name in present)
 
 
-def core_limit(root: Path, membership: str) -> float | None:
-    """The smallest CPU quota, in cores, on the way from this process's control group up; None without one.
-
-    root: where control groups are mounted.  membership: the text of /proc/self/cgroup.
-    """
-    limits = []
-    for folder in _groups(root, membership, "cpu"):
-        quota, _, period = _text(folder / "cpu.max").strip().partition(" ")
-        if not quota:
-            quota, period = _text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()
-        if quota.isdecimal() and period.isdecimal():
-            limits.append(int(quota) / int(period))
-    return min(limits, default=None)
-
-
-def memory_limit(root: Path, membership: str) -> int | None:
-    """The smallest memory limit, in bytes, as core_limit finds the CPU's."""
-    limits = []
-    for folder in _groups(root, membership, "memory"):
-        text = (_text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")).strip()
-        # Version 1 writes "no limit" as a huge number.
-        if text.isdecimal() and int(text) < _UNLIMITED:
-            limits.append(int(text))
-    return min(limits, default=None)
-
-
-def _groups(root: Path, membership: str, controller: str) -> list[Path]:
-    folders = []
-    for line in membership.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers or controller in controllers.split(","):
-            base = root / controller if controllers else root
-            own = base / path.lstrip("/")
-            folders += [folder for folder in (own, *own.parents) if folder == base or base in folder.parents]
-    return folders
-
-
 def _memory() -> int | None:
     try:
         whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
-    return min(whole, memory_limit(Path("/sys/fs/cgroup"), _text(Path("/proc/self/cgroup"))) or whole)
+    return min(whole, memory_limit(Path("/sys/fs/cgroup"), text_of(Path("/proc/self/cgroup"))) or whole)
 
 
 def _gpus() -> tuple[str, ...]:
@@ -276,10 +239,3 @@ def _version(distribution: str) -> str | None:
 
 def _installed(distribution: str) -> bool:
     return _version(distribution) is not None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

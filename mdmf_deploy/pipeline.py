@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy import images
+from mdmf_deploy.cgroups import cores
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import Limits
 from mdmf_deploy.inputs import uri
 from mdmf_deploy.recipe import Preprocessing
-from mdmf_deploy.runtime import Engine, cores
+from mdmf_deploy.runtime import Engine
 
 Source = str | Path | bytes | NDArray[np.uint8]
 """The path of an image file, the bytes of one, or its pixels, (H, W, 3) RGB."""

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from handmade import GRAPH, bank, make_bundle, manifest, record, sha
 
+from mdmf_deploy import bundle as bundle_module
 from mdmf_deploy.bundle import BANK, CALIBRATION, MANIFEST, MODEL, Bundle, write_bundle
 from mdmf_deploy.calibration import Calibration, Pair
 from mdmf_deploy.errors import BundleError, CalibrationError, MdmfError
@@ -239,3 +240,22 @@ def test_a_copy_does_not_share_a_later_change(bundle: Bundle, tmp_path: Path) ->
     copy = write_bundle(tmp_path / "copy.mdmf", bundle.manifest, bundle.files())
     write_bundle(copy.path, copy.manifest, {**copy.files(), MODEL: b"other", BANK: bank(7).to_bytes()})
     assert Bundle.open(bundle.path).bundle_id == bundle.bundle_id
+
+
+def test_weights_that_the_manifest_does_not_list_are_refused(bundle: Bundle) -> None:
+    (bundle.path / "model.onnx.data").write_bytes(b"what the graph may read")
+    with pytest.raises(BundleError, match=r"model\.onnx\.data.*not in the manifest"):
+        Bundle.open(bundle.path)
+
+
+def test_a_folder_of_the_same_name_does_not_take_the_place_of_a_shipped_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = make_bundle(tmp_path / "package" / "starter.mdmf")
+    monkeypatch.setattr(bundle_module, "bundled", lambda name: tmp_path / "package" / f"{name}.mdmf")
+    monkeypatch.chdir(tmp_path)
+    other = make_bundle(tmp_path / "starter", name="planted")
+    assert Bundle.open("starter").path == shipped.path
+    assert Bundle.open("./starter").manifest.name == Bundle.open(other.path).manifest.name == "planted"
+    with pytest.raises(BundleError, match="'elsewhere'"):
+        Bundle.open("elsewhere")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,13 +31,6 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the engine holds; it cannot be called afterwards."""
         ...
-
-
-def cores() -> int:
-    """Cores this process may use: its affinity mask where there is one (a container's share), else the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # name -> module, class, extra that installs it.  Each class is built as Class(bundle, threads=None).

@@ -7,8 +7,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.cgroups import cores
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
-from mdmf_deploy.runtime import cores
 
 _PROVIDER = "CPUExecutionProvider"
 
