@@ -46,7 +46,8 @@ def main() -> None:
         pixels = np.asarray(photograph)
         plan = plans[turn % len(plans)]
         net = AutoencoderNet(plan)
-        state = load_file(run / "autoencoders" / f"{autoencoder_name(plan)}.safetensors")
+        [weights] = (run / "autoencoders").glob(f"{autoencoder_name(plan)}*.safetensors")
+        state = load_file(weights)
         net.load_state_dict({key: value for key, value in state.items() if key != "psnr"})
         generated = reconstruct(net.eval(), pixels, plan.factor)
         (HERE / "photographs" / f"{name}.jpg").write_bytes(treat(pixels, LAST_STEP))

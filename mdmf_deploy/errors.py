@@ -21,6 +21,10 @@ class CheckpointError(MdmfError):
     """A checkpoint that is unreadable or whose keys or shapes are not those of the model."""
 
 
+class TrainingFailed(MdmfError):
+    """A training run whose loss is no longer a number."""
+
+
 class BundleError(MdmfError):
     """A bundle that is missing, damaged, of a newer schema, or made of parts that do not belong together."""
 

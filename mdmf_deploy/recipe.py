@@ -113,6 +113,12 @@ class Autoencoder(_Frozen, frozen=True, kw_only=True):
     width: int = 32
     steps: int = 600
 
+    def __post_init__(self) -> None:
+        if self.factor < 2 or self.factor & (self.factor - 1):
+            raise ValueError(f"an autoencoder's factor must be a power of two from 2, got {self.factor}")
+        if self.width < 4 or self.width % 2 or self.channels < 1 or self.steps < 1:
+            raise ValueError("an autoencoder needs an even width from 4, and channels and steps from 1")
+
 
 class Pairs(_Frozen, frozen=True, kw_only=True):
     """Aligned pairs (Rajan and Lee, ICLR 2025): real photographs and their reconstructions, treated alike.
@@ -128,6 +134,15 @@ class Pairs(_Frozen, frozen=True, kw_only=True):
     min_scale: float = 0.6
     jpeg_quality: tuple[int, int] = (70, 96)
 
+    def __post_init__(self) -> None:
+        low, high = self.jpeg_quality
+        if not (1 <= low <= high <= 100 and 0 < self.min_scale <= 1 and 0 <= self.share <= 1 and self.views >= 0):
+            raise ValueError(
+                "expected 1 <= jpeg_quality <= 100 (low, high), 0 < min_scale <= 1, 0 <= share <= 1, views >= 0"
+            )
+        if self.autoencoders and not self.views:
+            raise ValueError("autoencoders need at least one view to reconstruct")
+
 
 class Training(_Frozen, frozen=True, kw_only=True):
     """How `mdmf train` fits the PFS head, the bandwidth and, if told to, the backbone.
@@ -136,6 +151,7 @@ class Training(_Frozen, frozen=True, kw_only=True):
     batch: images of each class a step.  regulariser: lambda in the objective's denominator.
     patch_cross_entropy: weight of an auxiliary per-patch real/generated logistic loss on the backbone's tokens,
         used only with the backbone; its classifier is thrown away after training.
+    average: decay of the exponential moving average of the weights, which is what is kept; 0 keeps the last weights.
     """
 
     objective: Literal["image", "pooled"] = "image"
@@ -150,6 +166,12 @@ class Training(_Frozen, frozen=True, kw_only=True):
     average: float = 0.0
     split: Split = Split()
     pairs: Pairs = Pairs()
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 2 or self.learning_rate <= 0 or self.regulariser <= 0:
+            raise ValueError("steps must be at least 1, batch at least 2, learning_rate and regulariser positive")
+        if self.warmup < 0 or self.weight_decay < 0 or self.patch_cross_entropy < 0 or not 0 <= self.average < 1:
+            raise ValueError("warmup, weight_decay and patch_cross_entropy must not be negative, average in [0, 1)")
 
 
 class Recipe(_Frozen, frozen=True, kw_only=True):

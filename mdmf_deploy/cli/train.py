@@ -17,8 +17,12 @@ def train(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The run's folder: checkpoint, state, history, caches.")
     ],
-    recipe: Annotated[str, typer.Option(help="Recipe by name, or a .toml file.")] = "starter",
-    backbone: Annotated[str | None, typer.Option(help="Backbone in place of the recipe's, as dinov2_vitl14.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe by name, or a .toml file; by default the backbone's, or starter.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbone, as dinov2_vitl14; in place of the recipe's, if one is given.")
+    ] = None,
     backbone_weights: Annotated[
         Path | None, typer.Option(help="Pretrained backbone in the official, Hugging Face or timm layout.")
     ] = None,
@@ -44,14 +48,18 @@ def train(
     from mdmf_deploy.inputs import expand
     from mdmf_deploy.recipe import load_recipe
 
-    changes = {"objective": objective, "steps": steps, "seed": seed}
-    chosen = _changed(load_recipe(recipe), backbone, {k: v for k, v in changes.items() if v is not None})
+    changes: dict[str, object] = {"objective": objective, "steps": steps, "seed": seed}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    chosen = _changed(load_recipe(recipe or _default_recipe(backbone)), backbone, changes)
     if download_backbone:
         if backbone_weights is not None:
             raise UsageError("--download-backbone and --backbone-weights exclude each other; give one of them")
+        from accelerate import PartialState
+
         from mdmf_deploy.model.download import fetch_backbone
 
-        backbone_weights = fetch_backbone(chosen.backbone.architecture, output / "download")
+        with PartialState().main_process_first():
+            backbone_weights = fetch_backbone(chosen.backbone.architecture, output / "download")
     photographs = expand([real]).paths
     generators = {name: expand([str(folder)]).paths for name, folder in _generators(generated).items()}
 
@@ -72,6 +80,13 @@ def train(
     with _Progress(chosen.training.steps) as progress:
         checkpoint = fit(plan, photographs, generators, say=progress.say, watch=progress.watch)
     typer.echo(str(checkpoint))
+
+
+def _default_recipe(backbone: str | None) -> str:
+    """A backbone's own recipe, where there is one: the starter's head and rates would not suit it."""
+    from mdmf_deploy.recipe import recipe_names
+
+    return backbone if backbone is not None and backbone in recipe_names() else "starter"
 
 
 def _changed(recipe: Recipe, backbone: str | None, training: dict[str, Any]) -> Recipe:

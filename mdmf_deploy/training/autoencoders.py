@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mdmf_deploy.errors import UsageError
 from mdmf_deploy.recipe import Autoencoder
 
 _CROP = 96
@@ -49,8 +50,6 @@ class AutoencoderNet(nn.Module):
     def __init__(self, plan: Autoencoder) -> None:
         super().__init__()
         halvings = plan.factor.bit_length() - 1
-        if plan.factor != 1 << halvings or halvings < 1:
-            raise ValueError(f"autoencoder factor must be a power of two from 2, got {plan.factor}")
         width = plan.width
         encoder: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1)]
         for _ in range(halvings):
@@ -92,7 +91,9 @@ def train_autoencoder(
 ) -> tuple[AutoencoderNet, float]:
     """Train on random crops of real photographs, or load the same training's result from `path`.
 
-    images: (H, W, 3), sides of at least 96 pixels.  Returns the net and its PSNR (dB) on the last 50 batches.
+    images: (H, W, 3); smaller ones than 96 x 96 pixels are passed over.
+    path: named after all that the result depends on.  Returns the net and its PSNR (dB) on the last 50 batches.
+    Raises UsageError if no image is large enough.
     """
     torch.manual_seed(seed)
     net = AutoencoderNet(plan)
@@ -106,6 +107,8 @@ def train_autoencoder(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _LEARNING_RATE, total_steps=plan.steps)
     errors: list[float] = []
     usable = [image for image in images if min(image.shape[:2]) >= _CROP]
+    if not usable:
+        raise UsageError(f"autoencoders need photographs of at least {_CROP} x {_CROP} pixels; there is none")
     for batch in _batches(usable, plan, seed):
         difference = net(batch.to(memory_format=torch.channels_last)) - batch
         loss = difference.abs().mean() + 4 * difference.square().mean()
@@ -118,7 +121,9 @@ def train_autoencoder(
     psnr = -10 * float(np.log10(np.mean(errors[-50:])))
     path.parent.mkdir(parents=True, exist_ok=True)
     net = net.to(memory_format=torch.contiguous_format)
-    save_file({**net.state_dict(), "psnr": torch.tensor(psnr)}, path)
+    scratch = path.with_suffix(".part")
+    save_file({**net.state_dict(), "psnr": torch.tensor(psnr)}, scratch)
+    scratch.replace(path)
     return net.eval(), psnr
 
 

@@ -41,8 +41,8 @@ class Dataset:
         return [s for s in self.samples if s.part == part and (s.generator is not None) == generated]
 
     def hash(self) -> str:
-        """One SHA-256 over all files and their parts: what a resumed run must find unchanged."""
-        lines = sorted(f"{s.sha256} {s.generator} {s.part}" for s in self.samples)
+        """One SHA-256 over all files, their parts and their order: what a resumed run must find unchanged."""
+        lines = [f"{s.sha256} {s.generator} {s.part}" for s in self.samples]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -70,6 +70,11 @@ def collect(real: Iterable[Path], generated: Mapping[str, Iterable[Path]], split
                 kind = "generated" if is_generated else "real"
                 raise UsageError(f"training needs at least 2 {kind} images in the {part} part; give more images")
     return dataset
+
+
+def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most `count` of them, evenly over the list, so that no source is left out for its place in it."""
+    return [samples[index * len(samples) // count] for index in range(count)] if count < len(samples) else [*samples]
 
 
 class PixelCache:
@@ -107,10 +112,9 @@ class Window:
         return cls(float(top), float(left), bool(flip < 0.5))
 
     def cut(self, pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-        """(H, W, 3) -> (size, size, 3); an image smaller than the crop is mirrored as in detection."""
+        """(H, W, 3) -> (size, size, 3); an image smaller than the crop is mirrored at its right and lower edges."""
         height, width = pixels.shape[:2]
         if min(height, width) < size:
-            # Mirroring an edge at a time keeps the longer side's freedom.
             pixels = _mirrored(pixels, size)
             height, width = pixels.shape[:2]
         top, left = int(self.top * (height - size + 1)), int(self.left * (width - size + 1))

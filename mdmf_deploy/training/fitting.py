@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -14,25 +15,26 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.images import decode, normalise, read
+from mdmf_deploy.images import normalise
 from mdmf_deploy.model.checkpoints import file_sha256, load_backbone, save_detector
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.recipe import Recipe
-from mdmf_deploy.training.autoencoders import autoencoder_name, train_autoencoder
-from mdmf_deploy.training.batches import Batches, CropBatches, FeatureBatches, Images, Photograph
-from mdmf_deploy.training.dataset import Dataset, PixelCache, Sample, center_crops, collect
+from mdmf_deploy.training.batches import Batches, CropBatches, FeatureBatches
+from mdmf_deploy.training.dataset import Dataset, PixelCache, Sample, center_crops, collect, spread
 from mdmf_deploy.training.features import cached_features
 from mdmf_deploy.training.history import Record, write_csv, write_plot
 from mdmf_deploy.training.initialising import initialise
 from mdmf_deploy.training.loop import Cadence, train
 from mdmf_deploy.training.network import TrainingNet
+from mdmf_deploy.training.preparing import prepare_images
 from mdmf_deploy.training.validating import BANK_IMAGES, Sign, Validation
-from mdmf_deploy.training.views import write_reconstructions, write_views
 
 CHECKPOINT = "checkpoint.safetensors"
 _FEATURE_CROPS = 4
 _PIXEL_BUDGET = 8 << 30
 _INITIALISING_CROPS = 128
+# How long other processes wait for the one that trains the autoencoders or computes the features.
+_PREPARING = timedelta(hours=24)
 
 Say = Callable[[str], None]
 
@@ -77,7 +79,7 @@ def fit(
     for path, code in dataset.unreadable:
         say(f"left out {path}: {code}")
     # Under `accelerate launch` every process comes through here: one makes the files, the others find them made.
-    processes = PartialState()
+    processes = PartialState(timeout=_PREPARING)
     torch.manual_seed(recipe.training.seed)
     detector = Detector(recipe)
     if plan.backbone_weights is not None:
@@ -85,7 +87,7 @@ def fit(
     else:
         crops = center_crops(_paths(dataset.of("train", False)[:_INITIALISING_CROPS]), recipe.preprocessing.crop)
         initialise(detector.backbone, normalise(crops, recipe.preprocessing), recipe.training.seed)
-    net = TrainingNet(detector, frozen=not plan.train_backbone)
+    net = TrainingNet(detector, frozen=not plan.train_backbone, classify=recipe.training.patch_cross_entropy > 0)
     with processes.main_process_first():
         write_split(dataset, folder / "split")
         batches, validation = (_crops if plan.train_backbone else _features)(plan, dataset, detector, say)
@@ -120,9 +122,9 @@ def fit(
 
 
 def fingerprint(plan: Plan, dataset: Dataset) -> str:
-    """Hash over recipe, data, split and starting weights: a state resumes only where all of them are the same."""
+    """Hash over all that a run's result depends on: a state resumes only where all of it is the same."""
     weights = file_sha256(plan.backbone_weights) if plan.backbone_weights else "from scratch"
-    parts = [dataset.hash(), weights, str(plan.train_backbone)]
+    parts = [dataset.hash(), weights, str(plan.train_backbone), str(plan.amp), str(PartialState().num_processes)]
     return hashlib.sha256(msgspec.json.encode([plan.recipe, parts])).hexdigest()
 
 
@@ -195,42 +197,7 @@ def _validation(sign: Sign, load: Callable[[Sequence[Sample]], NDArray[np.generi
     generated = _by_generator(dataset.of("validation", True))
     return Validation(
         sign,
-        load(dataset.of("train", False)[:BANK_IMAGES]),
+        load(spread(dataset.of("train", False), BANK_IMAGES)),
         load(dataset.of("validation", False)),
         {generator: load(samples) for generator, samples in generated.items()},
     )
-
-
-def prepare_images(recipe: Recipe, dataset: Dataset, folder: Path, say: Say = lambda line: None) -> Images:
-    """Train the recipe's autoencoders and write every matched view and reconstruction, or find them there.
-
-    folder: keeps autoencoders/ and views/.
-    """
-    pairs, seed, crop = recipe.training.pairs, recipe.training.seed, recipe.preprocessing.crop
-    photographs, generated = dataset.of("train", False), dataset.of("train", True)
-    nets = []
-    if pairs.autoencoders:
-        pixels = [decode(read(sample.path)).pixels for sample in photographs]
-        for number, autoencoder in enumerate(pairs.autoencoders):
-            name = autoencoder_name(autoencoder)
-            net, psnr = train_autoencoder(
-                autoencoder, pixels, folder / "autoencoders" / f"{name}.safetensors", seed + number
-            )
-            say(f"autoencoder {name}: PSNR {psnr:.1f} dB")
-            nets.append(net)
-    say(f"writing {pairs.views} views of {len(photographs) + len(generated)} images")
-    real: list[Photograph] = []
-    others: dict[str, list[tuple[Path, ...]]] = {}
-    for sample in [*photographs, *generated]:
-        image = decode(read(sample.path)).pixels
-        name = sample.generator or "real"
-        views = write_views(image, sample.sha256, pairs, crop, seed, folder / "views" / name)
-        if sample.generator is not None:
-            others.setdefault(name, []).append((sample.path, *views))
-            continue
-        reconstructions: list[Path] = []
-        if nets:
-            target = folder / "views" / "reconstructed"
-            reconstructions = write_reconstructions(image, sample.sha256, pairs, nets, crop, seed, target)
-        real.append(Photograph(sample.path, tuple(views), tuple(reconstructions)))
-    return Images(tuple(real), {name: tuple(files) for name, files in others.items()})

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from mdmf_deploy.errors import CheckpointError, TrainingFailed
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.recipe import Training
 from mdmf_deploy.training.batches import Batch, Batches
@@ -53,23 +54,28 @@ def train(
     """Train for plan.steps and return the trained (averaged, where the recipe averages) detector.
 
     folder: where the state is kept.  stop_after: leave early at that step, as an interruption would.
-    Raises CheckpointError if `resume` finds a state of another recipe or other data.
+    Raises CheckpointError if `resume` finds no state, or one of another recipe or other data; and if there is one that
+    the run would overwrite. Raises TrainingFailed if the loss stops being a number; the last good state stays.
     """
     cadence = cadence or Cadence()
-    accelerator = Accelerator(mixed_precision="bf16" if amp else "no")
+    accelerator = Accelerator()
     net = net.to(accelerator.device)
     torch.manual_seed(plan.seed)
     optimiser = torch.optim.AdamW(_groups(net, plan), lr=plan.learning_rate, betas=(0.9, 0.98))
     # Every process draws batches of its own.
     stream = accelerator.process_index * 1_000_003
-    average = copy.deepcopy(net.detector)
+    backbone = net.detector.backbone
+    # A frozen backbone is neither averaged nor saved again and again: it may be a thousand times the head.
+    average = copy.deepcopy(net.detector, {id(backbone): backbone} if net.frozen else {})
     history: list[dict[str, float]] = []
     start = 0
     path = folder / STATE
-    if resume and path.is_file():
+    if path.is_file() and not resume:
+        raise CheckpointError(f"{path} is there already; go on from it with --resume, or choose another -o")
+    if resume:
         state = read_state(path, fingerprint)
-        net.load_state_dict(_under("net.", state.tensors))
-        average.load_state_dict(_under("average.", state.tensors))
+        net.load_state_dict(_under("net.", state.tensors), strict=not net.frozen)
+        average.load_state_dict(_under("average.", state.tensors), strict=not net.frozen)
         restore_optimiser(optimiser, state.tensors)
         history, start = state.history, state.step
         for record in history:
@@ -81,7 +87,8 @@ def train(
     for step in range(start, plan.steps if stop_after is None else min(stop_after, plan.steps)):
         for group in optimiser.param_groups:
             group["lr"] = group["scale"] * _learning_rate(step, plan)
-        with accelerator.autocast():
+        # bfloat16 needs no loss scaling; torch's own autocast, since accelerate's setting is one for the whole process.
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=amp):
             signatures, logits, sigma = model(_stacked(batches(stream + step)).to(accelerator.device))
         power, gap = criterion(signatures, sigma, plan)
         loss = -power
@@ -93,21 +100,26 @@ def train(
         optimiser.step()
         _average(average, net.detector, step, plan.average)
         done = step + 1
-        if done % cadence.log == 0 or done == plan.steps:
+        last, checked = done == plan.steps, done % cadence.validate == 0
+        if done % cadence.log == 0 or checked or last:
             values = {"loss": loss, "power": power, "mmd2": gap, "sigma": sigma}
             record: dict[str, float] = {"step": done} | {name: value.item() for name, value in values.items()}
-            if done % cadence.validate == 0 or done == plan.steps:
+            if not math.isfinite(record["loss"]):
+                raise TrainingFailed(f"the loss is {record['loss']} at step {done}; try a lower learning_rate")
+            if checked or last:
                 record |= {f"auroc_{name}": value for name, value in validate(average).items()}
             history.append(record)
             watch(record)
-        if accelerator.is_main_process and (done % cadence.save == 0 or done == plan.steps or done == stop_after):
+        if accelerator.is_main_process and (done % cadence.save == 0 or last or done == stop_after):
             tensors = _over("net.", net.state_dict()) | _over("average.", average.state_dict())
+            if net.frozen:
+                tensors = {name: tensor for name, tensor in tensors.items() if "backbone." not in name}
             write_state(path, State(done, fingerprint, tensors | optimiser_tensors(optimiser), history))
     return average
 
 
 def _groups(net: TrainingNet, plan: Training) -> list[dict[str, object]]:
-    """Weight decay on matrices alone; the bandwidth learns ten times as fast, being one number in log space."""
+    """Weight decay on matrices and embeddings; the bandwidth, one number in log space, learns ten times as fast."""
     matrices = [p for p in net.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in net.parameters() if p.requires_grad and p.ndim == 1]
     scalars = [p for p in net.parameters() if p.requires_grad and p.ndim == 0]
@@ -131,7 +143,8 @@ def _average(average: Detector, current: Detector, step: int, decay: float) -> N
     """Exponential moving average of the weights; its memory grows from nothing, so the start is not remembered."""
     keep = min(decay, (step + 1) / (step + 10))
     for kept, new in zip(average.parameters(), current.parameters(), strict=True):
-        kept.lerp_(new, 1 - keep)
+        if kept is not new:
+            kept.lerp_(new, 1 - keep)
 
 
 def _stacked(batch: Batch) -> Tensor:

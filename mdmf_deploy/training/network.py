@@ -11,14 +11,19 @@ from mdmf_deploy.training.objectives import image_scores, image_test_power, medi
 
 
 class TrainingNet(nn.Module):
-    """Wraps a Detector; frozen: its backbone is left alone, and batches hold features instead of crops."""
+    """Wraps a Detector.
 
-    def __init__(self, detector: Detector, frozen: bool) -> None:
+    frozen: the backbone is left alone, and batches hold features instead of crops.
+    classify: an auxiliary classifier of the tokens of a backbone that is trained.
+    """
+
+    def __init__(self, detector: Detector, frozen: bool, classify: bool) -> None:
         super().__init__()
         self.detector = detector
         self.frozen = frozen
         width = detector.backbone.architecture.width
-        self.classifier = None if frozen else nn.Linear(width, 1)
+        # None where it is not in the loss: parameters without a gradient are an error when there are several processes.
+        self.classifier = nn.Linear(width, 1) if classify and not frozen else None
         if frozen:
             detector.backbone.requires_grad_(False)
         else:
@@ -27,11 +32,13 @@ class TrainingNet(nn.Module):
     def forward(self, batch: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Crops (n, 3, S, S) or features (n, N, C) -> signatures (n, N, d), patch logits (n, P) or None, sigma."""
         sigma = self.detector.log_sigma.exp()
-        if self.classifier is None:
+        if self.frozen:
             with torch.autocast(batch.device.type, enabled=False):
                 return self.detector.head.sign(batch.float()), None, sigma
         tokens = self.detector.backbone(batch)
-        logits: Tensor = self.classifier(tokens.flatten(2).transpose(1, 2)).squeeze(-1)
+        logits: Tensor | None = None
+        if self.classifier is not None:
+            logits = self.classifier(tokens.flatten(2).transpose(1, 2)).squeeze(-1)
         # The objective is made of small differences of signatures: the head is cheap, so it keeps float32.
         with torch.autocast(tokens.device.type, enabled=False):
             return self.detector.head(tokens.float()), logits, sigma

@@ -29,6 +29,7 @@ def write_state(path: Path, state: State) -> None:
     header = {"step": state.step, "fingerprint": state.fingerprint, "history": state.history}
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
     scratch = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     scratch.write_bytes(save(tensors, metadata={"mdmf": json.dumps(header)}))
     scratch.replace(path)
 

@@ -13,7 +13,7 @@ from training_data import generated, paths
 
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.recipe import Split
-from mdmf_deploy.training.dataset import PixelCache, Window, collect
+from mdmf_deploy.training.dataset import PixelCache, Sample, Window, collect, spread
 
 SPLIT = Split(train=0.6, validation=0.2)
 
@@ -21,11 +21,15 @@ SPLIT = Split(train=0.6, validation=0.2)
 def test_copies_count_once_and_never_straddle_parts(training_folder: Path, tmp_path: Path) -> None:
     real = paths(training_folder / "real")
     copies = [Path(shutil.copy(path, tmp_path / f"copy-{path.name}")) for path in real]
-    split = Split(train=0.6, validation=0.2)
-    dataset = collect([*real, *copies], generated(training_folder), split)
-    alone = collect(real, generated(training_folder), split)
+    dataset = collect([*real, *copies], generated(training_folder), SPLIT)
+    alone = collect(real, generated(training_folder), SPLIT)
     assert dataset.hash() == alone.hash()
-    assert collect(real[::-1], generated(training_folder), split).hash() == alone.hash()
+    backwards = collect(real[::-1], generated(training_folder), SPLIT)
+    assert set(map(part_and_hash, backwards.samples)) == set(map(part_and_hash, alone.samples))
+
+
+def part_and_hash(sample: Sample) -> tuple[str, str]:
+    return sample.part, sample.sha256
 
 
 def test_an_unreadable_file_is_left_out_and_said(training_folder: Path, tmp_path: Path) -> None:
@@ -52,6 +56,15 @@ def test_windows_reach_every_corner() -> None:
     rng = np.random.default_rng(0)
     cuts = [Window.draw(rng).cut(pixels, 8) for _ in range(200)]
     assert {(int(c[0, :, 0].min()), int(c[0, 0, 1])) for c in cuts} == {(x, y) for x in range(3) for y in range(3)}
+
+
+@given(total=st.integers(0, 300), count=st.integers(1, 100))
+def test_spread_is_even(total: int, count: int) -> None:
+    samples = [Sample(Path(str(i)), str(i), None, "train") for i in range(total)]
+    chosen = [int(sample.sha256) for sample in spread(samples, count)]
+    assert len(chosen) == min(total, count)
+    steps = np.diff([*chosen, total])
+    assert len(chosen) == 0 or steps.max() - steps.min() <= 1
 
 
 def test_the_pixel_cache_keeps_to_its_budget(training_folder: Path) -> None:

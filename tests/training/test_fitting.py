@@ -18,7 +18,7 @@ from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.recipe import Pairs, Recipe
 from mdmf_deploy.training.fitting import Plan, fit
-from mdmf_deploy.training.loop import Cadence
+from mdmf_deploy.training.loop import STATE, Cadence
 
 EVERY = Cadence(log=1, validate=4, save=4)
 
@@ -65,8 +65,14 @@ def test_resuming_with_other_data_is_refused(training_folder: Path, training_rec
     )
     plan = Plan(plain, tmp_path, train_backbone=True, cadence=EVERY)
     fit(plan, paths(training_folder / "real"), generated(training_folder))
-    with pytest.raises(CheckpointError, match="other images"):
-        fit(replace(plan, resume=True), paths(training_folder / "real")[1:], generated(training_folder))
+    real = paths(training_folder / "real")
+    for other in (real[1:], real[::-1]):  # the order decides what is drawn
+        with pytest.raises(CheckpointError, match="other images"):
+            fit(replace(plan, resume=True), other, generated(training_folder))
+    with pytest.raises(CheckpointError, match="--resume"):
+        fit(plan, real, generated(training_folder))
+    with pytest.raises(CheckpointError, match="without --resume"):
+        fit(replace(plan, folder=tmp_path / "elsewhere", resume=True), real, generated(training_folder))
 
 
 @pytest.fixture
@@ -92,12 +98,16 @@ def test_training_raises_the_test_power_on_a_frozen_backbone(
     assert history[-1]["power"] > history[0]["power"] + 0.1
     state, source = load_file(checkpoint), torch.load(plan.backbone_weights, weights_only=True)
     assert all(torch.equal(state[f"backbone.{key}"], value) for key, value in source.items())
+    assert not [name for name in load_file(plan.folder / STATE) if "backbone." in name]
+    again = replace(plan, resume=True)
+    assert load_file(run(training_folder, again)).keys() == state.keys()
 
 
 def test_features_are_computed_once(training_folder: Path, frozen: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = msgspec.structs.replace(frozen.recipe.training, steps=1)
     plan = replace(frozen, recipe=msgspec.structs.replace(frozen.recipe, training=quick))
     run(training_folder, plan)
+    (plan.folder / STATE).unlink()
 
     def refuse(*_: object) -> None:
         raise AssertionError("the backbone ran again")

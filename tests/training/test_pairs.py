@@ -11,6 +11,7 @@ import torch
 from conftest import synthetic_photo
 from PIL import Image
 
+from mdmf_deploy.errors import UsageError
 from mdmf_deploy.recipe import Autoencoder, Pairs
 from mdmf_deploy.training.autoencoders import AutoencoderNet, autoencoder_name, reconstruct, train_autoencoder
 from mdmf_deploy.training.views import Treatment, treat, treatments, write_reconstructions, write_views
@@ -31,7 +32,13 @@ def test_a_reconstruction_has_its_images_size_whatever_the_factor(factor: int, u
 
 def test_a_factor_that_is_no_power_of_two_is_refused() -> None:
     with pytest.raises(ValueError, match="power of two"):
-        AutoencoderNet(Autoencoder(factor=3, upsampler="nearest"))
+        Autoencoder(factor=3, upsampler="nearest")
+
+
+def test_photographs_too_small_to_train_on_are_one_line(tmp_path: Path) -> None:
+    plan = Autoencoder(factor=2, upsampler="nearest", channels=4, width=4, steps=1)
+    with pytest.raises(UsageError, match="at least 96 x 96"):
+        train_autoencoder(plan, [synthetic_photo(1, 95, 200)], tmp_path / "a.safetensors")
 
 
 def test_training_lowers_the_error_and_is_kept(tmp_path: Path) -> None:
