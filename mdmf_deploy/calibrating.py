@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """A new calibration, and every image that is not in it: in the bank, a copy of another one, or unreadable."""
+    """A new calibration, and every image that is not in it: in the bank, a copy of another one, or without a score."""
 
     calibration: Calibration
     in_bank: tuple[str, ...]
@@ -89,7 +90,11 @@ def gather_calibration(
             duplicates.append(Duplicate(image.uri, first[image.sha256]))
         else:
             first[image.sha256] = image.uri
-            scores[image.sha256] = float(reduction(image.signatures[None], bundle.bank).mmd2[0])
+            score = float(reduction(image.signatures[None], bundle.bank).mmd2[0])
+            if math.isfinite(score):
+                scores[image.sha256] = score
+            else:
+                errors.append(Unreadable(image.uri, "not_finite", f"its score on {engine.name} is {score}"))
     if not scores:
         raise CalibrationError(
             f"no image is left to calibrate on ({len(in_bank)} are in the bank, {len(errors)} unreadable); "

@@ -12,7 +12,7 @@ import numpy as np
 
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.calibration import Judgement
-from mdmf_deploy.errors import BundleError
+from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images import Limits
 from mdmf_deploy.mmd.cpu import NumpyReduction
 from mdmf_deploy.pipeline import Signed, Source, sign
@@ -139,28 +139,16 @@ class Detector:
         self.close()
 
     def _row(self, signed: Signed) -> Row:
+        if signed.signatures is None:
+            return self._unscored(signed, signed.error)
         engine = self._engine
-        if signed.error is not None or signed.signatures is None:
-            error = signed.error
-            return Row(
-                uri=signed.uri,
-                sha256=signed.sha256 or None,
-                status="error",
-                error_code=error.code if error else None,
-                error=str(error) if error else None,
-                bundle_id=self._bundle_id,
-                runtime=engine.name,
-                precision=engine.precision,
-                ms_decode=signed.ms_decode,
-            )
         start = time.perf_counter()
         scores = self._reduction(signed.signatures[None], self._bank)
         ms_mmd = 1e3 * (time.perf_counter() - start)
         score = float(scores.mmd2[0])
         if not math.isfinite(score):
-            raise BundleError(
-                f"{self.bundle.path}: the score of {signed.uri} on {engine.name} is {score}; run `mdmf verify`"
-            )
+            text = f"its score on {engine.name} is {score}; run `mdmf verify`, which says whether that may be used"
+            return self._unscored(signed, ImageError("not_finite", text))
         judgement = self._judge(score, signed.crop or "")
         return Row(
             uri=signed.uri,
@@ -180,6 +168,24 @@ class Detector:
             ms_engine=signed.ms_engine,
             ms_mmd=ms_mmd,
             contributions=tuple(scores.contributions[0].tolist()),
+        )
+
+    def _unscored(self, signed: Signed, error: ImageError | None) -> Row:
+        return Row(
+            uri=signed.uri,
+            sha256=signed.sha256 or None,
+            status="error",
+            error_code=error.code if error else None,
+            error=str(error) if error else None,
+            bundle_id=self._bundle_id,
+            runtime=self._engine.name,
+            precision=self._engine.precision,
+            width=signed.width,
+            height=signed.height,
+            format=signed.format,
+            crop=signed.crop,
+            ms_decode=signed.ms_decode,
+            ms_engine=signed.ms_engine,
         )
 
     def _judge(self, score: float, crop: str) -> Judgement:

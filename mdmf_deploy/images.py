@@ -69,6 +69,7 @@ Code = Literal[
     "unsupported_mode",  # one of them, in a pixel layout that has no sensible 8-bit RGB
     "truncated",  # it ends before its pixels do
     "corrupt",  # its header or data make no sense
+    "not_finite",  # it was decoded, but the model or the runtime gave it a score that is no number
 ]
 """Every code of an ImageError; stable."""
 
@@ -158,7 +159,7 @@ def read(path: str | Path, limits: Limits = Limits()) -> bytes:
 def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
     """The first image in `data`, whole, as 8-bit RGB; safe to call from many threads.
 
-    Raises ImageError with one of Code's values (never missing, not_a_file, unreadable), whatever the bytes.
+    Raises ImageError with one of Code's values (never missing, not_a_file, unreadable, not_finite), whatever the bytes.
     Raises UsageError where the process has told Pillow to accept truncated images.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:

@@ -56,6 +56,15 @@ def test_copies_and_broken_files_are_said(bundle: Bundle) -> None:
     assert len(report.calibration.scores) == 3
 
 
+def test_a_score_that_is_no_number_does_not_calibrate(bundle: Bundle) -> None:
+    bad = signed("odd/nan.png", shift=float("nan"))
+    report = gather(bundle, [bad, *held_out(9), signed("copy/nan.png", shift=float("nan"))])
+    assert report.calibration == gather(bundle, held_out(9)).calibration
+    assert [(error.uri, error.code) for error in report.errors] == [("odd/nan.png", "not_finite")]
+    with pytest.raises(CalibrationError, match="no image is left"):
+        gather(bundle, [bad])
+
+
 def test_order_does_not_matter(bundle: Bundle) -> None:
     assert gather(bundle, held_out(9)[::-1]).calibration == gather(bundle, held_out(9)).calibration
 

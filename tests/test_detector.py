@@ -175,14 +175,26 @@ def test_rows_stream_before_the_sources_end(tiny_bundle: Path) -> None:
         assert [next(rows).uri for _ in range(5)] == [f"array:{n}" for n in range(5)]
 
 
-def test_a_score_that_is_no_number_is_an_error(
-    tiny_bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_score_that_is_no_number_costs_its_own_row(
+    bundle_copy: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Detector(tiny_bundle) as detector:
-        engine = detector._engine
-        monkeypatch.setattr(type(engine), "__call__", lambda self, x: np.full((len(x), 4, 8), np.nan, np.float32))
-        with pytest.raises(BundleError, match=r"photo00\.jpg on onnxruntime is nan; run `mdmf verify`"):
-            detector.detect(photos / "photo00.jpg")
+    calibrate(bundle_copy, [0.1] * 20)
+    sources = [photos / f"photo{n:02}.jpg" for n in (0, 2, 4)]
+    with Detector(bundle_copy, batch_size=1) as detector:
+        whole = timeless(detector.detect(sources))
+        call, calls = type(detector._engine).__call__, iter(range(3))
+
+        def second_fails(self: object, crops: np.ndarray) -> np.ndarray:
+            return call(self, crops) * (np.nan if next(calls) == 1 else 1)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(type(detector._engine), "__call__", second_fails)
+        before, bad, after = timeless(detector.detect(sources))
+    assert [before, after] == [whole[0], whole[2]]
+    assert (bad.status, bad.verdict, bad.error_code) == ("error", "error", "not_finite")
+    assert (bad.score, bad.p_value, bad.threshold, bad.contributions) == (None, None, None, None)
+    assert (bad.sha256, bad.width, bad.format) == (whole[1].sha256, whole[1].width, "jpeg")
+    assert bad.error is not None
+    assert bad.error.startswith("its score on onnxruntime is nan; run `mdmf verify`")
 
 
 def test_options_reach_the_pipeline(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
