@@ -78,8 +78,8 @@ def train(
         average.load_state_dict(_under("average.", state.tensors), strict=not net.frozen)
         restore_optimiser(optimiser, state.tensors)
         history, start = state.history, state.step
-        for record in history:
-            watch(record)
+        for earlier in history:
+            watch(earlier)
     else:
         net.start_bandwidth(_stacked(batches(stream)).to(accelerator.device))
         average.load_state_dict(net.detector.state_dict())
