@@ -133,7 +133,7 @@ def _file(path: Path) -> Iterator[Callable[[Row], None]]:
 
 
 def _heatmaps(folder: Path, detector: Detector, limits: Limits) -> Callable[[Row, Path], None]:
-    """Draws each row's heat map; an image that cannot be read any more is told, and costs no more than its own."""
+    """Draws each row's heat map; one that cannot be drawn or written is told, and costs no more than itself."""
     from mdmf_deploy.outputs.heatmaps import HeatmapFolder
 
     manifest = detector.bundle.manifest
@@ -142,8 +142,8 @@ def _heatmaps(folder: Path, detector: Detector, limits: Limits) -> Callable[[Row
     def draw(row: Row, path: Path) -> None:
         try:
             maps.write(row, path)
-        except ImageError as error:
-            print(f"mdmf: no heat map: {error}", file=sys.stderr)
+        except (ImageError, OSError) as error:
+            print(f"mdmf: no heat map of {row.uri}: {error}", file=sys.stderr)
 
     return draw
 

@@ -87,7 +87,8 @@ class HeatmapFolder:
         """Draw the row's heat map over its image, read once more; None for a row without a score.
 
         Its name is <stem>.heatmap.png, or <stem>-2.heatmap.png and so on where another image has taken that.
-        Raises ImageError if the file has changed since it was scored.
+        Raises ImageError if the file has changed since it was scored, OSError (and leaves no part of a file) if the
+        folder takes no more.
         """
         if row.contributions is None:
             return None
@@ -98,7 +99,11 @@ class HeatmapFolder:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         path = self._folder / self._name(source)
-        path.write_bytes(buffer.getvalue())
+        try:
+            path.write_bytes(buffer.getvalue())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
         return path
 
     def _name(self, source: Path) -> str:

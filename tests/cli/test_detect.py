@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -181,6 +182,25 @@ def test_heat_maps(calibrated: Path, mixed: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "maps").iterdir())
     assert names == [f"photo{n:02}.heatmap.png" for n in range(12)]
     assert detect(mixed, "--bundle", calibrated, "--heatmaps", tmp_path / "maps", "--crops", 2).exit_code == 2
+
+
+def test_a_full_disk_costs_heat_maps_not_rows(
+    calibrated: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        written(self, data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    rows = tmp_path / "rows.jsonl"
+    result = detect(photos, "--bundle", calibrated, "--heatmaps", tmp_path / "maps", "-o", rows)
+    assert result.exit_code == 0
+    assert len(timeless(rows.read_text())) == 12
+    assert result.stderr.count("mdmf: no heat map of ") == 12
+    assert "No space left on device" in result.stderr
+    assert list((tmp_path / "maps").iterdir()) == []
 
 
 def test_quiet_says_nothing_more(calibrated: Path, photos: Path) -> None:
