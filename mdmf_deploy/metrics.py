@@ -7,6 +7,7 @@ sets with other proportions would not be comparable.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 RESAMPLES = 1000
 _SEED = 0
 _Z = 1.959963984540054  # the normal distribution's 97.5% quantile
-_BLOCK = 1 << 21
+_BLOCK = 1 << 21  # counts drawn at once
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -48,17 +49,35 @@ def figures(
     resamples: int = RESAMPLES,
 ) -> Figures:
     """real: (n >= 1,) scores, generated: (m >= 1,); *_flagged: which of them got the verdict "generated"."""
-    rng = np.random.default_rng(_SEED)
     n, m = len(real), len(generated)
-    # Row 0 is the data themselves.
-    real_counts = np.vstack([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), resamples)])
-    generated_counts = np.vstack([np.ones((1, m)), rng.multinomial(m, np.full(m, 1 / m), resamples)])
-    auroc, ap = auroc_and_ap(real, generated, real_counts, generated_counts)
-    acc = tpr = None
-    if real_flagged is not None and generated_flagged is not None:
-        acc = _bootstrapped((generated_counts @ generated_flagged / m + 1 - real_counts @ real_flagged / n) / 2)
-        tpr = wilson(int(generated_flagged.sum()), m)
-    return Figures(images=m, auroc=_bootstrapped(auroc), ap=_bootstrapped(ap), acc=acc, tpr=tpr)
+    aurocs, aps, accs = [], [], []
+    for real_counts, generated_counts in _resamples(n, m, resamples):
+        auroc, ap = auroc_and_ap(real, generated, real_counts, generated_counts)
+        aurocs.append(auroc)
+        aps.append(ap)
+        if real_flagged is not None and generated_flagged is not None:
+            accs.append((generated_counts @ generated_flagged / m + 1 - real_counts @ real_flagged / n) / 2)
+    return Figures(
+        images=m,
+        auroc=_bootstrapped(aurocs),
+        ap=_bootstrapped(aps),
+        acc=_bootstrapped(accs) if accs else None,
+        tpr=None if generated_flagged is None else wilson(int(generated_flagged.sum()), m),
+    )
+
+
+def _resamples(n: int, m: int, resamples: int) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """How often each image is in each resample, in blocks of rows (R, n), (R, m); first the data themselves, R = 1.
+
+    A class has a generator of its own, so that the draws do not depend on the size of a block.
+    """
+    yield np.ones((1, n)), np.ones((1, m))
+    of_real, of_generated = np.random.default_rng(_SEED).spawn(2)
+    step = max(1, _BLOCK // (n + m))
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        real = of_real.multinomial(n, np.full(n, 1 / n), rows).astype(np.float64)
+        yield real, of_generated.multinomial(m, np.full(m, 1 / m), rows).astype(np.float64)
 
 
 def auroc_and_ap(
@@ -76,19 +95,14 @@ def auroc_and_ap(
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.diff(scores[order]) != 0, True)
     is_real = (order < len(real))[None]
-    step = max(1, _BLOCK // len(scores))
-    aurocs, aps = [], []
-    for start in range(0, len(real_weights), step):
-        rows = slice(start, start + step)
-        weights = np.hstack([real_weights[rows], generated_weights[rows]])[:, order]
-        fpr, tpr = (np.cumsum(weights * chosen, axis=1)[:, ends] for chosen in (is_real, ~is_real))
-        fpr, tpr = fpr / fpr[:, -1:], tpr / tpr[:, -1:]
-        gained = np.diff(tpr, axis=1, prepend=0)
-        aurocs.append(((tpr - gained / 2) * np.diff(fpr, axis=1, prepend=0)).sum(axis=1))
-        flagged = tpr + fpr
-        precision = np.divide(tpr, flagged, out=np.zeros_like(tpr), where=flagged > 0)
-        aps.append((gained * precision).sum(axis=1))
-    return np.concatenate(aurocs), np.concatenate(aps)
+    weights = np.hstack([real_weights, generated_weights])[:, order]
+    fpr, tpr = (np.cumsum(weights * chosen, axis=1)[:, ends] for chosen in (is_real, ~is_real))
+    fpr, tpr = fpr / fpr[:, -1:], tpr / tpr[:, -1:]
+    gained = np.diff(tpr, axis=1, prepend=0)
+    auroc = ((tpr - gained / 2) * np.diff(fpr, axis=1, prepend=0)).sum(axis=1)
+    flagged = tpr + fpr
+    precision = np.divide(tpr, flagged, out=np.zeros_like(tpr), where=flagged > 0)
+    return auroc, (gained * precision).sum(axis=1)
 
 
 def wilson(count: int, total: int) -> Estimate:
@@ -99,7 +113,7 @@ def wilson(count: int, total: int) -> Estimate:
     return Estimate(rate, min(rate, max(0.0, centre - spread)), max(rate, min(1.0, centre + spread)))
 
 
-def _bootstrapped(values: NDArray[np.float64]) -> Estimate:
-    """values[0]: of the data; the rest: of the resamples."""
-    low, high = np.quantile(values[1:], [0.025, 0.975])
-    return Estimate(float(values[0]), float(low), float(high))
+def _bootstrapped(blocks: list[NDArray[np.float64]]) -> Estimate:
+    """blocks[0]: of the data; the rest: of the resamples."""
+    low, high = np.quantile(np.concatenate(blocks[1:]), [0.025, 0.975])
+    return Estimate(float(blocks[0][0]), float(low), float(high))

@@ -55,8 +55,16 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     real, generated = rng.normal(0, 1, 40), rng.normal(1, 1, 30)
     whole = figures(real, generated, None, None, resamples=50)
+    drawn: list[int] = []
+
+    def watched(*arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        drawn.append(arrays[2].size + arrays[3].size)
+        return auroc_and_ap(*arrays)
+
+    monkeypatch.setattr("mdmf_deploy.metrics.auroc_and_ap", watched)
     monkeypatch.setattr("mdmf_deploy.metrics._BLOCK", 200)
     assert figures(real, generated, None, None, resamples=50) == whole
+    assert max(drawn) <= 200
 
 
 def test_figures() -> None:
