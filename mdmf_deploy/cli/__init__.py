@@ -43,7 +43,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except MdmfError as error:
-            _fail(str(error), error.exit_code)
+            _fail(_with_notes(str(error), error), error.exit_code)
         except BrokenPipeError:
             raise typer.Exit(_BROKEN_PIPE) from None
         except ModuleNotFoundError as error:
@@ -53,7 +53,12 @@ class _Group(TyperGroup):
             _fail(f"this needs {package}; run: pip install 'mdmf-deploy[{_EXTRAS[package]}]'", _IO_ERROR)
         except OSError as error:
             where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-            _fail(f"{where}{error.strerror or error}", _IO_ERROR)
+            _fail(_with_notes(f"{where}{error.strerror or error}", error), _IO_ERROR)
+
+
+def _with_notes(text: str, error: Exception) -> str:
+    """With what was added on the error's way, such as where finished rows are."""
+    return "; ".join([text, *getattr(error, "__notes__", ())])
 
 
 def _fail(text: str, exit_code: int) -> NoReturn:

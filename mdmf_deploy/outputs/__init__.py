@@ -6,8 +6,9 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from mdmf_deploy.errors import RuntimeUnavailable, UsageError
 from mdmf_deploy.rows import Row
@@ -31,16 +32,38 @@ WRITERS: dict[str, tuple[str, str, str]] = {
 }
 
 
+@dataclass(slots=True)
+class Scratch:
+    """A file on its way to its name.  rows: how many of those in it are whole and worth keeping."""
+
+    file: BinaryIO
+    rows: int = 0
+
+
 @contextmanager
 def open_output(path: Path) -> Iterator[Writer]:
-    """A writer for the format that the path's ending names.
+    """A writer for the format that the path's ending names; the file comes about as `replacing` says.
 
-    The rows go to a temporary file beside it, which takes its name at the end. An interrupt (Ctrl-C) is such an end,
-    and what was written stays; any other exception leaves no file, and an older one of that name as it was.
-    Raises UsageError, before anything is written, for an unknown ending or a place that cannot be written to,
-    RuntimeUnavailable if the format's library is not installed.
+    Raises UsageError for an unknown ending, RuntimeUnavailable if the format's library is not installed.
     """
     writer_class = _writer_class(path)
+    with replacing(path) as scratch:
+        writer = _Counted(writer_class(scratch.file))
+        try:
+            yield writer
+        finally:
+            writer.close()  # after a crash too: a library's writer would complain once it is collected
+            scratch.rows = writer.rows
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Scratch]:
+    """A temporary file beside the path, which takes its name at the end, replacing one that is there.
+
+    An interrupt (Ctrl-C) is such an end. After any other exception an older file of that name stays as it was, and
+    whole rows, if there are any, are kept as <stem>.partial<ending>, as a note on the exception says.
+    Raises UsageError, before anything is written, for a place that cannot be written to.
+    """
     path = path.resolve()  # a link to a file stays one
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -49,25 +72,45 @@ def open_output(path: Path) -> Iterator[Writer]:
         file = scratch.open("wb")
     except OSError as error:
         raise UsageError(f"-o {path}: {error.strerror}; choose a place you can write to") from error
-    finished = whole = False
+    target: Path | None = None
+    whole = False
     try:
         with file:
-            writer = writer_class(file)
+            written = Scratch(file)
             try:
-                yield writer
-                finished = True
+                yield written
+                target = path
             except KeyboardInterrupt:
-                finished = True
+                target = path
+                raise
+            except Exception as error:
+                if written.rows:
+                    target = path.with_name(f"{path.stem}.partial{path.suffix}")
+                    error.add_note(f"the {written.rows} rows finished before are in {target}")
                 raise
             finally:
-                writer.close()  # after a crash too: a library's writer would complain once it is collected
                 file.flush()
                 os.fsync(file.fileno())
-                whole = finished
+                whole = True
     finally:
-        if whole:
-            scratch.replace(path)
+        if whole and target is not None:
+            scratch.replace(target)
         scratch.unlink(missing_ok=True)
+
+
+class _Counted:
+    """A writer, and how many rows it has taken."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self.rows = 0
+
+    def write(self, row: Row) -> None:
+        self._writer.write(row)
+        self.rows += 1
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _writer_class(path: Path) -> type:

@@ -23,6 +23,7 @@ from mdmf_deploy.calibrating import write_calibration
 from mdmf_deploy.calibration import Calibration, Pair
 from mdmf_deploy.cli import app
 from mdmf_deploy.detector import Detector
+from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.rows import COLUMNS, TIMINGS
 
 
@@ -251,6 +252,28 @@ def test_a_damaged_bundle_leaves_no_output(calibrated: Path, photos: Path, tmp_p
     assert result.exit_code == 2
     assert "model.onnx: hash" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["damaged.mdmf"]
+
+
+def test_a_runtime_that_fails_does_not_take_finished_rows_with_it(
+    calibrated: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Detector(calibrated) as detector:
+        kind = type(detector._engine)
+    call, calls = kind.__call__, iter(range(12))
+
+    def third_fails(self: object, crops: object) -> object:
+        if next(calls) == 2:
+            raise RuntimeUnavailable("the runtime is gone")
+        return call(self, crops)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kind, "__call__", third_fails)
+    result = detect(photos, "--bundle", calibrated, "--batch-size", 5, "-o", tmp_path / "rows.jsonl")
+    assert result.exit_code == 2
+    kept = tmp_path / "rows.partial.jsonl"
+    told = f"mdmf: the runtime is gone; the 10 rows finished before are in {kept}"
+    assert result.stderr.splitlines()[-1] == told
+    assert len(timeless(kept.read_text())) == 10
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")

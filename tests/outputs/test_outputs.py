@@ -100,15 +100,37 @@ def test_an_interrupt_keeps_what_was_finished(tmp_path: Path, ending: str) -> No
 
 
 @pytest.mark.parametrize("ending", WRITERS)
-def test_a_crash_leaves_what_was_there(tmp_path: Path, ending: str) -> None:
-    path = tmp_path / f"rows{ending}"
+def test_a_crash_leaves_what_was_there_and_keeps_finished_rows_beside_it(tmp_path: Path, ending: str) -> None:
+    path, partial = tmp_path / f"rows{ending}", tmp_path / f"rows.partial{ending}"
     for there in (False, True):
         if there:
             write(path, [ROW])
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError) as caught:
             write(path, then_raise(RuntimeError()))
-        assert list(tmp_path.iterdir()) == ([path] if there else [])
+        assert caught.value.__notes__ == [f"the 2 rows finished before are in {partial}"]
+        assert read(partial) == [as_columns(ROW)] * 2
+        assert set(tmp_path.iterdir()) == ({path, partial} if there else {partial})
     assert len(read(path)) == 1
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_a_crash_before_the_first_row_leaves_nothing(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(RuntimeError), open_output(tmp_path / f"rows{ending}"):
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_rows_that_could_not_be_written_out_are_not_called_finished(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / f"rows{ending}", then_raise(RuntimeError()))
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_under_the_name_until_the_end(tmp_path: Path) -> None:
