@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -114,6 +115,8 @@ def main() -> None:
     """Run the command line and leave with its exit code (README.md lists them)."""
     # One image's reduction is too small to share out: BLAS threads would only wait for the cores that decode and sign.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # no name is worth a crash, whatever the terminal's encoding
     try:
         try:
             app(prog_name="mdmf")

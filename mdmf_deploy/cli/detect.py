@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import time
@@ -111,8 +110,6 @@ def _stdout(as_json: bool) -> Callable[[Row], None]:
         return print_json
     from mdmf_deploy.outputs import table
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # no name is worth a crash, whatever the terminal's encoding
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     header = [table.HEADER]
 

@@ -144,6 +144,18 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     assert (process.wait(), told) == (141, b"")
 
 
+def test_no_command_s_output_depends_on_the_encoding() -> None:
+    code = (
+        "import sys\nfrom mdmf_deploy import cli, machine\n"
+        "def diagnose():\n    print('caf\\u00e9')\n    raise cli.MdmfError('caf\\u00e9')\n"
+        "machine.diagnose = diagnose\nsys.argv = ['mdmf', 'doctor']\ncli.main()"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)
+    assert (result.returncode, result.stdout) == (2, rb"caf\xe9" + os.linesep.encode())
+    assert result.stderr.startswith(b"mdmf: caf")
+
+
 def readme_blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
