@@ -14,6 +14,7 @@ from mdmf_deploy.bundle import CALIBRATION, Bundle, write_bundle
 from mdmf_deploy.calibration import Calibration, Pair
 from mdmf_deploy.errors import CalibrationError
 from mdmf_deploy.mmd.cpu import NumpyReduction
+from mdmf_deploy.rooms import hint
 
 if TYPE_CHECKING:
     from mdmf_deploy.pipeline import Signed, Source
@@ -65,7 +66,7 @@ def check_covered(bundle: Bundle, engine: Engine) -> None:
     if not bundle.manifest.covers(engine.name, engine.precision):
         raise CalibrationError(
             f"{bundle.path}: verification does not cover {engine.name} {engine.precision}, so a threshold would hold "
-            f"for nothing; run `mdmf verify {bundle.path} --runtime {engine.name}` first"
+            f"for nothing; run {hint('verify', bundle.path, '--runtime', engine.name)} first"
         )
 
 

@@ -16,6 +16,7 @@ from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images import Limits
 from mdmf_deploy.mmd.cpu import NumpyReduction
 from mdmf_deploy.pipeline import Signed, Source, sign
+from mdmf_deploy.rooms import hint
 from mdmf_deploy.rows import Row
 from mdmf_deploy.runtime import open_engine
 
@@ -110,12 +111,12 @@ class Detector:
         if not self.bundle.manifest.covers(name, precision):
             return (
                 f"verdicts are withheld (uncalibrated): {name} {precision} is not verified for this bundle; "
-                f"run `mdmf verify {self.bundle.path} --runtime {name}`"
+                f"run {hint('verify', self.bundle.path, '--runtime', name)}"
             )
         if self._calibration is None:
             return (
                 "verdicts are withheld (uncalibrated): this bundle has no thresholds; "
-                f"run `mdmf calibrate {self.bundle.path} REAL_PHOTOS`"
+                f"run {hint('calibrate', self.bundle.path, 'REAL_PHOTOS')}"
             )
         if self._crops > 1:
             return "verdicts on images with several crops are withheld (uncalibrated): thresholds hold for one crop"

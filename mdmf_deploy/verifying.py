@@ -214,11 +214,11 @@ def scale_in(bundle: Bundle) -> Scale:
     return Scale(measured.spread, measured.threshold if decided is None else decided)
 
 
-def record(bundle: Bundle, verification: Verification) -> Bundle:
-    """Append to the bundle's manifest, in place; bundle_id and calibration stay.
+def record(bundle: Bundle, verification: Verification, destination: Path | None = None) -> Bundle:
+    """Append to the bundle's manifest, in place or in a copy at the destination; bundle_id and calibration stay.
 
     Raises BundleError if it cannot be written.
     """
     records = (*bundle.manifest.verification, verification)
     manifest = msgspec.structs.replace(bundle.manifest, verification=records)
-    return write_bundle(bundle.path, manifest, bundle.files())
+    return write_bundle(destination or bundle.path, manifest, bundle.files())

@@ -90,6 +90,13 @@ def test_an_engine_that_was_not_verified_is_sent_to_verify(bundle: Bundle, tmp_p
             calibrate(unverified, engine, [], [0.1])
 
 
+def test_a_shipped_bundle_is_named_in_hints_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdmf_deploy.rooms.bundled", lambda name: tmp_path / f"{name}.mdmf")
+    shipped = make_bundle(tmp_path / "starter.mdmf")
+    with pytest.raises(CalibrationError, match=r"run `mdmf verify starter --runtime openvino -o mine\.mdmf` first"):
+        calibrate(shipped, FakeEngine("openvino"), [], [0.1])
+
+
 def test_it_is_bound_to_the_bundle_and_the_verified_pairs(bundle: Bundle) -> None:
     calibration = gather(bundle, held_out(9)).calibration
     assert calibration.bundle_id == bundle.bundle_id

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdmf_deploy.errors import UsageError
+from mdmf_deploy.rooms import shipped_name
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle import Bundle
@@ -26,16 +27,16 @@ def progress(paths: Sequence[Path], what: str) -> Iterator[Iterator[Path]]:
         yield iter(bar.track(paths, description=what))
 
 
-def destination(bundle: Bundle, given: str, output: Path | None) -> Path:
+def destination(bundle: Bundle, output: Path | None) -> Path:
     """Where to write: -o, or the bundle in place.
 
-    Raises UsageError for a bundle named, not given by path: one shipped in the package is not to be changed.
+    Raises UsageError for a bundle shipped in the package, which is not to be changed.
     """
-    if output is not None:
-        return output
-    if not Path(given).is_dir():
-        raise UsageError(f"{given!r} is part of the installed package; give -o to write a bundle of your own")
-    return bundle.path
+    target = output or bundle.path
+    name = shipped_name(target)
+    if name is not None:
+        raise UsageError(f"{name!r} is part of the installed package; give -o to write a bundle of your own")
+    return target
 
 
 def tell(lines: Sequence[str], what: str) -> None:

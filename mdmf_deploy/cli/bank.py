@@ -38,7 +38,7 @@ def build(
     from mdmf_deploy.runtime import open_engine
 
     old = Bundle.open(bundle)
-    target = destination(old, bundle, output)
+    target = destination(old, output)
     inputs = expand(reals)
     engine = open_engine(runtime, old)
     try:

@@ -41,7 +41,7 @@ def calibrate(
     from mdmf_deploy.runtime import open_engine
 
     opened = Bundle.open(bundle)
-    target = destination(opened, bundle, output)
+    target = destination(opened, output)
     inputs = expand(reals)
     engine = open_engine(runtime, opened)
     try:

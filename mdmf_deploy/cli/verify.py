@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdmf_deploy.cli._reals import print_json
+from mdmf_deploy.cli._reals import destination, print_json
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle import Bundle, Verification
@@ -34,13 +34,17 @@ def verify(
     record: Annotated[
         bool, typer.Option("--record/--no-record", help="Add the result to the bundle's manifest.")
     ] = True,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Record in a copy written here; by default in place.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check on this machine that a runtime's verdicts are those of the model the bundle was made from.
 
     With the bundle alone, it compares what the source made of built-in probe images at export with what the runtime
     makes of them here. With --checkpoint and images, PyTorch runs again as the source. Thresholds hold only for
-    runtimes that have passed, so the result is recorded in the bundle. Exit code 1 if a limit is missed.
+    runtimes that have passed, so the result is recorded in the bundle, or with -o in a copy. Exit code 1 if a limit is
+    missed.
 
     Example: mdmf verify mine.mdmf --runtime onnxruntime
     """
@@ -52,7 +56,11 @@ def verify(
         raise UsageError(
             "verify: --checkpoint and IMAGES go together; give both, or neither to use the built-in probes"
         )
+    if output is not None and not record:
+        raise UsageError("verify: -o writes a copy with the record; give -o or --no-record")
     opened = Bundle.open(bundle)
+    if output is not None:
+        destination(opened, output)
     engine = open_engine(runtime, opened)
     try:
         if checkpoint is None:
@@ -63,14 +71,14 @@ def verify(
             result = _against_checkpoint(opened, engine, checkpoint, backbone_weights, recipe, images or [])
     finally:
         engine.close()
-    if record and not Path(bundle).is_dir():
-        print(f"mdmf: {bundle!r} is part of the installed package, not recorded there", file=sys.stderr)
-    elif record:
+    if record:
         from mdmf_deploy.verifying import record as write
 
         try:
-            write(opened, result)
-        except BundleError as error:
+            write(opened, result, destination(opened, output))
+        except (BundleError, UsageError) as error:
+            if output is not None:
+                raise
             print(f"mdmf: not recorded: {error}", file=sys.stderr)
     if as_json:
         print_json({"bundle": str(opened.path), "bundle_id": opened.bundle_id, **_fields(result)})

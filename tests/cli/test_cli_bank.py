@@ -68,12 +68,31 @@ def test_nothing_readable_changes_nothing(bundle_copy: Path, tmp_path: Path) -> 
 
 
 def test_a_bundle_of_the_package_is_not_written_in_place(
-    tiny_bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_copy: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mdmf_deploy.bundle.bundled", lambda name: tiny_bundle)
-    result = mdmf("bank", "build", "starter", photos)
-    assert result.exit_code == 2
-    assert "'starter' is part of the installed package; give -o" in result.stderr
+    shipped = bundle_copy.rename(tmp_path / "starter.mdmf")
+    for module in ("bundle", "rooms"):
+        monkeypatch.setattr(f"mdmf_deploy.{module}.bundled", lambda name: tmp_path / f"{name}.mdmf")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/link").symlink_to(shipped)
+    before = (shipped / "manifest.json").read_bytes()
+    for given in ("starter", shipped, tmp_path / "elsewhere/link"):
+        for command in (("bank", "build"), ("calibrate",)):
+            result = mdmf(*command, given, photos)
+            assert result.exit_code == 2
+            assert "'starter' is part of the installed package; give -o" in result.stderr
+        result = mdmf("verify", given)
+        assert result.exit_code == 0
+        assert "mdmf: not recorded: 'starter' is part of the installed package; give -o" in result.stderr
+    own = tmp_path / "elsewhere/mine.mdmf"
+    assert mdmf("verify", "starter", "-o", own).exit_code == 0
+    assert len(Bundle.open(own).manifest.verification) == len(Bundle.open(shipped).manifest.verification) + 1
+    assert Bundle.open(own).bundle_id == Bundle.open(shipped).bundle_id
+    assert mdmf("verify", own, "-o", shipped).exit_code == 2
+    assert mdmf("verify", "starter", "-o", own, "--no-record").exit_code == 2
+    assert (shipped / "manifest.json").read_bytes() == before
+    told = mdmf("detect", "--bundle", shipped, photos).stderr
+    assert "run `mdmf calibrate starter REAL_PHOTOS -o mine.mdmf`" in told
 
 
 def test_inspect_shows_the_bank(tiny_bundle: Path) -> None:
