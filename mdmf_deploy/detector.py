@@ -37,6 +37,9 @@ class Detector:
     batch_size: most crops given to the engine at once; rows do not depend on it.  crops: most crops taken of one image,
     whose patches are pooled into one score.  limits: what an image may cost.
     Raises BundleError if the bundle is missing or damaged, RuntimeUnavailable if the runtime is.
+
+    Importing it forwards the warnings of Pillow's readers, in the whole process, through mdmf_deploy.images, which logs
+    those that come while it decodes and passes on all others as they were.
     """
 
     def __init__(
