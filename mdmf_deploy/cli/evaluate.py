@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
-
     from mdmf_deploy.evaluating import Audit, Sample, Table
     from mdmf_deploy.metrics import Estimate
+    from mdmf_deploy.outputs import Scratch
     from mdmf_deploy.rows import Row
 
 _SHOWN = 3
@@ -46,7 +45,8 @@ def evaluate(
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write every row to this .jsonl.")] = None,
     min_auroc: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Exit with 1 if a generator's AUROC is below this in any table.")
+        float | None,
+        typer.Option(min=0, max=1, help="Exit with 1 if a generator's AUROC is below this, or has none, in any table."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -62,6 +62,7 @@ def evaluate(
     from mdmf_deploy.conditions import AS_IS, Condition
     from mdmf_deploy.detector import Detector
     from mdmf_deploy.errors import GateFailed, UsageError
+    from mdmf_deploy.outputs import replacing
     from mdmf_deploy.recipe import load_recipe
 
     if output is not None and output.suffix != ".jsonl":
@@ -71,9 +72,11 @@ def evaluate(
         raise UsageError(f"--part {part} needs --split, which says what the parts are")
     fractions = None if split is None else load_recipe(split).training.split
     tables = []
-    with Detector(bundle, runtime=runtime) as detector, _rows_file(output) as file:
+    with ExitStack() as stack:
+        detector = stack.enter_context(Detector(bundle, runtime=runtime))
         samples, audit = evaluating.audit(evaluating.find_samples(dataset), detector.bundle, fractions, part.value)
         _tell(audit)
+        file = None if output is None else stack.enter_context(replacing(output))
         if detector.caveat:
             typer.echo(f"mdmf: {detector.caveat}", err=True)
         for chosen in conditions:
@@ -95,17 +98,8 @@ def evaluate(
         raise typer.Exit(3)
 
 
-@contextmanager
-def _rows_file(path: Path | None) -> Iterator[BinaryIO | None]:
-    if path is None:
-        yield None
-        return
-    with path.open("wb") as file:
-        yield file
-
-
 def _watched(
-    judged: Iterable[tuple[Sample, Row]], total: int, condition: str, file: BinaryIO | None
+    judged: Iterable[tuple[Sample, Row]], total: int, condition: str, scratch: Scratch | None
 ) -> Iterator[tuple[Sample, Row]]:
     """The same pairs, each written to the file and counted on a terminal's stderr on its way."""
     import msgspec
@@ -118,9 +112,10 @@ def _watched(
     for sample, row in track(
         judged, condition, total, console=console, transient=True, disable=not sys.stderr.isatty()
     ):
-        if file is not None:
+        if scratch is not None:
             line = {"condition": condition, "generator": sample.generator}
-            file.write(msgspec.json.encode(line | {name: getattr(row, name) for name in COLUMNS}) + b"\n")
+            scratch.file.write(msgspec.json.encode(line | {name: getattr(row, name) for name in COLUMNS}) + b"\n")
+            scratch.rows += 1
         yield sample, row
 
 

@@ -60,6 +60,20 @@ def test_the_gate_is_the_worst_auroc(dataset: Path, tiny_bundle: Path) -> None:
     assert "pooled" in failed.stdout
 
 
+def test_an_older_file_stays_until_the_new_one_is_whole(dataset: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("older")
+    (dataset / "real/twin.png").write_bytes((dataset / "generated/a/photo07.png").read_bytes())
+    result = evaluate(dataset, tiny_bundle, "-o", str(rows))
+    assert result.exit_code == 2
+    assert "are the same bytes" in result.stderr
+    assert rows.read_text() == "older"
+    (dataset / "real/twin.png").unlink()
+    assert evaluate(dataset, tiny_bundle, "-o", str(rows)).exit_code == 0
+    assert len(rows.read_text().splitlines()) == 12
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "rows.jsonl"]
+
+
 def test_unreadable_images_are_said_and_exit_with_3(dataset: Path, tiny_bundle: Path) -> None:
     (dataset / "real/broken.jpg").write_bytes((dataset / "real/photo00.jpg").read_bytes()[:200])
     result = evaluate(dataset, tiny_bundle, "--condition", "jpeg:80")
