@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.conditions import Condition
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.inputs import expand, uri
+from mdmf_deploy.inputs import in_folder, uri
 from mdmf_deploy.metrics import RESAMPLES, Estimate, Figures, figures, wilson
 from mdmf_deploy.recipe import Split
 from mdmf_deploy.rows import Row
@@ -42,6 +42,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
     """What became of the data set's images before any was scored.
 
     in_bank, in_calibration, copies: left out, as row URIs.  other_parts: how many the split left out.
+    left_out: generators none of whose images is left, in order.
     """
 
     judged: int
@@ -49,6 +50,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
     in_calibration: tuple[str, ...]
     copies: tuple[str, ...]
     other_parts: int
+    left_out: tuple[str, ...]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +76,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_samples(dataset: Path) -> list[Sample]:
-    """Every image of real/ and of each folder in generated/, hashed, in path order.
+    """Every image of real/ and of each folder in generated/ that is not hidden, hashed, in path order.
 
     Raises UsageError if the folders are not laid out so, or one of them holds no image.
     """
@@ -82,13 +84,17 @@ def find_samples(dataset: Path) -> list[Sample]:
     if not (dataset / "real").is_dir() or not generated.is_dir():
         raise UsageError(f"{uri(dataset)}: expected the folders real/ and generated/<generator>/ in it")
     folders: dict[str | None, Path] = {None: dataset / "real"}
-    folders |= {folder.name: folder for folder in sorted(generated.iterdir()) if folder.is_dir()}
+    folders |= {
+        folder.name: folder
+        for folder in sorted(generated.iterdir())
+        if folder.is_dir() and not folder.name.startswith(".")
+    }
     if len(folders) == 1:
         raise UsageError(f"{uri(generated)}: expected one folder a generator in it")
     return [
         Sample(path, _sha256(path), generator)
         for generator, folder in folders.items()
-        for path in expand([str(folder)]).paths
+        for path in in_folder(folder).paths
     ]
 
 
@@ -103,11 +109,14 @@ def audit(
     banked, calibration = bundle.bank.hashes, bundle.calibration
     calibrated = frozenset(calibration.image_sha256) if calibration else frozenset()
     seen: dict[str, Sample] = {}
+    generators: dict[str, None] = {}
     kept: list[Sample] = []
     dropped: dict[str, list[str]] = {"in_bank": [], "in_calibration": [], "copies": []}
     other_parts = 0
     for sample in samples:
         sha256 = sample.sha256
+        if sample.generator is not None:
+            generators[sample.generator] = None
         if sha256 is None:
             kept.append(sample)
             continue
@@ -125,7 +134,15 @@ def audit(
         else:
             kept.append(sample)
     lists = {name: tuple(uris) for name, uris in dropped.items()}
-    return kept, Audit(judged=len(kept), other_parts=other_parts, **lists)
+    remaining = {sample.generator for sample in kept}
+    left_out = tuple(name for name in generators if name not in remaining)
+    return kept, Audit(judged=len(kept), other_parts=other_parts, left_out=left_out, **lists)
+
+
+def unscored(samples: Iterable[Sample], tables: Sequence[Table]) -> list[str]:
+    """Generators that had samples, but in one of the tables no row with a score."""
+    names = dict.fromkeys(sample.generator for sample in samples if sample.generator is not None)
+    return [name for name in names if any(name not in table.generators for table in tables)]
 
 
 def judge(detector: Detector, samples: Sequence[Sample], condition: Condition) -> Iterator[tuple[Sample, Row]]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mdmf_deploy.conditions import Condition
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.evaluating import Sample, audit, find_samples, judge, tabulate
+from mdmf_deploy.evaluating import Sample, audit, find_samples, judge, tabulate, unscored
 from mdmf_deploy.recipe import Split
 from mdmf_deploy.rows import Row
 from mdmf_deploy.splitting import part_of
@@ -55,6 +55,31 @@ def test_finds_classes_by_folder(dataset: Path) -> None:
     samples = find_samples(dataset)
     assert [sample.generator for sample in samples] == [None] * 6 + ["a"] * 4 + ["b"] * 2
     assert all(s.sha256 == hashlib.sha256(s.path.read_bytes()).hexdigest() for s in samples)
+
+
+def test_folders_are_taken_by_name_and_hidden_generators_are_none(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (dataset / "generated/a").rename(dataset / "generated/[a]*")
+    (dataset / "generated/.cache").mkdir()
+    shutil.copytree(dataset, tmp_path / "@set")
+    monkeypatch.chdir(tmp_path)
+    for folder in (dataset, Path("@set")):
+        assert [sample.generator for sample in find_samples(folder)] == [None] * 6 + ["[a]*"] * 4 + ["b"] * 2
+
+
+def test_a_generator_that_lost_every_image_is_named(dataset: Path) -> None:
+    samples = find_samples(dataset)
+    gone = [sample.sha256 or "" for sample in samples if sample.generator == "b"]
+    kept, report = audit(samples, bundle(gone[:1], gone[1:]))
+    assert report.left_out == ("b",)
+    assert unscored(kept, []) == []
+    assert audit(samples, bundle(gone[:1]))[1].left_out == ()
+    broken = [*pairs(None, row(0.1, "real")), *pairs("a", row(0.2, "real")), *pairs("b", row(None, "error"))]
+    whole = [*broken, *pairs("b", row(0.3, "real"))]
+    tables = [tabulate("x", judged, resamples=2) for judged in (whole, broken)]
+    assert unscored([sample for sample, _ in whole], tables[:1]) == []
+    assert unscored([sample for sample, _ in whole], tables) == ["b"]
 
 
 @pytest.mark.parametrize("folders", [[], ["real"], ["generated/a"], ["real", "generated"]])

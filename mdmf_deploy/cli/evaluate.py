@@ -94,6 +94,9 @@ def evaluate(
     worst = min(table.worst_auroc for table in tables)
     if min_auroc is not None and worst < min_auroc:
         raise GateFailed(f"the worst AUROC is {worst:.4f}, below --min-auroc {min_auroc:g}")
+    unjudged = [*audit.left_out, *evaluating.unscored(samples, tables)]
+    if min_auroc is not None and unjudged:
+        raise GateFailed(f"--min-auroc cannot be judged, for no image is left of: {', '.join(unjudged)}")
     if any(table.unreadable for table in tables):
         raise typer.Exit(3)
 
@@ -129,6 +132,8 @@ def _tell(audit: Audit) -> None:
         if uris:
             more = ", ..." if len(uris) > _SHOWN else ""
             typer.echo(f"mdmf: left out, {what}: {len(uris)} ({', '.join(uris[:_SHOWN])}{more})", err=True)
+    if audit.left_out:
+        typer.echo(f"mdmf: warning: no image is left of: {', '.join(audit.left_out)}", err=True)
     if audit.other_parts:
         typer.echo(f"mdmf: left out, in other parts of the split: {audit.other_parts}", err=True)
 

@@ -60,6 +60,18 @@ def test_the_gate_is_the_worst_auroc(dataset: Path, tiny_bundle: Path) -> None:
     assert "pooled" in failed.stdout
 
 
+def test_a_gate_without_a_generator_is_no_pass(dataset: Path, tiny_bundle: Path) -> None:
+    for file in (dataset / "generated/b").iterdir():
+        shutil.copy(dataset / "generated/a/photo06.jpg", file)
+    result = evaluate(dataset, tiny_bundle, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["audit"]["left_out"] == ["b"]
+    assert "mdmf: warning: no image is left of: b" in result.stderr.splitlines()
+    failed = evaluate(dataset, tiny_bundle, "--min-auroc", "0")
+    assert failed.exit_code == 1
+    assert failed.stderr.splitlines()[-1] == "mdmf: --min-auroc cannot be judged, for no image is left of: b"
+
+
 def test_an_older_file_stays_until_the_new_one_is_whole(dataset: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("older")
