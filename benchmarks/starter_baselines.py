@@ -33,6 +33,7 @@ from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.recipe import Recipe, load_recipe
 from mdmf_deploy.training.dataset import Dataset, center_crops, collect
 from mdmf_deploy.training.fitting import CHECKPOINT, Plan, fit
+from mdmf_deploy.training.loop import STATE
 from mdmf_deploy.training.validating import scores
 
 Crops = NDArray[np.uint8]
@@ -98,7 +99,8 @@ def variant(recipe: Recipe, objective: str, pool: int, steps: int) -> Recipe:
     """The starter's recipe with another head or objective, for a frozen backbone."""
     table = msgspec.to_builtins(recipe)
     table["head"]["pool"] = pool
-    table["training"] |= {"objective": objective, "steps": steps, "batch": 64}
+    # The pooled objective's kernel matrices grow with the square of the batch: 16 images are 784 patches a class.
+    table["training"] |= {"objective": objective, "steps": steps, "batch": 64 if objective == "image" else 16}
     return msgspec.convert(table, Recipe)
 
 
@@ -155,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):
         changed = variant(recipe, objective, pool, options.steps)
         folder = options.run / f"baseline-{objective}-{pool}"
-        checkpoint = fit(Plan(changed, folder, backbone_weights=weights), photographs, files)
+        resume = (folder / STATE).is_file()
+        checkpoint = fit(Plan(changed, folder, backbone_weights=weights, resume=resume), photographs, files)
         row(name, mmd(checkpoint, changed, bank))
 
 
