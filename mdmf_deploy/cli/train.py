@@ -54,11 +54,10 @@ def train(
     if download_backbone:
         if backbone_weights is not None:
             raise UsageError("--download-backbone and --backbone-weights exclude each other; give one of them")
-        from accelerate import PartialState
-
         from mdmf_deploy.model.download import fetch_backbone
+        from mdmf_deploy.training.processes import processes
 
-        with PartialState().main_process_first():
+        with processes().main_process_first():
             backbone_weights = fetch_backbone(chosen.backbone.architecture, output / "download")
     photographs = expand([real]).paths
     generators = {name: expand([str(folder)]).paths for name, folder in _generators(generated).items()}
@@ -67,6 +66,7 @@ def train(
 
     from mdmf_deploy.training.fitting import Plan, fit
     from mdmf_deploy.training.loop import Cadence
+    from mdmf_deploy.training.processes import processes
 
     plan = Plan(
         chosen,
@@ -79,7 +79,8 @@ def train(
     )
     with _Progress(chosen.training.steps) as progress:
         checkpoint = fit(plan, photographs, generators, say=progress.say, watch=progress.watch)
-    typer.echo(str(checkpoint))
+    if processes().is_main_process:
+        typer.echo(str(checkpoint))
 
 
 def _default_recipe(backbone: str | None) -> str:

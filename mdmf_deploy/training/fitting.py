@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
-from accelerate import PartialState
 from numpy.typing import NDArray
 
 from mdmf_deploy.errors import UsageError
@@ -27,14 +25,13 @@ from mdmf_deploy.training.initialising import initialise
 from mdmf_deploy.training.loop import Cadence, train
 from mdmf_deploy.training.network import TrainingNet
 from mdmf_deploy.training.preparing import prepare_images
+from mdmf_deploy.training.processes import processes
 from mdmf_deploy.training.validating import BANK_IMAGES, Sign, Validation
 
 CHECKPOINT = "checkpoint.safetensors"
 _FEATURE_CROPS = 4
 _PIXEL_BUDGET = 8 << 30
 _INITIALISING_CROPS = 128
-# How long other processes wait for the one that trains the autoencoders or computes the features.
-_PREPARING = timedelta(hours=24)
 
 Say = Callable[[str], None]
 
@@ -74,12 +71,14 @@ def fit(
             "a frozen backbone needs pretrained weights; give --backbone-weights FILE or --download-backbone, "
             "or train it with --train-backbone"
         )
+    # Under `accelerate launch` every process comes through here: one makes the files and talks, the others find them.
+    team = processes()
+    if not team.is_main_process:
+        say, watch = (lambda line: None), (lambda record: None)
     folder.mkdir(parents=True, exist_ok=True)
     dataset = collect(real, generated, recipe.training.split)
     for path, code in dataset.unreadable:
         say(f"left out {path}: {code}")
-    # Under `accelerate launch` every process comes through here: one makes the files, the others find them made.
-    processes = PartialState(timeout=_PREPARING)
     torch.manual_seed(recipe.training.seed)
     detector = Detector(recipe)
     if plan.backbone_weights is not None:
@@ -88,14 +87,14 @@ def fit(
         crops = center_crops(_paths(dataset.of("train", False)[:_INITIALISING_CROPS]), recipe.preprocessing.crop)
         initialise(detector.backbone, normalise(crops, recipe.preprocessing), recipe.training.seed)
     net = TrainingNet(detector, frozen=not plan.train_backbone, classify=recipe.training.patch_cross_entropy > 0)
-    with processes.main_process_first():
+    with team.main_process_first():
         write_split(dataset, folder / "split")
         batches, validation = (_crops if plan.train_backbone else _features)(plan, dataset, detector, say)
     history: list[Record] = []
 
     def note(record: Record) -> None:
         history.append(record)
-        if "auroc_mean" in record and processes.is_main_process:
+        if "auroc_mean" in record and team.is_main_process:
             write_csv(folder / "history.csv", history)
         watch(record)
 
@@ -114,7 +113,7 @@ def fit(
         stop_after=plan.stop_after,
     )
     checkpoint = folder / CHECKPOINT
-    if processes.is_main_process:
+    if team.is_main_process:
         write_csv(folder / "history.csv", history)
         write_plot(folder / "history.png", history, f"{recipe.name}: {recipe.training.objective} objective")
         save_detector(checkpoint, trained, {"recipe": recipe.name, "data_sha256": dataset.hash()})
@@ -124,7 +123,7 @@ def fit(
 def fingerprint(plan: Plan, dataset: Dataset) -> str:
     """Hash over all that a run's result depends on: a state resumes only where all of it is the same."""
     weights = file_sha256(plan.backbone_weights) if plan.backbone_weights else "from scratch"
-    parts = [dataset.hash(), weights, str(plan.train_backbone), str(plan.amp), str(PartialState().num_processes)]
+    parts = [dataset.hash(), weights, str(plan.train_backbone), str(plan.amp), str(processes().num_processes)]
     return hashlib.sha256(msgspec.json.encode([plan.recipe, parts])).hexdigest()
 
 
@@ -172,7 +171,7 @@ def _crops(plan: Plan, dataset: Dataset, detector: Detector, say: Say) -> tuple[
 def _features(plan: Plan, dataset: Dataset, detector: Detector, say: Say) -> tuple[Batches, Validation]:
     recipe = plan.recipe
     seed, folder = recipe.training.seed, plan.folder / "features"
-    detector.to(PartialState().device)
+    detector.to(processes().device)
 
     def load(samples: Sequence[Sample], crops: int = 0) -> NDArray[np.float16]:
         say(f"features of {len(samples)} images x {max(1, crops)} crops")

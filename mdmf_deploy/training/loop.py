@@ -17,6 +17,7 @@ from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.recipe import Training
 from mdmf_deploy.training.batches import Batch, Batches
 from mdmf_deploy.training.network import TrainingNet, classification_loss, criterion
+from mdmf_deploy.training.processes import processes
 from mdmf_deploy.training.state import State, optimiser_tensors, read_state, restore_optimiser, write_state
 
 STATE = "state.safetensors"
@@ -58,6 +59,7 @@ def train(
     the run would overwrite. Raises TrainingFailed if the loss stops being a number; the last good state stays.
     """
     cadence = cadence or Cadence()
+    processes()
     accelerator = Accelerator()
     net = net.to(accelerator.device)
     torch.manual_seed(plan.seed)

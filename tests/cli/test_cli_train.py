@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +107,25 @@ def test_what_cannot_be_done_is_one_line(data: Path, tmp_path: Path, arguments: 
     lines = [line for line in result.stderr.splitlines() if line.startswith("mdmf: ")]
     assert len(lines) == 1
     assert said in lines[0]
+
+
+def test_two_processes_train_one_model_and_speak_with_one_voice(data: Path, tmp_path: Path) -> None:
+    pairs = '{ views = 1, autoencoders = [{ factor = 2, upsampler = "nearest", channels = 4, width = 4, steps = 2 }] }'
+    small = (data / "tiny.toml").read_text().replace("{ views = 0 }", pairs).replace("batch = 4", "batch = 3")
+    (tmp_path / "pairs.toml").write_text(small)
+    large = tmp_path / "real"
+    large.mkdir()
+    for seed in range(300, 330):
+        Image.fromarray(synthetic_photo(seed, 100, 97)).save(large / f"{seed}.png")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = ["--recipe", tmp_path / "pairs.toml", "--train-backbone", "-o", tmp_path / "run"]
+    command = [*launch, "-m", "mdmf_deploy.cli", "train", large, data / "generated", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "run" / "checkpoint.safetensors")]
+    assert done.stderr.count("step 2: ") == 1
+    assert len(list((tmp_path / "run" / "autoencoders").iterdir())) == 1
 
 
 def test_generated_needs_a_folder_a_generator(data: Path, tmp_path: Path) -> None:
