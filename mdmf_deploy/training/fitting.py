@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mdmf_deploy.errors import UsageError
+from mdmf_deploy.errors import CheckpointError, UsageError
 from mdmf_deploy.images import normalise
 from mdmf_deploy.model.checkpoints import file_sha256, load_backbone, save_detector
 from mdmf_deploy.model.pfs import Detector
@@ -22,7 +22,7 @@ from mdmf_deploy.training.dataset import Dataset, PixelCache, Sample, center_cro
 from mdmf_deploy.training.features import cached_features
 from mdmf_deploy.training.history import Record, write_csv, write_plot
 from mdmf_deploy.training.initialising import initialise
-from mdmf_deploy.training.loop import Cadence, train
+from mdmf_deploy.training.loop import STATE, Cadence, train
 from mdmf_deploy.training.network import TrainingNet
 from mdmf_deploy.training.preparing import prepare_images
 from mdmf_deploy.training.processes import processes
@@ -63,7 +63,8 @@ def fit(
     """Train as planned; returns the checkpoint's path.
 
     In plan.folder: checkpoint.safetensors, state.safetensors, history.csv, history.png, split/*.txt, and the caches.
-    Raises UsageError for a frozen backbone without weights, and what collecting, loading and the loop raise.
+    Raises UsageError for a frozen backbone without weights, CheckpointError for a state that would be overwritten or is
+    not there to resume from, and what collecting, loading and the loop raise.
     """
     recipe, folder = plan.recipe, plan.folder
     if not plan.train_backbone and plan.backbone_weights is None:
@@ -71,6 +72,12 @@ def fit(
             "a frozen backbone needs pretrained weights; give --backbone-weights FILE or --download-backbone, "
             "or train it with --train-backbone"
         )
+    # Before the preparation, which may take an hour.
+    state = folder / STATE
+    if state.is_file() and not plan.resume:
+        raise CheckpointError(f"{state} is there already; go on from it with --resume, or choose another -o")
+    if plan.resume and not state.is_file():
+        raise CheckpointError(f"{state} is not there, so nothing can be resumed; start without --resume")
     # Under `accelerate launch` every process comes through here: one makes the files and talks, the others find them.
     team = processes()
     if not team.is_main_process:

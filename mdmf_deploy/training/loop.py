@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mdmf_deploy.errors import CheckpointError, TrainingFailed
+from mdmf_deploy.errors import TrainingFailed
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.recipe import Training
 from mdmf_deploy.training.batches import Batch, Batches
@@ -55,8 +55,8 @@ def train(
     """Train for plan.steps and return the trained (averaged, where the recipe averages) detector.
 
     folder: where the state is kept.  stop_after: leave early at that step, as an interruption would.
-    Raises CheckpointError if `resume` finds no state, or one of another recipe or other data; and if there is one that
-    the run would overwrite. Raises TrainingFailed if the loss stops being a number; the last good state stays.
+    Raises CheckpointError if `resume` finds no state, or one of another recipe or other data; TrainingFailed if the
+    loss stops being a number: the last good state stays.
     """
     cadence = cadence or Cadence()
     processes()
@@ -72,8 +72,6 @@ def train(
     history: list[dict[str, float]] = []
     start = 0
     path = folder / STATE
-    if path.is_file() and not resume:
-        raise CheckpointError(f"{path} is there already; go on from it with --resume, or choose another -o")
     if resume:
         state = read_state(path, fingerprint)
         net.load_state_dict(_under("net.", state.tensors), strict=not net.frozen)
