@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,6 +13,8 @@ from mdmf_deploy.errors import ShapeMismatch, UsageError
 from mdmf_deploy.recipe import Preprocessing
 
 Pixels = NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+"""left, top, right, bottom, in pixels; the last two are not part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,41 +25,28 @@ class Crop:
     kind: str
 
 
-def center_crop(pixels: Pixels, size: int) -> Crop:
-    """(H, W, 3) -> the central size x size square, at the image's own scale.
+def boxes(height: int, width: int, size: int, count: int = 1) -> list[Box]:
+    """Where the 1 to `count` squares of an image lie, the central one first; `squares` makes a crop of their pixels.
 
-    Where the image is smaller it is mirrored at its edges, without repeating them ("reflect" of numpy.pad), as often as
-    needed; kind is then "reflected". Of an odd margin the smaller half lies above and to the left.
+    An image smaller than a square has one box: as much of the central square as the image fills. Of an odd margin the
+    smaller half lies above and to the left. Each further square is the one farthest from those taken, by the distance
+    of their corners, over a grid of 33 x 33 places that reaches every edge; ties go to the uppermost, then the
+    leftmost, so on a large image the first five are the centre and the corners. Fewer than `count` where every further
+    square would lie closer than a third of a side to one already taken.
     """
-    _check_pixels(pixels, size)
-    height, width = pixels.shape[:2]
-    top, left = (height - size) // 2, (width - size) // 2
-    if min(height, width) >= size:
-        return Crop(pixels[None, top : top + size, left : left + size].copy(), "center")
-    rows, columns = _mirrored(top, size, height), _mirrored(left, size, width)
-    return Crop(pixels[rows[:, None], columns][None], "reflected")
-
-
-def crops(pixels: Pixels, size: int, count: int) -> Crop:
-    """(H, W, 3) -> (n, size, size, 3), 1 <= n <= count: the central square, then the ones farthest from those taken.
-
-    Farthest: by the distance of their corners, over a grid of 33 x 33 places that reaches every edge; ties go to the
-    uppermost, then the leftmost, so on a large image the first five are the centre and the corners. Fewer than `count`
-    where every further square would lie closer than a third of a side to one already taken. kind: "center+N" for N
-    squares beside the central one, else center_crop's.
-    """
+    if size < 1:
+        raise ShapeMismatch(f"a crop must have at least 1 pixel a side, got {size}")
     if count < 1:
         raise UsageError(f"crops must be at least 1, got {count}")
-    first = center_crop(pixels, size)
-    height, width = pixels.shape[:2]
-    if first.kind == "reflected" or count == 1:
-        return first
+    top, left = (height - size) // 2, (width - size) // 2
+    if count == 1 or min(height, width) < size:
+        return [(max(0, left), max(0, top), min(width, left + size), min(height, top + size))]
     steps = np.arange(33)
     grid = np.stack(
         np.meshgrid(np.unique(steps * (height - size) // 32), np.unique(steps * (width - size) // 32), indexing="ij"),
         axis=-1,
     ).reshape(-1, 2)
-    taken = [np.array([(height - size) // 2, (width - size) // 2])]
+    taken = [np.array([top, left])]
     nearest = ((grid - taken[0]) ** 2).sum(axis=1)
     while len(taken) < count:
         best = int(nearest.argmax())
@@ -64,10 +54,39 @@ def crops(pixels: Pixels, size: int, count: int) -> Crop:
             break
         taken.append(grid[best])
         nearest = np.minimum(nearest, ((grid - grid[best]) ** 2).sum(axis=1))
-    if len(taken) == 1:
-        return first
-    squares = np.stack([pixels[top : top + size, left : left + size] for top, left in taken])
-    return Crop(squares, f"center+{len(taken) - 1}")
+    return [(int(left), int(top), int(left) + size, int(top) + size) for top, left in taken]
+
+
+def squares(parts: Sequence[Pixels], size: int) -> Crop:
+    """The pixels of the `boxes` of an image, (h, w, 3) each -> one crop.
+
+    What lacks to a square is mirrored at the image's edges, without repeating them ("reflect" of numpy.pad), as often
+    as needed; kind is then "reflected".
+    """
+    if len(parts) > 1:
+        return Crop(np.stack(parts), f"center+{len(parts) - 1}")
+    [part] = parts
+    height, width = part.shape[:2]
+    if height == width == size:
+        return Crop(part[None].copy(), "center")
+    rows, columns = (_mirrored((side - size) // 2, size, side) for side in (height, width))
+    return Crop(part.take(rows, axis=0).take(columns, axis=1)[None], "reflected")
+
+
+def center_crop(pixels: Pixels, size: int) -> Crop:
+    """(H, W, 3) -> the central size x size square, at the image's own scale, mirrored where the image is smaller."""
+    return crops(pixels, size, 1)
+
+
+def crops(pixels: Pixels, size: int, count: int) -> Crop:
+    """(H, W, 3) -> (n, size, size, 3), 1 <= n <= count: the central square, then others, as `boxes` places them.
+
+    kind: "center+N" for N squares beside the central one, else "center" or "reflected".
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise ShapeMismatch(f"pixels must be (H, W, 3) uint8 and not empty, got {pixels.shape} {pixels.dtype}")
+    placed = boxes(pixels.shape[0], pixels.shape[1], size, count)
+    return squares([pixels[top:bottom, left:right] for left, top, right, bottom in placed], size)
 
 
 def normalise(crops: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
@@ -95,10 +114,3 @@ def _mirrored(start: int, count: int, length: int) -> NDArray[np.intp]:
     period = max(1, 2 * (length - 1))
     folded = np.arange(start, start + count) % period
     return np.minimum(folded, period - folded) if length > 1 else folded
-
-
-def _check_pixels(pixels: Pixels, size: int) -> None:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise ShapeMismatch(f"pixels must be (H, W, 3) uint8 and not empty, got {pixels.shape} {pixels.dtype}")
-    if size < 1:
-        raise ShapeMismatch(f"a crop must have at least 1 pixel a side, got {size}")

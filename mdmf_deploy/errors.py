@@ -37,6 +37,10 @@ class CalibrationError(MdmfError):
     """A calibration that cannot be made or does not belong to its bundle."""
 
 
+class QuantisationError(MdmfError):
+    """A graph that cannot be rewritten in a lower precision as it should be."""
+
+
 class RuntimeUnavailable(MdmfError):
     """A runtime that is unknown or not installed on this machine."""
 

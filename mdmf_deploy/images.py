@@ -17,17 +17,13 @@ import io
 import logging
 import os
 import stat
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import PIL
-from numpy.typing import NDArray
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -40,19 +36,24 @@ from PIL import (
     features,
 )
 
-from mdmf_deploy.cropping import Crop, Pixels, center_crop, crops, normalise
+from mdmf_deploy import jpeg_rows
+from mdmf_deploy.cropping import Box, Crop, Pixels, center_crop, crops, normalise
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.inputs import IMAGE_EXTENSIONS, uri
+from mdmf_deploy.pillow_warnings import PILLOW_WARNINGS
+from mdmf_deploy.rgb import to_rgb
 
 __all__ = [
     "IMAGE_EXTENSIONS",
     "Code",
     "Crop",
     "Decoded",
+    "DecodedBoxes",
     "Limits",
     "center_crop",
     "crops",
     "decode",
+    "decode_boxes",
     "decoder_version",
     "normalise",
     "read",
@@ -90,7 +91,7 @@ _MAGIC: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "bmp": (0, (b"BM",)),
     "gif": (0, (b"GIF87a", b"GIF89a")),
 }
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
+_ORIENTATION = 274
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _STRIPS_AND_TILES = ((273, 279), (324, 325))  # their offsets and byte counts
 _TURNS = {
@@ -118,6 +119,16 @@ class Decoded:
     """pixels: (H, W, 3), after EXIF orientation.  format: "jpeg", "png", "webp", "tiff", "bmp", "gif"."""
 
     pixels: Pixels
+    width: int
+    height: int
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedBoxes:
+    """boxes: (h, w, 3) of each box that was asked for.  width, height: of the whole image, after EXIF orientation."""
+
+    boxes: tuple[Pixels, ...]
     width: int
     height: int
     format: str
@@ -162,6 +173,34 @@ def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
     Raises ImageError with one of Code's values (never missing, not_a_file, unreadable, not_finite), whatever the bytes.
     Raises UsageError where the process has told Pillow to accept truncated images.
     """
+    return _guarded(data, limits, _whole)
+
+
+def decode_boxes(data: bytes, place: Callable[[int, int], Sequence[Box]], limits: Limits = Limits()) -> DecodedBoxes:
+    """As `decode`, but only the boxes that `place(height, width)` puts into the image; pixels and errors are the same.
+
+    Of a baseline JPEG the rows below the lowest box are not decoded (mdmf_deploy.jpeg_rows).
+    """
+    return _guarded(data, limits, lambda file: _boxes(file, place))
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """image: its header is read, its pixels are not."""
+
+    data: bytes
+    format: str
+    image: ImageFile.ImageFile
+
+    @property
+    def depth(self) -> int:
+        return self.data[24] if self.format == "png" else 8
+
+
+_T = TypeVar("_T")
+
+
+def _guarded(data: bytes, limits: Limits, work: Callable[[_File], _T]) -> _T:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True in this process, so truncated images would pass for whole "
@@ -174,8 +213,8 @@ def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
     format = _format(data)
     source = _Source(data)
     try:
-        with _PILLOW_WARNINGS.kept():
-            return _decode(source, data, format, limits)
+        with PILLOW_WARNINGS.kept():
+            return work(_opened(source, data, format, limits))
     except ImageError:
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
@@ -198,7 +237,7 @@ class _Source(io.BytesIO):
         return data
 
 
-def _decode(source: _Source, data: bytes, format: str, limits: Limits) -> Decoded:
+def _opened(source: _Source, data: bytes, format: str, limits: Limits) -> _File:
     if format == "webp":  # libwebp allocates its canvas as soon as it is opened, and does not say why it fails
         _check_size(format, _webp_size(data), limits)
         source.short = int.from_bytes(data[4:8], "little") + 8 > len(data)
@@ -210,11 +249,56 @@ def _decode(source: _Source, data: bytes, format: str, limits: Limits) -> Decode
         source.short |= _pixels_end(image) > len(data)
         # A tile is allocated whole, however little of it the image shows; a strip is no larger than the image.
         _check_size("tiff tile", (image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0)), limits)
-    image.load()
-    turn = _TURNS.get(_orientation(image))
-    rgb = _to_rgb(image, data, format)
+    return _File(data, format, image)
+
+
+def _whole(file: _File) -> Decoded:
+    file.image.load()
+    turn = _TURNS.get(_orientation(file.image))
+    rgb = to_rgb(file.image, file.image, file.depth, file.format)
     pixels = _copied(rgb if turn is None else rgb.transpose(turn))
-    return Decoded(pixels, pixels.shape[1], pixels.shape[0], format)
+    return Decoded(pixels, pixels.shape[1], pixels.shape[0], file.format)
+
+
+def _boxes(file: _File, place: Callable[[int, int], Sequence[Box]]) -> DecodedBoxes:
+    image = file.image
+    if file.format != "jpeg":  # some formats keep their orientation behind the pixels
+        image.load()
+    orientation = _orientation(image)
+    turn = _TURNS.get(orientation)
+    width, height = image.size if orientation < 5 else image.size[::-1]
+    stored = [_as_stored(box, orientation, image.size) for box in place(height, width)]
+    loaded = _loaded(file, max(bottom for _, _, _, bottom in stored))
+    boxes = []
+    for box in stored:
+        rgb = to_rgb(loaded.crop(box), image, file.depth, file.format)
+        boxes.append(np.asarray(rgb if turn is None else rgb.transpose(turn)))
+    return DecodedBoxes(tuple(boxes), width, height, file.format)
+
+
+def _as_stored(box: Box, orientation: int, size: tuple[int, int]) -> Box:
+    """Where a box of the upright image lies in the image as stored, of this size."""
+    left, top, right, bottom = box if orientation < 5 else (box[1], box[0], box[3], box[2])
+    if orientation in (2, 3, 7, 8):
+        left, right = size[0] - right, size[0] - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = size[1] - bottom, size[1] - top
+    return left, top, right, bottom
+
+
+def _loaded(file: _File, rows: int) -> Image.Image:
+    """The image as stored, or a part from the top that has these rows."""
+    if file.format == "jpeg":
+        part = jpeg_rows.shortened(file.data, rows)
+        if part is not None:
+            try:
+                image = JpegImagePlugin.JpegImageFile(io.BytesIO(part))
+                image.load()
+                return image
+            except Exception as error:  # then the whole file says what is wrong with it
+                _LOG.debug("decoding all rows, since the first %d failed: %s", rows, error)
+    file.image.load()
+    return file.image
 
 
 def _pixels_end(image: TiffImagePlugin.TiffImageFile) -> int:
@@ -236,61 +320,13 @@ def _copied(image: Image.Image) -> Pixels:
     return pixels
 
 
-def _to_rgb(image: ImageFile.ImageFile, data: bytes, format: str) -> Image.Image:
-    """Mode RGB, alpha and colour keys laid over white."""
-    key = image.info.get("transparency")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or (image.mode == "P" and key is not None):
-        rgba = image.convert("RGBA")
-        return _over_white(rgba, rgba.getchannel("A"))
-    if image.mode in ("I;16", "I;16L", "I;16B"):
-        values = np.asarray(image)
-        grey: Image.Image = Image.fromarray((values >> _excess_bits(image)).astype(np.uint8))
-        if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0:
-            grey = Image.fromarray(255 - np.asarray(grey))
-        return grey.convert("RGB") if key is None else _over_white(grey, _unlike(values, key))
-    if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"):
-        raise ImageError("unsupported_mode", f"{format} pixels of mode {image.mode} have no documented 8-bit RGB")
-    if key is not None:
-        depth = data[24] if format == "png" else 8
-        if depth <= 8:
-            scale = 255 // (2**depth - 1)
-            levels = np.atleast_1d(key) % 2**depth * scale if image.mode != "1" else 255 * (np.atleast_1d(key) > 0)
-            pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
-            return _over_white(image, _unlike(pixels, levels))
-    return image if image.mode == "RGB" else _bare(image).convert("RGB")
-
-
-def _bare(image: Image.Image) -> Image.Image:
-    """Without a colour key, which Pillow would carry over, warning as it does."""
-    image.info.pop("transparency", None)
-    return image
-
-
-def _over_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
-    white = Image.new("RGB", image.size, "white")
-    white.paste(_bare(image).convert("RGB"), mask=alpha)
-    return white
-
-
-def _unlike(pixels: NDArray[Any], key: Any) -> Image.Image:
-    """Alpha: 0 where a pixel is the key in every channel, 255 elsewhere."""
-    differs = pixels != key
-    if pixels.ndim == 3:
-        differs = differs.any(axis=2)
-    return Image.fromarray(np.where(differs, 255, 0).astype(np.uint8))
-
-
-def _excess_bits(image: Image.Image) -> int:
-    tags = getattr(image, "tag_v2", {})
-    return max(0, int(tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 8)
-
-
 def _orientation(image: Image.Image) -> int:
     """1 to 8; 1 where EXIF does not say or cannot be read: it holds no pixels, so it cannot make an image corrupt."""
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        orientation = int(image.getexif().get(_ORIENTATION, 1))
     except Exception:
         return 1
+    return orientation if orientation in _TURNS else 1
 
 
 def _format(data: bytes) -> str:
@@ -333,39 +369,3 @@ def _regular(mode: int, name: str) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
         raise ImageError("not_a_file", f"{name} is {kind}; name an image file")
-
-
-class _PillowWarnings:
-    """Stands in for the module `warnings` inside Pillow's readers; logs what they say while this thread decodes.
-
-    warnings.catch_warnings would swap the whole process's filters, and is not thread-safe before Python 3.14. What
-    Pillow warns of concerns metadata and its own pixel limit; damaged pixels are exceptions. Outside `kept` all goes
-    on as it was.
-    """
-
-    def __init__(self) -> None:
-        self._thread = threading.local()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(warnings, name)
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        self._thread.keeping = True
-        try:
-            yield
-        finally:
-            self._thread.keeping = False
-
-    def warn(
-        self, message: Any, category: type[Warning] | None = None, stacklevel: int = 1, *rest: Any, **named: Any
-    ) -> None:
-        if getattr(self._thread, "keeping", False):
-            _LOG.debug("Pillow: %s", message)
-        else:
-            warnings.warn(message, category, stacklevel + 1, *rest, **named)
-
-
-_PILLOW_WARNINGS = _PillowWarnings()
-for _module in (Image, PngImagePlugin, TiffImagePlugin, JpegImagePlugin):
-    vars(_module)["warnings"] = _PILLOW_WARNINGS

@@ -1,62 +1,33 @@
-"""Sources -> signatures: read, decode, crop and normalise in threads, batch by batch through the engine, in order.
+"""Sources -> signatures: decoding, the engine, and whoever takes the results work at the same time, in order.
 
-Memory does not grow with the number of sources: one batch is with the engine while at most one more is made.
+    mdmf-sources --> mdmf-decode (several) --> mdmf-engine --> the caller
+    iterates         read, decode, crop        batches         reduction, rows
+
+Memory does not grow with the number of sources: of prepared ones as many wait as fill two batches if each has all its
+crops, or one a decoding thread if that is more, and one batch is with the engine; of batches of signatures two wait.
 """
 
 from __future__ import annotations
 
-import hashlib
+import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from queue import SimpleQueue
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mdmf_deploy import images
 from mdmf_deploy.cgroups import cores
-from mdmf_deploy.errors import ImageError, UsageError
+from mdmf_deploy.errors import UsageError
+from mdmf_deploy.feeding import GLANCE, Feed, check_main_thread
 from mdmf_deploy.images import Limits
-from mdmf_deploy.inputs import uri
+from mdmf_deploy.preparing import Prepared, Signed, Source, prepare
 from mdmf_deploy.recipe import Preprocessing
 from mdmf_deploy.runtime import Engine
 
-Source = str | Path | bytes | NDArray[np.uint8]
-"""The path of an image file, the bytes of one, or its pixels, (H, W, 3) RGB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Signed:
-    """What became of one source.
-
-    uri: of a path, as mdmf_deploy.inputs.uri writes it, else "bytes:<n>" or "array:<n>", the nth source from 0.
-    sha256: of the file's bytes; of an array's pixels and shape; "" where nothing could be read.
-    signatures: (N, d), of all crops, one after the other; None where error says why.
-    width, height, format, crop, ms_decode, ms_engine: as in mdmf_deploy.rows.Row; None where it did not come to that.
-    """
-
-    uri: str
-    sha256: str
-    error: ImageError | None = None
-    signatures: NDArray[np.float32] | None = None
-    width: int | None = None
-    height: int | None = None
-    format: str | None = None
-    crop: str | None = None
-    ms_decode: float | None = None
-    ms_engine: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A source on its way to the engine.  tensor: (n, 3, S, S), None where signed holds an error."""
-
-    signed: Signed
-    tensor: NDArray[np.float32] | None
+__all__ = ["Signed", "Source", "sign", "sign_batches"]
 
 
 def sign(
@@ -64,133 +35,155 @@ def sign(
     engine: Engine,
     preprocessing: Preprocessing,
     *,
-    batch_size: int = 32,
+    batch_size: int = 8,
     crops: int = 1,
     workers: int | None = None,
     limits: Limits | None = None,
-) -> Iterator[Signed]:
+    max_wait: float = 0.2,
+) -> Generator[Signed, None, None]:
     """One Signed for every source, in order; an unreadable one costs its own Signed only.
 
     batch_size: most crops that the engine is given at once.  crops: most that are taken of one image.
     workers: decoding threads, None for one a core (at most 8).
+    max_wait: seconds after which a batch goes to the engine though it is not full, counted from its first image.
+    Sources are iterated in another thread, the engine is called in a third; all of them have ended when the iterator
+    has, also after an error or `close` (but for an iterable that never comes back: Feed.close).
     Raises UsageError for a source of another type, or a count below 1. An error of the engine's is raised as it is.
     """
+    batches = sign_batches(
+        sources,
+        engine,
+        preprocessing,
+        batch_size=batch_size,
+        crops=crops,
+        workers=workers,
+        limits=limits,
+        max_wait=max_wait,
+    )
+    return _flat(batches)
+
+
+def sign_batches(
+    sources: Iterable[Source],
+    engine: Engine,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 8,
+    crops: int = 1,
+    workers: int | None = None,
+    limits: Limits | None = None,
+    max_wait: float = 0.2,
+) -> Generator[list[Signed], None, None]:
+    """As `sign`, batch by batch."""
     workers = min(8, cores()) if workers is None else workers
     for name, count in (("batch_size", batch_size), ("crops", crops), ("workers", workers)):
         if count < 1:
             raise UsageError(f"{name} must be at least 1, got {count}")
-    return _sign(sources, engine, preprocessing, batch_size, crops, workers, limits or Limits())
+    ready = partial(prepare, preprocessing=preprocessing, crops=crops, limits=limits or Limits())
+    ahead = max(workers, 2 * batch_size // crops)
+    return _running(Feed(sources, ready, workers, ahead), engine, batch_size, max_wait)
 
 
-def _sign(
-    sources: Iterable[Source],
-    engine: Engine,
-    preprocessing: Preprocessing,
-    batch_size: int,
-    crops: int,
-    workers: int,
-    limits: Limits,
-) -> Iterator[Signed]:
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="mdmf-decode")
+def _flat(batches: Generator[list[Signed], None, None]) -> Generator[Signed, None, None]:
+    with closing(batches):
+        for batch in batches:
+            yield from batch
+
+
+def _running(feed: Feed, engine: Engine, batch_size: int, max_wait: float) -> Generator[list[Signed], None, None]:
+    running = _EngineThread(feed, engine, batch_size, max_wait)
     try:
-        waiting = enumerate(sources)
-        ahead: deque[Future[_Prepared]] = deque()
-        most = max(workers, batch_size // crops)
-
-        def refill() -> None:
-            for n, source in islice(waiting, most - len(ahead)):
-                ahead.append(pool.submit(_prepare, n, source, preprocessing, crops, limits))
-
-        refill()
-        while ahead:
-            batch: list[_Prepared] = []
-            free = batch_size
-            while ahead and len(batch) < batch_size:
-                size = _size(ahead[0].result())
-                if batch and size > free:
-                    break
-                batch.append(ahead.popleft().result())
-                free -= size
-                refill()  # here, so that the next batch is made while the engine runs
-            yield from _run(batch, engine, batch_size)
+        running.start()  # here, since an interrupt may come while threads start
+        while (result := running.next()) is not None:
+            yield result
     finally:
         # Also on an interrupt, an engine's error, or a reader that stops early: no thread outlives this.
-        pool.shutdown(wait=True, cancel_futures=True)
+        running.close()
 
 
-def _size(prepared: _Prepared) -> int:
-    return 0 if prepared.tensor is None else len(prepared.tensor)
+class _EngineThread:
+    """Forms batches and runs them while the caller is busy with the last."""
+
+    def __init__(self, feed: Feed, engine: Engine, batch_size: int, max_wait: float) -> None:
+        self._feed, self._engine, self._batch_size, self._max_wait = feed, engine, batch_size, max_wait
+        self._results: SimpleQueue[list[Signed] | BaseException | None] = SimpleQueue()
+        self._room = threading.Semaphore(1)
+        self._closed = False
+        # No daemon, which might be inside the runtime when the interpreter goes: it ends soon after the main thread.
+        self._thread = threading.Thread(target=self._run, name="mdmf-engine")
+
+    def start(self) -> None:
+        self._feed.start()
+        self._thread.start()
+
+    def next(self) -> list[Signed] | None:
+        """The next batch; None after the last.  Raises what the engine or the sources did."""
+        result = self._results.get()
+        self._room.release()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def close(self) -> None:
+        self._closed = True
+        self._room.release()
+        self._feed.close()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        result: BaseException | None = None
+        try:
+            while (batch := self._batch()) and not self._closed:
+                signed = _signed(batch, self._engine, self._batch_size)
+                del batch  # its tensors
+                while not self._room.acquire(timeout=GLANCE):
+                    check_main_thread()
+                self._results.put(signed)
+        except BaseException as error:
+            result = error
+        self._results.put(result)
+
+    def _batch(self) -> list[Prepared]:
+        """As many as fit, or are ready max_wait after the first; none at the end."""
+        batch: list[Prepared] = []
+        free, deadline = self._batch_size, 0.0
+        while len(batch) < self._batch_size:
+            try:
+                prepared = self._feed.peek(max(0.0, deadline - time.perf_counter()) if batch else None)
+            except BaseException:  # it is late, or is a source's error, which is told after what came before it
+                if not batch:
+                    raise
+                break
+            if prepared is None or (batch and prepared.crops > free):
+                break
+            if not batch:
+                deadline = time.perf_counter() + self._max_wait
+            self._feed.pop()
+            batch.append(prepared)
+            free -= prepared.crops
+        return batch
 
 
-def _run(batch: list[_Prepared], engine: Engine, batch_size: int) -> Iterator[Signed]:
+def _signed(batch: list[Prepared], engine: Engine, batch_size: int) -> list[Signed]:
     """Sign a batch; one image with more crops than batch_size is given to the engine in parts."""
     tensors = [prepared.tensor for prepared in batch if prepared.tensor is not None]
     if not tensors:
-        yield from (prepared.signed for prepared in batch)
-        return
+        return [prepared.signed for prepared in batch]
     stacked = np.concatenate(tensors)
     start = time.perf_counter()
     parts = [engine(stacked[at : at + batch_size]) for at in range(0, len(stacked), batch_size)]
     ms_engine = 1e3 * (time.perf_counter() - start) / len(tensors)
     signatures = np.concatenate(parts)
     at = 0
+    signed = []
     for prepared in batch:
         if prepared.tensor is None:
-            yield prepared.signed
+            signed.append(prepared.signed)
             continue
-        own = signatures[at : at + len(prepared.tensor)]
-        at += len(prepared.tensor)
+        own = signatures[at : at + prepared.crops]
+        at += prepared.crops
         # A copy: a view would keep the whole batch alive with whoever keeps one image.
         pooled = own.reshape(-1, own.shape[-1]).copy()
-        yield replace(prepared.signed, signatures=pooled, ms_engine=ms_engine)
-
-
-def _prepare(n: int, source: Source, preprocessing: Preprocessing, crops: int, limits: Limits) -> _Prepared:
-    start = time.perf_counter()
-    name, sha256 = _name(n, source), ""
-    try:
-        if isinstance(source, np.ndarray):
-            _check_array(source, name)
-            sha256 = hashlib.sha256(repr(source.shape).encode() + source.tobytes()).hexdigest()
-            image = images.Decoded(source, source.shape[1], source.shape[0], "array")
-        else:
-            data = source if isinstance(source, bytes) else images.read(source, limits)
-            sha256 = hashlib.sha256(data).hexdigest()
-            image = images.decode(data, limits)
-    except ImageError as error:
-        return _Prepared(Signed(name, sha256, error, ms_decode=_since(start)), None)
-    crop = images.crops(image.pixels, preprocessing.crop, crops)
-    tensor = images.normalise(crop.pixels, preprocessing)
-    signed = Signed(
-        name,
-        sha256,
-        width=image.width,
-        height=image.height,
-        format=image.format,
-        crop=crop.kind,
-        ms_decode=_since(start),
-    )
-    return _Prepared(signed, tensor)
-
-
-def _name(n: int, source: Source) -> str:
-    if isinstance(source, str | Path):
-        return uri(source)
-    if isinstance(source, bytes):
-        return f"bytes:{n}"
-    if isinstance(source, np.ndarray):
-        return f"array:{n}"
-    raise UsageError(f"source {n} is a {type(source).__name__}; give a path, bytes, or an (H, W, 3) uint8 array")
-
-
-def _check_array(pixels: NDArray[np.uint8], name: str) -> None:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ImageError(
-            "unsupported_mode", f"{name} is {pixels.dtype} of shape {pixels.shape}; expected (H, W, 3) uint8, RGB"
-        )
-    if pixels.size == 0:
-        raise ImageError("empty", f"{name} has shape {pixels.shape}: it holds no pixels")
-
-
-def _since(start: float) -> float:
-    return 1e3 * (time.perf_counter() - start)
+        signed.append(replace(prepared.signed, signatures=pooled, ms_engine=ms_engine))
+    return signed

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mdmf_deploy import images, pipeline
+from mdmf_deploy.cropping import Box
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import Limits
 from mdmf_deploy.pipeline import Source, sign
 from mdmf_deploy.recipe import Preprocessing
 
+Place = Callable[[int, int], Sequence[Box]]
 CROP = 16
 PREPROCESSING = Preprocessing(crop=CROP)
 PATCHES = 4
@@ -59,7 +63,7 @@ def png(array: np.ndarray) -> bytes:
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("mdmf-decode")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("mdmf-")]
 
 
 def alone(source: Source, crops: int) -> np.ndarray | None:
@@ -110,10 +114,10 @@ def test_every_source_gives_what_it_gives_alone(which: list[int], batch_size: in
 
 def test_full_batches_where_the_sources_allow() -> None:
     engine = Quadrants()
-    list(sign([pixels(n) for n in range(20)], engine, PREPROCESSING, batch_size=8))
+    list(sign([pixels(n) for n in range(20)], engine, PREPROCESSING, batch_size=8, max_wait=60))
     assert engine.batches == [8, 8, 4]
     engine = Quadrants()
-    list(sign([pixels(n, 90, 90) for n in range(12)], engine, PREPROCESSING, batch_size=32, crops=5))
+    list(sign([pixels(n, 90, 90) for n in range(12)], engine, PREPROCESSING, batch_size=32, crops=5, max_wait=60))
     assert engine.batches == [30, 30]
 
 
@@ -125,8 +129,9 @@ def test_what_is_known_of_each_image(tmp_path: Path) -> None:
         assert (signed.uri, signed.width, signed.height) == (path.as_posix(), 40, 30)
         assert (signed.format, signed.crop, signed.error) == ("png", "center", None)
         assert signed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-        assert signed.ms_decode is not None
-        assert signed.ms_engine is not None
+        for stage in (signed.ms_read, signed.ms_decode, signed.ms_crop, signed.ms_engine):
+            assert stage is not None
+            assert stage > 0
     [array] = sign([pixels(5, 40, 30)], Quadrants(), PREPROCESSING)
     assert (array.format, array.width, array.height) == ("array", 40, 30)
     assert array.signatures is not None
@@ -201,41 +206,42 @@ def test_sources_are_taken_only_as_needed(batch_size: int, crops: int) -> None:
     signed = sign(endless(), Quadrants(), PREPROCESSING, batch_size=batch_size, crops=crops, workers=2)
     for done in range(1, 30):
         next(signed)
-        assert taken - done <= batch_size + max(2, batch_size // crops)
-    signed.close()  # type: ignore[attr-defined]
+        # With the caller, waiting for it, with the engine, and ahead of that.
+        assert taken - done <= 3 * batch_size + max(2, 2 * batch_size // crops)
+    signed.close()
     assert not threads()
 
 
 def test_order_holds_though_threads_finish_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     later = threading.Event()
-    decode = images.decode
+    decode = images.decode_boxes
 
-    def uneven(data: bytes, limits: Limits) -> images.Decoded:
+    def uneven(data: bytes, place: Place, limits: Limits) -> images.DecodedBoxes:
         if data == first:
             assert later.wait(10)
         else:
             later.set()
-        return decode(data, limits)
+        return decode(data, place, limits)
 
     first, second = png(pixels(0)), png(pixels(1))
-    monkeypatch.setattr(images, "decode", uneven)
+    monkeypatch.setattr(images, "decode_boxes", uneven)
     signed = list(sign([first, second], Quadrants(), PREPROCESSING, workers=2))
     assert [s.sha256 for s in signed] == [hashlib.sha256(data).hexdigest() for data in (first, second)]
 
 
 def test_the_next_batch_is_made_while_the_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = threading.Semaphore(0)
-    decode = images.decode
+    decode = images.decode_boxes
 
-    def counted(data: bytes, limits: Limits) -> images.Decoded:
+    def counted(data: bytes, place: Place, limits: Limits) -> images.DecodedBoxes:
         decoded.release()
-        return decode(data, limits)
+        return decode(data, place, limits)
 
     def until_four_are_decoded() -> None:
         if not engine.batches:
             assert all(decoded.acquire(timeout=10) for _ in range(4))
 
-    monkeypatch.setattr(images, "decode", counted)
+    monkeypatch.setattr(images, "decode_boxes", counted)
     engine = Quadrants(until_four_are_decoded)
     assert len(list(sign([png(pixels(n)) for n in range(4)], engine, PREPROCESSING, batch_size=2, workers=1))) == 4
 
@@ -243,42 +249,42 @@ def test_the_next_batch_is_made_while_the_engine_runs(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("raised", [RuntimeError("out of memory"), KeyboardInterrupt()])
 def test_an_engine_s_error_is_nobody_else_s(raised: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = 0
-    prepare = pipeline._prepare
+    prepare = pipeline.prepare
 
-    def counted(*arguments: object) -> object:
+    def counted(*arguments: object, **options: object) -> object:
         nonlocal prepared
         prepared += 1
-        return prepare(*arguments)  # type: ignore[arg-type]
+        return prepare(*arguments, **options)  # type: ignore[arg-type]
 
     def fail() -> None:
         raise raised
 
-    monkeypatch.setattr(pipeline, "_prepare", counted)
+    monkeypatch.setattr(pipeline, "prepare", counted)
     signed = sign([pixels(n) for n in range(500)], Quadrants(fail), PREPROCESSING, batch_size=8, workers=2)
     with pytest.raises(type(raised)):
         list(signed)
     assert not threads()
-    assert prepared <= 24
+    assert prepared <= 32
 
 
 def test_what_waits_to_be_decoded_is_dropped_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = 0
-    prepare = pipeline._prepare
+    prepare = pipeline.prepare
 
-    def slowly(n: int, *arguments: object) -> object:
+    def slowly(n: int, *arguments: object, **options: object) -> object:
         nonlocal prepared
         prepared += 1
         if n >= 8:
             assert failing.wait(10)
             time.sleep(0.2)
-        return prepare(n, *arguments)  # type: ignore[arg-type]
+        return prepare(n, *arguments, **options)  # type: ignore[arg-type]
 
     def fail() -> None:
         failing.set()
         raise RuntimeError
 
     failing = threading.Event()
-    monkeypatch.setattr(pipeline, "_prepare", slowly)
+    monkeypatch.setattr(pipeline, "prepare", slowly)
     with pytest.raises(RuntimeError):
         list(sign([pixels(n) for n in range(16)], Quadrants(fail), PREPROCESSING, batch_size=8, workers=1))
     assert 8 <= prepared <= 12
@@ -294,3 +300,100 @@ def test_what_is_asked_wrongly_is_said_at_once() -> None:
 
 def test_no_sources_no_rows() -> None:
     assert list(sign([], Quadrants(), PREPROCESSING)) == []
+
+
+class Slow:
+    """Sources that come only when told; `ended` once nobody iterates them any more."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        self.next, self.ended = threading.Semaphore(0), threading.Event()
+        self._sources = sources
+
+    def __iter__(self) -> Iterator[Source]:
+        try:
+            for source in self._sources:
+                assert self.next.acquire(timeout=20)
+                yield source
+        finally:
+            self.ended.set()
+
+
+def test_a_row_does_not_wait_for_a_source_that_is_late() -> None:
+    sources = Slow([pixels(n) for n in range(4)])
+    engine = Quadrants()
+    signed = sign(sources, engine, PREPROCESSING, batch_size=8, max_wait=0.01)
+    for n in range(3):
+        sources.next.release()
+        assert next(signed).uri == f"array:{n}"
+    signed.close()
+    sources.next.release()  # the iterable comes back, sees that nobody listens, and its thread ends
+    assert sources.ended.wait(10)
+    assert engine.batches == [1, 1, 1]
+    while threads():
+        time.sleep(0.01)
+
+
+def test_a_slow_decoder_does_not_hold_up_what_came_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, seen = images.decode_boxes, threading.Event()
+
+    def slow(data: bytes, place: Place, limits: Limits) -> images.DecodedBoxes:
+        assert data != last or seen.wait(20)
+        return decode(data, place, limits)
+
+    monkeypatch.setattr(images, "decode_boxes", slow)
+    first, last = png(pixels(0)), png(pixels(1))
+    signed = sign([first, last], Quadrants(), PREPROCESSING, batch_size=8, max_wait=0.01, workers=2)
+    assert next(signed).uri == "bytes:0"
+    seen.set()
+    assert next(signed).uri == "bytes:1"
+
+
+def test_the_engine_runs_while_the_caller_is_busy() -> None:
+    engine = Quadrants()
+    signed = sign([pixels(n) for n in range(12)], engine, PREPROCESSING, batch_size=2, max_wait=60)
+    next(signed)
+    deadline = time.monotonic() + 10
+    # One batch with the caller, one waiting for it, one that waits to be handed over.
+    while len(engine.batches) < 3:
+        assert time.monotonic() < deadline
+    time.sleep(0.05)
+    assert len(engine.batches) == 3
+    signed.close()
+    assert not threads()
+
+
+@pytest.mark.parametrize("at", [0, 1, 5])
+@pytest.mark.parametrize("kind", [TimeoutError, SystemExit])
+def test_an_error_of_the_sources_comes_after_what_was_before_it(at: int, kind: type[BaseException]) -> None:
+    def failing() -> Iterator[Source]:
+        for n in range(at):
+            yield pixels(n)
+        raise kind("the share is gone")
+
+    signed = sign(failing(), Quadrants(), PREPROCESSING, batch_size=2)
+    assert [next(signed).uri for _ in range(at)] == [f"array:{n}" for n in range(at)]
+    with pytest.raises(kind, match="the share is gone"):
+        next(signed)
+    assert not threads()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
+def test_an_interrupt_of_the_caller_ends_the_threads_after_the_engine_s_call() -> None:
+    called, going_on = threading.Event(), threading.Event()
+
+    def long() -> None:
+        called.set()
+        assert going_on.wait(20)
+
+    def interrupt() -> None:
+        assert called.wait(20)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)  # the caller is interrupted while the engine still runs
+        going_on.set()
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(sign([pixels(n) for n in range(50)], Quadrants(long), PREPROCESSING, batch_size=2))
+    assert not threads()  # so it waited for the engine
+    interrupter.join()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from mdmf_deploy.errors import RuntimeUnavailable, UsageError
+from mdmf_deploy.outputs.interrupts import unbroken
 from mdmf_deploy.rows import Row
 
 
@@ -34,10 +35,14 @@ WRITERS: dict[str, tuple[str, str, str]] = {
 
 @dataclass(slots=True)
 class Scratch:
-    """A file on its way to its name.  rows: how many of those in it are whole and worth keeping."""
+    """A file on its way to its name.
+
+    rows: how many of those in it are whole and worth keeping.  valid: whether it could be read as it is.
+    """
 
     file: BinaryIO
     rows: int = 0
+    valid: bool = True
 
 
 @contextmanager
@@ -48,20 +53,23 @@ def open_output(path: Path) -> Iterator[Writer]:
     """
     writer_class = _writer_class(path)
     with replacing(path) as scratch:
+        scratch.valid = False
         writer = _Counted(writer_class(scratch.file))
         try:
             yield writer
         finally:
-            writer.close()  # after a crash too: a library's writer would complain once it is collected
-            scratch.rows = writer.rows
+            with unbroken():
+                writer.close()  # after a crash too: a library's writer would complain once it is collected
+                scratch.rows, scratch.valid = writer.rows, True
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Scratch]:
     """A temporary file beside the path, which takes its name at the end, replacing one that is there.
 
-    An interrupt (Ctrl-C) is such an end. After any other exception an older file of that name stays as it was, and
-    whole rows, if there are any, are kept as <stem>.partial<ending>, as a note on the exception says.
+    An interrupt (Ctrl-C) is such an end, and a second one waits until it is done. After any other exception an older
+    file of that name stays as it was, and whole rows, if there are any, are kept as <stem>.partial<ending>, as a note
+    on the exception says.
     Raises UsageError, before anything is written, for a place that cannot be written to.
     """
     path = path.resolve()  # a link to a file stays one
@@ -73,28 +81,32 @@ def replacing(path: Path) -> Iterator[Scratch]:
     except OSError as error:
         raise UsageError(f"-o {path}: {error.strerror}; choose a place you can write to") from error
     target: Path | None = None
-    whole = False
+    written = Scratch(file)
     try:
-        with file:
-            written = Scratch(file)
-            try:
-                yield written
-                target = path
-            except KeyboardInterrupt:
-                target = path
-                raise
-            except Exception as error:
-                if written.rows:
-                    target = path.with_name(f"{path.stem}.partial{path.suffix}")
-                    error.add_note(f"the {written.rows} rows finished before are in {target}")
-                raise
-            finally:
-                file.flush()
-                os.fsync(file.fileno())
-                whole = True
+        yield written
+        target = path
+    except KeyboardInterrupt:
+        target = path
+        raise
+    except Exception as error:
+        if written.rows:
+            target = path.with_name(f"{path.stem}.partial{path.suffix}")
+            error.add_note(f"the {written.rows} rows finished before are in {target}")
+        raise
     finally:
-        if whole and target is not None:
+        with unbroken():
+            _settle(written, scratch, target)
+
+
+def _settle(written: Scratch, scratch: Path, target: Path | None) -> None:
+    """Give the file its name, if there is one for it and everything is on the disk; leave none of another name."""
+    try:
+        with written.file as file:
+            file.flush()
+            os.fsync(file.fileno())
+        if target is not None and written.valid:
             scratch.replace(target)
+    finally:
         scratch.unlink(missing_ok=True)
 
 

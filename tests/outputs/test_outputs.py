@@ -6,10 +6,11 @@ import csv
 import errno
 import json
 import os
+import signal
 import string
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mdmf_deploy import outputs
 from mdmf_deploy.errors import MdmfError, RuntimeUnavailable, UsageError
 from mdmf_deploy.outputs import WRITERS, open_output
 from mdmf_deploy.outputs import parquet as parquet_module
@@ -97,6 +99,43 @@ def test_an_interrupt_keeps_what_was_finished(tmp_path: Path, ending: str) -> No
         write(path, then_raise(KeyboardInterrupt()))
     assert read(path) == [as_columns(ROW)] * 2
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+@pytest.mark.parametrize("step", ["close", "fsync", "replace"])
+def test_a_second_interrupt_waits_for_the_file(
+    tmp_path: Path, ending: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            signal.raise_signal(signal.SIGINT)
+            return call(*arguments)
+
+        return wrapped
+
+    owner: Any = {"close": outputs._Counted, "fsync": os, "replace": Path}[step]
+    monkeypatch.setattr(owner, step, interrupted(getattr(owner, step)))
+    path = tmp_path / f"rows{ending}"
+    before = signal.getsignal(signal.SIGINT)
+    for second in (KeyboardInterrupt(), None):
+        with pytest.raises(KeyboardInterrupt):
+            write(path, then_raise(second) if second else [ROW, ROW])
+        assert read(path) == [as_columns(ROW)] * 2
+        assert list(tmp_path.iterdir()) == [path]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_between_rows_and_their_end_leaves_nothing_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(outputs._Counted, "close", refused)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, [ROW])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("ending", WRITERS)

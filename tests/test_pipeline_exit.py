@@ -1,0 +1,62 @@
+"""A program ends though it left a stream unfinished, and whoever still reads one then is told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+BEGIN = """
+import sys, threading, time
+import numpy as np
+from mdmf_deploy.pipeline import sign
+from mdmf_deploy.recipe import Preprocessing
+
+def engine(crops):
+    return np.zeros((len(crops), 4, 3), np.float32)
+
+def late():
+    yield pixels
+    threading.Event().wait()
+
+pixels = np.zeros((20, 20, 3), np.uint8)
+sources = [pixels] * 50 if sys.argv[1] == "unread" else late()
+signed = sign(sources, engine, Preprocessing(crop=16), batch_size=2)
+next(signed)
+"""
+READ_ON = """
+def read():
+    threading.main_thread().join()
+    while any(thread.name == "mdmf-engine" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    try:
+        list(signed)
+    except Exception as error:
+        print(error)
+
+threading.Thread(target=read).start()
+"""
+
+
+def run(script: str, sources: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script, sources]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("sources", ["unread", "late"])
+def test_an_unfinished_stream_does_not_keep_a_program_alive(sources: str) -> None:
+    ended = run(BEGIN, sources)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_nor_does_one_held_by_an_error() -> None:
+    ended = run(f"{BEGIN}\ndef fail(rows):\n    raise ValueError('mine')\n\nfail(signed)", "late")
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("ValueError: mine\n")
+
+
+def test_who_reads_on_after_the_main_thread_gets_an_error_and_no_early_end() -> None:
+    ended = run(BEGIN + READ_ON, "unread")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("the main thread has ended before this stream")
