@@ -1,83 +1,104 @@
-"""The reduction on a CPU: NumPy tiles, no N x M matrix, one image's arithmetic independent of its batch.
+"""The reduction on a CPU: tiles that stay in the cache, shared out among threads, and no N x M matrix.
 
     out[n] = 1/N sum_n' k(x[n], x[n']) - 2 sum_m w[m] k(x[n], r[m]) + C,   k(a, b) = exp(-|a - b|^2 / (2 sigma^2))
 
-Appending (-g|x|^2, 1) to x and (1, -g|r|^2) to r, g = 1 / (2 sigma^2), lets one GEMM give the exponent; everything is
-centred on the bank's mean first, which keeps the cancellation small. A rounding error of the exponent is about
-eps g |r|^2, so a bank much wider than its bandwidth takes that GEMM in float64, at twice the time.
+A tile of the bank meets all images of a batch while it is in the cache: one GEMM an image gives the exponents, exp
+works in place, and a GEMV with the weights sums them up.  An image has a GEMM of its own, because BLAS may round a row
+otherwise in another place of another shape; and blocks of tiles are summed up apart and then in order, in float64: so
+its bits depend on neither batch nor threads.  For how exponents are formed, see operands.py.
 Reference: mdmf_deploy.mmd.reference.ReferenceReduction (float64).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.bank import Bank
+from mdmf_deploy.cgroups import cores
 from mdmf_deploy.mmd import Scores, check_shapes
+from mdmf_deploy.mmd.blas import one_blas_thread
+from mdmf_deploy.mmd.operands import RUN, Exp, Points, aligned, image_side
+from mdmf_deploy.mmd.threads import share_out
 
-# 64 patches x 1024 points in float32 is 256 KB: a tile of kernel values stays in the second-level cache.
-_TILE = 1024
-# Largest g |r|^2 whose float32 rounding stays that of a kernel value; a median-distance bandwidth gives about 0.25.
-_STEEP = 4.0
-
-
-class _Prepared:
-    """What does not depend on the image: the bank's centred, augmented points in contiguous tiles (d + 2, <= _TILE)."""
-
-    def __init__(self, bank: Bank) -> None:
-        self.bank = bank
-        self.mean = bank.signatures.mean(axis=0, dtype=np.float64)
-        self.gamma = 1.0 / (2.0 * bank.sigma * bank.sigma)
-        centred = bank.signatures - self.mean
-        norms = np.einsum("md,md->m", centred, centred)
-        self.dtype: type[np.floating] = np.float64 if self.gamma * norms.max() > _STEEP else np.float32
-        augmented = np.column_stack([2.0 * self.gamma * centred, np.ones_like(norms), -self.gamma * norms])
-        self.tiles: list[tuple[NDArray[Any], NDArray[np.float64]]] = [
-            (
-                np.ascontiguousarray(augmented[start : start + _TILE].T, dtype=self.dtype),
-                bank.weights[start : start + _TILE],
-            )
-            for start in range(0, len(augmented), _TILE)
-        ]
-
-    def score(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
-        """One image's contributions; (N, d) -> (N,)."""
-        centred = x - self.mean
-        norms = np.einsum("nd,nd->n", centred, centred)
-        # Patches of one image are few: float64 costs nothing here.
-        squared = norms[:, None] + norms[None] - 2.0 * centred @ centred.T
-        within = np.exp(-self.gamma * np.maximum(squared, 0.0)).mean(axis=1)
-        augmented = np.column_stack([centred, -self.gamma * norms, np.ones_like(norms)]).astype(self.dtype)
-        cross = np.zeros(len(x))
-        exponents = np.empty((len(x), _TILE), self.dtype)
-        values = np.empty((len(x), _TILE), np.float32)
-        for points, weights in self.tiles:
-            exponent = np.matmul(augmented, points, out=exponents[:, : len(weights)])
-            # Rounding can lift an exponent a little above zero; a kernel value is at most 1.
-            kernel = np.minimum(exponent, 0.0, out=values[:, : len(weights)], casting="same_kind")
-            np.exp(kernel, out=kernel)
-            cross += kernel @ weights
-        contributions: NDArray[np.float64] = within - 2.0 * cross + self.bank.self_term
-        return contributions
+# Bytes of a tile of exponents: with the bank's tile it stays in a second-level cache of 1 MB.
+_TILE = 1 << 19
+_LONGEST_TILE = 64 * RUN
+# Blocks of tiles that are summed up apart: enough to occupy many threads, few enough to hold.
+_BLOCKS = 64
+# Most rows (signatures) of a batch taken at once.
+_ROWS = 1 << 14
+# Multiplications in float32 worth a thread of their own, about half a millisecond.
+_SHARE = 1 << 25
 
 
-class NumpyReduction:
-    """float32 kernel values, float64 sums; prepares each bank once."""
+class CpuReduction:
+    """float32 where its errors stay small, float64 elsewhere, as the bank demands; prepares each bank once.
 
-    name = "numpy"
+    threads: at most so many share out the work; None for every core this process may use.
+    """
 
-    def __init__(self) -> None:
-        self._prepared: _Prepared | None = None
+    name = "cpu"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads or cores()
+        self._points: Points | None = None
 
     def __call__(self, signatures: NDArray[np.float32], bank: Bank) -> Scores:
         check_shapes(signatures, bank)
-        prepared = self._prepared
-        if prepared is None or prepared.bank is not bank:
-            prepared = self._prepared = _Prepared(bank)
+        points = self._points
+        if points is None or points.bank is not bank:
+            points = self._points = Points(bank)
         contributions = np.empty(signatures.shape[:2])
-        for image, x in enumerate(signatures):
-            contributions[image] = prepared.score(x)
+        step = max(1, _ROWS // signatures.shape[1])
+        with one_blas_thread():
+            for start in range(0, len(signatures), step):
+                images = slice(start, start + step)
+                self._score(signatures[images], points, contributions[images])
         return Scores(contributions.mean(axis=1), contributions)
+
+    def _score(self, x: NDArray[np.float32], points: Points, out: NDArray[np.float64]) -> None:
+        """x: (B, N, d).  out: (B, N), the contributions, written."""
+        b, n, d = x.shape
+        width = np.dtype(points.exponent).itemsize
+        # Every image's columns begin at a multiple of 64 bytes.
+        columns = aligned((b, -(-(d + 2) * n // 16) * 16), points.exponent)[:, : (d + 2) * n].reshape(b, d + 2, n)
+        tile = min(max(_TILE // (n * width * RUN), 1) * RUN, _LONGEST_TILE, points.rows)
+        block = -(-points.rows // (tile * _BLOCKS)) * tile
+        blocks = -(-points.rows // block)
+        cross = np.zeros((blocks, b, n))
+        exps: list[Exp] = [np.exp] * b
+        threads = max(1, min(self._threads, b * n * points.rows * (d + 32) * width // (4 * _SHARE)))
+        # A small bank is shared out by images too.
+        group = max(1, b * blocks // (4 * threads))
+        groups = -(-b // group)
+
+        def prepare(images: Iterator[int]) -> None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                for i in images:
+                    out[i], exps[i] = image_side(x[i], points, columns[i], _TILE // 8)
+
+        def reduce(tasks: Iterator[int]) -> None:
+            exponents = aligned((tile, n), points.exponent)
+            values = exponents if points.value is points.exponent else aligned((tile, n), points.value)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for task in tasks:
+                    place, first = task // groups, task % groups * group
+                    for start in range(place * block, min((place + 1) * block, points.rows), tile):
+                        stop = min(start + tile, points.rows)
+                        kernel = values[: stop - start]
+                        bank = points.tile(start, stop)
+                        weights = points.weights[start:stop].reshape(-1, 1, RUN)
+                        for i in range(first, min(first + group, b)):
+                            exponent = np.matmul(bank, columns[i], out=exponents[: stop - start])
+                            if points.clamp:
+                                np.minimum(exponent, 0.0, out=kernel, casting="same_kind")
+                            exps[i](kernel, out=kernel)
+                            runs = np.matmul(weights, kernel.reshape(-1, RUN, n))
+                            cross[place, i] += runs.sum(axis=(0, 1), dtype=np.float64)
+
+        share_out(b, threads, prepare)
+        share_out(blocks * groups, threads, reduce)
+        out += points.bank.self_term - 2.0 * points.unit * cross.sum(axis=0)

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bank import Bank
 from mdmf_deploy.errors import BankError
-from mdmf_deploy.mmd.cpu import NumpyReduction
+from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import gaussian_kernel
 
 
 def leave_one_out(bank: Bank, at_most: int | None = None) -> NDArray[np.float64]:
     """(S,) scores, one a source image in the bank's order; or of at_most of them, evenly spaced.
 
-    In a compressed bank an image is the few points that are left of it, so its scores are rougher.
+    Of a compressed bank they mean nothing: an image's points stand for others' as well.
     Raises BankError if the bank has only one image.
     """
     present = np.unique(bank.source)
@@ -27,7 +27,7 @@ def leave_one_out(bank: Bank, at_most: int | None = None) -> NDArray[np.float64]
         raise BankError("bank: leaving one image out needs at least two; build the bank from more images")
     if at_most is not None and len(present) > at_most:
         present = present[np.linspace(0, len(present) - 1, at_most).round().astype(int)]
-    reduction = NumpyReduction()
+    reduction = CpuReduction()
     scores = np.empty(len(present))
     for place, image in enumerate(present):
         own = bank.source == image

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from hypothesis import given
+from float32_mmd import EPS, naive_float32
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import rbf_kernel
 
 from mdmf_deploy.bank import Bank, BankSource
 from mdmf_deploy.errors import ShapeMismatch
-from mdmf_deploy.mmd import Reduction, Scores
-from mdmf_deploy.mmd.cpu import NumpyReduction
+from mdmf_deploy.mmd import Reduction, Scores, reference
+from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction, bank_self_term, gaussian_kernel
 
-REDUCTIONS = [ReferenceReduction, NumpyReduction]
-EPS = float(np.finfo(np.float32).eps)
+REDUCTIONS = [ReferenceReduction, CpuReduction]
 
 
 def make_bank(signatures: np.ndarray, sigma: float, weights: np.ndarray | None = None) -> Bank:
@@ -57,17 +58,7 @@ def triple_loop(x: np.ndarray, bank: Bank) -> float:
     return within + self_term - 2 * cross
 
 
-def naive_float32(x: np.ndarray, bank: Bank) -> np.ndarray:
-    """The same in plain float32 NumPy: direct differences, one kernel matrix, float32 sums. (N, d) -> (N,)."""
-
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        squared = ((a[:, None] - b[None]) ** 2).sum(-1, dtype=np.float32)
-        return np.exp(-squared / np.float32(2 * bank.sigma**2))
-
-    weights = bank.weights.astype(np.float32)
-    return kernel(x, x).mean(1) - 2 * kernel(x, bank.signatures) @ weights + np.float32(bank.self_term)
-
-
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(1, 5),
@@ -137,6 +128,7 @@ def test_an_image_scores_the_same_bits_in_any_batch(reduction: type[Reduction]) 
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), sigma=st.floats(0.1, 20), n=st.integers(1, 9), m=st.integers(1, 30))
 def test_laws(reduction: type[Reduction], seed: int, sigma: float, n: int, m: int) -> None:
     x, r = draw(seed, 2, n, m, 3)
@@ -159,6 +151,7 @@ def test_laws(reduction: type[Reduction], seed: int, sigma: float, n: int, m: in
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), sigma=st.floats(0.5, 5))
 def test_contributions_are_a_minus_2b_plus_c_for_signed_weights(
     reduction: type[Reduction], seed: int, sigma: float
@@ -198,6 +191,7 @@ def test_no_images_give_no_scores(reduction: type[Reduction]) -> None:
     assert scores.mmd2.shape == (0,)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), sigma=st.floats(0.1, 10))
 def test_the_bank_term_is_the_sum_over_all_pairs(seed: int, sigma: float) -> None:
     generator = np.random.default_rng(seed)
@@ -212,3 +206,16 @@ def test_the_bank_term_is_the_same_over_several_tiles() -> None:
     generator = np.random.default_rng(0)
     r, weights = generator.normal(size=(2100, 3)), generator.normal(size=2100)
     assert bank_self_term(r, weights, 1.0) == pytest.approx(weights @ gaussian_kernel(r, r, 1.0) @ weights, rel=1e-10)
+
+
+def test_the_bank_term_is_the_same_bits_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    r, weights = generator.normal(size=(1700, 3)).astype(np.float32), generator.normal(size=1700)
+    limited: list[int] = []
+    monkeypatch.setattr(reference, "one_blas_thread", lambda: nullcontext(limited.append(1)))
+    terms = set()
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(reference, "cores", lambda threads=threads: threads)
+        terms.add(bank_self_term(r, weights, 1.0))
+    assert len(terms) == 1
+    assert len(limited) == 3

@@ -1,0 +1,276 @@
+"""What only the CPU's reduction promises: the same bits whatever shares the work, and bounded memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+from float32_mmd import EPS, naive_float32
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+
+from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.mmd import cpu, operands
+from mdmf_deploy.mmd.cpu import CpuReduction
+from mdmf_deploy.mmd.operands import Points, aligned
+from mdmf_deploy.mmd.reference import ReferenceReduction
+from mdmf_deploy.mmd.threads import share_out
+
+
+def make(kind: str, b: int, n: int, m: int, d: int, seed: int = 0) -> tuple[np.ndarray, Bank]:
+    """Signatures (b, n, d) and a bank that takes float32, float64 exponents, or float64 throughout."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(0.2, 1.1, (b, n, d)).astype(np.float32)
+    r = generator.normal(0.0, 1.0, (m, d)).astype(np.float32)
+    weights = generator.normal(0, 20 / m, m) if kind == "amplified" else np.full(m, 1 / m)
+    sigma = (3 + d) ** 0.5 / (8 if kind == "steep" else 1)
+    # Not the true self term, which would take longer than all else; the reduction only adds it.
+    bank = Bank(r, weights, sigma, 0.25, np.zeros(m, np.int32), (BankSource("a.png", "0" * 64),), "1" * 64)
+    points = Points(bank)
+    exponent, value = {"plain": "ff", "steep": "df", "amplified": "dd"}[kind]
+    assert (points.exponent, points.value) == (np.dtype(exponent), np.dtype(value))
+    return x, bank
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+KINDS = ["plain", "steep", "amplified"]
+
+
+@pytest.fixture
+def _shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the work, threads share it, in several tiles and blocks."""
+    monkeypatch.setattr(cpu, "_SHARE", 1)
+    monkeypatch.setattr(cpu, "_LONGEST_TILE", 8 * operands.RUN)
+    monkeypatch.setattr(cpu, "_BLOCKS", 3)
+
+
+@pytest.mark.usefixtures("_shared_out")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "m", "d"), [(49, 1700, 64), (1, 1000, 128), (7, 900, 1), (256, 1300, 5)])
+def test_the_same_bits_for_any_batch_threads_and_call(kind: str, n: int, m: int, d: int) -> None:
+    x, bank = make(kind, 7, n, m, d)
+    alone = CpuReduction(1)
+    expected = np.concatenate([alone(image[None], bank).contributions for image in x])
+    assert expected == pytest.approx(ReferenceReduction()(x, bank).contributions, abs=4 * EPS)
+    for threads in (1, 2, 5):
+        reduction = CpuReduction(threads)
+        for order in (np.arange(7), np.arange(7)[::-1], np.array([3, 3, 0]), np.array([6, 1])):
+            for _ in range(2):
+                assert np.array_equal(reduction(x[order], bank).contributions, expected[order])
+
+
+@pytest.mark.usefixtures("_shared_out")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_bits_whatever_blas_may_use(kind: str) -> None:
+    x, bank = make(kind, 3, 49, 1500, 64)
+    results = []
+    for limit in (1, 2, 4):
+        with threadpool_limits(limit, user_api="blas"):
+            results.append(CpuReduction(2)(x, bank).contributions)
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+
+
+def test_blas_has_one_thread_while_tiles_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bits that are the same all the same would be luck."""
+    x, bank = make("plain", 2, 5, 100, 3)
+    seen: list[int] = []
+    monkeypatch.setattr(cpu, "one_blas_thread", lambda: nullcontext(seen.append(1)))
+    monkeypatch.setattr(cpu, "share_out", lambda *work: (seen.append(2), share_out(*work)))
+    CpuReduction()(x, bank)
+    assert seen == [1, 2, 2]
+
+
+@pytest.mark.usefixtures("_shared_out")
+def test_the_same_bits_from_several_callers_at_once() -> None:
+    x, bank = make("plain", 6, 20, 1500, 32)
+    reduction = CpuReduction(2)
+    expected = reduction(x, bank).contributions
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(reduction, x[i % 6 : i % 6 + 1], bank) for i in range(24)]
+        for i, future in enumerate(futures):
+            assert np.array_equal(future.result().contributions[0], expected[i % 6])
+
+
+def test_the_same_bits_in_parts_of_a_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, bank = make("plain", 9, 5, 300, 8)
+    whole = CpuReduction()(x, bank).contributions
+    monkeypatch.setattr(cpu, "_ROWS", 11)
+    assert np.array_equal(CpuReduction()(x, bank).contributions, whole)
+
+
+@pytest.mark.parametrize("kind", ["steep", "amplified"])
+def test_the_same_bits_from_a_bank_too_large_to_copy(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, bank = make(kind, 2, 49, 5000, 16)
+    kept = CpuReduction()(x, bank).contributions
+    monkeypatch.setattr(operands, "_LARGEST_COPY", 0)
+    assert np.array_equal(CpuReduction()(x, bank).contributions, kept)
+
+
+@pytest.mark.usefixtures("_shared_out")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_an_image_that_is_not_finite_spoils_no_other(kind: str, bad: float) -> None:
+    x, bank = make(kind, 3, 9, 700, 4)
+    expected = CpuReduction()(x, bank).contributions
+    x[1, 4, 2] = bad
+    contributions = CpuReduction(2)(x, bank).contributions
+    assert np.array_equal(contributions[[0, 2]], expected[[0, 2]])
+    if bad == np.nan:
+        assert np.isnan(contributions[1]).all()
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kind=st.sampled_from(KINDS),
+    b=st.integers(1, 3),
+    n=st.integers(1, 60),
+    m=st.integers(1, 700),
+    d=st.integers(1, 40),
+    binary=st.booleans(),
+)
+def test_any_shape_and_weights_within_the_rule(
+    seed: int, kind: str, b: int, n: int, m: int, d: int, binary: bool
+) -> None:
+    generator = np.random.default_rng(seed)
+    x = generator.normal(3.2, 1.1, (b, n, d)).astype(np.float32)
+    r = generator.normal(3.0, 1.0, (m, d)).astype(np.float32)
+    weights = generator.normal(0, 3, m) if kind == "amplified" else np.full(m, 1 / m)
+    sigma = (3 + d) ** 0.5 / (8 if kind == "steep" else 1)
+    bank = Bank(r, weights, sigma, 0.0, np.zeros(m, np.int32), (BankSource("a.png", "0" * 64),), "1" * 64)
+    exact = ReferenceReduction()(x, bank).contributions
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operands, "_FAST_EXP2", binary)
+        contributions = CpuReduction()(x, bank).contributions
+    # Sharper than the rule where weights amplify: float64 leaves nothing to amplify.
+    total = np.abs(weights).sum()
+    baseline = np.array([naive_float32(image, bank) for image in x])
+    allowed = 1e-13 * total if total > 1.5 else 2 * np.abs(baseline - exact).max() + 4 * EPS
+    assert np.abs(contributions - exact).max() <= allowed
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("distance", [0.0, 10.0, 18.0, 40.0, 1e4, 1e18, 1e20])
+def test_images_far_from_the_bank(distance: float, binary: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operands, "_FAST_EXP2", binary)
+    x, bank = make("plain", 1, 6, 300, 4)
+    x += np.float32(distance)
+    exact, scores = ReferenceReduction()(x, bank), CpuReduction()(x, bank)
+    assert scores.mmd2 == pytest.approx(exact.mmd2, abs=4 * EPS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [1e37, 1e38, -3e38])
+def test_an_image_whose_every_term_overflows_is_far_away(kind: str, value: float) -> None:
+    _, bank = make(kind, 1, 6, 300, 4)
+    narrow = dataclasses.replace(bank, signatures=bank.signatures / 100, sigma=bank.sigma / 100)
+    x = np.full((1, 6, 4), value, np.float32)
+    assert CpuReduction()(x, narrow).mmd2 == pytest.approx([1 + narrow.self_term])
+
+
+def test_exp2_is_never_given_what_it_is_slow_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operands, "_FAST_EXP2", True)
+    x, bank = make("plain", 1, 6, 300, 4)
+    points = Points(bank)
+    chosen = []
+    for distance in np.linspace(0, 40, 81, dtype=np.float32):
+        columns = aligned((6, 6), np.float32)
+        _, exp = operands.image_side(x[0] + distance, points, columns, 1000)
+        if exp is np.exp2:
+            assert (points.tile(0, points.rows)[:300] @ columns).min() > -126
+        chosen.append(exp)
+    assert chosen[0] is np.exp2
+    assert chosen[-1] is np.exp
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_does_not_grow_with_the_kernel_matrix(kind: str) -> None:
+    x, bank = make(kind, 40, 49, 30_000, 4)
+    peak = peak_of(lambda: CpuReduction(2)(x, bank))
+    copy = 30_000 * (4 + 2) * 8
+    # One image's kernel values alone would be 5.9 MB in float32, all of them 235 MB.
+    assert peak < copy + 5e6
+
+
+def test_memory_does_not_grow_with_the_patches_of_an_image() -> None:
+    x, bank = make("plain", 1, 3000, 3000, 3)
+    reduction = CpuReduction(1)
+    # Its own kernel matrix would be 72 MB, a tile of full length 25 MB.
+    assert peak_of(lambda: reduction(x, bank)) < 5e6
+
+
+def test_memory_does_not_grow_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_LONGEST_TILE", 4 * operands.RUN)
+    monkeypatch.setattr(cpu, "_ROWS", 490)
+    x, bank = make("plain", 400, 49, 6400, 3)
+    # Sums of 50 blocks for all 400 images would be 7.8 MB.
+    assert peak_of(lambda: CpuReduction(2)(x, bank)) < 2e6
+
+
+def test_an_image_as_wide_as_can_be_has_a_finite_score() -> None:
+    x, bank = make("plain", 1, 20, 100, 4)
+    for scale in (1e8, 1e12, 1e18):
+        assert 0 <= CpuReduction()(x * np.float32(scale), bank).mmd2[0] <= 1.25
+
+
+def test_a_large_bank_is_held_twice_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operands, "_LARGEST_COPY", 1 << 20)
+    for kind, copies in (("plain", 1), ("steep", 0), ("amplified", 0)):
+        _, bank = make(kind, 1, 1, 100_000, 16)
+        # As wide as the dtype of the weights, which every bank keeps.
+        weights = 100_000 * 8
+        points = Points(bank)
+        peak = peak_of(lambda bank=bank: Points(bank))
+        assert peak < copies * bank.signatures.nbytes * 18 / 16 + 2 * weights + 2.5e6
+        assert points.rows % operands.RUN == 0
+        assert 0 <= points.rows - 100_000 < operands.RUN
+
+
+def test_the_within_image_term_is_the_same_in_pieces() -> None:
+    x, bank = make("plain", 1, 50, 10, 3)
+    points, columns = Points(bank), aligned((5, 50), np.float32)
+    whole, _ = operands.image_side(x[0], points, columns, 1 << 20)
+    for most in (1, 50, 777):
+        pieces, _ = operands.image_side(x[0], points, columns, most)
+        assert pieces == pytest.approx(whole, rel=1e-14)
+
+
+def test_arrays_begin_at_64_bytes() -> None:
+    for shape in ((3,), (7, 130)):
+        for dtype in (np.float32, np.float64):
+            array = aligned(shape, dtype)
+            assert array.shape == shape
+            assert array.dtype == dtype
+            assert array.ctypes.data % 64 == 0
+
+
+def test_a_bank_replaced_is_prepared_anew() -> None:
+    x, bank = make("plain", 1, 5, 100, 3)
+    reduction = CpuReduction()
+    before = reduction(x, bank).mmd2
+    after = reduction(x, dataclasses.replace(bank, self_term=bank.self_term + 1)).mmd2
+    assert after == pytest.approx(before + 1)
+
+
+def test_equal_weights_are_not_rounded() -> None:
+    """1/M in float32 would move every score the same way."""
+    _, bank = make("plain", 1, 1, 77, 3)
+    points = Points(bank)
+    assert (points.weights[:77] == 1).all()
+    assert not points.weights[77:].any()
+    assert points.unit == bank.weights[0]
