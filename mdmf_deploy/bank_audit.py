@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 import msgspec
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bank import Bank
 from mdmf_deploy.mmd.leave_one_out import leave_one_out
-from mdmf_deploy.mmd.reference import bank_self_term
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 # Iglewicz and Hoaglin (1993): a modified z-score beyond 3.5 is an outlier.
@@ -31,7 +31,7 @@ class Outlier(msgspec.Struct, frozen=True):
 
 
 class BankAudit(msgspec.Struct, frozen=True, kw_only=True):
-    """mean_kernel: mean of k(r_j, r_j') over j != j'; None for a single signature.
+    """mean_kernel: as the function of that name tells it.
 
     folders: folder -> images from it.  quantiles: of the leave-one-image-out scores, by QUANTILES; empty where there
     are none, for the reason in warnings.  outliers: worst first.
@@ -51,19 +51,14 @@ class BankAudit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def audit_bank(bank: Bank) -> BankAudit:
-    """Look into a bank; O(M^2 d) time, once."""
+    """Look into a bank; one pass over it an image, unless it is compressed."""
     m, width = bank.signatures.shape
     warnings: list[str] = []
     compressed = bank.compression.get("method") != "none"
-    # With equal weights the cached bank term is the mean over all pairs already.
-    mean = bank_self_term(bank.signatures, np.full(m, 1.0 / m), bank.sigma) if compressed else bank.self_term
-    mean_kernel = (mean * m - 1.0) / (m - 1.0) if m > 1 else None
-    if mean_kernel is not None and not 0.01 <= mean_kernel <= 0.99:
-        extreme, remedy = ("0", "small") if mean_kernel < 0.5 else ("1", "large")
-        warnings.append(
-            f"bandwidth {bank.sigma:g} is too {remedy} for this bank: its kernel values are nearly all {extreme} "
-            f"(mean {mean_kernel:.4f}), so scores hardly tell images apart"
-        )
+    mean = mean_kernel(bank.self_term, bank.compression, m)
+    warning = bandwidth_warning(mean, int(str(bank.compression.get("of", m))), bank.sigma)
+    if warning is not None:
+        warnings.append(warning)
     scores = np.empty(0)
     if compressed:
         warnings.append("no leave-one-image-out scores: a compressed bank's points stand for all its images at once")
@@ -79,11 +74,49 @@ def audit_bank(bank: Bank) -> BankAudit:
         self_term=bank.self_term,
         compression=dict(bank.compression),
         folders=dict(sorted(Counter(str(PurePosixPath(source.uri).parent) for source in bank.sources).items())),
-        mean_kernel=mean_kernel,
+        mean_kernel=mean,
         quantiles={f"{q:g}": float(np.quantile(scores, q)) for q in QUANTILES} if len(scores) else {},
         outliers=_outliers(bank, scores),
         warnings=tuple(warnings),
     )
+
+
+def mean_kernel(self_term: float, compression: Mapping[str, object], m: int) -> float | None:
+    """Mean of k(r_j, r_j') over j != j' of a bank of m signatures, or of the one that was compressed to it.
+
+    None for a single signature.  After several compressions an estimate, a little too high.
+    """
+    of = int(str(compression.get("of", m)))
+    # Least squares leave |mu_R|^2 = |mu_R'|^2 + MMD(R, R')^2; with equal weights it is the mean over all pairs.
+    whole = self_term + float(str(compression.get("max_mmd_change", 0.0))) ** 2
+    return max((whole * of - 1.0) / (of - 1.0), 0.0) if of > 1 else None
+
+
+def bandwidth_warning(mean_kernel: float | None, m: int, sigma: float) -> str | None:
+    """A line on a bandwidth at which a bank of m signatures says little, or None.
+
+    Too small: a mean kernel value below 0.01; worse, a point's neighbours together weigh less than itself.
+    Too large: a mean kernel value above 0.99.
+    """
+    if mean_kernel is None:
+        return None
+    if mean_kernel > 0.99:
+        return (
+            f"bandwidth {sigma:g} is too large for this bank: its kernel values are nearly all 1 "
+            f"(mean {mean_kernel:.4f}), so scores hardly tell images apart"
+        )
+    if mean_kernel < 0.01:
+        alone = mean_kernel * (m - 1) < 1.0
+        so = (
+            "scores hardly tell images apart, and no signature can stand for another"
+            if alone
+            else "scores follow how alike an image's own patches are, and hardly the bank"
+        )
+        return (
+            f"bandwidth {sigma:g} is too small for this bank: its kernel values are nearly all 0 "
+            f"(mean {mean_kernel:.2g}), so {so}"
+        )
+    return None
 
 
 def _outliers(bank: Bank, scores: NDArray[np.float64]) -> tuple[Outlier, ...]:

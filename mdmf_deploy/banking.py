@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,21 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bank import Bank, BankSource
 from mdmf_deploy.bundle import BANK, CALIBRATION, Bundle, Manifest, check_bank, write_bundle
-from mdmf_deploy.errors import BankError
+from mdmf_deploy.compressing.bundles import METHOD
+from mdmf_deploy.compressing.gathering import PER_BLOCK, Gathering
+from mdmf_deploy.errors import BankError, UsageError
+from mdmf_deploy.mmd.cpu import CpuReduction
+from mdmf_deploy.verifying import Scale, scale_of
 
 if TYPE_CHECKING:
     from mdmf_deploy.pipeline import Signed, Source
     from mdmf_deploy.runtime import Engine
+
+
+# Signatures whose M^2 / 2 pairs take two cores more than an hour.
+_HOURS = 1_000_000
+# Images whose scores set the scale that a compressed bank keeps.
+_SCORED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,62 +64,160 @@ class BankReport:
     errors: tuple[Unreadable, ...]
 
 
-def build_bank(manifest: Manifest, engine: Engine, sources: Iterable[Source], max_signatures: int = 0) -> BankReport:
-    """The bank of these real images for this model: the same bytes whatever the order of the sources.
+def build_bank(
+    manifest: Manifest,
+    engine: Engine,
+    sources: Iterable[Source],
+    max_signatures: int = 0,
+    *,
+    points: int | None = None,
+) -> BankReport:
+    """The bank of these real images for this model.
 
-    max_signatures: a larger bank is thinned to this many; 0 keeps all.  Memory is that of the signatures kept.
-    Raises BankError if no image could be read.
+    max_signatures: a larger bank is thinned to this many; 0 keeps all.  Memory is that of the signatures kept, and the
+    bank has the same bytes whatever the order of the sources.
+    points: all signatures count, and the bank is compressed to this many points while it is gathered, as
+    mdmf_deploy.compressing.Gathering says; beyond one block of signatures it depends on the order of the sources.
+    Raises UsageError if both are given, BankError if no image could be read, or so many signatures are left that their
+    self term takes hours.
     """
     from mdmf_deploy.pipeline import sign
 
-    return gather_bank(manifest, sign(sources, engine, manifest.preprocessing), max_signatures)
+    return gather_bank(manifest, sign(sources, engine, manifest.preprocessing), max_signatures, points=points)
 
 
-def gather_bank(manifest: Manifest, signed: Iterable[Signed], max_signatures: int = 0) -> BankReport:
+def gather_bank(
+    manifest: Manifest, signed: Iterable[Signed], max_signatures: int = 0, *, points: int | None = None
+) -> BankReport:
     """As build_bank, from images already signed."""
     if max_signatures < 0:
         raise BankError(f"max_signatures: expected 0 (all) or more, got {max_signatures}")
+    if points is not None and max_signatures:
+        raise UsageError("bank build: give either --points or --max-signatures")
+    met = _Met()
+    images = met.distinct(signed)
+    if points is None:
+        return met.report(*_thinned(images, max_signatures, manifest, met))
+    return met.report(*_compressed(images, Gathering(manifest.model.sigma, points), manifest, met))
+
+
+class _Met:
+    """Which images there were, and what became of each."""
+
+    def __init__(self) -> None:
+        self.uris: dict[str, list[str]] = {}
+        self.errors: list[Unreadable] = []
+
+    def distinct(self, signed: Iterable[Signed]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """(sha256, signatures) of every readable image, copies left out.  Raises BankError if there was none."""
+        for image in signed:
+            if image.error is not None or image.signatures is None:
+                code, text = (image.error.code, str(image.error)) if image.error else ("unreadable", "no signatures")
+                self.errors.append(Unreadable(image.uri, code, text))
+                continue
+            uris = self.uris.setdefault(image.sha256, [])
+            uris.append(image.uri)
+            if len(uris) == 1:
+                yield image.sha256, image.signatures
+        if not self.uris:
+            raise BankError(
+                f"bank: none of the {len(self.errors)} inputs is a readable image; give a folder of photographs"
+            )
+
+    def sources(self, hashes: Iterable[str]) -> tuple[BankSource, ...]:
+        """Of copies the first by name, whichever was met first."""
+        shown = _shorten({min(uris) for uris in self.uris.values()})
+        return tuple(BankSource(shown[min(self.uris[sha256])], sha256) for sha256 in hashes)
+
+    def report(self, bank: Bank, signatures: int) -> BankReport:
+        names = sorted((sha256, sorted(uris)) for sha256, uris in self.uris.items())
+        return BankReport(
+            bank,
+            images=len(self.uris),
+            signatures=signatures,
+            duplicates=tuple(Duplicate(uri, uris[0]) for _, uris in names for uri in uris[1:]),
+            errors=tuple(self.errors),
+        )
+
+
+def _thinned(
+    images: Iterable[tuple[str, NDArray[np.float32]]], max_signatures: int, manifest: Manifest, met: _Met
+) -> tuple[Bank, int]:
+    """The bank, exact, and how many signatures there were."""
     kept: dict[str, NDArray[np.float32]] = {}
-    uris: dict[str, list[str]] = {}
-    errors: list[Unreadable] = []
     total = held = 0
-    for image in signed:
-        if image.error is not None or image.signatures is None:
-            code, text = (image.error.code, str(image.error)) if image.error else ("unreadable", "no signatures")
-            errors.append(Unreadable(image.uri, code, text))
-            continue
-        uris.setdefault(image.sha256, []).append(image.uri)
-        if image.sha256 in kept:
-            continue
-        total += len(image.signatures)
-        kept[image.sha256] = _in_drawing_order(image.signatures, image.sha256) if max_signatures else image.signatures
-        held += len(kept[image.sha256])
+    for sha256, signatures in images:
+        total += len(signatures)
+        kept[sha256] = _in_drawing_order(signatures, sha256) if max_signatures else signatures
+        held += len(kept[sha256])
         # With n images seen, none can end up with more than this many; letting go now bounds the memory.
         if max_signatures and held > 2 * max_signatures + total // len(kept):
             quota = math.ceil(max_signatures / len(kept))
             kept = {sha256: signatures[:quota].copy() for sha256, signatures in kept.items()}
             held = sum(map(len, kept.values()))
-    if not kept:
-        raise BankError(f"bank: none of the {len(errors)} inputs is a readable image; give a folder of photographs")
-    # Of copies the first by name stays, whichever was met first.
-    names = {sha256: sorted(group) for sha256, group in uris.items()}
-    shown = _shorten({group[0] for group in names.values()})
     chosen = _thin(kept, max_signatures)
+    size = sum(map(len, chosen.values()))
+    if size > _HOURS:
+        raise BankError(
+            f"bank: the self term of {size} signatures takes hours, since all of their pairs count; "
+            f"let `mdmf bank build --points {PER_BLOCK}` compress the bank while it is gathered"
+        )
     source = np.repeat(np.arange(len(chosen), dtype=np.int32), [len(rows) for rows in chosen.values()])
     bank = Bank.from_signatures(
         np.concatenate(list(chosen.values())).astype(np.float32, copy=False),
         manifest.model.sigma,
         source=source,
-        sources=tuple(BankSource(shown[names[sha256][0]], sha256) for sha256 in chosen),
+        sources=met.sources(chosen),
         model_sha256=manifest.model_sha256,
     )
-    return BankReport(
-        bank,
-        images=len(kept),
-        signatures=total,
-        duplicates=tuple(Duplicate(uri, group[0]) for _, group in sorted(names.items()) for uri in group[1:]),
-        errors=tuple(errors),
+    return bank, total
+
+
+def _compressed(
+    images: Iterable[tuple[str, NDArray[np.float32]]], gathering: Gathering, manifest: Manifest, met: _Met
+) -> tuple[Bank, int]:
+    """The bank, of few points for all signatures, and how many those were."""
+    some: dict[str, NDArray[np.float32]] = {}
+    for sha256, signatures in images:
+        gathering.add(sha256, signatures)
+        some[sha256] = signatures
+        if len(some) > 2 * _SCORED:
+            some = _smallest(some)
+    gathered = gathering.result()
+    part = gathered.part
+    bank = Bank(
+        part.signatures,
+        part.weights,
+        manifest.model.sigma,
+        gathered.self_term,
+        part.source,
+        met.sources(gathered.hashes),
+        manifest.model_sha256,
     )
+    if len(part.weights) < part.of:
+        compression = {
+            "method": METHOD,
+            "of": part.of,
+            "max_mmd_change": part.max_mmd_change,
+            "spread": None,
+            "scale": list(_scale(bank, _smallest(some).values())),
+        }
+        bank = replace(bank, compression=compression)
+    return bank, part.of
+
+
+def _smallest(some: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Those with the smallest hashes: the same ones in whatever order they came."""
+    return {sha256: some[sha256] for sha256 in sorted(some)[:_SCORED]}
+
+
+def _scale(bank: Bank, images: Iterable[NDArray[np.float32]]) -> Scale:
+    """What `mdmf verify` measures changes of score by, as the points left cannot tell.
+
+    The images are in the bank themselves, so their scores are a little low: by one image's share of its signatures.
+    """
+    reduction = CpuReduction()
+    return scale_of(np.concatenate([reduction(signatures[None], bank).mmd2 for signatures in images]))
 
 
 def swap_bank(bundle: Bundle, bank: Bank, destination: Path) -> Bundle:

@@ -30,8 +30,12 @@ PROBES = "probes.safetensors"
 CALIBRATION = "calibration.json"
 
 
-class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """What the graph is: images (B, 3, crop, crop) -> signatures (B, pool * pool, signature)."""
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the graph is: images (B, 3, crop, crop) -> signatures (B, pool * pool, signature).
+
+    kept: layers of an int8 graph that stayed in fp32, by module name, for decisions to stay the same; most sensitive
+        first.  Without any it is left out of the manifest, so that bundle_ids from before it hold.
+    """
 
     backbone: str
     pool: int
@@ -39,6 +43,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     sigma: float
     precision: Precision
     opset: int
+    kept: tuple[str, ...] = ()
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +61,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
     images: how many were compared.  score_spread: standard deviation of the source's scores over real images.
     max_score_change: in units of score_spread.  The other fields are named as in mdmf_deploy.recipe.Limits.
+    images_per_second: the engine's own speed on that machine, batches of 8 (mdmf_deploy.pace); None if not measured.
     """
 
     runtime: str
@@ -72,6 +78,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float
     flipped_verdicts: float
     fpr_change: float
+    images_per_second: float | None = None
     environment: dict[str, str] = {}
 
 

@@ -13,7 +13,7 @@ from mdmf_deploy.banking import Duplicate, Unreadable
 from mdmf_deploy.bundle import CALIBRATION, Bundle, write_bundle
 from mdmf_deploy.calibration import Calibration, Pair
 from mdmf_deploy.errors import CalibrationError
-from mdmf_deploy.mmd.cpu import NumpyReduction
+from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.rooms import hint
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def gather_calibration(
     bundle: Bundle, engine: Engine, signed: Iterable[Signed], fprs: Sequence[float], review: float | None = None
 ) -> CalibrationReport:
     """As calibrate, from images already signed."""
-    reduction = NumpyReduction()
+    reduction = CpuReduction()
     in_bank: list[str] = []
     duplicates: list[Duplicate] = []
     errors: list[Unreadable] = []

@@ -36,7 +36,7 @@ class Threshold(msgspec.Struct, frozen=True):
     score: float | None
 
 
-class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Scores of n >= 1 real images that are not in the bank; checked at birth.
 
     bundle_id: what they were scored with.  measured_on: the runtime that did it.
@@ -45,6 +45,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     review: p-values above the first rate and up to this one are "uncertain".
     holds_for: pairs that verification covered at the time; mdmf_deploy.bundle.Bundle.calibration
         puts those in their place that it covers now.
+    carried: the images were scored with another bank, from which MMD differs by at most this much; `scores` are upper
+        bounds of what they would score now, so p-values are at least as large as after calibrating anew.
     """
 
     bundle_id: str
@@ -54,6 +56,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     thresholds: tuple[Threshold, ...]
     review: float
     holds_for: tuple[Pair, ...]
+    carried: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.scores or len(self.scores) != len(self.image_sha256):
@@ -64,6 +67,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError("expected at least one threshold, at false positive rates between 0 and 1")
         if not self.thresholds[0].fpr <= self.review < 1.0:
             raise ValueError(f"review rate {self.review} must be at least {self.thresholds[0].fpr} and below 1")
+        if not (math.isfinite(self.carried) and self.carried >= 0.0):
+            raise ValueError(f"carried {self.carried} must be finite and at least 0")
         for entry in self.thresholds:
             if entry.score != conformal.threshold(self.scores, entry.fpr):
                 raise ValueError(f"the threshold at {entry.fpr} is not that of the scores")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-from handmade import manifest, signed
+from handmade import GRAPH, manifest, signed
 
 from mdmf_deploy.bank import Bank
 from mdmf_deploy.bank_audit import audit_bank
 from mdmf_deploy.banking import gather_bank
+from mdmf_deploy.bundle import BANK, MODEL, write_bundle
+from mdmf_deploy.compressing import compress_bundle
 from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel
 
 
@@ -59,8 +62,24 @@ def test_the_mean_kernel_value_leaves_out_the_diagonal() -> None:
     kernel = gaussian_kernel(whole.signatures, whole.signatures, whole.sigma)
     expected = kernel[~np.eye(len(kernel), dtype=bool)].mean()
     assert audit_bank(whole).mean_kernel == pytest.approx(expected)
-    weighted = dataclasses.replace(whole, weights=np.linspace(-1, 1, 27), compression={"method": "nystrom"})
-    assert audit_bank(weighted).mean_kernel == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 1.5, 30.0])
+@pytest.mark.parametrize("points", [3, 12])
+def test_a_compressed_bank_tells_the_mean_kernel_value_of_the_one_it_was_made_of(
+    sigma: float, points: int, tmp_path: Path
+) -> None:
+    model = manifest()
+    model = msgspec.structs.replace(model, model=msgspec.structs.replace(model.model, sigma=sigma))
+    whole = gather_bank(model, [signed(f"{i}.png", 9) for i in range(6)]).bank
+    expected = audit_bank(whole).mean_kernel
+    bundle = write_bundle(tmp_path / "b", model, {MODEL: GRAPH, BANK: whole.to_bytes()})
+    report = compress_bundle(bundle, tmp_path / "c", points=points)
+    assert report.mean_kernel == expected
+    assert report.bundle.bank.compression["of"] == 54 > len(report.bundle.bank.weights)
+    assert audit_bank(report.bundle.bank).mean_kernel == pytest.approx(expected, rel=1e-4, abs=1e-8)
+    told = audit_bank(report.bundle.bank).warnings[:-1]
+    assert [line.partition("(")[0] for line in told] == [line.partition("(")[0] for line in report.warnings]
 
 
 @pytest.mark.parametrize(("sigma", "word"), [(1e-3, "too small"), (1e3, "too large"), (1.5, None)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 
 from mdmf_deploy.banking import Duplicate, gather_bank, swap_bank
 from mdmf_deploy.bundle import BANK, CALIBRATION, Bundle, write_bundle
-from mdmf_deploy.errors import BankError, BundleError
+from mdmf_deploy.compressing import Gathering, compress_bundle
+from mdmf_deploy.errors import BankError, BundleError, UsageError
+from mdmf_deploy.mmd.reference import ReferenceReduction
 
 
 def images(count: int, patches: int = 4) -> list[FakeSigned]:
@@ -106,10 +110,68 @@ def test_nothing_readable_is_an_error(inputs: list[FakeSigned]) -> None:
         gather_bank(manifest(), inputs)
 
 
+def test_a_bank_whose_self_term_takes_hours_says_what_to_do_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdmf_deploy.banking._HOURS", 11)
+    with pytest.raises(BankError, match=r"12 signatures takes hours.* `mdmf bank build --points 2048` compress"):
+        gather_bank(manifest(), images(3))
+    assert len(gather_bank(manifest(), images(3), 11).bank.signatures) == 11
+    assert len(gather_bank(manifest(), images(3), points=5).bank.signatures) == 5
+
+
+@pytest.mark.parametrize("points", [1, 17, 47, 48, 60])
+def test_points_of_a_bank_that_fits_into_a_block_are_those_of_bank_compress(tmp_path: Path, points: int) -> None:
+    exact = swap_bank(make_bundle(tmp_path / "b"), gather_bank(manifest(), images(12)).bank, tmp_path / "b")
+    compress_bundle(exact, tmp_path / "c", points=points)
+    for seed in range(3):
+        shuffled = images(12)
+        random.Random(seed).shuffle(shuffled)
+        report = gather_bank(manifest(), shuffled, points=points)
+        compression = {name: value for name, value in report.bank.compression.items() if name != "scale"}
+        assert replace(report.bank, compression=compression).to_bytes() == (tmp_path / "c" / BANK).read_bytes()
+        assert (report.images, report.signatures) == (12, 48)
+
+
+def test_a_bank_of_few_points_keeps_the_scale_of_its_images_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdmf_deploy.banking._SCORED", 7)
+    taken = images(30)
+    built = gather_bank(manifest(), taken, points=20).bank
+    chosen = sorted(taken, key=lambda image: image.sha256)[:7]
+    scores = ReferenceReduction()(np.stack([image.signatures for image in chosen]), built).mmd2
+    expected = [np.std(scores), np.quantile(scores, 0.95)]
+    assert built.compression["scale"] == pytest.approx(expected, abs=1e-6)
+    taken.reverse()
+    assert gather_bank(manifest(), taken, points=20).bank.compression["scale"] == built.compression["scale"]
+
+
+def test_copies_and_broken_images_count_once_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdmf_deploy.banking.Gathering", partial(Gathering, block=20, per_block=5))
+    taken = images(30)
+    met = [*taken, broken("/home/me/reals/x.png"), signed("/home/me/reals/0/0 again.png"), *taken]
+    copied = [*met, taken[0]._replace(uri="/home/me/reals/0/-.png")]
+    report = gather_bank(manifest(), copied, points=5)
+    once = gather_bank(manifest(), [*taken, met[31]], points=5)
+    assert report.bank.signatures.tobytes() == once.bank.signatures.tobytes()
+    assert (report.images, report.signatures, len(report.errors)) == (31, 124, 1)
+    assert len(report.duplicates) == 31
+    assert len(report.bank.signatures) <= 5 < len(report.bank.sources) == 31
+    assert {source.uri for source in report.bank.sources} >= {"reals/0/-.png", "reals/1/1.png"}
+    by_hash = {image.sha256: image.signatures for image in [*taken, met[31]]}
+    for row, place in zip(report.bank.signatures, report.bank.source, strict=True):
+        assert (by_hash[report.bank.sources[place].sha256] == row).all(axis=1).any()
+
+
+def test_thinning_and_points_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="either --points or --max-signatures"):
+        gather_bank(manifest(), images(3), 8, points=4)
+    with pytest.raises(BankError, match="points: expected 1 or more, got 0"):
+        gather_bank(manifest(), images(3), points=0)
+
+
 def test_signatures_that_are_not_finite_are_refused() -> None:
     bad = signed("a.png")._replace(signatures=np.full((4, 4), np.nan, np.float32))
-    with pytest.raises(BankError, match="not finite"):
-        gather_bank(manifest(), [bad])
+    for points in (None, 2):
+        with pytest.raises(BankError, match="not finite"):
+            gather_bank(manifest(), [bad], points=points)
 
 
 def test_swapping_keeps_the_model_and_drops_what_no_longer_holds(tmp_path: Path) -> None:

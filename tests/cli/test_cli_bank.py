@@ -1,4 +1,4 @@
-"""`mdmf bank build` and `mdmf bank inspect`, on a real if tiny model."""
+"""`mdmf bank build`, `compress` and `inspect`, on a real if tiny model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -41,6 +42,29 @@ def test_build_elsewhere_leaves_the_original(tiny_bundle: Path, photos: Path, tm
         assert len(Bundle.open(tmp_path / name).bank.signatures) == 30
     assert ids[0] == ids[1]
     assert Bundle.open(tiny_bundle).bundle_id == before
+
+
+def test_build_with_points_is_build_and_compress(bundle_copy: Path, photos: Path, tmp_path: Path) -> None:
+    result = mdmf("bank", "build", bundle_copy, photos, "--points", 10, "-o", tmp_path / "few.mdmf", "--json")
+    assert result.exit_code == 0
+    told, bank = json.loads(result.stdout), Bundle.open(tmp_path / "few.mdmf").bank
+    assert (told["images"], told["signatures"], told["of_signatures"]) == (12, 10, 48)
+    assert told["max_mmd_change"] == bank.compression["max_mmd_change"] > 0.0
+    assert mdmf("bank", "build", bundle_copy, photos, "--max-signatures", 0).exit_code == 0
+    assert mdmf("bank", "compress", bundle_copy, "--points", 10).exit_code == 0
+    assert np.array_equal(bank.signatures, Bundle.open(bundle_copy).bank.signatures)
+    assert mdmf("verify", tmp_path / "few.mdmf", "--runtime", "onnxruntime").exit_code == 0
+    shown = mdmf("bank", "inspect", tmp_path / "few.mdmf").stdout
+    assert "f/P-greedy, 10 of 48 signatures" in shown
+
+
+@pytest.mark.parametrize("most", [0, 8192])
+def test_build_wants_one_size(bundle_copy: Path, photos: Path, most: int) -> None:
+    before = Bundle.open(bundle_copy).bundle_id
+    result = mdmf("bank", "build", bundle_copy, photos, "--points", 10, "--max-signatures", most)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == ["mdmf: bank build: give either --points or --max-signatures"]
+    assert Bundle.open(bundle_copy).bundle_id == before
 
 
 def test_build_counts_copies_and_broken_files(bundle_copy: Path, photos: Path, tmp_path: Path) -> None:
@@ -109,5 +133,113 @@ def test_inspect_shows_the_bank(tiny_bundle: Path) -> None:
 
 
 def test_help_has_an_example() -> None:
-    for command in ("build", "inspect"):
+    for command in ("build", "compress", "inspect"):
         assert "Example: mdmf bank" in " ".join(mdmf("bank", command, "--help").stdout.split())
+
+
+def calibrated(bundle: Path, photos: Path) -> Path:
+    assert mdmf("calibrate", bundle, photos, "--fpr", "0.2").exit_code == 0
+    return bundle
+
+
+def test_compress_carries_what_still_holds(bundle_copy: Path, photos: Path, tmp_path: Path) -> None:
+    before = Bundle.open(calibrated(bundle_copy, photos))
+    result = mdmf("bank", "compress", bundle_copy, "--points", 20, "-o", tmp_path / "small.mdmf", "--json")
+    assert result.exit_code == 0
+    told, after = json.loads(result.stdout), Bundle.open(tmp_path / "small.mdmf")
+    assert told["bundle_id"] == after.bundle_id != before.bundle_id
+    assert (
+        (told["signatures"], told["of_signatures"]) == (20, 48) == (len(after.bank.weights), len(before.bank.weights))
+    )
+    certificate = told["max_mmd_change"]
+    assert after.bank.compression["max_mmd_change"] == certificate > 0.0
+    assert after.bank.sources == before.bank.sources
+    assert before.calibration is not None
+    assert after.calibration is not None
+    assert after.calibration.carried == certificate
+    assert all(new >= old for new, old in zip(after.calibration.scores, before.calibration.scores, strict=True))
+    assert "mdmf: note: calibration carried over" in result.stderr
+    rows = [json.loads(line) for line in detect(tmp_path / "small.mdmf", photos)]
+    exact = [json.loads(line) for line in detect(bundle_copy, photos)]
+    for row, one in zip(rows, exact, strict=True):
+        assert abs(row["score"] ** 0.5 - one["score"] ** 0.5) <= certificate + 1e-4
+    if after.manifest.verification:
+        assert {row["verdict"] for row in rows} <= {"real", "uncertain", "generated"}
+    assert Bundle.open(bundle_copy).bundle_id == before.bundle_id
+
+
+def detect(bundle: Path, photos: Path) -> list[str]:
+    result = mdmf("detect", photos, "--bundle", bundle, "--runtime", "onnxruntime", "-o", bundle / "../rows.jsonl")
+    assert result.exit_code == 0
+    return (bundle / "../rows.jsonl").read_text().splitlines()
+
+
+def test_compressing_again_adds_the_certificates(bundle_copy: Path, photos: Path) -> None:
+    calibrated(bundle_copy, photos)
+    changes = []
+    for points in (40, 20):
+        assert mdmf("bank", "compress", bundle_copy, "--points", points).exit_code == 0
+        bundle = Bundle.open(bundle_copy)
+        changes.append(bundle.bank.compression["max_mmd_change"])
+        assert bundle.bank.compression["of"] == 48
+        assert bundle.calibration is not None
+        assert bundle.calibration.carried == pytest.approx(changes[-1])
+    assert changes[1] > changes[0] > 0.0
+
+
+def test_compress_to_an_error_keeps_its_word(bundle_copy: Path, photos: Path) -> None:
+    calibrated(bundle_copy, photos)
+    result = mdmf("bank", "compress", bundle_copy, "--max-error", 0.3, "--json")
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    assert told["max_error"] == pytest.approx(told["max_mmd_change"] / told["mmd_spread"])
+    assert told["max_error"] <= 0.3
+    assert told["signatures"] == len(Bundle.open(bundle_copy).bank.weights) < 48
+    again = mdmf("bank", "compress", bundle_copy, "--max-error", told["max_error"] / 2)
+    assert again.exit_code == 2
+    assert "compressed already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--points", 4, "--max-error", 0.1), ("--max-error", 0), ("--max-error", "nan")]
+)
+def test_compress_wants_one_sensible_goal(bundle_copy: Path, options: tuple[object, ...]) -> None:
+    before = Bundle.open(bundle_copy).bundle_id
+    result = mdmf("bank", "compress", bundle_copy, *options)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert Bundle.open(bundle_copy).bundle_id == before
+
+
+def test_compress_to_an_error_needs_a_calibration(bundle_copy: Path) -> None:
+    result = mdmf("bank", "compress", bundle_copy, "--max-error", 0.1)
+    assert result.exit_code == 2
+    assert f"run `mdmf calibrate {bundle_copy} REAL_PHOTOS` first, or give --points" in result.stderr
+
+
+def test_an_error_out_of_reach_says_what_was_reached(bundle_copy: Path, photos: Path) -> None:
+    before = Bundle.open(calibrated(bundle_copy, photos)).bundle_id
+    result = mdmf("bank", "compress", bundle_copy, "--max-error", 0.05, "--candidates", 3)
+    assert result.exit_code == 2
+    assert "3 of 48 signatures reach" in result.stderr
+    assert "give more --candidates" in result.stderr
+    assert Bundle.open(bundle_copy).bundle_id == before
+
+
+def test_a_bank_that_is_small_enough_stays_as_it_is(bundle_copy: Path, tmp_path: Path) -> None:
+    before = Bundle.open(bundle_copy)
+    for target in (bundle_copy, tmp_path / "other.mdmf"):
+        result = mdmf("bank", "compress", bundle_copy, "--points", 48, "-o", target)
+        assert result.exit_code == 0
+        assert "the bank stays as it is" in result.stderr
+        assert Bundle.open(target).bundle_id == before.bundle_id
+        assert Bundle.open(target).manifest.verification == before.manifest.verification
+
+
+def test_inspect_shows_a_compression(bundle_copy: Path) -> None:
+    assert mdmf("bank", "compress", bundle_copy, "--points", 9).exit_code == 0
+    shown = mdmf("bank", "inspect", bundle_copy)
+    assert shown.exit_code == 0
+    (line,) = (line for line in shown.stdout.splitlines() if line.startswith("compression"))
+    certificate = Bundle.open(bundle_copy).bank.compression["max_mmd_change"]
+    assert line.split(maxsplit=1)[1] == f"f/P-greedy, 9 of 48 signatures, no MMD changed by more than {certificate:.3g}"

@@ -1,0 +1,163 @@
+"""A bank that is never whole in memory keeps its promise all the same."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.compressing import Fitted, Gathered, Gathering, MemoryRows, compress, gathering
+from mdmf_deploy.errors import BankError
+from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel
+
+SIGMA = 1.5
+Images = list[tuple[str, np.ndarray]]
+
+
+def drifting(sizes: list[int], width: int, seed: int, drift: float) -> Images:
+    """Images whose signatures wander off, so that no block is like the others."""
+    generator = np.random.default_rng(seed)
+    return [
+        (f"{generator.integers(2**32):032x}{place:032x}", generator.standard_normal((size, width)) + drift * place)
+        for place, size in enumerate(sizes)
+    ]
+
+
+def gather(images: Images, points: int, block: int, per_block: int, sigma: float = SIGMA) -> Gathered:
+    taker = Gathering(sigma, points, block=block, per_block=per_block)
+    for sha256, signatures in images:
+        taker.add(sha256, signatures.astype(np.float32))
+    return taker.result()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=60),
+    width=st.integers(1, 5),
+    drift=st.sampled_from([0.0, 0.1, 1.0]),
+    sigma=st.floats(0.1, 20.0),
+    points=st.integers(1, 12),
+    per_block=st.integers(1, 8),
+    block=st.integers(4, 40),
+)
+def test_no_image_changes_by_more_than_the_certificate(
+    seed: int, sizes: list[int], width: int, drift: float, sigma: float, points: int, per_block: int, block: int
+) -> None:
+    images = drifting(sizes, width, seed, drift)
+    gathered = gather(images, points, block, per_block, sigma)
+    part = gathered.part
+    assert part.of == sum(sizes)
+    assert len(part.weights) <= points
+    assert list(gathered.hashes) == sorted(sha256 for sha256, _ in images)
+    by_hash = dict(images)
+    for row, place in zip(part.signatures, part.source, strict=True):
+        assert (by_hash[gathered.hashes[place]].astype(np.float32) == row).all(axis=1).any()
+
+    everything = np.concatenate([signatures for _, signatures in images]).astype(np.float32)
+    both = np.concatenate([everything, part.signatures])
+    v = np.concatenate([np.full(part.of, 1.0 / part.of), -part.weights])
+    apart = np.sqrt(max(v @ gaussian_kernel(both, both, sigma) @ v, 0.0))
+    assert apart <= part.max_mmd_change + 1e-8
+    own = part.weights @ gaussian_kernel(part.signatures, part.signatures, sigma) @ part.weights
+    assert gathered.self_term == pytest.approx(own, abs=1e-9)
+
+    sources = tuple(BankSource(sha256, sha256) for sha256 in gathered.hashes)
+    exact = Bank.from_signatures(
+        everything, sigma, source=np.zeros(part.of, np.int32), sources=sources, model_sha256="0" * 64
+    )
+    few = Bank(part.signatures, part.weights, sigma, gathered.self_term, part.source, sources, "0" * 64)
+    crops = np.random.default_rng(seed).choice(everything, (5, 3))
+    before, after = (np.sqrt(np.maximum(ReferenceReduction()(crops, bank).mmd2, 0.0)) for bank in (exact, few))
+    # An MMD of 0 is the root of a rounding error.
+    assert np.abs(after - before).max() <= part.max_mmd_change + 1e-7
+
+
+class Watched:
+    """compress, and what it was given and gave."""
+
+    def __init__(self) -> None:
+        self.alive, self.given, self.mmds = 0, [], []
+
+    def hold(self, array: np.ndarray) -> np.ndarray:
+        """The array, counted for as long as somebody holds it."""
+        self.alive += len(array)
+        weakref.finalize(array, self.release, len(array))
+        return array
+
+    def release(self, count: int) -> None:
+        self.alive -= count
+
+    def __call__(self, rows: MemoryRows, sigma: float, self_term: float, points: int) -> Fitted:
+        fitted = compress(rows, sigma, self_term, points=points)
+        self.hold(fitted.signatures)
+        self.given.append(rows.rows)
+        self.mmds.append(fitted.mmd)
+        return fitted
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    watching = Watched()
+    monkeypatch.setattr(gathering, "compress", watching)
+    return watching
+
+
+def test_certificates_add_up_by_their_shares(watched: Watched) -> None:
+    images = drifting([9, 11, 12, 8, 7], 3, seed=0, drift=1.0)
+    part = gather(images, 3, block=20, per_block=5).part
+    assert watched.given == [20, 20, 17]  # 9 + 11, 12 + 8, and both blocks' points with the last image
+    first, second, last = watched.mmds
+    assert part.max_mmd_change == pytest.approx(20 / 47 * first + 20 / 47 * second + last)
+    assert 0.0 < last < part.max_mmd_change
+
+
+def test_a_level_that_holds_a_block_is_merged_one_level_up(watched: Watched) -> None:
+    once = [20, 20, 20, 20, 20]  # four blocks, and their points together
+    gather(drifting([20] * 11, 3, seed=0, drift=0.1), 5, block=20, per_block=5)
+    assert watched.given == [*once, *once, 20, 20, 40]  # two merged, two of one block each, and the last block
+    watched.given.clear()
+    gather(drifting([20] * 17, 3, seed=0, drift=0.1), 5, block=20, per_block=5)
+    assert watched.given == [*once, *once, *once, *once, 20, 25]  # the last block meets the five points of all others
+
+
+def test_blocks_are_large_enough_for_the_points_wanted(watched: Watched) -> None:
+    part = gather(drifting([20] * 5, 3, seed=0, drift=0.1), 10, block=20, per_block=2).part
+    assert watched.given == [40, 40, 40]  # 10 points of each block of 40, and the last 20
+    assert len(part.weights) == 10
+
+
+def test_no_more_than_a_few_blocks_are_held(watched: Watched) -> None:
+    """200 images make 10,000 signatures; a block is 100 of them, and there are four levels of fewer than that each."""
+    held: list[int] = []
+
+    def stream() -> Iterator[tuple[str, np.ndarray]]:
+        generator = np.random.default_rng(0)
+        for place in range(200):
+            signatures = watched.hold(generator.standard_normal((50, 4)).astype(np.float32))
+            held.append(watched.alive)
+            yield f"{place:064}", signatures
+            del signatures
+
+    taker = Gathering(SIGMA, 20, block=100, per_block=20)
+    for sha256, signatures in stream():
+        taker.add(sha256, signatures)
+    assert max(held) <= 5 * 100
+    assert max(watched.given) <= 100 + 20
+    assert taker.result().part.of == 10_000
+
+
+def test_an_image_larger_than_a_block_is_a_block(watched: Watched) -> None:
+    part = gather(drifting([3, 90, 2], 3, seed=0, drift=0.1), 4, block=16, per_block=4).part
+    assert watched.given == [90, 9]
+    assert (part.of, len(part.weights)) == (95, 4)
+
+
+def test_signatures_that_are_not_finite_are_named_at_once() -> None:
+    with pytest.raises(BankError, match=r"SHA-256 aa are not finite; run `mdmf verify`"):
+        Gathering(SIGMA, 2).add("aa", np.array([[np.inf, 0.0]], np.float32))
