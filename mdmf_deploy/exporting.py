@@ -12,20 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 import mdmf_deploy
 from mdmf_deploy import images
-from mdmf_deploy.bank import Bank
-from mdmf_deploy.banking import BankReport, build_bank
+from mdmf_deploy.banking import BankReport
 from mdmf_deploy.bundle import (
     BANK,
     MODEL,
-    MODEL_DATA,
     PROBES,
     Bundle,
-    FileEntry,
     Manifest,
     ModelCard,
     Provenance,
@@ -34,31 +29,33 @@ from mdmf_deploy.bundle import (
     check_destination,
     write_bundle,
 )
-from mdmf_deploy.errors import GateFailed, ImageError, UsageError
-from mdmf_deploy.model.checkpoints import file_sha256, load_source, source_sha256
+from mdmf_deploy.errors import GateFailed, ImageError, QuantisationError, UsageError
+from mdmf_deploy.model.checkpoints import load_source, source_sha256
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.pipeline import sign
 from mdmf_deploy.probes import probe_crops, probes_to_bytes
-from mdmf_deploy.quantising import to_fp16, to_int8
 from mdmf_deploy.recipe import Precision, Recipe
-from mdmf_deploy.runtime.ort import OrtEngine
+from mdmf_deploy.runtime import installed
 from mdmf_deploy.runtime.torch_reference import TorchEngine
 from mdmf_deploy.tracing import trace
-from mdmf_deploy.verifying import compare, sign_crops
+from mdmf_deploy.trials import Trials
+from mdmf_deploy.verifying import sign_crops, signed_by_hash
 
 LEAST_REALS = 16
 _HELD_BACK = (8, 128)
-_INT8_IMAGES = 64
-_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "nncf", "numpy", "pillow")
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export made.  bank: its report; verification: the gate it passed; refused: rungs that did not."""
+    """What an export made.
+
+    bank: its report.  verification: one record a runtime, ONNX Runtime's first, which passed.  refused: rungs that
+    did not.
+    """
 
     bundle: Bundle
     bank: BankReport
-    verification: Verification
+    verification: tuple[Verification, ...]
     refused: tuple[Refusal, ...]
 
 
@@ -91,6 +88,7 @@ def export_detector(
     precision: Literal["auto"] | Precision = "auto",
     checkpoint_sha256: str = "",
     say: Callable[[str], None] = lambda text: None,
+    runtimes: Sequence[str] | None = None,
 ) -> Exported:
     """Write a verified bundle; the detector is changed by tracing and cannot be used afterwards.
 
@@ -99,6 +97,7 @@ def export_detector(
     precision: "auto" tries the recipe's export.precision and falls back to fp32, keeping the reason; a named one is
         that or nothing.
     say: told what is going on, a line at a time.
+    runtimes: what to verify besides ONNX Runtime, which must pass; None means all that are installed.
     Raises UsageError for too few reals, GateFailed if no rung passes, BundleError if the bundle cannot be written.
     Nothing is written unless a rung passes.
     """
@@ -108,7 +107,7 @@ def export_detector(
     # The source signs before tracing bakes and replaces its parts, so that those steps are verified too.
     say(f"signing {len(held)} held-back images with PyTorch")
     source_engine = TorchEngine(detector)
-    source = {s.sha256: s.signatures for s in sign(held, source_engine, preprocessing) if s.signatures is not None}
+    source = signed_by_hash(held, source_engine, preprocessing)
     if len(source) < _HELD_BACK[0]:
         raise UsageError(
             f"--reals: only {len(source)} of {len(held)} held-back images are readable; expected 8, add more"
@@ -124,27 +123,29 @@ def export_detector(
         fp32 = trace(detector, recipe, _folder(scratch / "fp32") / MODEL, _graph_metadata(recipe, sigma))
         # From here on the weights are in the graph's file; a ViT-g holds 4.5 GB of them, and the session wants as much.
         detector.to("meta")
+        draft = _draft(recipe, sigma, checkpoint_sha256)
         refused: list[Refusal] = []
+        trials = Trials(fp32, draft, banked, held, source, recipe.bank.max_signatures, say)
         for rung in _ladder(recipe, precision):
-            graph = _lower(fp32, rung, recipe, banked)
-            manifest = _manifest(recipe, destination, sigma, rung, checkpoint_sha256, graph)
-            say(f"{rung}: signing {len(banked)} bank images and {len(held)} held-back ones with ONNX Runtime")
-            engine = OrtEngine(Bundle(graph.parent, manifest))
-            report = build_bank(manifest, engine, banked, recipe.bank.max_signatures)
-            verification = _verify(manifest, engine, held, source, report.bank)
-            engine.close()
-            if verification.passed:
-                say(f"{rung}: passed")
-                break
-            refused.append(Refusal(precision=rung, reason="; ".join(verification.reasons)))
-            say(f"{rung}: refused, {refused[-1].reason}")
+            try:
+                trial = trials.attempt(rung)
+            except QuantisationError as error:
+                reason = str(error)
+            else:
+                if trial.verification.passed:
+                    say(f"{rung}: passed")
+                    break
+                reason = "; ".join(trial.verification.reasons)
+            refused.append(Refusal(precision=rung, reason=reason))
+            say(f"{rung}: refused, {reason}")
         else:
             why = "; ".join(f"{refusal.precision}: {refusal.reason}" for refusal in refused)
             raise GateFailed(f"{destination}: not written, the model misses its recipe's limits ({why})")
-        manifest = msgspec.structs.replace(manifest, verification=(verification,), refused=tuple(refused))
-        files: dict[str, bytes | Path] = {name: graph.parent / name for name in manifest.files}
-        files |= {BANK: report.bank.to_bytes(), PROBES: probes_to_bytes(probe_signatures, probes)}
-        return Exported(write_bundle(destination, manifest, files), report, verification, tuple(refused))
+        records = trials.verify_everywhere(trial, installed() if runtimes is None else runtimes)
+        manifest = msgspec.structs.replace(trial.manifest, verification=records, refused=tuple(refused))
+        files: dict[str, bytes | Path] = {name: trial.graph.parent / name for name in manifest.files}
+        files |= {BANK: trial.bank.bank.to_bytes(), PROBES: probes_to_bytes(probe_signatures, probes)}
+        return Exported(write_bundle(destination, manifest, files), trial.bank, records, tuple(refused))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -181,40 +182,6 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _lower(fp32: Path, precision: Precision, recipe: Recipe, banked: Sequence[Path]) -> Path:
-    if precision == "fp32":
-        return fp32
-    graph = _folder(fp32.parent.parent / precision) / MODEL
-    if precision == "fp16":
-        return to_fp16(fp32, graph)
-    return to_int8(fp32, graph, _crops(banked[:_INT8_IMAGES], recipe))
-
-
-def _crops(paths: Sequence[Path], recipe: Recipe) -> NDArray[np.float32]:
-    preprocessing = recipe.preprocessing
-    crops = []
-    for path in paths:
-        try:
-            crops.append(images.center_crop(images.decode(images.read(path)).pixels, preprocessing.crop).pixels)
-        except ImageError:
-            continue
-    return images.normalise(np.concatenate(crops), preprocessing)
-
-
-def _verify(
-    manifest: Manifest, engine: OrtEngine, held: Sequence[Path], source: dict[str, NDArray[np.float32]], bank: Bank
-) -> Verification:
-    exported = {s.sha256: s.signatures for s in sign(held, engine, manifest.preprocessing) if s.signatures is not None}
-    return compare(
-        np.stack(list(source.values())),
-        np.stack([exported[sha256] for sha256 in source]),
-        bank,
-        manifest.limits,
-        engine,
-        reference=f"PyTorch, {len(source)} real images held back from the bank",
-    )
-
-
 def _graph_metadata(recipe: Recipe, sigma: float) -> dict[str, str]:
     return {
         "mdmf.recipe": msgspec.json.encode(recipe, order="sorted").decode(),
@@ -224,14 +191,8 @@ def _graph_metadata(recipe: Recipe, sigma: float) -> dict[str, str]:
     }
 
 
-def _manifest(
-    recipe: Recipe, destination: Path, sigma: float, precision: Precision, checkpoint_sha256: str, graph: Path
-) -> Manifest:
-    entries = {}
-    for name in (MODEL, MODEL_DATA):
-        path = graph.parent / name
-        if path.exists():
-            entries[name] = FileEntry(sha256=file_sha256(path), size=path.stat().st_size)
+def _draft(recipe: Recipe, sigma: float, checkpoint_sha256: str) -> Manifest:
+    """The fp32 graph's manifest, but for its files."""
     return Manifest(
         name=recipe.name,
         model=ModelCard(
@@ -239,7 +200,7 @@ def _manifest(
             pool=recipe.head.pool,
             signature=recipe.head.signature,
             sigma=sigma,
-            precision=precision,
+            precision="fp32",
             opset=recipe.export.opset,
         ),
         preprocessing=recipe.preprocessing,
@@ -251,5 +212,4 @@ def _manifest(
             libraries={name: metadata.version(name) for name in _LIBRARIES},
         ),
         limits=recipe.verification,
-        files=entries,
     )

@@ -109,7 +109,7 @@ def diagnose() -> Diagnosis:
 
 def look_at_machine() -> Machine:
     """This machine as this process sees it: affinity mask, container quotas, NVIDIA GPUs."""
-    cpu, features = read_cpuinfo(text_of(Path("/proc/cpuinfo")))
+    cpu, features = this_cpu()
     return Machine(
         python=f"{platform.python_implementation()} {platform.python_version()}",
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -120,6 +120,20 @@ def look_at_machine() -> Machine:
         memory=_memory(),
         gpus=_gpus(),
     )
+
+
+def this_cpu() -> tuple[str, tuple[str, ...]]:
+    """This machine's, as read_cpuinfo tells it."""
+    return read_cpuinfo(text_of(Path("/proc/cpuinfo")))
+
+
+def saturates_int8() -> bool:
+    """Whether int8 kernels may cut sums of products off at 16 bits here: on x86, unless the CPU says it has VNNI.
+
+    Where there is no /proc/cpuinfo, no CPU says so.
+    """
+    x86 = platform.machine().lower() in ("x86_64", "amd64", "x86", "i386", "i686")
+    return x86 and {"avx_vnni", "avx512_vnni"}.isdisjoint(this_cpu()[1])
 
 
 def read_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
@@ -160,7 +174,8 @@ def _runtimes() -> tuple[Runtime, ...]:
         except ImportError as error:
             found.append(Runtime(name=name, version=None, missing=str(error), enable=_enable(extra)))
         else:
-            version = getattr(sys.modules.get(name), "__version__", None)
+            # OpenVINO's goes on with its build's number and branch.
+            version = str(getattr(sys.modules.get(name), "__version__", "")).partition("-")[0] or None
             found.append(Runtime(name=name, version=version, missing=None, enable=None))
     return tuple(found)
 

@@ -8,7 +8,7 @@ On few images one swapped pair already breaks a rank correlation of 0.999: give 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bank import Bank
 from mdmf_deploy.bundle import PROBES, Bundle, Verification, write_bundle
-from mdmf_deploy.errors import BankError, BundleError, ShapeMismatch, UsageError
-from mdmf_deploy.mmd.cpu import NumpyReduction
+from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch, UsageError
+from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.leave_one_out import leave_one_out
 from mdmf_deploy.probes import probe_crops, probes_from_bytes
 from mdmf_deploy.recipe import Limits, Preprocessing
@@ -31,6 +31,8 @@ Signatures = NDArray[np.float32]
 _FPR = 0.05
 _BATCH = 8
 _BANK_IMAGES = 256
+# Scores are sums of kernel values, at most 4: what differs by less than this is the same.
+_NO_SPREAD = 1e-12
 
 
 class Scale(NamedTuple):
@@ -77,28 +79,36 @@ def compare(
 
     scale: None takes it from the source's scores, which must then be those of real images.
     reference: what was compared with what, for people.
-    Raises ShapeMismatch if the two differ in shape or are empty.
+    Raises ShapeMismatch if the two differ in shape or are empty, GateFailed if the source's values are not finite.
     """
     if source.shape != exported.shape or len(source) == 0:
         raise ShapeMismatch(
             f"verification: expected signatures {source.shape} of one image or more, got {exported.shape}"
         )
+    reduction = CpuReduction()
+    before = reduction(source, bank).mmd2
+    if not (np.isfinite(source).all() and np.isfinite(before).all()):
+        raise GateFailed(
+            f"verification ({reference}): the source's own signatures or scores are not finite, so nothing can be held "
+            "against them; check the checkpoint, and export it again"
+        )
     finite = bool(np.isfinite(exported).all())
     if not finite:
         exported = np.nan_to_num(exported, nan=0.0, posinf=0.0, neginf=0.0)
-    reduction = NumpyReduction()
-    before, after = (reduction(signatures, bank).mmd2 for signatures in (source, exported))
+    after = reduction(exported, bank).mmd2
     scale = scale or scale_of(before)
     generated_before, generated_after = before > scale.threshold, after > scale.threshold
     error = np.abs(exported.astype(np.float64) - source)
     figures = {
         # A spread of zero (copies of one image) leaves no unit to measure in; any change is then too large.
-        "max_score_change": float(np.abs(after - before).max()) / max(scale.spread, 1e-12),
+        "max_score_change": float(np.abs(after - before).max()) / max(scale.spread, _NO_SPREAD),
         "rank_correlation": rank_correlation(before, after),
         "flipped_verdicts": float(np.mean(generated_before != generated_after)),
         "fpr_change": float(abs(generated_after.mean() - generated_before.mean())),
     }
     reasons = [f"{name} {figures[name]:.3g} beyond {limit:g}" for name, limit in _missed(figures, limits)]
+    if _blind(before, source, scale) and not np.array_equal(source, exported):
+        reasons.insert(0, "scores that are all the same, whatever the signatures: they cannot tell engines apart")
     if not finite:
         reasons.insert(0, "signatures that are not finite (taken for 0 in the figures)")
     return Verification(
@@ -115,6 +125,12 @@ def compare(
         environment=environment(engine.name),
         **figures,
     )
+
+
+def _blind(scores: NDArray[np.float64], signatures: Signatures, scale: Scale) -> bool:
+    """Whether scores say nothing: real ones have no spread, or different images all score the same."""
+    different = bool((signatures != signatures[:1]).any())
+    return scale.spread <= _NO_SPREAD or (different and float(np.ptp(scores)) <= _NO_SPREAD)
 
 
 def limits_by_figure(limits: Limits) -> dict[str, float]:
@@ -136,11 +152,21 @@ def _missed(figures: dict[str, float], limits: Limits) -> Iterable[tuple[str, fl
 
 
 def environment(runtime: str) -> dict[str, str]:
-    """What this machine is, as far as it can change a figure."""
+    """What this machine is, as far as it can change a figure or a speed."""
     import platform
     from importlib import metadata
 
-    found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+    from mdmf_deploy import cgroups, machine
+
+    processor, flags = machine.this_cpu()
+    found = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "processor": processor,
+        "cpu": " ".join(flags),
+        "cores": str(cgroups.cores()),
+    }
     for package in ("numpy", runtime):
         try:
             found[package] = metadata.version(package)
@@ -155,6 +181,13 @@ def sign_crops(crops: NDArray[np.uint8], engine: Engine, preprocessing: Preproce
 
     batches = (crops[start : start + _BATCH] for start in range(0, len(crops), _BATCH))
     return np.concatenate([engine(normalise(batch, preprocessing)) for batch in batches])
+
+
+def signed_by_hash(paths: Iterable[Path], engine: Engine, preprocessing: Preprocessing) -> dict[str, Signatures]:
+    """Signatures (N, d) of every readable image, by content hash."""
+    from mdmf_deploy.pipeline import sign
+
+    return {s.sha256: s.signatures for s in sign(paths, engine, preprocessing) if s.signatures is not None}
 
 
 def verify_probes(bundle: Bundle, engine: Engine) -> Verification:
@@ -174,36 +207,53 @@ def verify_probes(bundle: Bundle, engine: Engine) -> Verification:
     )
 
 
-def verify_images(bundle: Bundle, engine: Engine, source: Engine, paths: Iterable[Path]) -> tuple[Verification, int]:
-    """Compare two engines on images of the user's; also how many of them could not be read.
+def verify_images(
+    bundle: Bundle, engines: Sequence[Engine], source: Engine, paths: Iterable[Path]
+) -> tuple[list[Verification], int]:
+    """Compare engines with their source on real images of the user's; also how many of them could not be read.
 
     Raises UsageError if none could.
     """
-    from mdmf_deploy.pipeline import sign
-
     preprocessing, paths = bundle.manifest.preprocessing, list(paths)
-    exported = {s.sha256: s.signatures for s in sign(paths, engine, preprocessing) if s.signatures is not None}
-    unique = {s.sha256: s.signatures for s in sign(paths, source, preprocessing) if s.signatures is not None}
+    unique = signed_by_hash(paths, source, preprocessing)
     if not unique:
         raise UsageError(
             f"verify: none of the {len(paths)} inputs is a readable image; give a folder of real photographs"
         )
     hashes = sorted(unique)
-    verification = compare(
-        np.stack([unique[sha256] for sha256 in hashes]),
-        np.stack([exported[sha256] for sha256 in hashes]),
-        bundle.bank,
-        bundle.manifest.limits,
-        engine,
-        reference=f"{source.name}, {len(hashes)} images",
-        scale=scale_in(bundle),
-    )
-    return verification, len(paths) - len(hashes)
+    signed = np.stack([unique[sha256] for sha256 in hashes])
+    try:
+        scale = scale_in(bundle)
+    except BankError:
+        # The images are real: their own scores are a scale, too.
+        scale = None
+    results = []
+    for engine in engines:
+        exported = signed_by_hash(paths, engine, preprocessing)
+        results.append(
+            compare(
+                signed,
+                np.stack([exported[sha256] for sha256 in hashes]),
+                bundle.bank,
+                bundle.manifest.limits,
+                engine,
+                reference=f"{source.name}, {len(hashes)} images",
+                scale=scale,
+            )
+        )
+    return results, len(paths) - len(hashes)
 
 
 def scale_in(bundle: Bundle) -> Scale:
-    """The scale of real scores that the bundle knows: its calibration's, or else its bank's own images'."""
+    """The scale of real scores that the bundle knows: its calibration's, or else its bank's own images'.
+
+    A compressed bank's images are no more there to be scored: instead, that of the newest verification record, or else
+    of the newest there was when the bank was compressed.
+    Raises BankError if there is none of these, or the bank has a single image.
+    """
     calibration = bundle.calibration
+    if calibration is None and bundle.bank.compression.get("method") != "none":
+        return _recorded_scale(bundle)
     if calibration is None:
         try:
             return scale_of(leave_one_out(bundle.bank, _BANK_IMAGES))
@@ -214,11 +264,30 @@ def scale_in(bundle: Bundle) -> Scale:
     return Scale(measured.spread, measured.threshold if decided is None else decided)
 
 
-def record(bundle: Bundle, verification: Verification, destination: Path | None = None) -> Bundle:
+def newest_scale(records: Sequence[Verification]) -> Scale | None:
+    """The newest record's, of those that have a spread."""
+    return next((Scale(one.score_spread, one.threshold) for one in reversed(records) if one.score_spread > 0.0), None)
+
+
+def _recorded_scale(bundle: Bundle) -> Scale:
+    scale = newest_scale(bundle.manifest.verification)
+    if scale is not None:
+        return scale
+    kept = bundle.bank.compression.get("scale")
+    if isinstance(kept, list):
+        return Scale(*map(float, kept))
+    raise BankError(
+        f"{bundle.path}: its bank is compressed, and neither calibration nor verification record tells how real scores "
+        "spread; build it whole, run `mdmf verify` and `mdmf calibrate`, and `mdmf bank compress` last, or verify with "
+        "--checkpoint and real images"
+    )
+
+
+def record(bundle: Bundle, *verifications: Verification, destination: Path | None = None) -> Bundle:
     """Append to the bundle's manifest, in place or in a copy at the destination; bundle_id and calibration stay.
 
     Raises BundleError if it cannot be written.
     """
-    records = (*bundle.manifest.verification, verification)
+    records = (*bundle.manifest.verification, *verifications)
     manifest = msgspec.structs.replace(bundle.manifest, verification=records)
     return write_bundle(destination or bundle.path, manifest, bundle.files())

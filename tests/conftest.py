@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mdmf_deploy.recipe import Backbone, Head, Preprocessing, Recipe
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -79,7 +83,20 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -
     detector = Detector(tiny_recipe)
     torch.nn.init.trunc_normal_(detector.backbone.pos_embed, std=0.02)
     reals = sorted(path for path in folder.iterdir() if path.is_file())
-    return export_detector(detector, tiny_recipe, reals, folder / "tiny.mdmf").bundle.path
+    # One runtime, so that "auto" chooses the same one every time.
+    made = export_detector(detector, tiny_recipe, reals, folder / "tiny.mdmf", runtimes=["onnxruntime"])
+    return made.bundle.path
+
+
+@pytest.fixture(scope="session")
+def tiny_quantised(tiny_bundle: Path, tiny_recipe: Recipe) -> ModelProto:
+    """The tiny bundle's graph in int8, as NNCF makes it; never change it."""
+    from mdmf_deploy.bundle import MODEL
+    from mdmf_deploy.quantising.int8 import quantise
+    from mdmf_deploy.trials import center_crops
+
+    reals = sorted(path for path in tiny_bundle.parent.iterdir() if path.is_file())
+    return quantise(tiny_bundle / MODEL, center_crops(reals[:8], tiny_recipe.preprocessing))
 
 
 @pytest.fixture

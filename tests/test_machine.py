@@ -20,6 +20,26 @@ def test_cpu() -> None:
 
 
 @pytest.mark.parametrize(
+    ("architecture", "features", "saturates"),
+    [
+        ("x86_64", ("avx2", "avx512f"), True),
+        ("x86_64", ("avx2", "avx_vnni"), False),
+        ("x86_64", ("avx2", "avx512f", "avx512_vnni"), False),
+        # Windows and macOS have no /proc/cpuinfo.
+        ("AMD64", (), True),
+        ("aarch64", ("asimd",), False),
+        ("arm64", (), False),
+    ],
+)
+def test_where_int8_saturates(
+    architecture: str, features: tuple[str, ...], saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: architecture)
+    monkeypatch.setattr(machine, "this_cpu", lambda: ("", features))
+    assert machine.saturates_int8() is saturates
+
+
+@pytest.mark.parametrize(
     ("installed", "providers", "gpus", "core_limit", "said"),
     [
         ({"onnxruntime"}, ["CPUExecutionProvider"], (), None, []),

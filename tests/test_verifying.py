@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,13 +10,24 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
+from mdmf_deploy import cgroups, machine, verifying
 from mdmf_deploy.bank import Bank, BankSource
-from mdmf_deploy.bundle import PROBES, Bundle
-from mdmf_deploy.errors import BundleError, ShapeMismatch
+from mdmf_deploy.bundle import PROBES, Bundle, Verification, write_bundle
+from mdmf_deploy.compressing import compress_bundle
+from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.recipe import Limits
 from mdmf_deploy.runtime import open_engine
-from mdmf_deploy.verifying import Scale, compare, limits_by_figure, rank_correlation, record, scale_in, verify_probes
+from mdmf_deploy.verifying import (
+    Scale,
+    compare,
+    limits_by_figure,
+    rank_correlation,
+    record,
+    scale_in,
+    verify_images,
+    verify_probes,
+)
 
 GENERATOR = np.random.default_rng(0)
 SIGNED = GENERATOR.standard_normal((40, 4, 8)).astype(np.float32)
@@ -108,6 +120,42 @@ def test_copies_of_one_image_leave_no_room_for_a_change() -> None:
     assert not compare(same, same + np.float32(0.1), BANK, Limits(), Fake(), reference="").passed
 
 
+@pytest.mark.parametrize("scale", [None, Scale(0.3, 0.9)])
+def test_scores_that_are_all_the_same_pass_only_what_changed_nothing(scale: Scale | None) -> None:
+    # Every kernel value but those of a patch with itself underflows to 0.
+    blind = Bank.from_signatures(
+        BANK.signatures, 1e-3, source=BANK.source, sources=BANK.sources, model_sha256=BANK.model_sha256
+    )
+    source = SIGNED[:, :1]
+    gate = compare(source, source + 1, blind, Limits(), Fake(), reference="", scale=scale)
+    assert not gate.passed
+    (reason,) = gate.reasons
+    assert "cannot tell engines apart" in reason
+    assert compare(source, source.copy(), blind, Limits(), Fake(), reference="", scale=scale).passed
+
+
+def test_one_image_is_enough_where_the_scale_is_known() -> None:
+    one = SIGNED[:1]
+    assert compare(one, one * np.float32(1 + 1e-6), BANK, Limits(), Fake(), reference="", scale=Scale(0.3, 0.9)).passed
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_source_that_is_not_finite_is_an_error(value: float) -> None:
+    source = SIGNED.copy()
+    source[3, 1, 2] = value
+    with pytest.raises(GateFailed, match=r"verification \(itself\): the source's own signatures or scores"):
+        compare(source, SIGNED, BANK, Limits(), Fake(), reference="itself")
+
+
+@pytest.mark.parametrize("value", [1e20, 3e38, -3e38, np.inf, -np.inf, np.nan])
+def test_every_figure_of_a_broken_engine_can_be_read_back(value: float) -> None:
+    exported = SIGNED.copy()
+    exported[3, 1, 2] = value
+    gate = compare(SIGNED, exported, BANK, Limits(), Fake(), reference="overflow")
+    assert not gate.passed
+    assert msgspec.json.decode(msgspec.json.encode(gate), type=Verification) == gate
+
+
 def test_shapes_must_agree() -> None:
     with pytest.raises(ShapeMismatch, match=r"\(40, 4, 8\)"):
         compare(SIGNED, SIGNED[:, :2], BANK, Limits(), Fake(), reference="")
@@ -124,6 +172,14 @@ def test_a_bundle_verifies_itself_with_nothing_else(tiny_bundle: Path) -> None:
     assert "onnxruntime" in gate.environment
 
 
+def test_a_record_tells_what_machine_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "this_cpu", lambda: ("EPYC", ("avx2", "avx512_vnni")))
+    monkeypatch.setattr(cgroups, "cores", lambda: 3)
+    found = verifying.environment("onnxruntime")
+    assert (found["processor"], found["cpu"], found["cores"]) == ("EPYC", "avx2 avx512_vnni", "3")
+    assert found.keys() == {"python", "machine", "system", "processor", "cpu", "cores", "numpy", "onnxruntime"}
+
+
 def test_a_broken_engine_fails_on_the_probes(tiny_bundle: Path) -> None:
     assert not verify_probes(Bundle.open(tiny_bundle), Fake()).passed
 
@@ -135,6 +191,40 @@ def test_without_calibration_the_banks_own_images_set_the_scale(tiny_bundle: Pat
     assert isinstance(scale, Scale)
     # Both are spreads of real scores: those held back at export, and those in the bank.
     assert 0.2 < scale.spread / exported.score_spread < 5
+
+
+def squeezed(bundle: Bundle, path: Path, records: tuple[Verification, ...]) -> Bundle:
+    """The bundle with these records and a bank of 5 points."""
+    manifest = msgspec.structs.replace(bundle.manifest, verification=records)
+    bundle = write_bundle(path / "whole", manifest, bundle.files())
+    return compress_bundle(bundle, path / "small", points=5).bundle
+
+
+def test_a_compressed_bank_takes_the_newest_records_scale(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    (exported, *_) = bundle.manifest.verification
+    older, newer, blind = (
+        msgspec.structs.replace(exported, score_spread=spread, threshold=2.0 * spread) for spread in (0.25, 0.5, 0.0)
+    )
+    small = squeezed(bundle, tmp_path, (older, newer, blind))
+    # The pass that could not be carried over is gone, and its scale is still there.
+    assert small.manifest.verification == ()
+    assert scale_in(small) == Scale(0.5, 1.0)
+    assert verify_probes(small, open_engine("onnxruntime", small)).score_spread == 0.5
+    again = compress_bundle(small, tmp_path / "smaller", points=3).bundle
+    assert scale_in(again) == Scale(0.5, 1.0)
+    assert scale_in(record(again, older)) == Scale(0.25, 0.5)
+
+
+def test_a_compressed_bank_alone_has_no_scale(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    small = squeezed(Bundle.open(tiny_bundle), tmp_path, ())
+    engine = open_engine("onnxruntime", small)
+    with pytest.raises(BankError, match="and `mdmf bank compress` last, or verify with --checkpoint"):
+        verify_probes(small, engine)
+    # Real images bring their own.
+    ((gate,), _) = verify_images(small, [engine], engine, sorted(photos.iterdir()))
+    assert gate.passed
+    assert gate.score_spread > 0.0
 
 
 def test_a_record_is_appended_and_changes_nothing_else(bundle_copy: Path) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mdmf_deploy.errors import RuntimeUnavailable
 
 if TYPE_CHECKING:
-    from mdmf_deploy.bundle import Bundle
+    from mdmf_deploy.bundle import Bundle, Manifest
 
 
 class Engine(Protocol):
@@ -36,12 +36,29 @@ class Engine(Protocol):
 # name -> module, class, extra that installs it.  Each class is built as Class(bundle, threads=None).
 ENGINES: dict[str, tuple[str, str, str]] = {
     "onnxruntime": ("mdmf_deploy.runtime.ort", "OrtEngine", "cpu"),
+    "openvino": ("mdmf_deploy.runtime.ov", "OpenVinoEngine", "openvino"),
 }
+
+# What of a record's environment makes figures comparable: a machine, whatever its libraries.
+_MACHINE = ("machine", "system", "processor", "cpu", "cores")
+
+
+def installed() -> list[str]:
+    """The runtimes of the table whose libraries can be imported here."""
+    names = []
+    for name, (module, _, _) in ENGINES.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            continue
+        names.append(name)
+    return names
 
 
 def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine:
-    """The engine `name` ("auto": the first that is installed) for this bundle; threads: None means all cores.
+    """The engine `name` for this bundle; threads: None means all cores.
 
+    "auto" is the first of `preference` that can be opened; it says on stderr which one, and why.
     Raises RuntimeUnavailable if the runtime is unknown or not installed; nothing is ever silently replaced.
     """
     if name == "auto":
@@ -58,15 +75,42 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
     return engine
 
 
+def preference(manifest: Manifest) -> dict[str, str]:
+    """Runtimes in the order in which "auto" tries them -> why: the verified ones, then the rest of the table.
+
+    Speeds are compared only within one machine's records: those of the machine that measured most of the verified
+    runtimes, the newest such.  Runtimes it did not measure come after its own.  Where no machine measured two, the
+    table's order holds: one figure cannot say that its runtime is the faster one.
+    """
+    precision = manifest.model.precision
+    verified = [name for name in ENGINES if manifest.covers(name, precision)]
+    measured: dict[tuple[str | None, ...], dict[str, float]] = {}
+    for record in manifest.verification:
+        if record.runtime in verified and record.precision == precision and record.images_per_second:
+            machine = tuple(record.environment.get(name) for name in _MACHINE)
+            # The newest comes last.
+            measured[machine] = measured.pop(machine, {}) | {record.runtime: record.images_per_second}
+    speeds = max(reversed(measured.values()), key=len, default={})
+    if len(speeds) < 2:
+        speeds = {}
+    verified.sort(key=lambda name: -speeds.get(name, 0.0))
+    reasons = {
+        name: f"verified, {speeds[name]:.3g} images/s where they were compared" if name in speeds else "verified"
+        for name in verified
+    }
+    return reasons | {name: "not verified" for name in ENGINES if name not in verified}
+
+
 def _open_auto(bundle: Bundle, threads: int | None) -> Engine:
-    missing: list[str] = []
-    for name in ENGINES:
+    passed_over: list[str] = []
+    order = preference(bundle.manifest)
+    for place, (name, reason) in enumerate(order.items()):
         try:
             engine = open_engine(name, bundle, threads)
         except RuntimeUnavailable as error:
-            missing.append(str(error))
+            passed_over.append(str(error))
             continue
-        why = "; ".join(missing) if missing else "the first of the installed runtimes"
-        print(f"mdmf: runtime {name} ({why})", file=sys.stderr)
+        rest = [f"{other}: {why}" for other, why in list(order.items())[place + 1 :]]
+        print(f"mdmf: runtime {name} ({'; '.join([reason, *passed_over, *rest])})", file=sys.stderr)
         return engine
     raise RuntimeUnavailable("no runtime is installed; run: pip install 'mdmf-deploy[cpu]'")

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mdmf_deploy.bank import Bank, BankSource
-from mdmf_deploy.mmd.cpu import NumpyReduction
+from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.model.pfs import Detector
 
 Sign = Callable[[Detector, NDArray[np.generic]], NDArray[np.float32]]
@@ -28,7 +28,7 @@ def scores(signatures: NDArray[np.float32], bank_signatures: NDArray[np.float32]
         sources=tuple(BankSource(str(i), "") for i in range(images)),
         model_sha256="",
     )
-    return NumpyReduction()(signatures, bank).mmd2
+    return CpuReduction()(signatures, bank).mmd2
 
 
 class Validation:

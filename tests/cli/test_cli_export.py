@@ -14,9 +14,12 @@ from typer.testing import CliRunner, Result
 
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.cli import app
+from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.model.checkpoints import file_sha256, save_detector
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.recipe import Limits, Recipe
+from mdmf_deploy.runtime import installed
+from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.verifying import record
 
 RECIPE = """
@@ -75,7 +78,10 @@ def test_export_writes_a_bundle_that_names_its_checkpoint(exported: tuple[Path, 
     bundle, said = Bundle.open(output), json.loads(stdout)
     assert said["bundle_id"] == bundle.bundle_id
     assert said["precision"] == "fp32"
-    assert said["verification"]["passed"] is True
+    assert [(gate["runtime"], gate["passed"]) for gate in said["verification"]] == [
+        (name, True) for name in installed()
+    ]
+    assert bundle.manifest.covered == tuple((name, "fp32") for name in installed())
     assert said["bank"]["images"] == 12
     assert bundle.manifest.provenance.checkpoint_sha256 == file_sha256(checkpoint)
     assert bundle.manifest.provenance.recipe == "tiny"
@@ -139,10 +145,92 @@ def test_verify_needs_nothing_but_the_bundle_and_records(bundle_copy: Path) -> N
     assert after.bundle_id == before.bundle_id
 
 
+def test_all_installed_runtimes_are_verified_in_one_go(bundle_copy: Path) -> None:
+    before = len(Bundle.open(bundle_copy).manifest.verification)
+    result = mdmf("verify", bundle_copy, "--runtime", "all", "--runtime", "onnxruntime", "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)["records"]
+    assert [record["runtime"] for record in told] == installed()
+    assert all(record["images_per_second"] > 0 for record in told)
+    assert len(Bundle.open(bundle_copy).manifest.verification) == before + len(told)
+    table = mdmf("verify", bundle_copy, "--runtime", "all", "--no-record").stdout
+    assert all(name in table for name in installed())
+
+
+class Broken:
+    """An engine that opens and cannot run."""
+
+    name, precision = "broken", "fp32"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        pass
+
+    def __call__(self, images: object) -> None:
+        raise RuntimeError("Unsupported operator:\n Foo")
+
+    def close(self) -> None:
+        pass
+
+
+class Closed(Broken):
+    """One that does not even open."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        raise RuntimeUnavailable("runtime 'closed': no such device")
+
+
+def engines(monkeypatch: pytest.MonkeyPatch, **own: type) -> None:
+    """The table of runtimes: ONNX Runtime, if asked for, among these."""
+    table = {name: (__name__, kind.__name__, "cpu") for name, kind in own.items() if kind is not OrtEngine}
+    table |= {name: ("mdmf_deploy.runtime.ort", "OrtEngine", "cpu") for name, kind in own.items() if kind is OrtEngine}
+    monkeypatch.setattr("mdmf_deploy.runtime.ENGINES", table)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_all_of_no_runtimes_is_an_error(
+    bundle_copy: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines(monkeypatch)
+    result = mdmf("verify", bundle_copy, "--runtime", "all", *options)
+    assert result.exit_code == 2
+    assert "no runtime is installed; run: pip install 'mdmf-deploy[cpu]'" in result.stderr
+    assert result.stdout == ""
+
+
+def test_of_all_runtimes_those_that_do_not_work_are_told_and_the_others_go_on(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines(monkeypatch, broken=Broken, closed=Closed, onnxruntime=OrtEngine)
+    before = len(Bundle.open(bundle_copy).manifest.verification)
+    result = mdmf("verify", bundle_copy, "--runtime", "all", "--json")
+    assert result.exit_code == 1
+    assert "mdmf: broken: not verified, Unsupported operator: Foo\n" in result.stderr
+    assert "mdmf: closed: not verified, runtime 'closed': no such device\n" in result.stderr
+    assert [record["runtime"] for record in json.loads(result.stdout)["records"]] == ["onnxruntime"]
+    assert len(Bundle.open(bundle_copy).manifest.verification) == before + 1
+    # One that is asked for by name is not passed over.
+    named = mdmf("verify", bundle_copy, "--runtime", "all", "--runtime", "closed")
+    assert named.exit_code == 2
+    assert "no such device" in named.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_where_no_runtime_works_nothing_is_verified(
+    bundle_copy: Path, options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines(monkeypatch, broken=Broken)
+    result = mdmf("verify", bundle_copy, "--runtime", "all", "-o", tmp_path / "new.mdmf", *options)
+    assert result.exit_code == 1
+    assert f"mdmf: {bundle_copy} on broken: not verified, Unsupported operator: Foo\n" in result.stderr
+    assert not (tmp_path / "new.mdmf").exists()
+
+
 def test_verify_without_record_leaves_the_bundle_alone(bundle_copy: Path) -> None:
     before = (bundle_copy / "manifest.json").read_bytes()
     result = mdmf("verify", bundle_copy, "--runtime", "onnxruntime", "--no-record", "--json")
-    assert json.loads(result.stdout)["passed"] is True
+    (record,) = json.loads(result.stdout)["records"]
+    assert record["passed"] is True
+    assert record["images_per_second"] > 0
     assert (bundle_copy / "manifest.json").read_bytes() == before
 
 
@@ -163,7 +251,7 @@ def test_verify_runs_the_checkpoint_again(
     options = ("--runtime", "onnxruntime", "--checkpoint", checkpoint, "--recipe", recipe, "--no-record", "--json")
     result = mdmf("verify", exported[0], photos, *options)
     assert result.exit_code == 0, result.stderr
-    gate = json.loads(result.stdout)
+    (gate,) = json.loads(result.stdout)["records"]
     assert gate["images"] == 12
     assert gate["reference"].startswith("pytorch")
     assert 0 < gate["max_signature_error"] < 1e-5

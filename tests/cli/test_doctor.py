@@ -21,6 +21,9 @@ def test_says_what_runs_and_with_which_versions() -> None:
     assert {"name": "onnxruntime", "version": onnxruntime.__version__, "missing": None, "enable": None} in told[
         "runtimes"
     ]
+    openvino = next(runtime for runtime in told["runtimes"] if runtime["name"] == "openvino")
+    assert openvino["enable"] == (openvino["missing"] and "pip install 'mdmf-deploy[openvino]'")
+    assert "-" not in (openvino["version"] or "")
     assert {"cpu", "export", "gpu", "openvino", "scale"} <= {extra["name"] for extra in told["extras"]}
     assert told["machine"]["cores"] >= 1
     assert f"ready {onnxruntime.__version__}" in CliRunner().invoke(app, ["doctor"]).stdout
