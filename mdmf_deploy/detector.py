@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 
@@ -14,11 +15,12 @@ from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.calibration import Judgement
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images import Limits
-from mdmf_deploy.mmd.cpu import NumpyReduction
-from mdmf_deploy.pipeline import Signed, Source, sign
+from mdmf_deploy.mmd import Reduction
+from mdmf_deploy.mmd.cpu import CpuReduction
+from mdmf_deploy.pipeline import Signed, Source, sign_batches
 from mdmf_deploy.rooms import hint
 from mdmf_deploy.rows import Row
-from mdmf_deploy.runtime import open_engine
+from mdmf_deploy.runtime import Engine, open_engine
 
 _WITHHELD = Judgement(None, None, "uncalibrated")
 
@@ -33,9 +35,9 @@ class Detector:
     ('photo.jpg', 'ok', 'jpeg', 'center')
 
     bundle: the name of one shipped in the package, or a .mdmf folder.  runtime: a name in
-    mdmf_deploy.runtime.ENGINES, or "auto".  threads: for decoding and for the engine each, None for every core.
-    batch_size: most crops given to the engine at once; rows do not depend on it.  crops: most crops taken of one image,
-    whose patches are pooled into one score.  limits: what an image may cost.
+    mdmf_deploy.runtime.ENGINES, or "auto".  threads: for decoding, for the engine and for the reduction, each; None for
+    every core.  batch_size: most crops given to the engine at once; rows depend on neither.  crops: most crops taken of
+    one image, whose patches are pooled into one score.  limits: what an image may cost.
     Raises BundleError if the bundle is missing or damaged, RuntimeUnavailable if the runtime is.
 
     Importing it forwards the warnings of Pillow's readers, in the whole process, through mdmf_deploy.images, which logs
@@ -48,7 +50,7 @@ class Detector:
         runtime: str = "auto",
         threads: int | None = None,
         *,
-        batch_size: int = 32,
+        batch_size: int = 8,
         crops: int = 1,
         limits: Limits | None = None,
     ) -> None:
@@ -56,7 +58,7 @@ class Detector:
         self._bundle_id = self.bundle.bundle_id
         self._calibration = self.bundle.calibration
         self._bank = self.bundle.bank
-        self._reduction = NumpyReduction()
+        self._reduction = CpuReduction(threads)
         self._threads, self._batch_size, self._crops, self._limits = threads, batch_size, crops, limits
         self._engine = open_engine(runtime, self.bundle, threads)
 
@@ -82,8 +84,11 @@ class Detector:
             return list(self.stream([sources]))
         return list(self.stream(sources))
 
-    def stream(self, sources: Iterable[Source]) -> Iterator[Row]:
+    def stream(self, sources: Iterable[Source]) -> Generator[Row, None, None]:
         """As detect, row by row: sources are taken as they are needed, so there may be any number of them.
+
+        They are iterated in another thread; a row waits for later sources no longer than 0.2 s. Close the generator
+        if you stop early, before the detector is closed.
 
         >>> with Detector("starter") as detector:
         ...     for row in detector.stream(["photo.jpg", "nowhere.jpg"]):
@@ -91,7 +96,7 @@ class Detector:
         photo.jpg ok
         nowhere.jpg error
         """
-        signed = sign(
+        batches = sign_batches(
             sources,
             self._engine,
             self.bundle.manifest.preprocessing,
@@ -100,12 +105,22 @@ class Detector:
             workers=self._threads,
             limits=self._limits,
         )
-        return map(self._row, signed)
+        return self._rows(batches)
 
     @property
     def runtime(self) -> str:
         """The name of the runtime that was opened."""
         return self._engine.name
+
+    @property
+    def engine(self) -> Engine:
+        """What signs crops; the detector closes it."""
+        return self._engine
+
+    @property
+    def reduction(self) -> Reduction:
+        """What scores signatures against the bundle's bank."""
+        return self._reduction
 
     @property
     def caveat(self) -> str | None:
@@ -142,14 +157,30 @@ class Detector:
     ) -> None:
         self.close()
 
-    def _row(self, signed: Signed) -> Row:
-        if signed.signatures is None:
-            return self._unscored(signed, signed.error)
+    def _rows(self, batches: Generator[list[Signed], None, None]) -> Generator[Row, None, None]:
+        with closing(batches):
+            for batch in batches:
+                scored = self._scored(batch)
+                for n, signed in enumerate(batch):
+                    yield self._row(signed, *scored[n]) if n in scored else self._unscored(signed, signed.error)
+
+    def _scored(self, batch: list[Signed]) -> dict[int, tuple[float, list[float], float]]:
+        """Place in the batch -> score, contributions, milliseconds; images with as many patches share one reduction."""
+        alike: dict[int, list[int]] = {}
+        for n, signed in enumerate(batch):
+            if signed.signatures is not None:
+                alike.setdefault(len(signed.signatures), []).append(n)
+        scored: dict[int, tuple[float, list[float], float]] = {}
+        for places in alike.values():
+            start = time.perf_counter()
+            scores = self._reduction(np.stack([batch[n].signatures for n in places]), self._bank)  # type: ignore[misc]
+            ms_mmd = 1e3 * (time.perf_counter() - start) / len(places)
+            for n, score, contributions in zip(places, scores.mmd2, scores.contributions, strict=True):
+                scored[n] = float(score), contributions.tolist(), ms_mmd
+        return scored
+
+    def _row(self, signed: Signed, score: float, contributions: list[float], ms_mmd: float) -> Row:
         engine = self._engine
-        start = time.perf_counter()
-        scores = self._reduction(signed.signatures[None], self._bank)
-        ms_mmd = 1e3 * (time.perf_counter() - start)
-        score = float(scores.mmd2[0])
         if not math.isfinite(score):
             text = f"its score on {engine.name} is {score}; run `mdmf verify`, which says whether that may be used"
             return self._unscored(signed, ImageError("not_finite", text))
@@ -168,10 +199,10 @@ class Detector:
             height=signed.height,
             format=signed.format,
             crop=signed.crop,
-            ms_decode=signed.ms_decode,
+            ms_decode=_ms_prepared(signed),
             ms_engine=signed.ms_engine,
             ms_mmd=ms_mmd,
-            contributions=tuple(scores.contributions[0].tolist()),
+            contributions=tuple(contributions),
         )
 
     def _unscored(self, signed: Signed, error: ImageError | None) -> Row:
@@ -188,7 +219,7 @@ class Detector:
             height=signed.height,
             format=signed.format,
             crop=signed.crop,
-            ms_decode=signed.ms_decode,
+            ms_decode=_ms_prepared(signed),
             ms_engine=signed.ms_engine,
         )
 
@@ -197,3 +228,7 @@ class Detector:
         if self._calibration is None or crop.startswith("center+"):
             return _WITHHELD
         return self._calibration.judge(score, self._engine.name, self._engine.precision)
+
+
+def _ms_prepared(signed: Signed) -> float:
+    return sum(ms for ms in (signed.ms_read, signed.ms_decode, signed.ms_crop) if ms is not None)

@@ -15,15 +15,17 @@ from typer.core import TyperGroup
 from mdmf_deploy.errors import MdmfError
 
 # In the order in which --help lists them: from checkpoint to verdicts, then what looks at them.
-COMMANDS = ("train", "export", "verify", "bank", "calibrate", "detect", "evaluate", "inspect", "doctor")
+COMMANDS = ("train", "export", "verify", "bank", "calibrate", "detect", "evaluate", "benchmark", "inspect", "doctor")
 
 # Packages that come with an extra -> that extra.  Any other missing module is a bug.
 _EXTRAS = {
     "accelerate": "export",
     "matplotlib": "export",
+    "nncf": "export",
     "onnx": "export",
     "onnxruntime": "cpu",
     "onnxscript": "export",
+    "openvino": "openvino",
     "pyarrow": "scale",
     "sklearn": "export",
     "torch": "export",
@@ -113,8 +115,10 @@ for _name in COMMANDS:
 
 def main() -> None:
     """Run the command line and leave with its exit code (README.md lists them)."""
-    # One image's reduction is too small to share out: BLAS threads would only wait for the cores that decode and sign.
+    # Whoever needs threads makes its own; those of BLAS would only spin as they start, for 0.06 s of CPU each.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Blocks of 16 MB that Pillow may keep for the next large image: new ones cost a quarter of decoding it.
+    os.environ.setdefault("PILLOW_BLOCKS_MAX", "8")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # no name is worth a crash, whatever the terminal's encoding
     try:

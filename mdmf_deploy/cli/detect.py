@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,9 +49,10 @@ def detect(
     bundle: Annotated[str, typer.Option(help="Bundle to score with: a .mdmf folder, or a name.")] = "starter",
     runtime: Annotated[str, typer.Option(help="Runtime to score on.")] = "auto",
     crops: Annotated[int, typer.Option(min=1, help="Pool the patches of up to this many crops of an image.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Crops given to the runtime at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Crops given to the runtime at once.")] = 8,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads for decoding and for the runtime, each; by default one a core.")
+        int | None,
+        typer.Option(min=1, help="Threads for decoding, the runtime and the reduction, each; by default one a core."),
     ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Larger images are refused, unread.")] = 100_000_000,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar and no summary.")] = False,
@@ -86,7 +87,9 @@ def detect(
         counts: Counter[str] = Counter()
         start = time.perf_counter()
         try:
-            rows = zip(found.paths, detector.stream(found.paths), strict=True)
+            # So that a row that cannot be written ends the stream before its engine.
+            stream = stack.enter_context(closing(detector.stream(found.paths)))
+            rows = zip(found.paths, stream, strict=True)
             for path, row in _watched(rows, len(found.paths), shown):
                 write(row)
                 counts[row.verdict] += 1

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,23 @@ def test_a_runtime_that_fails_does_not_take_finished_rows_with_it(
     assert list(tmp_path.iterdir()) == [kept]
 
 
+def test_a_row_that_cannot_be_written_ends_the_stream_before_its_engine_is_closed(
+    calibrated: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running: list[str] = []
+    close = Detector.close
+
+    def closed(self: Detector) -> None:
+        running.extend(thread.name for thread in threading.enumerate())
+        close(self)
+
+    monkeypatch.setattr(Detector, "close", closed)
+    monkeypatch.setattr("mdmf_deploy.outputs.jsonl.line", lambda row: 1 / 0)
+    result = detect(photos, "--bundle", calibrated, "--batch-size", 1, "--json")
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert {"MainThread", "mdmf-engine"} & set(running) == {"MainThread"}
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
 def test_an_interrupt_exits_130_with_what_was_finished(calibrated: Path, photos: Path, tmp_path: Path) -> None:
     path = photos / "photo00.jpg"
@@ -299,6 +317,46 @@ def test_an_interrupt_exits_130_with_what_was_finished(calibrated: Path, photos:
     assert 0 < len(rows) < 200_000
     assert all(row["uri"] == path.as_posix() and row["status"] == "ok" for row in rows)
     assert f"{len(rows)} of 200000 images".encode() in errors
+    assert b"Traceback" not in errors
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["list", "rows.jsonl"]
+
+
+_SLOW_ENGINE = """
+import sys, time
+from mdmf_deploy.runtime import ort
+call = ort.OrtEngine.__call__
+ort.OrtEngine.__call__ = lambda self, images: (time.sleep(1), call(self, images))[1]
+from mdmf_deploy.cli import main
+main()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_an_interrupt_during_a_long_call_of_the_engine(
+    calibrated: Path, photos: Path, tmp_path: Path, interrupts: int
+) -> None:
+    (tmp_path / "list").write_text(f"{photos / 'photo00.jpg'}\n" * 2000)
+    output = tmp_path / "rows.jsonl"
+    arguments = ("detect", f"@{tmp_path / 'list'}", "--bundle", calibrated, "--runtime", "onnxruntime", "-o", output)
+    process = subprocess.Popen([sys.executable, "-c", _SLOW_ENGINE, *map(str, arguments)], stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(file.stat().st_size for file in tmp_path.glob(".rows.jsonl.*.tmp")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for _ in range(interrupts):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    rows = timeless(output.read_text())
+    assert 0 < len(rows) < 2000
+    assert f"{len(rows)} of 2000 images".encode() in errors
     assert b"Traceback" not in errors
     assert sorted(file.name for file in tmp_path.iterdir()) == ["list", "rows.jsonl"]
 

@@ -1,0 +1,104 @@
+"""`mdmf benchmark`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mdmf_deploy.benchmarking import BATCH_SIZE
+
+
+def benchmark(
+    bundles: Annotated[
+        list[str] | None, typer.Argument(metavar="BUNDLES...", help="Bundles to time; by default the starter.")
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Images to time on: a folder, file, glob or @LIST; may be repeated; 256 of more. If left out, "
+            "generated JPEGs of 0.5 and 12 megapixels, the smaller for the scenarios."
+        ),
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="Runtimes to compare, with commas between.")] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Precisions to compare, as fp32,int8. Lower ones than a bundle's own are made here, but only from a "
+            "bundle exported with --precision fp32, which the starter is not."
+        ),
+    ] = None,
+    scenario: Annotated[str, typer.Option(help="Scenarios to run.")] = "single-stream,offline,server",
+    batch_size: Annotated[
+        int, typer.Option(help="Crops given to the runtime at once, as for mdmf detect.")
+    ] = BATCH_SIZE,
+    seconds: Annotated[float, typer.Option(help="Time for each scenario and configuration.")] = 6.0,
+    rate: Annotated[
+        float | None, typer.Option(help="Server: requests a second; by default the highest that keeps --p99-bound.")
+    ] = None,
+    p99_bound: Annotated[float, typer.Option(help="Server: milliseconds that 99% of requests must keep.")] = 100.0,
+    batch_wait: Annotated[
+        float, typer.Option(help="Server: milliseconds that a request waits for others to join its batch.")
+    ] = 0.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="As for mdmf detect; by default one a core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Also write the report here: .json, .csv or .html.")
+    ] = None,
+) -> None:
+    """Show where the milliseconds go: stages, latency, throughput, memory, start-up, and what speed does to verdicts.
+
+    Several bundles, runtimes or precisions are timed by turns, and the verdicts of each are held against the first
+    one's. Figures from a busy machine say that they are noisy. Scenarios are named as MLPerf names them.
+
+    Example: mdmf benchmark mine.mdmf --images photos/ --precision fp32,int8 -o report.html
+    """
+    from mdmf_deploy.benchmarking import run
+    from mdmf_deploy.benchmarking.report import check_output, to_bytes
+    from mdmf_deploy.benchmarking.report.text import lines
+    from mdmf_deploy.benchmarking.results import Settings
+    from mdmf_deploy.inputs import expand
+    from mdmf_deploy.outputs import replacing
+
+    if output is not None:
+        check_output(output)
+    settings = Settings(
+        scenarios=tuple(_split(scenario)),
+        batch_size=batch_size,
+        seconds=seconds,
+        rate=rate,
+        p99_bound=p99_bound,
+        batch_wait=batch_wait,
+        threads=threads,
+    )
+    paths = None if images is None else expand(images).paths
+    report = run(
+        bundles or ["starter"],
+        settings,
+        runtimes=_split(runtime),
+        precisions=_split(precision or ""),
+        images=paths,
+        say=_say,
+    )
+    if output is not None:
+        with replacing(output) as scratch:
+            scratch.file.write(to_bytes(report, output.suffix.lower()))
+    if not as_json:
+        typer.echo("\n".join(lines(report)))
+        return
+    sys.stdout.write(to_bytes(report, ".json").decode())
+    for warning in report.noise.warnings:
+        print(f"mdmf: warning: noisy: {warning}", file=sys.stderr)
+
+
+def _split(text: str) -> list[str]:
+    """Without repetitions, in order."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _say(text: str) -> None:
+    """What is being measured, on a terminal's stderr: a line, for a bar that moves would take time from it."""
+    if sys.stderr.isatty():
+        print(f"mdmf: {text}", file=sys.stderr)

@@ -1,0 +1,151 @@
+"""`mdmf benchmark` from end to end, on a tiny bundle and tiny budgets."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from mdmf_deploy.benchmarking import samples, starting
+from mdmf_deploy.benchmarking.results import Settings
+from mdmf_deploy.benchmarking.subjects import opened
+from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.cli import app
+from mdmf_deploy.cli.benchmark import benchmark as command
+from mdmf_deploy.cli.detect import detect
+from mdmf_deploy.detector import Detector
+
+
+def benchmark(*arguments: str) -> Result:
+    runtime = [] if "--runtime" in arguments else ["--runtime", "onnxruntime"]
+    return CliRunner().invoke(app, ["benchmark", *arguments, *runtime])
+
+
+def test_everything_at_once(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    arguments = ["--images", str(photos), "--precision", "fp32,fp16", "--batch-size", "4"]
+    result = benchmark(str(tiny_bundle), *arguments, "--seconds", "0.2", "--json", "-o", str(page))
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert [one["configuration"]["name"] for one in told["results"]] == ["onnxruntime fp32", "onnxruntime fp16"]
+    assert told["images"] == [{**told["images"][0], "images": 12, "unreadable": 0, "origin": "the files of --images"}]
+    first, second = told["results"]
+    for one in told["results"]:
+        names = [stage["name"] for stage in one["stages"][0]["stages"]]
+        assert names == ["read", "decode", "crop", "engine", "reduction", "write"]
+        assert all(stage["ms"]["median"] > 0 for stage in one["stages"][0]["stages"])
+        latency = one["single_stream"]["latency"]
+        assert latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
+        assert one["offline"]["images_per_second"]["median"] > 0
+        assert one["offline"]["energy"]
+        assert one["server"]["rate"] is not None or one["server"]["note"]
+        assert one["start"]["process"]["median"] > one["start"]["first_row"]
+    assert first["drift"] is None
+    assert 0 < second["drift"]["score_change"] < 0.5
+    assert second["drift"]["flipped"] == 0
+    assert first["configuration"]["derived"] is None
+    assert "fp32 graph" in second["configuration"]["derived"]
+    assert {ratio["figure"] for ratio in told["ratios"]} == {"single-stream", "offline"}
+    assert all(ratio["times"]["low"] <= ratio["times"]["value"] for ratio in told["ratios"])
+    assert told["environment"]["machine"]["cores"] >= 1
+    assert "onnxruntime" in told["environment"]["libraries"]
+    assert isinstance(told["noise"]["warnings"], list)
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_the_help_says_truly_of_which_bundles_precisions_can_be_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    text = " ".join(CliRunner().invoke(app, ["benchmark", "--help"]).stdout.split())
+    assert "only from a bundle exported with --precision fp32, which the starter is not" in text
+    assert Bundle.open("starter").manifest.model.precision != "fp32"
+    assert f"{samples.MOST} of more" in text
+
+
+def test_it_times_the_batches_that_detect_runs() -> None:
+    defaults = [inspect.signature(one).parameters["batch_size"].default for one in (Detector, detect, command)]
+    assert [*defaults, Settings().batch_size] == [Settings().batch_size] * 4
+
+
+def test_generated_images_of_two_sizes_are_said(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(samples, "SIZES", {"0.5 MP": (816, 612, 2), "1 MP": (1200, 900, 1)})
+    table = tmp_path / "report.csv"
+    arguments = ["--scenario", "single-stream", "--seconds", "0.05", "--batch-size", "2", "-o", str(table)]
+    result = benchmark(str(tiny_bundle), *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "generated: JPEGs" in result.stdout
+    assert "stages of onnxruntime fp32, 0.5 MP" in result.stdout
+    assert "stages of onnxruntime fp32, 1 MP" in result.stdout
+    assert "offline" not in result.stdout
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert {row["section"] for row in rows} == {"stages", "single-stream", "cold start", "memory", "noise"}
+
+
+def test_bundles_without_thresholds_are_compared_too(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting, "measure", lambda *_: None)  # eight processes that this is not about
+    other = tmp_path / "other.mdmf"
+    shutil.copytree(tiny_bundle, other)
+    arguments = ["--images", str(photos), "--scenario", "offline", "--seconds", "0.05", "--json"]
+    result = benchmark(str(tiny_bundle), str(other), *arguments)
+    assert result.exit_code == 0, result.stderr
+    _, second = json.loads(result.stdout)["results"]
+    assert second["configuration"]["name"] == "other onnxruntime fp32"
+    assert (second["drift"]["score_change"], second["drift"]["flipped"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            ["--scenario", "offline,sideways"],
+            "--scenario sideways: not known; choose from single-stream, offline, server",
+        ),
+        (["--scenario", ","], "not known"),
+        (["--rate", "0"], "--rate must be a number above 0, got 0"),
+        (["--rate", "-3"], "--rate must be a number above 0"),
+        (["--rate", "nan"], "--rate must be a number above 0"),
+        (["--rate", "5", "--scenario", "offline"], "--rate is the server scenario's"),
+        (["--p99-bound", "0"], "--p99-bound must be a number above 0"),
+        (["--seconds", "0"], "--seconds must be a number above 0"),
+        (["--batch-size", "0"], "--batch-size must be a number above 0"),
+        (["--batch-wait", "-1"], "--batch-wait must be"),
+        (["-o", "report.pdf"], "no report ends in '.pdf'; choose one of .json, .csv, .html"),
+        (["-o", "nowhere/report.csv"], "cannot be written there"),
+        (["--images", "nowhere.jpg"], "none of 1 inputs tried is a readable image"),
+        (["--precision", "int4"], "--precision int4: not known"),
+        (["--runtime", ","], "give at least one bundle and one --runtime"),
+        (["--runtime", "abacus"], "runtime 'abacus' is not known"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: list[str], text: str, tiny_bundle: Path, photos: Path) -> None:
+    images = [] if "--images" in arguments else ["--images", str(sorted(photos.iterdir())[0])]
+    result = benchmark(str(tiny_bundle), *images, *arguments)
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_the_same_bundle_twice_is_refused(tiny_bundle: Path, photos: Path) -> None:
+    result = benchmark(str(tiny_bundle), str(tiny_bundle), "--images", str(photos))
+    assert result.exit_code == 2
+    assert "measured twice" in result.stderr
+
+
+def test_bundles_of_one_file_name_are_told_apart_by_their_paths(tiny_bundle: Path, tmp_path: Path) -> None:
+    same, other = tmp_path / "new" / tiny_bundle.name, tmp_path / "other.mdmf"
+    (tmp_path / "lowered").mkdir()
+    for copy in (same, other):
+        shutil.copytree(tiny_bundle, copy)
+    names = [str(bundle) for bundle in (tiny_bundle, same, other)]
+    with opened(names, ["onnxruntime"], [], Settings(), [], tmp_path / "lowered") as subjects:
+        labels = [subject.about.name for subject in subjects]
+    assert labels == [f"{name} onnxruntime fp32" for name in (*names[:2], "other")]
