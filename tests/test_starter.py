@@ -35,6 +35,8 @@ def test_it_is_small_whole_and_calibrated() -> None:
     assert bundle.calibration is not None
     assert bundle.calibration.thresholds[0].score is not None
     assert not bundle.bank.hashes & set(bundle.calibration.image_sha256)
+    assert bundle.manifest.covers("openvino", bundle.manifest.model.precision)
+    assert bundle.bank.compression["of"] > len(bundle.bank.signatures)  # type: ignore[operator]
 
 
 def test_it_is_what_its_recipe_says() -> None:
@@ -44,13 +46,13 @@ def test_it_is_what_its_recipe_says() -> None:
     assert manifest.preprocessing == recipe.preprocessing
 
 
-def test_this_machine_gives_its_sources_signatures() -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_this_machine_passes_its_gate(runtime: str) -> None:
     bundle = Bundle.open("starter")
-    engine = open_engine("onnxruntime", bundle)
+    engine = open_engine(runtime, bundle)
     result = verify_probes(bundle, engine)
     engine.close()
     assert result.passed, result.reasons
-    assert result.max_signature_error < 1e-4
 
 
 def test_the_examples_score_as_they_always_did() -> None:
@@ -58,8 +60,9 @@ def test_the_examples_score_as_they_always_did() -> None:
     rows = example_rows()
     assert golden["bundle_id"] == Bundle.open("starter").bundle_id, "a new starter: pin its scores (see above)"
     assert [Path(row.uri).name for row in rows] == list(golden["scores"])
-    # Two runs of one graph in float32 on different processors: signatures agree to about 1e-5 of their size.
-    assert [row.score for row in rows] == pytest.approx(list(golden["scores"].values()), rel=1e-3, abs=1e-4)
+    # Another processor rounds the float32 between two int8 products otherwise, and some value falls into the next of
+    # 255 steps: ONNX Runtime and OpenVINO differ by up to 0.004 here, of a spread of 0.29.
+    assert [row.score for row in rows] == pytest.approx(list(golden["scores"].values()), abs=0.01)
 
 
 def test_every_example_has_a_verdict() -> None:
