@@ -1,0 +1,135 @@
+"""What the benchmarks share: alternating timings, ratios of paired rounds, the machine in a line, Markdown tables."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+import numpy as np
+
+from mdmf_deploy.machine import look_at_machine
+
+HEADINGS = ("what", "figure", "aim", "ratio")
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """seconds: of every round, in order; round n of one timing ran beside round n of the others."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+    @property
+    def min(self) -> float:
+        return min(self.seconds)
+
+    @property
+    def max(self) -> float:
+        return max(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        low, high = np.quantile(self.seconds, (0.25, 0.75))
+        return float(low), float(high)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """median of the rounds' own ratios, and their smallest and largest."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{number(self.median)} ({number(self.low)} to {number(self.high)})"
+
+
+PAUSE = 0.1
+
+
+def interleaved(
+    work: Mapping[str, Callable[[], object]], rounds: int, *, warmup: int = 1, repeats: int = 1
+) -> dict[str, Timing]:
+    """Time every callable once a round, each round in another order, so that a busy moment hits all of them alike.
+
+    warmup: untimed rounds before.  repeats: calls that make up one time, for what takes microseconds.
+    Between two callables comes a pause: threads of OpenBLAS and OpenMP go on spinning for tens of milliseconds after
+    their work, and would take a core from whoever comes next.
+    """
+    names = list(work)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for n in range(-warmup, rounds):
+        turn = n % len(names)
+        order = names[turn:] + names[:turn]
+        for name in order if n % 2 else reversed(order):
+            call = work[name]
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            if n >= 0:
+                seconds[name].append((time.perf_counter() - start) / repeats)
+    return {name: Timing(tuple(times)) for name, times in seconds.items()}
+
+
+def ratio(slower: Timing, faster: Timing) -> Ratio:
+    """How many times as long the first took, round by round: above 1 where the second is the faster."""
+    ratios = np.divide(slower.seconds, faster.seconds)
+    return Ratio(float(np.median(ratios)), float(ratios.min()), float(ratios.max()))
+
+
+def machine(*packages: str) -> str:
+    """This machine, the versions of Python, NumPy and these packages, and how busy it is, in one line."""
+    m = look_at_machine()
+    features = ", ".join(m.cpu_features)
+    memory = "" if m.memory is None else f", {m.memory / 2**30:.0f} GiB"
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("numpy", *packages))
+    load = f"; load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return f"{m.cpu} ({features}), {m.cores} cores{memory}, {m.system.split()[0]}; {m.python}, {versions}{load}"
+
+
+def header(*packages: str) -> None:
+    """Print the command that is running, and the machine."""
+    print(f"`python {shlex.join(sys.argv)}`\n\n{machine(*packages)}\n", flush=True)
+
+
+def table(rows: Iterable[Sequence[object]], headings: Sequence[str] = HEADINGS) -> str:
+    """Markdown; a row shorter than the headings is filled up with empty cells."""
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for row in rows:
+        cells = [*map(str, row), *[""] * (len(headings) - len(row))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{float(f'{value:.3g}'):.15g}"
+
+
+def ms(timing: Timing, share: float = 1.0) -> str:
+    """Median and range in milliseconds, each times `share` (say 1 / images)."""
+    middle, low, high = (1e3 * share * value for value in (timing.median, timing.min, timing.max))
+    return f"{number(middle)} ms ({number(low)} to {number(high)})"
+
+
+def per_second(timing: Timing, count: int) -> str:
+    """Median and range of `count` things a second."""
+    middle, low, high = (count / value for value in (timing.median, timing.max, timing.min))
+    return f"{number(middle)}/s ({number(low)} to {number(high)})"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

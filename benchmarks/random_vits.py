@@ -1,0 +1,65 @@
+"""A ViT-S/14 with random weights as a bundle with a large bank: real sizes, nothing to download.
+
+Weights are those of export_parity.py; sigma is the median distance between signatures.  The bank is drawn from the
+normal distribution that has the mean and the covariance of the signatures of 32 photographs: a bank of that many real
+ones would take a minute to sign, and no cost depends on the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from export_parity import random_detector
+
+from mdmf_deploy.bank import Bank
+from mdmf_deploy.banking import swap_bank
+from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.exporting import export_detector
+from mdmf_deploy.images import center_crop, decode, normalise, read
+from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.recipe import Recipe, load_recipe
+
+RECIPE = "dinov2_vits14"
+_REALS = 40
+
+
+def vits(sigma: float | None = None) -> tuple[Detector, Recipe]:
+    """The same random detector every time, with this bandwidth."""
+    recipe = load_recipe(RECIPE)
+    detector = random_detector(recipe)
+    if sigma is not None:
+        torch.nn.init.constant_(detector.log_sigma, math.log(sigma))
+    return detector, recipe
+
+
+def median_distance(detector: Detector, recipe: Recipe, photographs: Sequence[Path]) -> float:
+    crops = [center_crop(decode(read(path)).pixels, recipe.preprocessing.crop).pixels for path in photographs]
+    with torch.inference_mode():
+        signatures = detector(torch.from_numpy(normalise(np.concatenate(crops), recipe.preprocessing))).flatten(0, 1)
+    return float(torch.pdist(signatures).median())
+
+
+def vits_bundle(folder: Path, photographs: Sequence[Path], points: int) -> Bundle:
+    """The fp32 bundle with a bank of that many points; made once a folder."""
+    path = folder / f"{RECIPE}-{points}.mdmf"
+    if path.is_dir():
+        return Bundle.open(path)
+    reals = list(photographs[:: max(1, len(photographs) // _REALS)])[:_REALS]
+    detector, recipe = vits()
+    detector, recipe = vits(median_distance(detector, recipe, reals[:16]))
+    bundle = export_detector(detector, recipe, reals, folder / f"{RECIPE}.mdmf", "fp32").bundle
+    return swap_bank(bundle, larger(bundle.bank, points), path)
+
+
+def larger(bank: Bank, points: int) -> Bank:
+    """A bank of that many points drawn from the normal distribution of this one's."""
+    few = bank.signatures.astype(np.float64)
+    draw = np.random.default_rng(0).multivariate_normal(few.mean(0), np.cov(few.T), points, method="cholesky")
+    source = (np.arange(points) * len(bank.sources) // points).astype(np.int32)
+    return Bank.from_signatures(
+        draw.astype(np.float32), bank.sigma, source=source, sources=bank.sources, model_sha256=bank.model_sha256
+    )
