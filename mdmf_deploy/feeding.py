@@ -88,6 +88,16 @@ class Feed:
                     raise TimeoutError from None
                 check_main_thread()
 
+    def _submitted(self, n: int, source: Source) -> Future[Prepared]:
+        try:
+            return self._pool.submit(self._prepare, n, source)
+        except RuntimeError:
+            if not self._closed:
+                # Pools take no more once the interpreter is ending, just before the main thread counts as ended.
+                threading.main_thread().join(GLANCE)
+                check_main_thread()
+            raise
+
     def _iterate(self, sources: Iterable[Source]) -> None:
         try:
             numbered = enumerate(sources)
@@ -98,7 +108,7 @@ class Feed:
                 pair = next(numbered, None)
                 if pair is None or self._closed:
                     return
-                self._queue.put(self._pool.submit(self._prepare, *pair))
+                self._queue.put(self._submitted(*pair))
         except BaseException as error:
             failed: Future[Prepared] = Future()
             failed.set_exception(error)

@@ -9,6 +9,7 @@ import pytest
 
 BEGIN = """
 import sys, threading, time
+from concurrent.futures import thread as pools
 import numpy as np
 from mdmf_deploy.pipeline import sign
 from mdmf_deploy.recipe import Preprocessing
@@ -20,8 +21,14 @@ def late():
     yield pixels
     threading.Event().wait()
 
+def ending():
+    yield from [pixels] * 4
+    while not pools._shutdown:
+        time.sleep(0.001)
+    yield from [pixels] * 50
+
 pixels = np.zeros((20, 20, 3), np.uint8)
-sources = [pixels] * 50 if sys.argv[1] == "unread" else late()
+sources = {"unread": [pixels] * 50, "late": late(), "ending": ending()}[sys.argv[1]]
 signed = sign(sources, engine, Preprocessing(crop=16), batch_size=2)
 next(signed)
 """
@@ -56,7 +63,8 @@ def test_nor_does_one_held_by_an_error() -> None:
     assert ended.stderr.endswith("ValueError: mine\n")
 
 
-def test_who_reads_on_after_the_main_thread_gets_an_error_and_no_early_end() -> None:
-    ended = run(BEGIN + READ_ON, "unread")
+@pytest.mark.parametrize("sources", ["unread", "ending"])
+def test_who_reads_on_after_the_main_thread_gets_an_error_and_no_early_end(sources: str) -> None:
+    ended = run(BEGIN + READ_ON, sources)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("the main thread has ended before this stream")
