@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,16 @@ with unreported():
     import openvino
 
 _DEVICE = "CPU"
+
+
+@cache
+def _core() -> openvino.Core:
+    """One for the process, never let go.
+
+    Its CPU plugin gives the thread that compiles first a stack for signals (sigaltstack), and frees it with the last
+    Core: in another thread, the first one's next signal (Ctrl-C) would then be a segmentation fault.
+    """
+    return openvino.Core()
 
 
 class OpenVinoEngine:
@@ -43,7 +54,7 @@ class OpenVinoEngine:
             # Pinned threads of two processes would sit on the same cores.
             "ENABLE_CPU_PINNING": False,
         }
-        core = openvino.Core()
+        core = _core()
         try:
             model = core.read_model(bundle.model_path)
             compiled = core.compile_model(model, _DEVICE, asked)
