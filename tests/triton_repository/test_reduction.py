@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from unittest import mock
 
 import numpy as np
@@ -18,6 +19,7 @@ from mdmf_deploy import conformal
 from mdmf_deploy.bank import Bank
 from mdmf_deploy.bundle import PROBES, Bundle
 from mdmf_deploy.calibration import Calibration, Pair
+from mdmf_deploy.compressing import MemoryRows, compress
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.mmd.operands import Points
 from mdmf_deploy.mmd.reference import ReferenceReduction
@@ -102,6 +104,20 @@ def test_the_starters_scores_and_p_values() -> None:
     assert outputs[P_VALUE][:, 0].tolist() == [judgement.p_value for judgement in judged]
 
 
+def test_a_bank_that_was_compressed() -> None:
+    x, whole = drawn(10, 3, 49, 2000, 4, 4.0)
+    fitted = compress(MemoryRows(whole.signatures, whole.weights), whole.sigma, whole.self_term, points=60)
+    bank = dataclasses.replace(
+        whole,
+        signatures=fitted.signatures,
+        weights=fitted.weights,
+        self_term=fitted.self_term,
+        source=whole.source[fitted.places],
+    )
+    assert (bank.weights < 0).any()
+    assert_ours(scored(x, bank), x, bank)
+
+
 def test_any_runtime_that_knows_onnx_says_the_same() -> None:
     """The reference implementation of the operators, which shares nothing with ONNX Runtime."""
     x, bank = drawn(0, 3, 5, 70, 4, 2.0, "signed")
@@ -148,14 +164,32 @@ def test_signatures_that_are_no_numbers_get_no_score(sigma: float) -> None:
         assert np.isfinite(outputs[name][3:]).all()
 
 
-@pytest.mark.parametrize("sigma", [8.0, 0.5])
+@pytest.mark.parametrize("sigma", [3.0, 0.5])
 @pytest.mark.parametrize("far", [1e4, 1e18, 3e38])
 def test_signatures_far_from_all_others_are_just_that(sigma: float, far: float) -> None:
     _, bank = drawn(5, 1, 1, 100, 16, sigma)
     x = np.zeros((1, 3, 16), np.float32)
-    x[0, 0], x[0, 1], x[0, 2, 5] = far, -far, far
+    # Towards one point of the bank, so that not even its product with it is a float32.
+    x[0, 0] = far * np.sign(bank.signatures[0] - bank.signatures.mean(axis=0))
+    x[0, 1], x[0, 2, 5] = -x[0, 0], far
     outputs = scored(x, bank)
     assert outputs[CONTRIBUTIONS] == pytest.approx(1 / 3 + bank.self_term, rel=4 * EPS)
+
+
+def test_an_image_far_from_the_bank_is_still_like_itself() -> None:
+    """So far that a float64 holds no squared norm of it."""
+    x, bank = drawn(6, 1, 9, 100, 256, 64.0)
+    x = 4 * x + np.float32(8e6)
+    assert (ReferenceReduction()(x, bank).contributions > 0.2).all()
+    assert_ours(scored(x, bank), x, bank)
+
+
+def test_no_kernel_value_exceeds_1_however_small_the_bandwidth() -> None:
+    _, bank = drawn(7, 1, 1, 40, 16, 1e-10)
+    x = np.repeat(bank.signatures[:20], 2, axis=0).reshape(2, 20, 16)
+    contributions = scored(x, bank)[CONTRIBUTIONS]
+    assert (contributions >= bank.self_term - 2.0 - EPS).all()
+    assert (contributions <= bank.self_term + 1.0 + EPS).all()
 
 
 def calibration(bank: Bank, scores: np.ndarray) -> Calibration:

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -23,7 +23,8 @@ from mdmf_deploy.cropping import center_crop
 from mdmf_deploy.detector import Detector
 from mdmf_deploy.errors import GateFailed, UsageError
 from mdmf_deploy.inputs import expand
-from mdmf_deploy.triton_repository import Serving, checking, write_repository, writing
+from mdmf_deploy.triton_repository import Serving, write_repository, writing
+from mdmf_deploy.triton_repository.reduction import reduction_graph
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -214,20 +215,17 @@ def test_serving_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
             Serving(device, most, path)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("error", [1e-3, np.nan])
+@pytest.mark.parametrize(
+    "wrong", [{"weights": -1.0}, {"weights": 1.001}, {"self_term": 0.999}, {"sigma": 1.001}, {"self_term": np.nan}]
+)
 def test_nothing_is_written_if_the_graph_does_not_give_our_scores(
-    error: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wrong: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = make_bundle(tmp_path / "handmade.mdmf")
-    real = checking.CpuReduction
-
-    class Wrong(real):  # type: ignore[misc, valid-type]
-        def __call__(self, signatures: np.ndarray, bank: object) -> object:
-            scores = super().__call__(signatures, bank)
-            scores.contributions[-1, -1] += error
-            return scores
-
-    monkeypatch.setattr(checking, "CpuReduction", Wrong)
+    (field, factor), fields = next(iter(wrong.items())), bundle.bank
+    other = SimpleNamespace(**{name: getattr(fields, name) for name in ("signatures", "weights", "sigma", "self_term")})
+    setattr(other, field, factor * getattr(other, field))
+    monkeypatch.setattr(writing, "reduction_graph", lambda bank, *rest: reduction_graph(other, *rest))  # type: ignore[arg-type]
     with pytest.raises(GateFailed, match="not written"):
         write_repository(bundle, tmp_path / "models")
     assert [path.name for path in tmp_path.iterdir()] == ["handmade.mdmf"]
