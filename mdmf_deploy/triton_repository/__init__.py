@@ -5,6 +5,7 @@ reduction.py      signatures -> score, patches' shares and p-value, a graph with
 graphs.py         how those two are written
 configs.py        config.pbtxt of the models and of the ensemble, in text_format.py's text
 serving.py        on what device, in what batches, and whether thresholds hold there
+plans.py          engines by TensorRT, and whether they are this bundle's
 checking.py       the reduction held to ours
 writing.py        all of it as a folder
 """

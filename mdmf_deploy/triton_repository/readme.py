@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
+
 import mdmf_deploy
 from mdmf_deploy.bundle import Manifest
 from mdmf_deploy.calibration import Calibration
+from mdmf_deploy.triton_repository.plans import PlanCard
 from mdmf_deploy.triton_repository.serving import Serving
 
-_PLAN = "a TensorRT plan, which loads only in a Triton with the TensorRT it was built by, on that kind of GPU"
+_PLAN = (
+    "a plan by TensorRT {version} for {gpu}, compute capability {compute_capability}: use a Triton with that version"
+)
 
 _TEXT = """# {name}
 
@@ -87,8 +92,18 @@ On x86 the CPU must have VNNI (AVX-512 VNNI or AVX-VNNI): elsewhere ONNX Runtime
 option to tell it not to."""
 
 
-def readme(name: str, manifest: Manifest, serving: Serving, calibration: Calibration | None, caveat: str | None) -> str:
-    """calibration: one that holds there; if None, caveat says why."""
+def readme(
+    name: str,
+    manifest: Manifest,
+    serving: Serving,
+    plan: PlanCard | None,
+    calibration: Calibration | None,
+    caveat: str | None,
+) -> str:
+    """plan: what signs crops, if not the bundle's graph.
+
+    calibration: one that holds there; if None, caveat says why.
+    """
     model = manifest.model
     if calibration is None:
         verdicts = _WITHHELD.format(caveat=caveat)
@@ -111,7 +126,7 @@ def readme(name: str, manifest: Manifest, serving: Serving, calibration: Calibra
         bundle_id=manifest.bundle_id,
         version=mdmf_deploy.__version__,
         options="--gpus=all " if serving.device == "gpu" else "",
-        engine=_PLAN if serving.plan else "the bundle's graph, byte for byte",
+        engine=_PLAN.format_map(msgspec.structs.asdict(plan.key)) if plan else "the bundle's graph, byte for byte",
         crop=manifest.preprocessing.crop,
         max_batch=serving.max_batch,
         outputs='"score", "contributions"' + (', "p_value"' if calibration else ""),

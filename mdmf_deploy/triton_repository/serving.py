@@ -19,7 +19,7 @@ Device = Literal["cpu", "gpu"]
 class Serving:
     """device: where the models run.  max_batch: most crops of one batch.
 
-    plan: a TensorRT engine of the bundle's graph, to sign crops with in place of ONNX Runtime; needs "gpu".
+    plan: one of the bundle's graph by TensorRT (`mdmf build`), to sign crops in place of ONNX Runtime; needs "gpu".
     Raises UsageError where that makes no sense.
     """
 
@@ -32,8 +32,6 @@ class Serving:
             raise UsageError(f"a batch must hold at least 1 crop, got {self.max_batch}")
         if self.plan is not None and self.device == "cpu":
             raise UsageError(f"{self.plan}: a TensorRT plan runs on a GPU only; serve on gpu, or without a plan")
-        if self.plan is not None and not self.plan.is_file():
-            raise UsageError(f"{self.plan} is not a file; give a TensorRT plan of the bundle's graph")
 
     @property
     def runtime(self) -> str:

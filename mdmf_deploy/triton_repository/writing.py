@@ -16,6 +16,7 @@ from mdmf_deploy.errors import UsageError
 from mdmf_deploy.folders import written_whole
 from mdmf_deploy.triton_repository.checking import check_reduction
 from mdmf_deploy.triton_repository.configs import PREPROCESSING, REDUCTION, SIGNING, STEPS, configs
+from mdmf_deploy.triton_repository.plans import check_plan
 from mdmf_deploy.triton_repository.preprocessing import preprocessing_graph
 from mdmf_deploy.triton_repository.readme import readme
 from mdmf_deploy.triton_repository.reduction import reduction_graph
@@ -62,12 +63,14 @@ def write_repository(bundle: Bundle, destination: Path, serving: Serving | None 
 
     destination: the repository, a folder that holds nothing else.  serving: None is on the CPU.
     force: replace a repository that this wrote.
-    Raises UsageError if something else is there, the bundle's name cannot be a model's, or it cannot be written;
-    GateFailed if the exported reduction does not give our scores; BankError if the bank does not fit into a graph.
+    Raises UsageError if something else is there, it cannot be written, the plan is none of this bundle's, or the
+    bundle's name cannot be a model's; GateFailed if the exported reduction does not give our scores; BankError if the
+    bank does not fit into a graph.
     """
     check_repository(destination, force)
     serving = serving or Serving()
     name, manifest = model_name(bundle), bundle.manifest
+    plan = None if serving.plan is None else check_plan(serving.plan, bundle, serving.max_batch)
     calibration, why = holding(bundle, serving), caveat(bundle, serving)
     metadata = {"mdmf.bundle_id": bundle.bundle_id, "mdmf.tool": f"mdmf-deploy {mdmf_deploy.__version__}"}
     preprocessing = preprocessing_graph(manifest.preprocessing, metadata)
@@ -84,7 +87,9 @@ def write_repository(bundle: Bundle, destination: Path, serving: Serving | None 
             (scratch / f"{name}_{PREPROCESSING}/1" / MODEL).write_bytes(preprocessing.SerializeToString())
             (scratch / f"{name}_{REDUCTION}/1" / MODEL).write_bytes(reduction.SerializeToString())
             _place_engine(bundle, serving, scratch / f"{name}_{SIGNING}/1")
-            (scratch / "README.md").write_text(readme(name, manifest, serving, calibration, why), encoding="utf-8")
+            (scratch / "README.md").write_text(
+                readme(name, manifest, serving, plan, calibration, why), encoding="utf-8"
+            )
             rounding = check_reduction(scratch / f"{name}_{REDUCTION}/1" / MODEL, bundle.bank, manifest.model.pool**2)
             (scratch / LISTING).write_bytes(_listing(scratch, parameters))
     except OSError as error:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from triton_plans import write_plan
 from typer.testing import CliRunner, Result
 
 from mdmf_deploy.bundle import Bundle
@@ -69,12 +70,11 @@ def test_a_bundle_of_ones_own_as_json(tiny_bundle: Path, tmp_path: Path) -> None
 
 
 def test_a_plan_runs_on_the_gpu(tiny_bundle: Path, tmp_path: Path) -> None:
-    plan = tmp_path / "engine"
-    plan.write_bytes(b"plan")
+    plan = write_plan(tmp_path / "engine.plan", Bundle.open(tiny_bundle))
     result = mdmf("export", tiny_bundle, "--triton", tmp_path / "models", "--triton-plan", plan)
     assert result.exit_code == 0, result.stderr
     assert "tensorrt fp32 is not verified" in result.stdout
-    assert (tmp_path / "models/tiny_signatures/1/model.plan").read_bytes() == b"plan"
+    assert (tmp_path / "models/tiny_signatures/1/model.plan").read_bytes() == plan.read_bytes()
     line = refused(tiny_bundle, "--triton", tmp_path / "x", "--triton-plan", plan, "--triton-device", "cpu")
     assert "runs on a GPU only" in line
 

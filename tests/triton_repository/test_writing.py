@@ -17,6 +17,7 @@ from float32_mmd import EPS
 from handmade import GRAPH, make_bundle
 from PIL import Image
 from stock_server import StockServer
+from triton_plans import write_plan
 
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.cropping import center_crop
@@ -108,12 +109,14 @@ def test_weights_beside_the_graph_come_along(tmp_path: Path) -> None:
 
 def test_a_plan_is_served_in_its_place(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "handmade.mdmf")
-    (tmp_path / "engine").write_bytes(b"plan")
-    written = write_repository(bundle, tmp_path / "models", Serving("gpu", 8, tmp_path / "engine"))
+    plan = write_plan(tmp_path / "engine.plan", bundle)
+    written = write_repository(bundle, tmp_path / "models", Serving("gpu", 8, plan))
     folder = written.path / "handmade_signatures/1"
-    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("model.plan", b"plan")]
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("model.plan", plan.read_bytes())]
     assert written.runtime == "tensorrt"
-    assert "--gpus=all" in (written.path / "README.md").read_text()
+    readme = (written.path / "README.md").read_text()
+    assert "--gpus=all" in readme
+    assert "TensorRT 10.13.2 for NVIDIA L4, compute capability 8.9" in readme
 
 
 def parameters(repository: Path) -> dict[str, str]:
@@ -208,7 +211,6 @@ def test_serving_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     plan = tmp_path / "engine"
     for device, most, path, says in (
         ("cpu", 0, None, "at least 1"),
-        ("gpu", 1, plan, "not a file"),
         ("cpu", 1, plan, "GPU only"),
     ):
         with pytest.raises(UsageError, match=says):
