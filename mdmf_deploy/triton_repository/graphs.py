@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, checker, helper, numpy_helper
 
-# ONNX Runtime 1.12 and newer, so Triton 22.08 and newer.
+# No newer than the graphs of the bundles themselves.
 OPSET, IR_VERSION = 17, 8
 
 

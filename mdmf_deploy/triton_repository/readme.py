@@ -17,7 +17,7 @@ _PLAN = (
 _TEXT = """# {name}
 
 A Triton model repository of an MDMF detector of AI-generated images, written by mdmf-deploy {version} from the bundle
-`{bundle_id}`.
+`{bundle_id}`. In this folder:
 
 ```sh
 docker run --rm {options}-p 8000:8000 -p 8001:8001 -v "$PWD:/models:ro" \\
