@@ -91,7 +91,7 @@ def export(
 
     Example: mdmf export mine.mdmf --triton models/
     """
-    serving = _serving(context, triton, triton_device, triton_batch, triton_plan, force)
+    serving = _serving(context, triton, triton_device, triton_batch, triton_plan)
     if _is_bundle(source):
         _refuse(context, _MAKING, f"{source} is a bundle already; {{}} would make one of a checkpoint: leave that out")
         if triton is None:
@@ -103,6 +103,11 @@ def export(
     else:
         if output is None or not reals:
             raise UsageError(f"{source}: exporting a checkpoint needs --reals PHOTOS and -o BUNDLE; give both")
+        if triton is not None:
+            from mdmf_deploy.triton_repository import check_repository
+
+            # Before what may take hours.
+            check_repository(triton, output, force)
         done = _export(source, reals, output, recipe, precision, backbone_weights, force)
         bundle = done.bundle
         tell([f"{error.uri} ({error.code}): {error.text}" for error in done.bank.errors], "unreadable")
@@ -136,15 +141,13 @@ def _was_given(context: typer.Context, name: str) -> bool:
 
 
 def _serving(
-    context: typer.Context, triton: Path | None, device: Device | None, batch: int, plan: Path | None, force: bool
+    context: typer.Context, triton: Path | None, device: Device | None, batch: int, plan: Path | None
 ) -> Serving | None:
     if triton is None:
         _refuse(context, _SERVING, "{} says how Triton runs a bundle; give --triton DIR, too")
         return None
-    from mdmf_deploy.triton_repository import Serving, check_repository
+    from mdmf_deploy.triton_repository import Serving
 
-    # Before an export that may take hours.
-    check_repository(triton, force)
     return Serving(device.value if device else "cpu" if plan is None else "gpu", batch, plan)
 
 

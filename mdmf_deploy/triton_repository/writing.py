@@ -45,8 +45,14 @@ class Written:
     rounding: float
 
 
-def check_repository(destination: Path, force: bool) -> None:
-    """Raise UsageError unless there is nothing, an empty folder, or (with force) a repository that this wrote."""
+def check_repository(destination: Path, bundle: Path, force: bool) -> None:
+    """Raise UsageError unless there is nothing, an empty folder, or (with force) a repository that this wrote.
+
+    bundle: where the bundle lies or will lie; one may not be part of the other, since both are replaced as a whole.
+    """
+    here, there = destination.resolve(), bundle.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise UsageError(f"{destination} and the bundle {bundle} must lie apart; choose another folder for one of them")
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
     if not (destination / LISTING).is_file():
@@ -67,7 +73,7 @@ def write_repository(bundle: Bundle, destination: Path, serving: Serving | None 
     bundle's name cannot be a model's; GateFailed if the exported reduction does not give our scores; BankError if the
     bank does not fit into a graph.
     """
-    check_repository(destination, force)
+    check_repository(destination, bundle.path, force)
     serving = serving or Serving()
     name, manifest = model_name(bundle), bundle.manifest
     plan = None if serving.plan is None else check_plan(serving.plan, bundle, serving.max_batch)

@@ -127,5 +127,7 @@ def test_what_makes_no_sense_is_one_line(tiny_bundle: Path, tmp_path: Path) -> N
     assert "--triton-device and --triton-plan" in refused("starter", "--triton-plan", "x", "--triton-device", "gpu")
     for options in ((), ("--reals", tmp_path), ("-o", tmp_path / "b.mdmf")):
         assert "needs --reals PHOTOS and -o BUNDLE" in refused("some.safetensors", "--triton", models, *options)
+    same = ("--triton", models, "-o", models, "--reals", tmp_path)
+    assert "must lie apart" in refused("some.safetensors", *same)
     assert "is this folder a bundle?" in refused(tmp_path, "--triton", models)
     assert not models.exists()

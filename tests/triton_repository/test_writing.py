@@ -177,8 +177,6 @@ def test_what_is_there_stays_unless_it_is_ours_and_force_is_given(tmp_path: Path
     for force in (False, True):
         with pytest.raises(UsageError, match="was not written by"):
             write_repository(bundle, theirs, force=force)
-    with pytest.raises(UsageError, match="was not written by"):
-        write_repository(bundle, bundle.path, force=True)
     write_repository(bundle, empty)
     write_repository(bundle, ours)
     (ours / "stale").touch()
@@ -188,6 +186,16 @@ def test_what_is_there_stays_unless_it_is_ours_and_force_is_given(tmp_path: Path
     write_repository(bundle, ours, force=True)
     assert not (ours / "stale").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "handmade.mdmf", "ours", "theirs"]
+
+
+def test_neither_is_part_of_the_other(tmp_path: Path) -> None:
+    """Each is replaced as a whole, with all that is in it."""
+    bundle = make_bundle(tmp_path / "models/handmade.mdmf")
+    (tmp_path / "models/mdmf.json").touch()
+    for place in (bundle.path, bundle.path / "models", tmp_path / "models"):
+        with pytest.raises(UsageError, match="must lie apart"):
+            write_repository(bundle, place, force=True)
+    assert Bundle.open(bundle.path).bundle_id == bundle.bundle_id
 
 
 def test_a_file_is_no_place_for_a_repository(tmp_path: Path) -> None:
