@@ -81,15 +81,16 @@ _P_VALUE_ROW = "| `p_value` | FP64 [batch, 1] | how rarely a real photograph sco
 
 _VERDICTS = """An image is `generated` if `p_value` is at most {fpr:g} ({threshold}), `uncertain` up to
 {review:g}, else `real`, which means "not told apart from real photographs". These rates come from {count} real
-photographs and hold for photographs like those, on {runtime} {precision}, which `mdmf verify` has passed. They say
-nothing of other photographs: calibrate with your own, and write this repository again."""
+photographs and hold for photographs like those, on {runtime} {precision}, which `mdmf verify` has passed{version}.
+They say nothing of other photographs: calibrate with your own, and write this repository again."""
 
 _WITHHELD = """There are no p-values, no threshold, and so no verdicts: {caveat}."""
 
 _INT8 = """
 
-On x86 the CPU must have VNNI (AVX-512 VNNI or AVX-VNNI): elsewhere ONNX Runtime cuts off int8 sums, and Triton has no
-option to tell it not to."""
+Versions of ONNX Runtime round int8 in different places, so that scores move a little: best serve with the version that
+was verified. On x86 the CPU must have VNNI (AVX-512 VNNI or AVX-VNNI): elsewhere ONNX Runtime cuts off int8 sums, and
+Triton has no option to tell it not to."""
 
 
 def readme(
@@ -118,6 +119,7 @@ def readme(
             count=len(calibration.scores),
             runtime=serving.runtime,
             precision=model.precision,
+            version=_version(manifest, serving.runtime),
         )
     if serving.device == "cpu" and model.precision == "int8":
         verdicts += _INT8
@@ -136,3 +138,10 @@ def readme(
         p_value_row=_P_VALUE_ROW if calibration else "",
         verdicts=verdicts,
     )
+
+
+def _version(manifest: Manifest, runtime: str) -> str:
+    for record in reversed(manifest.verification):
+        if (record.runtime, record.precision) == (runtime, manifest.model.precision) and runtime in record.environment:
+            return f" in version {record.environment[runtime]}"
+    return ""

@@ -134,7 +134,11 @@ def test_thresholds_are_told_where_they_hold(starter: Path) -> None:
     assert float(told["threshold"]) == bundle.calibration.thresholds[0].score
     assert float(told["fpr"]) == bundle.calibration.fpr
     assert float(told["review"]) == bundle.calibration.review
-    assert f"{bundle.calibration.thresholds[0].score:.6g}" in (starter / "README.md").read_text()
+    readme = (starter / "README.md").read_text()
+    assert f"{bundle.calibration.thresholds[0].score:.6g}" in readme
+    verified = [record for record in bundle.manifest.verification if record.runtime == "onnxruntime"]
+    assert f"in version {verified[-1].environment['onnxruntime']}." in readme
+    assert "VNNI" in readme
 
 
 def test_on_a_runtime_that_is_not_verified_there_are_none(tmp_path: Path) -> None:
