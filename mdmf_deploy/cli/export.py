@@ -93,7 +93,8 @@ def export(
     """
     serving = _serving(context, triton, triton_device, triton_batch, triton_plan)
     if _is_bundle(source):
-        _refuse(context, _MAKING, f"{source} is a bundle already; {{}} would make one of a checkpoint: leave that out")
+        if given := _given(context, _MAKING):
+            raise UsageError(f"{source} is a bundle already; {given} would make one of a checkpoint: leave that out")
         if triton is None:
             raise UsageError(f"{source} is a bundle already; give --triton DIR, or a checkpoint to export")
 
@@ -103,12 +104,11 @@ def export(
     else:
         if output is None or not reals:
             raise UsageError(f"{source}: exporting a checkpoint needs --reals PHOTOS and -o BUNDLE; give both")
-        if triton is not None:
-            from mdmf_deploy.triton_repository import check_repository
-
-            # Before what may take hours.
-            check_repository(triton, output, force)
-        done = _export(source, reals, output, recipe, precision, backbone_weights, force)
+        if triton_plan is not None:
+            raise UsageError(
+                f"{triton_plan}: no plan is of a bundle that is still to be made; export it, then --triton"
+            )
+        done = _export(source, reals, output, recipe, precision, backbone_weights, triton, force)
         bundle = done.bundle
         tell([f"{error.uri} ({error.code}): {error.text}" for error in done.bank.errors], "unreadable")
     written = None if triton is None else _write(bundle, triton, serving, force)
@@ -128,23 +128,18 @@ def _is_bundle(source: str) -> bool:
     return path.is_dir() or (not path.exists() and bundled(source).is_dir())
 
 
-def _refuse(context: typer.Context, options: dict[str, str], text: str) -> None:
-    """Raise UsageError if one of these was given."""
-    given = [option for name, option in options.items() if _was_given(context, name)]
-    if given:
-        raise UsageError(text.format(" and ".join(given)))
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    origin = context.get_parameter_source(name)
-    return origin is not None and origin.name == "COMMANDLINE"
+def _given(context: typer.Context, options: dict[str, str]) -> str:
+    """Those of these options that were given, in words; "" if none was."""
+    origins = {option: context.get_parameter_source(name) for name, option in options.items()}
+    return " and ".join(option for option, origin in origins.items() if origin and origin.name == "COMMANDLINE")
 
 
 def _serving(
     context: typer.Context, triton: Path | None, device: Device | None, batch: int, plan: Path | None
 ) -> Serving | None:
     if triton is None:
-        _refuse(context, _SERVING, "{} says how Triton runs a bundle; give --triton DIR, too")
+        if given := _given(context, _SERVING):
+            raise UsageError(f"{given}: for Triton only; give --triton DIR, too")
         return None
     from mdmf_deploy.triton_repository import Serving
 
@@ -158,6 +153,7 @@ def _export(
     recipe: str,
     precision: Precision,
     backbone_weights: Path | None,
+    triton: Path | None,
     force: bool,
 ) -> Exported:
     from mdmf_deploy.inputs import expand
@@ -167,6 +163,12 @@ def _export(
         raise UsageError(f"{output} exists; give --force to replace it, or another -o")
     loaded = load_recipe(recipe)
     inputs = expand(reals)
+    if triton is not None:
+        from mdmf_deploy.triton_repository import check_repository, model_name
+
+        # Before what may take hours.
+        check_repository(triton, output, force)
+        model_name(loaded.name)
 
     from mdmf_deploy.exporting import export as run
 

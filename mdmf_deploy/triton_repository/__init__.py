@@ -10,7 +10,7 @@ checking.py       the reduction held to ours
 writing.py        all of it as a folder
 """
 
-from mdmf_deploy.triton_repository.serving import Device, Serving
+from mdmf_deploy.triton_repository.serving import Device, Serving, model_name
 from mdmf_deploy.triton_repository.writing import Written, check_repository, write_repository
 
-__all__ = ["Device", "Serving", "Written", "check_repository", "write_repository"]
+__all__ = ["Device", "Serving", "Written", "check_repository", "model_name", "write_repository"]

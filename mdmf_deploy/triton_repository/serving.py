@@ -41,12 +41,11 @@ class Serving:
         return "onnxruntime" if self.device == "cpu" else "cuda"
 
 
-def model_name(bundle: Bundle) -> str:
-    """What Triton is to call the ensemble: the bundle's name.
+def model_name(name: str) -> str:
+    """What Triton is to call the ensemble of a bundle of this name: the same.
 
     Raises UsageError for one that is no sensible folder name and part of an address.
     """
-    name = bundle.manifest.name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UsageError(
             f"bundle {name!r}: Triton's models are folders and parts of addresses; expected letters, digits, '_', '-' "

@@ -75,7 +75,7 @@ def write_repository(bundle: Bundle, destination: Path, serving: Serving | None 
     """
     check_repository(destination, bundle.path, force)
     serving = serving or Serving()
-    name, manifest = model_name(bundle), bundle.manifest
+    name, manifest = model_name(bundle.manifest.name), bundle.manifest
     plan = None if serving.plan is None else check_plan(serving.plan, bundle, serving.max_batch)
     calibration, why = holding(bundle, serving), caveat(bundle, serving)
     metadata = {"mdmf.bundle_id": bundle.bundle_id, "mdmf.tool": f"mdmf-deploy {mdmf_deploy.__version__}"}

@@ -127,7 +127,16 @@ def test_what_makes_no_sense_is_one_line(tiny_bundle: Path, tmp_path: Path) -> N
     assert "--triton-device and --triton-plan" in refused("starter", "--triton-plan", "x", "--triton-device", "gpu")
     for options in ((), ("--reals", tmp_path), ("-o", tmp_path / "b.mdmf")):
         assert "needs --reals PHOTOS and -o BUNDLE" in refused("some.safetensors", "--triton", models, *options)
-    same = ("--triton", models, "-o", models, "--reals", tmp_path)
-    assert "must lie apart" in refused("some.safetensors", *same)
+    (tmp_path / "photos").mkdir()
+    shutil.copy(next(path for path in tiny_bundle.parent.iterdir() if path.is_file()), tmp_path / "photos")
+    making = ("some.safetensors", "--triton", models, "--reals", tmp_path / "photos")
+    assert "must lie apart" in refused(*making, "-o", models)
+    assert "still to be made" in refused(*making, "-o", tmp_path / "b.mdmf", "--triton-plan", "x")
+    (tmp_path / "odd.toml").write_text(RECIPE.replace('"tiny"', '"a/b"'))
+    named = (*making, "-o", tmp_path / "b.mdmf", "--recipe", tmp_path / "odd.toml")
+    assert "parts of addresses" in refused(*named)
+    curly = tmp_path / "{0}.mdmf"
+    curly.mkdir()
+    assert "{0}.mdmf is a bundle already" in refused(curly, "--recipe", "starter")
     assert "is this folder a bundle?" in refused(tmp_path, "--triton", models)
     assert not models.exists()
