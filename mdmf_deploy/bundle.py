@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mdmf_deploy.errors import BundleError
+from mdmf_deploy.folders import written_whole
 from mdmf_deploy.recipe import Limits, Precision, Preprocessing
 from mdmf_deploy.rooms import bundled
 
@@ -234,35 +234,14 @@ def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, byte
     Raises BundleError if the destination is something else than a bundle, or cannot be written.
     """
     check_destination(destination)
-    destination = destination.resolve()  # a link to a bundle stays one
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        with written_whole(destination) as scratch:
+            entries = {name: _place(scratch / name, contents) for name, contents in sorted(files.items())}
+            manifest = msgspec.structs.replace(manifest, files=entries)
+            _place(scratch / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     except OSError as error:
         raise BundleError(f"{destination}: {error.strerror}; choose a folder you can write to") from error
-    try:
-        scratch.chmod(0o755)
-        entries = {name: _place(scratch / name, contents) for name, contents in sorted(files.items())}
-        manifest = msgspec.structs.replace(manifest, files=entries)
-        _place(scratch / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-        _sync_folder(scratch)
-        if destination.exists():
-            retired = scratch.with_name(f"{scratch.name}.old")
-            destination.rename(retired)
-            try:
-                scratch.rename(destination)
-            except BaseException:
-                retired.rename(destination)
-                raise
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            scratch.rename(destination)
-        _sync_folder(destination.parent)
-    except OSError as error:
-        raise BundleError(f"{destination}: {error.strerror}; choose a folder you can write to") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return Bundle(destination, manifest)
+    return Bundle(destination.resolve(), manifest)
 
 
 def _locate(name_or_path: str | Path) -> Path:
@@ -315,7 +294,6 @@ def _file_sha256(path: Path) -> str:
 
 
 def _place(path: Path, contents: bytes | Path) -> FileEntry:
-    """Put contents on disk at path, for good."""
     if isinstance(contents, bytes):
         path.write_bytes(contents)
     else:
@@ -324,15 +302,4 @@ def _place(path: Path, contents: bytes | Path) -> FileEntry:
             os.link(contents, path)
         except OSError:
             shutil.copyfile(contents, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
     return FileEntry(sha256=_file_sha256(path), size=path.stat().st_size)
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

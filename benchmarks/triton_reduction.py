@@ -1,0 +1,116 @@
+"""The reduction as Triton runs it, an ONNX graph in plain ONNX Runtime, next to ours: time, memory, error.
+
+    python benchmarks/triton_reduction.py [--rounds 7]
+
+Memory is what the first run adds to the resident set, which ONNX Runtime keeps; "in one product" is what kernel values
+alone would take without tiles, in float32 and in float64 for the sum.  Errors are the largest of a patch's share over
+two images, next to float64.  Signatures are drawn; "wide" banks have a bandwidth so small that exponents are float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from common import header, interleaved, ms, ratio, table
+from numpy.typing import NDArray
+
+from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.mmd.cpu import CpuReduction
+from mdmf_deploy.mmd.reference import ReferenceReduction
+from mdmf_deploy.triton_repository.reduction import CONTRIBUTIONS, SIGNATURES, reduction_graph
+
+HEADINGS = ("what", "ours", "graph", "times ours", "memory", "in one product", "error: ours", "graph's")
+PATCHES, WIDTH = 49, 128
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    points: int
+    images: int
+    wide: bool = False
+
+    def __str__(self) -> str:
+        kind = ", wide" if self.wide else ""
+        return f"M = {self.points:,}, d = {WIDTH}, N = {PATCHES}, B = {self.images}{kind}"
+
+
+CASES = [Case(m, b) for m in (1_024, 8_192, 65_536) for b in (1, 32)]
+CASES += [Case(1_024, 32, True), Case(65_536, 32, True)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    header("onnxruntime", "onnx")
+    with tempfile.TemporaryDirectory() as folder:
+        print(table([measured(case, Path(folder) / "model.onnx", arguments.rounds) for case in CASES], HEADINGS))
+
+
+def measured(case: Case, path: Path, rounds: int) -> list[str]:
+    x, bank = draw(case)
+    path.write_bytes(reduction_graph(bank, PATCHES, None, {}).SerializeToString())
+    session = opened(path)
+    ours = CpuReduction()
+    work = {"ours": lambda: ours(x, bank), "graph": lambda: session.run(None, {SIGNATURES: x})}
+    times = interleaved(work, rounds)
+    exact = ReferenceReduction()(x[:2], bank).contributions
+    (shares,) = session.run([CONTRIBUTIONS], {SIGNATURES: x[:2]})
+    errors = np.abs(ours(x[:2], bank).contributions - exact).max(), np.abs(shares - exact).max()
+    return [
+        str(case),
+        ms(times["ours"]),
+        ms(times["graph"]),
+        str(ratio(times["graph"], times["ours"])),
+        f"{memory(path, x):.0f} MB",
+        f"{case.images * PATCHES * case.points * (16 if case.wide else 12) / 2**20:,.0f} MB",
+        *(f"{error:.1e}" for error in errors),
+    ]
+
+
+def draw(case: Case) -> tuple[NDArray[np.float32], Bank]:
+    generator = np.random.default_rng(0)
+    r = generator.standard_normal((case.points, WIDTH), np.float32)
+    x = generator.standard_normal((case.images, PATCHES, WIDTH), np.float32) * np.float32(1.1)
+    # Any self term will do: both add it.
+    return x, Bank(
+        signatures=r,
+        weights=np.full(case.points, 1 / case.points),
+        sigma=(2.0 * WIDTH) ** 0.5 / (8 if case.wide else 1),
+        self_term=0.25,
+        source=np.zeros(case.points, np.int32),
+        sources=(BankSource("drawn", "0" * 64),),
+        model_sha256="0" * 64,
+    )
+
+
+def opened(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def memory(path: Path, x: NDArray[np.float32]) -> float:
+    """MiB, in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(added, (path, x))
+
+
+def added(path: Path, x: NDArray[np.float32]) -> float:
+    session = opened(path)
+    before = resident()
+    session.run(None, {SIGNATURES: x})
+    return (resident() - before) / 2**20
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main()
