@@ -1,0 +1,1 @@
+"""GPUs: what can be asked of one, and who carries it out."""
