@@ -41,6 +41,14 @@ class QuantisationError(MdmfError):
     """A graph that cannot be rewritten in a lower precision as it should be."""
 
 
+class ProfileError(MdmfError):
+    """A build profile that is missing, malformed, or asks for what cannot be."""
+
+
+class EngineError(MdmfError):
+    """An engine that cannot be built, loaded or run."""
+
+
 class RuntimeUnavailable(MdmfError):
     """A runtime that is unknown or not installed on this machine."""
 
