@@ -53,6 +53,14 @@ class RuntimeUnavailable(MdmfError):
     """A runtime that is unknown or not installed on this machine."""
 
 
+class CompilationFailed(MdmfError):
+    """A kernel's source that a compiler does not turn into code for this GPU."""
+
+
+class OutOfMemory(MdmfError):
+    """Memory, of a GPU or pinned for one, that cannot be had."""
+
+
 class ShapeMismatch(MdmfError):
     """An array whose shape is not the documented one."""
 
