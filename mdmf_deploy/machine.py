@@ -131,6 +131,16 @@ def this_cpu() -> tuple[str, tuple[str, ...]]:
     return read_cpuinfo(text_of(Path("/proc/cpuinfo")))
 
 
+def this_gpu() -> str | None:
+    """The name of the GPU that CUDA programs are given first; None without one, or without its driver."""
+    from mdmf_deploy.device.probe import probe
+
+    try:
+        return probe().name
+    except MdmfError:
+        return None
+
+
 def saturates_int8() -> bool:
     """Whether int8 kernels may cut sums of products off at 16 bits here: on x86, unless the CPU says it has VNNI.
 

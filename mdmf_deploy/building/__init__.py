@@ -25,7 +25,7 @@ def engine_key(
         compute_capability=dotted(capability),
         gpu="" if flavour.portable else gpu,
         profile=profile_key(profile),
-        flags=flags(flavour, library),
+        flags=flags(flavour, library, bundle.manifest.model.precision),
         platform=this_platform(),
     )
 
@@ -51,7 +51,15 @@ def obtain(
         return found
     where = gpu if key.gpu else f"compute capability {key.compute_capability}"
     say(f"{flavour.runtime}: {found}; building for {where}, profile {profile.name}")
-    made = compile_graph(flavour, library, bundle.model_path, profile, capability, timing_path(key))
+    made = compile_graph(
+        flavour,
+        library,
+        bundle.model_path,
+        bundle.manifest.model.precision,
+        profile,
+        capability,
+        timing_path(key),
+    )
     card = PlanCard(
         key=key,
         profile=profile.name,

@@ -32,11 +32,18 @@ class Compiled(NamedTuple):
 
 
 def compile_graph(
-    flavour: Flavour, library: Any, graph: Path, profile: Profile, capability: tuple[int, int], timings: Path
+    flavour: Flavour,
+    library: Any,
+    graph: Path,
+    precision: str,
+    profile: Profile,
+    capability: tuple[int, int],
+    timings: Path,
 ) -> Compiled:
     """Build for this compute capability, which must be that of the GPU at hand unless the flavour is portable.
 
-    graph: images (B, ...) in, B dynamic; weights may lie in a file beside it.  timings: the builder's timing cache,
+    graph: images (B, ...) in, B dynamic; weights may lie in a file beside it.  precision: of its bundle; all it decides
+    is TF32, types are the graph's.  timings: the builder's timing cache,
     read if it is there and written; of no use to RTX, which times nothing.
     Raises EngineError with the builder's own words if it cannot, KeyboardInterrupt if the user ends it.
     """
@@ -49,7 +56,7 @@ def compile_graph(
         problems = [str(parser.get_error(number)) for number in range(parser.num_errors)]
         raise _failed(flavour, library, graph, "parse", problems)
     config: trt.IBuilderConfig = builder.create_builder_config()
-    set_flags(library, config)
+    set_flags(library, config, precision)
     config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, profile.workspace_mib * _MIB)
     config.builder_optimization_level = profile.level
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED

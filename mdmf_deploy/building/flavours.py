@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 OLDEST = (10, 13)
-# Float32 in tensor cores would be cut to 10 bits; and an image's result must not depend on its place in a batch.
-_WITHOUT_TF32, _ALIKE = "WITHOUT_TF32", "DISTRIBUTIVE_INDEPENDENCE"
+# An image's result must not depend on its place in a batch.
+_ALIKE = "DISTRIBUTIVE_INDEPENDENCE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,19 @@ def version_of(library: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in str(library.__version__).split(".") if part.isdigit())
 
 
-def flags(flavour: Flavour, library: Any) -> tuple[str, ...]:
+def flags(flavour: Flavour, library: Any, precision: str) -> tuple[str, ...]:
     """How the builder is told to build, as it stands in an engine's key."""
-    return (*(["STRONGLY_TYPED"] if _must_be_told(flavour, library) else []), _WITHOUT_TF32, _ALIKE)
+    typed = ["STRONGLY_TYPED"] if _must_be_told(flavour, library) else []
+    return (*typed, *(["TF32"] if allows_tf32(precision) else []), _ALIKE)
+
+
+def allows_tf32(precision: str) -> bool:
+    """Whether float32 products may cut their operands to the 11 significant bits of TF32, for tensor cores.
+
+    In an fp16 graph they do it for nothing: its only such products are attention scores, of float16 operands
+    (mdmf_deploy.quantising.fp16).  Elsewhere it would not be the precision that the bundle names.
+    """
+    return precision == "fp16"
 
 
 def new_network(flavour: Flavour, library: Any, builder: trt.Builder) -> Any:
@@ -58,8 +68,9 @@ def new_network(flavour: Flavour, library: Any, builder: trt.Builder) -> Any:
     return builder.create_network(0 if typed is None else 1 << int(typed))
 
 
-def set_flags(library: Any, config: trt.IBuilderConfig) -> None:
-    config.clear_flag(library.BuilderFlag.TF32)
+def set_flags(library: Any, config: trt.IBuilderConfig, precision: str) -> None:
+    if not allows_tf32(precision):
+        config.clear_flag(library.BuilderFlag.TF32)
     config.set_flag(library.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE)
 
 

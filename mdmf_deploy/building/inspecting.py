@@ -4,17 +4,52 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from mdmf_deploy.building import obtain
+from mdmf_deploy.building.flavours import Flavour
 from mdmf_deploy.building.plans import Plan, Tensor, amend, layers_path
+from mdmf_deploy.building.profiles import Profile
 from mdmf_deploy.building.watching import fused, new_log
+from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.caching import write_atomically
 from mdmf_deploy.device.probe import probe
+from mdmf_deploy.errors import EngineError
 
 if TYPE_CHECKING:
     import tensorrt as trt
+
+
+def load_plan(
+    bundle: Bundle,
+    flavour: Flavour,
+    library: Any,
+    profile: Profile,
+    capability: tuple[int, int],
+    gpu: str,
+    say: Callable[[str], None],
+) -> tuple[Plan, Any]:
+    """The plan of this key, and its engine; built if need be, and once more if it is whole but refused.
+
+    Raises as mdmf_deploy.building.obtain; RuntimeUnavailable without a GPU, EngineError if what was just built is
+    refused.
+    """
+    order = bundle, flavour, library, profile, capability, gpu, say
+    plan = obtain(*order)
+    engine = deserialise(library, plan.data)
+    if engine is None:
+        say(f"{flavour.runtime}: {plan.path} is whole, but {flavour.module} does not load it")
+        plan = obtain(*order, again=True)
+        engine = deserialise(library, plan.data)
+    if engine is None:
+        raise EngineError(
+            f"{plan.path}: {flavour.module} {library.__version__} does not load what it has just built; update the "
+            "driver, or reinstall the library"
+        )
+    return _look_inside(library, engine, plan), engine
 
 
 def deserialise(library: Any, data: bytes) -> Any:
@@ -24,7 +59,7 @@ def deserialise(library: Any, data: bytes) -> Any:
     return runtime.deserialize_cuda_engine(data)
 
 
-def look_inside(library: Any, engine: trt.ICudaEngine, plan: Plan) -> Plan:
+def _look_inside(library: Any, engine: trt.ICudaEngine, plan: Plan) -> Plan:
     """Once for each plan: what its engine says of its layers, kept beside it, and of its types, noted on its card."""
     path = layers_path(plan.path)
     if path.exists():

@@ -108,7 +108,8 @@ def _closest(key: EngineKey) -> str:
             continue
         if card.key != key:
             apart.append(key.differences(card.key))
-    return f"the engine at hand is another: {', '.join(min(apart, key=len))}" if apart else "there is no engine yet"
+    closest: list[str] = min(apart, key=len, default=[])
+    return f"the engine at hand is another: {', '.join(closest)}" if closest else "there is no engine yet"
 
 
 def _stem(key: EngineKey) -> str:

@@ -39,6 +39,12 @@ def require(runtime: str) -> None:
         raise RuntimeUnavailable(f"runtime {runtime!r}: {found.missing}; {found.enable}")
 
 
+def require_library(flavour: Flavour) -> None:
+    """Raise RuntimeUnavailable unless the library is there to build with; RTX needs no GPU for that."""
+    for missing, enable in _library(flavour):
+        raise RuntimeUnavailable(f"flavour {flavour.runtime!r}: {missing}; {enable}")
+
+
 def install(extra: str) -> str:
     """The command that installs an extra here."""
     command = f"pip install 'mdmf-deploy[{extra}]'"
@@ -70,19 +76,24 @@ def _driver(cuda: tuple[int, int]) -> list[Lack]:
 
 
 def _tensorrt(flavour: Flavour) -> _Needed:
-    cuda = _cuda_of(flavour.module)
+    # TensorRT takes its inputs and outputs where we put them, through mdmf_deploy.device.
+    memory = Lack("cuda-core is not installed", "pip install 'cuda-core[cu13]'")
+    return _cuda_of(flavour.module), [*_library(flavour), *([] if _importable("cuda.core") else [memory])]
+
+
+def _library(flavour: Flavour) -> list[Lack]:
     if util.find_spec(flavour.module) is None:
-        return cuda, [Lack(f"{flavour.module} is not installed", install(flavour.extra))]
+        return [Lack(f"{flavour.module} is not installed", install(flavour.extra))]
     try:
         library = flavour.load()
     # Its own libraries are found when it is imported, and reported in either way.
     except (ImportError, OSError, RuntimeError) as error:
         why = " ".join(str(error).split())
-        return cuda, [Lack(f"{flavour.module} is installed and does not load ({why})", install(flavour.extra))]
+        return [Lack(f"{flavour.module} is installed and does not load ({why})", install(flavour.extra))]
     if flavour is TENSORRT and version_of(library) < OLDEST:
         old = f"tensorrt {library.__version__} is too old, {dotted(OLDEST)} is needed"
-        return cuda, [Lack(old, install(flavour.extra))]
-    return cuda, [*_memory()]
+        return [Lack(old, install(flavour.extra))]
+    return []
 
 
 def _rtx() -> _Needed:
@@ -95,11 +106,6 @@ def _rtx() -> _Needed:
         other = f"TensorRT-RTX is not for {gpu.name}, of compute capability {dotted(gpu.compute_capability)}"
         lacks.append(Lack(other, "use --runtime tensorrt"))
     return cuda, lacks
-
-
-def _memory() -> list[Lack]:
-    # TensorRT takes its inputs and outputs where we put them, through mdmf_deploy.device.
-    return [] if _importable("cuda.core") else [Lack("cuda-core is not installed", "pip install 'cuda-core[cu13]'")]
 
 
 def _onnxruntime_cuda() -> _Needed:

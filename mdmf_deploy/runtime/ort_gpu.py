@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from mdmf_deploy.building.flavours import TENSORRT
+from mdmf_deploy.building.flavours import TENSORRT, allows_tf32
 from mdmf_deploy.building.profiles import DEFAULT, Profile, load_profile
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.caching import cache_folder
@@ -36,8 +36,8 @@ class OrtGpuEngine:
     """One session over the bundle's graph on the first GPU.  threads mean nothing here.
 
     profile: as mdmf_deploy.building.profiles reads it; to the CUDA provider only its largest batch means something.
-    Raises RuntimeUnavailable without a driver, a GPU or the provider, and if the session would run elsewhere, BundleError
-    if the graph cannot be loaded.
+    Raises RuntimeUnavailable without a driver, a GPU or the provider, or if the session would run elsewhere;
+    BundleError if the graph cannot be loaded.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class OrtGpuEngine:
         gpu = probe()
         self.precision: str = bundle.manifest.model.precision
         chosen = load_profile(profile)
-        cuda = (_CUDA, cuda_options())
+        cuda = (_CUDA, cuda_options(self.precision))
         crop = bundle.manifest.preprocessing.crop
         image = (3, crop, crop)
         if tensorrt:
@@ -120,11 +120,10 @@ CudaEngine = functools.partial(OrtGpuEngine, name="cuda", tensorrt=False)
 OrtTensorRtEngine = functools.partial(OrtGpuEngine, name="ort-tensorrt", tensorrt=True)
 
 
-def cuda_options() -> Options:
+def cuda_options(precision: str) -> Options:
     return {
         "device_id": "0",
-        # Float32 in tensor cores would be cut to 10 bits.
-        "use_tf32": "0",
+        "use_tf32": "1" if allows_tf32(precision) else "0",
         # The exhaustive search takes what was fastest that day: other bits on another.
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.building import obtain
 from mdmf_deploy.building.flavours import RTX, TENSORRT, Flavour
-from mdmf_deploy.building.inspecting import deserialise, look_inside
-from mdmf_deploy.building.plans import Plan
-from mdmf_deploy.building.profiles import DEFAULT, Profile, load_profile
+from mdmf_deploy.building.inspecting import load_plan
+from mdmf_deploy.building.profiles import DEFAULT, load_profile
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.device import Device, Memory, open_device
 from mdmf_deploy.errors import EngineError, OutOfMemory
@@ -46,9 +44,11 @@ class TensorRtEngine:
         chosen = load_profile(profile)
         self._device: Device = open_device()
         self._library = flavour.load()
-        plan, engine = self._loaded(bundle, flavour, chosen)
+        gpu = self._device.gpu
+        order = bundle, flavour, self._library, chosen, gpu.compute_capability, gpu.name, _say
+        plan, engine = load_plan(*order)
         self._remedy = _REMEDY.format(self.name)
-        self._context: trt.IExecutionContext = _context(engine, self._device.gpu.name, self._remedy)
+        self._context: trt.IExecutionContext = _context(engine, gpu.name, self._remedy)
         self._engine: trt.ICudaEngine = engine
         (images,), (signatures,) = plan.card.inputs, plan.card.outputs
         self._input, self._output = images.name, signatures.name
@@ -61,7 +61,6 @@ class TensorRtEngine:
         self._part = self._room(chosen.batch.max, self._signature)
         self._made = self._room(chosen.batch.max, self._signature)
         self._fetched = self._room(chosen.batch.max, self._signature, pinned=True)
-        gpu = self._device.gpu
         self.environment = {
             "gpu": gpu.name,
             "driver": "CUDA {}.{}".format(*gpu.driver),
@@ -90,24 +89,6 @@ class TensorRtEngine:
         del self._context, self._engine
         for memory in (self._given, self._staged, self._part, self._made, self._fetched):
             memory.free()
-
-    def _loaded(self, bundle: Bundle, flavour: Flavour, profile: Profile) -> tuple[Plan, Any]:
-        gpu = self._device.gpu
-        order = functools.partial(
-            obtain, bundle, flavour, self._library, profile, gpu.compute_capability, gpu.name, _say
-        )
-        plan = order()
-        engine = deserialise(self._library, plan.data)
-        if engine is None:
-            _say(f"{self.name}: {plan.path} is whole but does not load here")
-            plan = order(again=True)
-            engine = deserialise(self._library, plan.data)
-        if engine is None:
-            raise EngineError(
-                f"{plan.path}: {flavour.module} {self._library.__version__} does not load what it has just built; "
-                "update the driver, or reinstall the library"
-            )
-        return look_inside(self._library, engine, plan), engine
 
     def _run(self, images: NDArray[np.float32]) -> OnDevice:
         shape = (len(images), *self._signature)
