@@ -28,18 +28,6 @@ COMMANDS = (
     "inspect",
     "doctor",
 )
-    "train",
-    "export",
-    "build",
-    "verify",
-    "bank",
-    "calibrate",
-    "detect",
-    "evaluate",
-    "benchmark",
-    "inspect",
-    "doctor",
-)
 
 # Packages that come with an extra -> that extra.  Any other missing module is a bug.
 _EXTRAS = {

@@ -40,7 +40,7 @@ def build(
     from mdmf_deploy.building.flavours import FLAVOURS, capability
     from mdmf_deploy.building.profiles import load_profile
     from mdmf_deploy.bundle import Bundle
-    from mdmf_deploy.errors import UsageError
+    from mdmf_deploy.errors import RuntimeUnavailable, UsageError
 
     if flavour not in FLAVOURS:
         raise UsageError(f"--flavour {flavour!r} is not known; choose one of {', '.join(FLAVOURS)}")
@@ -61,7 +61,12 @@ def build(
         from mdmf_deploy.device.probe import probe
         from mdmf_deploy.runtime.needs import require
 
-        require(flavour)
+        try:
+            require(flavour)
+        except RuntimeUnavailable as error:
+            if not made_by.portable:
+                raise
+            raise RuntimeUnavailable(f"{error}; or give --compute-capability, which needs no GPU") from error
         gpu = probe()
         library = made_by.load()
         order = opened, made_by, library, chosen, gpu.compute_capability, gpu.name, _say
@@ -93,9 +98,7 @@ def _lines(plan: Plan) -> list[str]:
         "batches": f"{batch['min']} to {batch['max']}, fastest at {batch['opt']} (profile {card.profile})",
         "inputs": "; ".join(f"{one.name} {one.type} {list(one.shape)}" for one in card.inputs),
         "outputs": "; ".join(f"{one.name} {one.type} {list(one.shape)}" for one in card.outputs),
-        "layers": "not told"
-        if card.layers is None
-        else f"{card.layers}, {card.fused_attention} of them fused attention",
+        "layers": f"{card.layers}, of them fused attention: {card.fused_attention}" if card.layers else "not told",
         "built in": f"{card.build_seconds:.1f} s",
         "size": f"{card.size:,} bytes, sha256 {card.sha256}",
     }
