@@ -42,9 +42,9 @@ def compile_graph(
 ) -> Compiled:
     """Build for this compute capability, which must be that of the GPU at hand unless the flavour is portable.
 
-    graph: images (B, ...) in, B dynamic; weights may lie in a file beside it.  precision: of its bundle; all it decides
-    is TF32, types are the graph's.  timings: the builder's timing cache,
-    read if it is there and written; of no use to RTX, which times nothing.
+    graph: images (B, ...) in, B dynamic; weights may lie in a file beside it.
+    precision: of its bundle; all it decides is TF32, types are the graph's.
+    timings: the builder's timing cache, read if it is there and written; of no use to RTX, which times nothing.
     Raises EngineError with the builder's own words if it cannot, KeyboardInterrupt if the user ends it.
     """
     start = time.perf_counter()

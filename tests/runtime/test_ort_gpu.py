@@ -11,6 +11,8 @@ import onnxruntime
 import pytest
 
 from mdmf_deploy import tracing
+from mdmf_deploy.benchmarking import subjects
+from mdmf_deploy.benchmarking.results import Settings
 from mdmf_deploy.building.profiles import load_profile
 from mdmf_deploy.bundle import MODEL, Bundle
 from mdmf_deploy.device import Gpu
@@ -86,6 +88,12 @@ def test_where_signatures_depend_on_the_batch_every_batch_is_the_same(
     parts = [engine(images[start : start + 3]) for start in range(0, 9, 3)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     assert set(sizes) == {2}
+
+
+def test_two_profiles_of_one_runtime_are_measured_as_two(here: None, tiny_bundle: Path, tmp_path: Path) -> None:
+    names = ["cuda", "cuda:latency"]
+    with subjects.opened([str(tiny_bundle)], names, [], Settings(), [], tmp_path) as found:
+        assert [subject.about.name for subject in found] == ["cuda fp32", "cuda:latency fp32"]
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")

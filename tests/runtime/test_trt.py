@@ -8,13 +8,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from device.host_device import HostDevice
 from host_tensorrt import HostTensorRt
+from typer.testing import CliRunner
 
+from mdmf_deploy import machine
 from mdmf_deploy.building import inspecting
 from mdmf_deploy.bundle import MODEL, Bundle
+from mdmf_deploy.cli import app
 from mdmf_deploy.device.memory import device_view, host_view
 from mdmf_deploy.errors import EngineError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.runtime import open_engine, trt
@@ -287,3 +291,39 @@ def test_the_record_names_the_gpu_its_driver_and_the_library(
         "tensorrt": "11.4.0.106",
         "profile": "of1to4",
     }
+
+
+def test_verification_holds_on_the_gpu_it_was_made_on(
+    bundle_copy: Path, library: HostTensorRt, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = library.device.gpu
+    monkeypatch.setattr(machine, "this_gpu", lambda: library.device.gpu.name)
+    verified = CliRunner().invoke(app, ["verify", str(bundle_copy), "--runtime", "tensorrt:latency"])
+    assert verified.exit_code == 0, verified.stderr
+    record = Bundle.open(bundle_copy).manifest.verification[-1]
+    assert (record.runtime, record.passed) == ("tensorrt", True)
+    assert record.environment.items() >= {"gpu": gpu.name, "tensorrt": "11.4.0.106", "profile": "latency"}.items()
+    assert record.images_per_second
+    assert Bundle.open(bundle_copy).manifest.covers("tensorrt", "fp32")
+    library.device.gpu = replace(gpu, name="another GPU")
+    assert not Bundle.open(bundle_copy).manifest.covers("tensorrt", "fp32")
+
+
+def test_auto_takes_it_where_it_is_verified_and_faster(
+    bundle_copy: Path, library: HostTensorRt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Bundle.open(bundle_copy)
+    (slow,) = bundle.manifest.verification
+    fast = msgspec.structs.replace(
+        slow,
+        runtime="tensorrt",
+        images_per_second=2 * slow.images_per_second,
+        environment=slow.environment | {"gpu": library.device.gpu.name},
+    )
+    both = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, verification=(slow, fast)))
+    for here, chosen in ((library.device.gpu.name, "tensorrt"), (None, "onnxruntime")):
+        monkeypatch.setattr(machine, "this_gpu", lambda here=here: here)
+        engine = open_engine("auto", both)
+        engine.close()
+        assert engine.name == chosen
+        assert f"mdmf: runtime {chosen} (verified" in capsys.readouterr().err
