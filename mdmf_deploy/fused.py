@@ -7,6 +7,7 @@ thread waits between them, so the next batch is copied in and started while this
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -25,7 +26,8 @@ class GpuEngine(Engine, Protocol):
     def on_device(self, images: NDArray[np.float32]) -> Any:
         """(B, 3, crop, crop) in; (B, N, d) float32 out, with a `__cuda_array_interface__`.
 
-        It may still be in work on the interface's stream, and is valid until the next call.
+        It may still be in work on the interface's stream, and is valid until the next call, whose work waits for what
+        that stream was given; without a stream it is finished, and the next call may overwrite it at once.
         """
         ...
 
@@ -33,7 +35,7 @@ class GpuEngine(Engine, Protocol):
 class Batch:
     """What a GPU is working on, or has finished; any thread may ask for any image."""
 
-    def __init__(self, pending: Pending, images: int, ms_engine: Any) -> None:
+    def __init__(self, pending: Pending, images: int, ms_engine: Callable[[], float]) -> None:
         self._pending, self._images, self._ms_engine = pending, images, ms_engine
 
     def image(self, place: int) -> Scored:
@@ -62,13 +64,18 @@ class Fused:
         begun = None if self._stream is None else self._reduction.mark(self._stream)
         signatures = self._engine.on_device(images)
         self._stream = device_view(signatures).stream
-        ended = None if self._stream is None else self._reduction.mark(self._stream)
+        if self._stream is None:
+            elapsed = 1e3 * (time.perf_counter() - start)
+            pending = self._reduction.submit(signatures, self._bank)
+            # The next call may overwrite them whenever it likes.
+            pending.scores()
+            return Batch(pending, len(images), lambda: elapsed)
+        ended = self._reduction.mark(self._stream)
         pending = self._reduction.submit(signatures, self._bank)
-        if begun is not None and ended is not None:
-            # Both are reached when the scores are there.
-            return Batch(pending, len(images), lambda: ended.since(begun))
-        if ended is not None:
-            # The first batch: nobody knew the stream before.
+        if begun is None:
+            # Before the first batch nobody knew the stream.
             ended.synchronize()
-        elapsed = 1e3 * (time.perf_counter() - start)
-        return Batch(pending, len(images), lambda: elapsed)
+            elapsed = 1e3 * (time.perf_counter() - start)
+            return Batch(pending, len(images), lambda: elapsed)
+        # Both are reached when the scores are there.
+        return Batch(pending, len(images), lambda: ended.since(begun))

@@ -118,6 +118,7 @@ class HostDevice:
         self.streams: dict[int, HostStream] = {}
         self.graphs: list[HostGraph] = []
         self.launched: list[str] = []
+        self.to_host = 0  # bytes
         self._handles = itertools.count(100)
 
     @property
@@ -140,6 +141,7 @@ class HostDevice:
             if to.freed or source.freed:
                 raise RuntimeError("a copy of freed memory")
             host_view(to.pointer + offset, nbytes)[:] = host_view(source.pointer, nbytes)
+            self.to_host += nbytes if to.host.size else 0
 
         stream.give(run)
 

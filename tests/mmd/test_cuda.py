@@ -164,6 +164,8 @@ def test_a_larger_batch_takes_new_memory_and_new_graphs(drawn: tuple[np.ndarray,
     for _ in range(4):
         reduction(x, bank)
     assert device.allocated == held
+    reduction.close()
+    assert device.allocated == 0
 
 
 def test_shapes_without_end_leave_no_graphs_without_end(
