@@ -69,8 +69,10 @@ class PycudaDevice:
         with self._current():
             if source.host.size:
                 cuda.memcpy_htod_async(to.pointer + offset, source.host[:nbytes], stream.pycuda)
-            else:
+            elif to.host.size:
                 cuda.memcpy_dtoh_async(to.host[offset : offset + nbytes], source.pointer, stream.pycuda)
+            else:
+                cuda.memcpy_dtod_async(to.pointer + offset, source.pointer, nbytes, stream.pycuda)
 
     def module(self, source: Path, options: tuple[str, ...]) -> _Module:
         arguments = source, options, self.gpu.sm, "driver {}.{}".format(*self.gpu.driver), self._compiler

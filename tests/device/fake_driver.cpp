@@ -160,6 +160,9 @@ ANSWER cuMemcpyHtoDAsync_v2(std::uintptr_t to, const void *from, std::size_t byt
 ANSWER cuMemcpyDtoHAsync_v2(void *to, std::uintptr_t from, std::size_t bytes, void *stream) {
     return cuMemcpyAsync(std::uintptr_t(to), from, bytes, stream);
 }
+ANSWER cuMemcpyDtoDAsync_v2(std::uintptr_t to, std::uintptr_t from, std::size_t bytes, void *stream) {
+    return cuMemcpyAsync(to, from, bytes, stream);
+}
 
 ANSWER cuStreamCreateWithPriority(void **stream, unsigned, int) { return *stream = new Stream, 0; }
 ANSWER cuStreamCreate(void **stream, unsigned) { return *stream = new Stream, 0; }

@@ -88,9 +88,13 @@ def test_a_part_can_be_copied_to_the_middle(device: Device, stream: Stream) -> N
     stream.synchronize()
     values(source)[:] = 2
     device.copy(memory, source, 40, stream, offset=80)
-    device.copy(result, memory, 4 * COUNT, stream)
+    # Within the GPU as well.
+    other = device.allocate(4 * COUNT, "-")
+    device.copy(other, memory, 4 * COUNT, stream)
+    device.copy(other, memory, 4 * 21, stream, offset=4 * (COUNT - 21))
+    device.copy(result, other, 4 * COUNT, stream)
     stream.synchronize()
-    assert values(result).tolist() == [1] * 20 + [2] * 10 + [1] * (COUNT - 30)
+    assert values(result).tolist() == [1] * 20 + [2] * 10 + [1] * (COUNT - 31) + [2]
 
 
 def test_a_kernel_may_take_more_shared_memory_than_by_default(device: Device, kernel: object, stream: Stream) -> None:
