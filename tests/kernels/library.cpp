@@ -16,11 +16,10 @@ void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments... argume
 
 extern "C" {
 
-const int host_rows = ROWS, host_tile = TILE, host_threads = THREADS, host_shared = std::is_empty_v<Shared> ? 0 : int(sizeof(Shared)), host_around = AROUND_THREADS,
+int host_rows = ROWS, host_tile = TILE, host_threads = THREADS, host_shared = std::is_empty_v<Shared> ? 0 : int(sizeof(Shared)), host_around = AROUND_THREADS,
           host_prepared_rows = PREPARED_ROWS, host_within_rows = WITHIN_ROWS;
 
 void host_late(int late) { host::late = late != 0; }
-void host_rest() { host::machine.rest(); }
 
 void host_prepare(Grid grid, const float* x, const float* centre, float scale, int rows, Operand* out, float* half_norms) {
     launch(grid, mdmf_prepare, x, centre, scale, rows, out, half_norms);
