@@ -160,7 +160,7 @@ class Kernel:
         rows, slices = images * patches, self.slices(bank_rows)
         across = math.ceil(rows / self.rows)
         threads = 128 if self.version == "plain" else 256
-        shares = _shares(across, slices, bank_rows / self.tile / slices, multiprocessors * self._resident)
+        shares = _shares(across, slices, bank_rows / self.tile / slices, multiprocessors * self.resident)
         return Launches(
             Launch("mdmf_prepare", (math.ceil(rows / _PREPARED_ROWS), 1, 1), _AROUND_THREADS, 0),
             Launch("mdmf_cross", (across, shares, 1), threads, self.shared),
@@ -170,10 +170,10 @@ class Kernel:
         )
 
     @property
-    def _resident(self) -> int:
+    def resident(self) -> int:
         """Blocks that a multiprocessor holds at a time, as __launch_bounds__ and shared memory have it."""
         if self.version == "plain":
-            return 8
+            return 4
         return 2 if self.version == "tiled" or (self.operand != "tf32" and self.width <= 128) else 1
 
 
