@@ -144,9 +144,10 @@ class Kernel:
         Raises UsageError if GPUs of compute capability `sm` cannot run this kernel.
         """
         if not self.supports(sm):
+            instead = "choose fp32 or fp16" if sm >= _OLDEST else "choose a CPU runtime"
             raise UsageError(
                 f"kernel {self.version!r} with {self.operand}: GPUs of compute capability {sm // 10}.{sm % 10} cannot"
-                " run it; choose fp32" + (" or fp16" if sm >= _OLDEST else ", or a CPU runtime")
+                f" run it; {instead}"
             )
         return "--std=c++17", f"-DMDMF_WIDTH={self.width}", f"-DMDMF_{self.operand.upper()}"
 
