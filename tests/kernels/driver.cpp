@@ -36,10 +36,10 @@ double score(int images, int patches, int tiles, int slices, int shares) {
     prepare(x, rows, operands, norms);
     prepare(points, bank_rows, bank, bank_norms);
     const std::size_t shared = std::is_empty_v<Shared> ? 0 : sizeof(Shared);
-    launch({blocks(rows, ROWS), unsigned(shares)}, THREADS, shared, mdmf_cross, operands.data(), norms.data(), bank.data(),
-           bank_norms.data(), weights.data(), rows, bank_rows, slices, partial.data());
-    launch({unsigned(images), blocks(patches, WITHIN_ROWS)}, AROUND_THREADS, 0, mdmf_within, operands.data(), norms.data(),
-           images, patches, within.data());
+    launch({blocks(rows, ROWS), unsigned(shares)}, THREADS, shared, mdmf_cross, operands.data(), norms.data(),
+           bank.data(), bank_norms.data(), weights.data(), rows, bank_rows, slices, partial.data());
+    launch({unsigned(images), blocks(patches, WITHIN_ROWS)}, AROUND_THREADS, 0, mdmf_within, operands.data(),
+           norms.data(), images, patches, within.data());
     launch({unsigned(images)}, AROUND_THREADS, 0, mdmf_finish, partial.data(), within.data(), slices, images, patches,
            1.0f / float(bank_rows), 1.0, contributions.data(), mmd2.data());
     return mmd2.back();

@@ -1,7 +1,7 @@
 // A GPU's block on this machine's processor, so that the kernels' own source runs, and sanitizers see it.
 //
 // A CUDA thread is a std::thread and __syncthreads a std::barrier (threads.hpp); or, with -DMDMF_FIBERS, both are a few
-// instructions in one thread, twenty times as fast and blind to races (fibers.hpp).  __shared__ memory is static, for one
+// instructions in one thread, ten times as fast and blind to races (fibers.hpp).  __shared__ memory is static, for one
 // block runs at a time.  Dynamic shared memory is a heap block of exactly the size asked for, filled with NaN.
 // Asynchronous copies happen at once or as late as allowed (`late`), since either may hide what the other shows.
 // Included before a kernel's source: g++ -std=c++20 -include host.hpp -x c++ 2_tiled.cu
@@ -146,7 +146,7 @@ inline void commit_copies() {
 template <int PENDING> void wait_copies() {
     auto& groups = host::self().groups;
     while (int(groups.size()) > PENDING) {
-        for (const host::Copy& copy : groups.front()) *static_cast<uint4*>(copy.to) = *static_cast<const uint4*>(copy.from);
+        for (const auto& [to, from] : groups.front()) *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
         groups.erase(groups.begin());
     }
 }
