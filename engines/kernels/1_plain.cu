@@ -3,8 +3,8 @@
 //   partial[s][row] = sum_{m in slice s} weights[m] 2^(-|x[row] - bank[m]|^2 / 2)
 //     x (rows, d), bank (bank_rows, d) as mdmf_prepare leaves them; weights (bank_rows,); partial (slices, rows)
 //
-// A thread takes a row; grid (row tiles, shares of the slices).  Differences are taken directly and summed up in float32,
-// kernel values in float64.
+// A thread takes a row; grid (row tiles, shares of the slices).  Differences are taken directly and summed up in
+// float32, kernel values in float64.
 // Reference: mdmf_deploy.mmd.reference.ReferenceReduction (float64).
 #include "device.cuh"
 #include "operand.cuh"

@@ -4,8 +4,8 @@
 //     x (rows, d), bank (bank_rows, d), half norms and weights as in step 1; partial (slices, rows)
 //
 // A block takes ROWS rows (of any images, packed) and a share of the slices; a tile of the bank passes through shared
-// memory DEPTH columns at a time, with the rows' same columns, copied asynchronously one step ahead.  A thread takes every
-// 16th row and every 16th point: 64 products in registers.  Points and weights beyond the bank are padding of weight 0.
+// memory DEPTH columns at a time, with the rows' same columns, copied asynchronously one step ahead.  A thread takes
+// every 16th row and every 16th point: 64 products in registers.  Points beyond the bank are padding of weight 0.
 // Reference: 1_plain.cu on the device, mdmf_deploy.mmd.reference.ReferenceReduction (float64) elsewhere.
 #include "device.cuh"
 #include "operand.cuh"
@@ -35,7 +35,8 @@ __device__ __forceinline__ void copy_columns(float* to, const float* from, int f
     constexpr int WORDS = DEPTH / 4;
     for (int i = threadIdx.x; i < ROWS * WORDS; i += THREADS) {
         const int row = i / WORDS, word = i % WORDS;
-        copy_async(to + row * PITCH + word * 4, from + static_cast<size_t>(min(first + row, last)) * WIDTH + k + word * 4);
+        const float* columns = from + static_cast<size_t>(min(first + row, last)) * WIDTH + k;
+        copy_async(to + row * PITCH + word * 4, columns + word * 4);
     }
 }
 

@@ -3,7 +3,7 @@
 //   partial[s][row] = sum_{m in slice s} weights[m] 2^(x[row].bank[m] - |x[row]|^2/2 - |bank[m]|^2/2)
 //     x (rows, d), bank (bank_rows, d), half norms and weights as in step 1; partial (slices, rows)
 //   fp16, bf16   one product a pair, float32 sums; norms are those of the rounded operands
-//   tf32         x = X + x', r = R + r' in two tf32 numbers each: X.R, and apart from it X.r' + x'.R, 1e-6 of it at most
+//   tf32         x = X + x', r = R + r' in two tf32 numbers each: X.R, and apart from it X.r' + x'.R
 //
 // A warp keeps WARP_ROWS rows (of any images, packed) in registers while the bank passes through shared memory, TILE
 // points at a time, copied asynchronously STAGES - 1 tiles ahead.  Nothing says which column of d is which k of a
@@ -40,14 +40,15 @@ struct Shared {
     Stage stages[STAGES];
 };
 
-// Where word `word` of point `point` lies: odd points swap halves of 128 bytes, so that the eight threads that read at a
-// time (two points, four words each) find theirs in 32 different banks.
+// Where word `word` of point `point` lies: odd points swap halves of 128 bytes, so that the eight threads that read at
+// a time (two points, four words each) find theirs in 32 different banks.
 __device__ __forceinline__ int place_of(int point, int word) { return point * WORDS + (word ^ (point % 2 * 4)); }
 
 __device__ __forceinline__ void copy_tile(Stage& to, const Operand* bank, const float* half_norms, const float* weights,
                                           int tile) {
     const uint4* points = reinterpret_cast<const uint4*>(bank) + static_cast<size_t>(tile) * TILE * WORDS;
-    for (int i = threadIdx.x; i < TILE * WORDS; i += THREADS) copy_async(to.points + place_of(i / WORDS, i % WORDS), points + i);
+    for (int i = threadIdx.x; i < TILE * WORDS; i += THREADS)
+        copy_async(to.points + place_of(i / WORDS, i % WORDS), points + i);
     if (threadIdx.x < TILE / 4) {
         const int i = threadIdx.x * 4;
         copy_async(to.half_norms + i, half_norms + tile * TILE + i);

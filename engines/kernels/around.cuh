@@ -50,8 +50,8 @@ extern "C" __global__ void __launch_bounds__(AROUND_THREADS)
     }
 }
 
-// One block for WITHIN_ROWS rows of an image: grid (images, chunks of rows).  A lane takes a column x', a warp eight rows.
-// Differences are taken directly, so that k(x, x) is 1 and half_norms are not needed.
+// One block for WITHIN_ROWS rows of an image: grid (images, chunks of rows).  A lane takes a column x', a warp eight
+// rows.  Differences are taken directly, so that k(x, x) is 1 and half_norms are not needed.
 extern "C" __global__ void __launch_bounds__(AROUND_THREADS)
     mdmf_within(const Operand* __restrict__ x, const float*, int, int patches, float* __restrict__ within) {
     constexpr int WARP_ROWS = WITHIN_ROWS * LANES / AROUND_THREADS;
@@ -102,8 +102,9 @@ extern "C" __global__ void __launch_bounds__(AROUND_THREADS)
 // One block an image.  partial (slices, images * patches), within (images * patches,), contributions (images, patches),
 // mmd2 (images,).
 extern "C" __global__ void __launch_bounds__(AROUND_THREADS)
-    mdmf_finish(const float* __restrict__ partial, const float* __restrict__ within, int slices, int images, int patches,
-                float unit, double self_term, double* __restrict__ contributions, double* __restrict__ mmd2) {
+    mdmf_finish(const float* __restrict__ partial, const float* __restrict__ within, int slices, int images,
+                int patches, float unit, double self_term, double* __restrict__ contributions,
+                double* __restrict__ mmd2) {
     __shared__ double sums[AROUND_THREADS];
     const size_t rows = static_cast<size_t>(images) * patches;
     double sum = 0.0;

@@ -57,8 +57,16 @@ __device__ __forceinline__ float shuffle_xor(float value, int lanes) {
     return __shfl_xor_sync(0xffffffffu, value, lanes);
 }
 
-// sums[m][n] += a[m] . b[n] for a whole warp: M x N products of 16 rows by 8 columns, fragments as the PTX manual has them.
-// Two 16-bit operands a register (fp16, bf16) or one tf32; the depth is 16 or 8.
+#if defined(MDMF_FP16)
+#define MDMF_PRODUCT "m16n8k16.row.col.f32.f16.f16.f32"
+#elif defined(MDMF_BF16)
+#define MDMF_PRODUCT "m16n8k16.row.col.f32.bf16.bf16.f32"
+#else
+#define MDMF_PRODUCT "m16n8k8.row.col.f32.tf32.tf32.f32"
+#endif
+
+// sums[m][n] += a[m] . b[n] for a whole warp: M x N products of 16 rows by 8 columns, with the fragments that the PTX
+// ISA lays out.  Two 16-bit operands a register (fp16, bf16) or one tf32; the depth is 16 or 8.
 template <int M, int N>
 __device__ __forceinline__ void multiply(float (&sums)[M][N][4], const unsigned (&a)[M][4], const unsigned (&b)[N][2]) {
 #pragma unroll
@@ -66,26 +74,18 @@ __device__ __forceinline__ void multiply(float (&sums)[M][N][4], const unsigned 
 #pragma unroll
         for (int n = 0; n < N; ++n) {
             float(&c)[4] = sums[m][n];
-#if defined(MDMF_FP16) && __CUDA_ARCH__ >= 800
-            asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                : "r"(a[m][0]), "r"(a[m][1]), "r"(a[m][2]), "r"(a[m][3]), "r"(b[n][0]), "r"(b[n][1]));
-#elif defined(MDMF_FP16)
-            // Turing multiplies to a depth of 8 at a time: the first halves of both fragments, then the second.
+#if __CUDA_ARCH__ >= 800
+            asm volatile("mma.sync.aligned." MDMF_PRODUCT " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                         : "r"(a[m][0]), "r"(a[m][1]), "r"(a[m][2]), "r"(a[m][3]), "r"(b[n][0]), "r"(b[n][1]));
+#else
+            // Turing has fp16 alone, to a depth of 8 at a time: the first halves of both fragments, then the second.
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-                    : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                    : "r"(a[m][2 * half]), "r"(a[m][2 * half + 1]), "r"(b[n][half]));
-            }
-#elif defined(MDMF_BF16)
-            asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                : "r"(a[m][0]), "r"(a[m][1]), "r"(a[m][2]), "r"(a[m][3]), "r"(b[n][0]), "r"(b[n][1]));
-#elif defined(MDMF_TF32)
-            asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                : "r"(a[m][0]), "r"(a[m][1]), "r"(a[m][2]), "r"(a[m][3]), "r"(b[n][0]), "r"(b[n][1]));
+            for (int half = 0; half < 2; ++half)
+                asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+                             "{%0,%1,%2,%3};"
+                             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                             : "r"(a[m][2 * half]), "r"(a[m][2 * half + 1]), "r"(b[n][half]));
 #endif
         }
     }

@@ -144,9 +144,10 @@ class Kernel:
         Raises UsageError if GPUs of compute capability `sm` cannot run this kernel.
         """
         if not self.supports(sm):
+            instead = "choose fp32 or fp16" if sm >= _OLDEST else "choose a CPU runtime"
             raise UsageError(
                 f"kernel {self.version!r} with {self.operand}: GPUs of compute capability {sm // 10}.{sm % 10} cannot"
-                " run it; choose fp32" + (" or fp16" if sm >= _OLDEST else ", or a CPU runtime")
+                f" run it; {instead}"
             )
         return "--std=c++17", f"-DMDMF_WIDTH={self.width}", f"-DMDMF_{self.operand.upper()}"
 
@@ -160,7 +161,7 @@ class Kernel:
         rows, slices = images * patches, self.slices(bank_rows)
         across = math.ceil(rows / self.rows)
         threads = 128 if self.version == "plain" else 256
-        shares = _shares(across, slices, bank_rows / self.tile / slices, multiprocessors * self._resident)
+        shares = _shares(across, slices, bank_rows / self.tile / slices, multiprocessors * self.resident)
         return Launches(
             Launch("mdmf_prepare", (math.ceil(rows / _PREPARED_ROWS), 1, 1), _AROUND_THREADS, 0),
             Launch("mdmf_cross", (across, shares, 1), threads, self.shared),
@@ -170,10 +171,10 @@ class Kernel:
         )
 
     @property
-    def _resident(self) -> int:
+    def resident(self) -> int:
         """Blocks that a multiprocessor holds at a time, as __launch_bounds__ and shared memory have it."""
         if self.version == "plain":
-            return 8
+            return 4
         return 2 if self.version == "tiled" or (self.operand != "tf32" and self.width <= 128) else 1
 
 

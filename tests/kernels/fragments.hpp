@@ -12,8 +12,8 @@ using Lanes = const Posts<Fragments>&;
 
 #if defined(MDMF_TF32)
 constexpr int DEPTH = 8;
-// (row, k) of A is a[k / 4 * 2 + row / 8] of lane row % 8 * 4 + k % 4; (k, column) of B is b[k / 4] of lane column * 4 + k % 4.
-// The hardware reads the upper 19 bits of a register.
+// (row, k) of A is in a[k / 4 * 2 + row / 8] of lane row % 8 * 4 + k % 4; (k, column) of B is in b[k / 4] of lane
+// column * 4 + k % 4.  The hardware reads the upper 19 bits of a register.
 inline float element_a(Lanes lanes, int m, int row, int k) {
     return __uint_as_float(lanes[row % 8 * 4 + k % 4].a[m][k / 4 * 2 + row / 8] & 0xffffe000u);
 }
@@ -30,7 +30,7 @@ inline float half_of(unsigned two, int which) {
     return __uint_as_float(unsigned(bits) << 16);
 #endif
 }
-// Two k a register: (row, k) of A is in a[k / 8 * 2 + row / 8] of lane row % 8 * 4 + k % 8 / 2, B's in b[k / 8] likewise.
+// Two k a register: (row, k) of A is in a[k / 8 * 2 + row / 8] of lane row % 8 * 4 + k % 8 / 2; B likewise.
 inline float element_a(Lanes lanes, int m, int row, int k) {
     return half_of(lanes[row % 8 * 4 + k % 8 / 2].a[m][k / 8 * 2 + row / 8], k % 2);
 }
@@ -53,8 +53,9 @@ inline float towards_zero(double value) {
 
 inline float shuffle_xor(float value, int lanes) { return host::exchange(value)[(threadIdx.x % host::WARP) ^ lanes]; }
 
-// M x N products in one meeting of the warp.  Exact products, added up in float64 and cut off to float32 once a product.
+// M x N products in one meeting of the warp, each added up in float64 and then cut off to float32.
 template <int M, int N> void multiply(float (&sums)[M][N][4], const unsigned (&a)[M][4], const unsigned (&b)[N][2]) {
+    static_assert(M <= 2 && N <= 4, "more than a post holds");
     host::Fragments mine{};
     std::memcpy(mine.a, a, sizeof a);
     std::memcpy(mine.b, b, sizeof b);

@@ -1,22 +1,19 @@
-// A GPU's block as threads of this process, so that the kernels' own source runs, and sanitizers see it.
+// A GPU's block on this machine's processor, so that the kernels' own source runs, and sanitizers see it.
 //
-// A CUDA thread is a std::thread kept from block to block, __syncthreads a std::barrier, __shared__ memory static (one
-// block runs at a time).  Warp-wide operations pass through a place in memory and a barrier of the warp.  Dynamic shared
-// memory is a heap block of exactly the size asked for, filled with NaN; asynchronous copies happen at once or as late
-// as allowed (`late`), since either may hide a mistake that the other shows.
+// A CUDA thread is a std::thread and __syncthreads a std::barrier (threads.hpp); or, with -DMDMF_FIBERS, both are a few
+// instructions in one thread, ten times as fast and blind to races (fibers.hpp).  __shared__ memory is static, for one
+// block runs at a time.  Dynamic shared memory is a heap block of exactly the size asked for, filled with NaN.
+// Asynchronous copies happen at once or as late as allowed (`late`), since either may hide what the other shows.
 // Included before a kernel's source: g++ -std=c++20 -include host.hpp -x c++ 2_tiled.cu
 #pragma once
 
 #include <algorithm>
-#include <barrier>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
-#include <semaphore>
-#include <thread>
 #include <vector>
 
 #define __global__
@@ -49,7 +46,6 @@ using std::min;
 inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 
-inline thread_local Place threadIdx;
 inline Place blockIdx, gridDim, blockDim;
 
 namespace host {
@@ -60,75 +56,56 @@ constexpr int MOST_THREADS = 256;
 inline unsigned char* shared = nullptr;
 inline bool late = false;
 
-// One lane's part of a warp-wide operation: two of them, so that the next may begin while slow lanes still read the last.
-struct Warp {
-    std::barrier<> meet{WARP};
-    alignas(16) unsigned char posted[2][WARP][64] = {};
-};
-
 struct Copy {
     void* to;
     const void* from;
 };
 
+// What a CUDA thread has of its own.
 struct Thread {
-    int turn = 0;                            // which of a warp's two places is next
-    std::vector<std::vector<Copy>> groups;   // closed, oldest first
+    int turn = 0;                           // which of its warp's two places is next
+    std::vector<std::vector<Copy>> groups;  // closed, oldest first
     std::vector<Copy> open;
 };
-inline thread_local Thread self;
 
-class Machine {
-  public:
-    ~Machine() { rest(); }
+}  // namespace host
 
-    // End all threads; the next run begins new ones.
-    void rest() {
-        kernel = nullptr;
-        for (auto& worker : workers) worker->start.release();
-        workers.clear();
-    }
+// Both have threadIdx, host::self() (the CUDA thread that asks), host::Meeting (a barrier), and host::Team: run(block,
+// body) runs the body as so many CUDA threads, rest() ends what it keeps.
+#ifdef MDMF_FIBERS
+#include "fibers.hpp"
+#else
+#include "threads.hpp"
+#endif
+
+namespace host {
+
+// A warp-wide operation's posts: two places, so that the next may begin while slow lanes still read the last.
+struct Warp {
+    Meeting meet{WARP};
+    alignas(16) unsigned char posted[2][WARP][64] = {};
+};
+
+struct Machine {
+    Team team;
+    Warp warps[MOST_THREADS / WARP];
+    std::unique_ptr<Meeting> meet;
 
     // Run `body` once for every thread of every block, blocks in order, or from the last on.
-    void run(dim3 grid, int block, std::size_t bytes, bool backwards, std::function<void()> body) {
-        while (int(workers.size()) < block) workers.push_back(std::make_unique<Worker>(*this, int(workers.size())));
-        kernel = std::move(body);
-        std::barrier<> all(block);
-        meet = &all;
+    void run(dim3 grid, int block, std::size_t bytes, bool backwards, const std::function<void()>& body) {
+        meet = std::make_unique<Meeting>(block);
         gridDim = {int(grid.x), int(grid.y), int(grid.z)};
         blockDim = {block, 1, 1};
         const int blocks = gridDim.x * gridDim.y;
         for (int i = 0; i < blocks; ++i) {
             const int at = backwards ? blocks - 1 - i : i;
             blockIdx = {at % gridDim.x, at / gridDim.x, 0};
-            std::unique_ptr<unsigned char[]> memory(new (std::align_val_t(16)) unsigned char[std::max<std::size_t>(bytes, 1)]);
+            const std::unique_ptr<float4[]> memory(new float4[bytes / sizeof(float4)]);
             std::memset(memory.get(), 0xff, bytes);
-            shared = memory.get();
-            for (int j = 0; j < block; ++j) workers[j]->start.release();
-            for (int j = 0; j < block; ++j) workers[j]->done.acquire();
+            shared = reinterpret_cast<unsigned char*>(memory.get());
+            team.run(block, body);
         }
     }
-
-    std::function<void()> kernel;
-    std::barrier<>* meet = nullptr;
-    Warp warps[MOST_THREADS / WARP];
-
-  private:
-    struct Worker {
-        Worker(Machine& machine, int index)
-            : thread([this, &machine, index] {
-                  threadIdx.x = index;
-                  for (start.acquire(); machine.kernel; start.acquire()) {
-                      self.groups.clear();
-                      self.open.clear();
-                      machine.kernel();
-                      done.release();
-                  }
-              }) {}
-        std::binary_semaphore start{0}, done{0};
-        std::jthread thread;
-    };
-    std::vector<std::unique_ptr<Worker>> workers;
 };
 inline Machine machine;
 
@@ -142,8 +119,8 @@ template <typename T> struct Posts {
 template <typename T> Posts<T> exchange(const T& mine) {
     static_assert(sizeof(T) <= 64);
     Warp& warp = machine.warps[threadIdx.x / WARP];
-    auto& places = warp.posted[self.turn];
-    self.turn ^= 1;
+    auto& places = warp.posted[self().turn];
+    self().turn ^= 1;
     new (places[threadIdx.x % WARP]) T(mine);
     warp.meet.arrive_and_wait();
     return {places};
@@ -155,21 +132,21 @@ inline void __syncthreads() { host::machine.meet->arrive_and_wait(); }
 
 inline void copy_async(void* to, const void* from) {
     if (host::late) {
-        host::self.open.push_back({to, from});
+        host::self().open.push_back({to, from});
     } else {
         *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
     }
 }
 
 inline void commit_copies() {
-    host::self.groups.push_back(std::move(host::self.open));
-    host::self.open.clear();
+    host::self().groups.push_back(std::move(host::self().open));
+    host::self().open.clear();
 }
 
 template <int PENDING> void wait_copies() {
-    auto& groups = host::self.groups;
+    auto& groups = host::self().groups;
     while (int(groups.size()) > PENDING) {
-        for (const host::Copy& copy : groups.front()) *static_cast<uint4*>(copy.to) = *static_cast<const uint4*>(copy.from);
+        for (const auto& [to, from] : groups.front()) *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
         groups.erase(groups.begin());
     }
 }

@@ -9,24 +9,26 @@ struct Grid {
 namespace {
 template <typename... Parameters, typename... Arguments>
 void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments... arguments) {
-    host::machine.run({unsigned(grid.x), unsigned(grid.y), 1}, grid.block, std::size_t(grid.shared), grid.backwards != 0,
-                      [=] { kernel(arguments...); });
+    const dim3 blocks{unsigned(grid.x), unsigned(grid.y), 1};
+    host::machine.run(blocks, grid.block, std::size_t(grid.shared), grid.backwards != 0, [=] { kernel(arguments...); });
 }
 }  // namespace
 
 extern "C" {
 
-const int host_rows = ROWS, host_tile = TILE, host_threads = THREADS, host_shared = std::is_empty_v<Shared> ? 0 : int(sizeof(Shared)), host_around = AROUND_THREADS,
-          host_prepared_rows = PREPARED_ROWS, host_within_rows = WITHIN_ROWS;
+int host_rows = ROWS, host_tile = TILE, host_threads = THREADS;
+int host_shared = std::is_empty_v<Shared> ? 0 : int(sizeof(Shared));
+int host_around = AROUND_THREADS, host_prepared_rows = PREPARED_ROWS, host_within_rows = WITHIN_ROWS;
 
 void host_late(int late) { host::late = late != 0; }
-void host_rest() { host::machine.rest(); }
 
-void host_prepare(Grid grid, const float* x, const float* centre, float scale, int rows, Operand* out, float* half_norms) {
+void host_prepare(Grid grid, const float* x, const float* centre, float scale, int rows, Operand* out,
+                  float* half_norms) {
     launch(grid, mdmf_prepare, x, centre, scale, rows, out, half_norms);
 }
-void host_cross(Grid grid, const Operand* x, const float* x_half_norms, const Operand* bank, const float* bank_half_norms,
-                const float* weights, int rows, int bank_rows, int slices, float* partial) {
+void host_cross(Grid grid, const Operand* x, const float* x_half_norms, const Operand* bank,
+                const float* bank_half_norms, const float* weights, int rows, int bank_rows, int slices,
+                float* partial) {
     launch(grid, mdmf_cross, x, x_half_norms, bank, bank_half_norms, weights, rows, bank_rows, slices, partial);
 }
 void host_within(Grid grid, const Operand* x, const float* half_norms, int images, int patches, float* within) {
