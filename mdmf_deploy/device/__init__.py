@@ -93,7 +93,7 @@ class Device(Protocol):
         ...
 
     def copy(self, to: Memory, source: Memory, nbytes: int, stream: Stream, *, offset: int = 0) -> None:
-        """The first nbytes of source, to `offset` bytes into `to`; between the GPU and pinned memory.
+        """The first nbytes of source, to `offset` bytes into `to`; within the GPU, or between it and pinned memory.
 
         In the stream's order: until it has run, neither may be freed, nor source written to.
         """

@@ -54,7 +54,7 @@ def device_view(array: Any) -> DeviceView:
                     "contiguous copy first"
                 )
             dense *= length
-    # Before version 3 nobody says on which stream an array is made: that is the default one, unless told otherwise.
+    # Before version 3 nobody says on which stream an array is made; most use the default one.
     stream = interface.get("stream") if interface["version"] >= 3 else LEGACY_STREAM
     if stream == 0:
         raise ShapeMismatch("signatures on the GPU: stream 0 is ambiguous; say 1 or 2 for the default stream")

@@ -58,13 +58,13 @@ def probe(needs: tuple[int, int] = OLDEST) -> Gpu:
 
 def gpus(needs: tuple[int, int] = OLDEST) -> tuple[Gpu, ...]:
     """Every GPU that this process may use, in CUDA's order, one at least.  Raises RuntimeUnavailable as probe does."""
-    call = _driver()
+    call = driver()
     version = ctypes.c_int()
     if code := call("cuDriverGetVersion", ctypes.byref(version)):
         raise RuntimeUnavailable(f"no GPU: the NVIDIA driver does not tell its version (CUDA error {code}); {_INSTALL}")
-    driver = (version.value // 1000, version.value % 1000 // 10)
-    if driver < needs:
-        told = f"the NVIDIA driver serves CUDA {_dotted(driver)}, and {_dotted(needs)} is needed"
+    serves = (version.value // 1000, version.value % 1000 // 10)
+    if serves < needs:
+        told = f"the NVIDIA driver serves CUDA {_dotted(serves)}, and {_dotted(needs)} is needed"
         raise RuntimeUnavailable(f"no GPU: {told}; update the driver")
     if code := call("cuInit", 0):
         _refuse(code)
@@ -73,10 +73,10 @@ def gpus(needs: tuple[int, int] = OLDEST) -> tuple[Gpu, ...]:
         _refuse(code)
     if count.value == 0:
         _refuse(100)
-    return tuple(_gpu(call, index, driver) for index in range(count.value))
+    return tuple(_gpu(call, index, serves) for index in range(count.value))
 
 
-def _gpu(call: Callable[..., int], index: int, driver: tuple[int, int]) -> Gpu:
+def _gpu(call: Callable[..., int], index: int, serves: tuple[int, int]) -> Gpu:
     device, memory, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(256)
     numbers = [ctypes.c_int() for _ in range(3)]
     codes = [
@@ -89,11 +89,14 @@ def _gpu(call: Callable[..., int], index: int, driver: tuple[int, int]) -> Gpu:
     if any(codes):
         _refuse(next(code for code in codes if code))
     major, minor, processors = (number.value for number in numbers)
-    return Gpu(name.value.decode(errors="replace"), (major, minor), memory.value, driver, processors)
+    return Gpu(name.value.decode(errors="replace"), (major, minor), memory.value, serves, processors)
 
 
-def _driver() -> Callable[..., int]:
-    """Calls a function of the driver's by name; returns its CUresult, 0 for success."""
+def driver() -> Callable[..., int]:
+    """Calls a function of the driver's by name; returns its CUresult, 0 for success.
+
+    Raises RuntimeUnavailable if there is no driver, or no such function in it.
+    """
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError as error:

@@ -8,6 +8,7 @@ every time, not once in a while.  Fresh memory is full of NaN, freed memory is a
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from mdmf_deploy.device.memory import host_view, out_of_memory
 
 Entry = Callable[..., None]
 """grid, block, shared, *arguments as NumPy scalars."""
+
+
+# The host build of a kernel has one block of threads, for whoever asks.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class HostMemory:
@@ -55,9 +60,10 @@ class HostStream:
         self.run(len(self.given))
 
     def run(self, until: int) -> None:
-        while self.done < until:
-            self.done += 1
-            self.given[self.done - 1]()
+        with _ONE_AT_A_TIME:
+            while self.done < until:
+                self.done += 1
+                self.given[self.done - 1]()
 
     def _refuse_recording(self) -> None:
         if self.recording is not None:
@@ -112,6 +118,7 @@ class HostDevice:
         self.streams: dict[int, HostStream] = {}
         self.graphs: list[HostGraph] = []
         self.launched: list[str] = []
+        self.to_host = 0  # bytes
         self._handles = itertools.count(100)
 
     @property
@@ -134,6 +141,7 @@ class HostDevice:
             if to.freed or source.freed:
                 raise RuntimeError("a copy of freed memory")
             host_view(to.pointer + offset, nbytes)[:] = host_view(source.pointer, nbytes)
+            self.to_host += nbytes if to.host.size else 0
 
         stream.give(run)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,23 +11,10 @@ from mdmf_deploy.device import probe as probing
 from mdmf_deploy.device.probe import Gpu, gpus, probe
 from mdmf_deploy.errors import RuntimeUnavailable
 
-COMPILER = shutil.which("gcc") or shutil.which("g++")
-SOURCE = Path(__file__).with_name("fake_driver.c")
-
-
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shared library with the driver's functions, for one made-up machine."""
-    if COMPILER is None:
-        pytest.skip("no C compiler")
-    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
-    subprocess.run([COMPILER, "-x", "c", "-shared", "-fPIC", "-O1", str(SOURCE), "-o", str(library)], check=True)
-    return library
-
 
 @pytest.fixture
-def made_up(driver: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(probing, "_LIBRARY", str(driver))
+def made_up(fake_driver: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(probing, "_LIBRARY", str(fake_driver))
     return monkeypatch
 
 
