@@ -11,6 +11,7 @@ import contextlib
 import functools
 import io
 import threading
+from collections import deque
 
 import numpy as np
 import onnxruntime
@@ -62,6 +63,7 @@ class OrtGpuEngine:
         self._image = image
         self._signature = (bundle.manifest.model.pool**2, bundle.manifest.model.signature)
         self._lock = threading.Lock()
+        self._kept: deque[onnxruntime.OrtValue] = deque(maxlen=3)
         self._sizes = Sizes(chosen.batch, name)
         self.environment = {
             "gpu": gpu.name,
@@ -83,11 +85,13 @@ class OrtGpuEngine:
         """As a call, but the signatures stay on the GPU: (B, N, d), valid until the next call."""
         with self._lock:
             made = self._run(images)
-            # The session has waited for its stream.
+            # The session has waited for its stream.  A reduction may still be at the last two.
+            self._kept.append(made)
             return OnDevice(made.data_ptr(), (len(images), *self._signature), None, made)
 
     def close(self) -> None:
         del self._session
+        self._kept.clear()
 
     def _run(self, images: NDArray[np.float32]) -> onnxruntime.OrtValue:
         count = len(images)

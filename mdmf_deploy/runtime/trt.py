@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from mdmf_deploy.building.flavours import RTX, TENSORRT, Flavour
 from mdmf_deploy.building.inspecting import load_plan
 from mdmf_deploy.building.profiles import DEFAULT, load_profile
 from mdmf_deploy.bundle import Bundle
-from mdmf_deploy.device import Device, Memory, open_device
+from mdmf_deploy.device import Device, Event, Memory, open_device
 from mdmf_deploy.errors import EngineError, OutOfMemory
 from mdmf_deploy.runtime.batches import OnDevice, Part, Sizes
 from mdmf_deploy.runtime.needs import require
@@ -26,8 +26,22 @@ _FLOAT = 4
 _REMEDY = "lower the largest batch: take the profile latency, as --runtime {}:latency"
 
 
+class _Slot(NamedTuple):
+    """Room for one batch on its way in.
+
+    copied: staged may be written to again.  consumed: so may given.
+    """
+
+    staged: Memory
+    given: Memory
+    copied: Event
+    consumed: Event
+
+
 class TensorRtEngine:
-    """One execution context on one stream.  threads mean nothing here.
+    """One execution context on one stream, and one for copies, so that a batch comes in while the last is in work.
+
+    threads mean nothing here.
 
     profile: a name, or a .toml file, as mdmf_deploy.building.profiles reads it.
     Raises RuntimeUnavailable without a driver, a GPU or the library, EngineError if the graph cannot be built or the
@@ -53,11 +67,10 @@ class TensorRtEngine:
         (images,), (signatures,) = plan.card.inputs, plan.card.outputs
         self._input, self._output = images.name, signatures.name
         self._image, self._signature = images.shape[1:], signatures.shape[1:]
-        self._stream = self._device.stream()
+        self._stream, self._copies = self._device.stream(), self._device.stream()
         self._lock = threading.Lock()
         self._sizes = Sizes(chosen.batch, self.name)
-        self._given = self._room(chosen.batch.max, self._image)
-        self._staged = self._room(chosen.batch.max, self._image, pinned=True)
+        self._slots = [self._slot(chosen.batch.max) for _ in range(2)]
         self._part = self._room(chosen.batch.max, self._signature)
         self._made = self._room(chosen.batch.max, self._signature)
         self._fetched = self._room(chosen.batch.max, self._signature, pinned=True)
@@ -87,7 +100,8 @@ class TensorRtEngine:
     def close(self) -> None:
         self._stream.synchronize()
         del self._context, self._engine
-        for memory in (self._given, self._staged, self._part, self._made, self._fetched):
+        inputs = (memory for slot in self._slots for memory in (slot.staged, slot.given))
+        for memory in (*inputs, self._part, self._made, self._fetched):
             memory.free()
 
     def _run(self, images: NDArray[np.float32]) -> OnDevice:
@@ -101,25 +115,36 @@ class TensorRtEngine:
 
     def _enqueue(self, images: NDArray[np.float32], part: Part) -> None:
         nbytes = (part.stop - part.start) * self._nbytes(self._image)
-        # What was staged before may still be on its way.
-        self._stream.synchronize()
-        self._staged.host[:nbytes] = np.ascontiguousarray(images[part.start : part.stop]).view(np.uint8).reshape(-1)
-        self._device.copy(self._given, self._staged, nbytes, self._stream)
+        slot = self._slots[0]
+        self._slots.reverse()
+        slot.copied.synchronize()
+        slot.staged.host[:nbytes] = np.ascontiguousarray(images[part.start : part.stop]).view(np.uint8).reshape(-1)
+        self._copies.wait(slot.consumed)
+        self._device.copy(slot.given, slot.staged, nbytes, self._copies)
+        slot.copied.record(self._copies)
+        self._stream.wait(slot.copied)
         # The library wants its outputs aligned, which the rows of a later part need not be.
         first = part.start == 0
         context: trt.IExecutionContext = self._context
         ready = (
             context.set_input_shape(self._input, (part.rows, *self._image)),
-            context.set_tensor_address(self._input, self._given.pointer),
+            context.set_tensor_address(self._input, slot.given.pointer),
             context.set_tensor_address(self._output, (self._made if first else self._part).pointer),
             context.execute_async_v3(self._stream.handle),
         )
         if not all(ready):
             raise EngineError(f"{self.name}: the engine refuses a batch of {part.rows}; run `mdmf build` again")
+        slot.consumed.record(self._stream)
         if not first:
             signed = (part.stop - part.start) * self._nbytes(self._signature)
             start = part.start * self._nbytes(self._signature)
             self._device.copy(self._made, self._part, signed, self._stream, offset=start)
+
+    def _slot(self, count: int) -> _Slot:
+        copied, consumed = self._device.event(), self._device.event()
+        copied.record(self._copies)
+        consumed.record(self._stream)
+        return _Slot(self._room(count, self._image, pinned=True), self._room(count, self._image), copied, consumed)
 
     def _room(self, count: int, shape: tuple[int, ...], *, pinned: bool = False) -> Memory:
         return self._device.allocate(count * self._nbytes(shape), self._remedy, pinned=pinned)

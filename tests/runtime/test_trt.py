@@ -133,6 +133,41 @@ def test_on_the_device_nothing_has_to_have_run(
         np.testing.assert_array_equal(signed, expected[:count])
 
 
+def test_batches_follow_each_other_without_waiting(
+    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, images: np.ndarray, expected: np.ndarray
+) -> None:
+    """Whoever reads them does so on a stream of his own, and lets the engine's wait until he has."""
+    engine, device = opened(), library.device
+    mine, made, read = device.stream(), device.event(), device.event()
+    counts = [3, 4, 1, 9, 2, 2, 4]
+    kept = []
+    for count in counts:
+        signatures = engine.on_device(images[11 - count :])
+        view = device_view(signatures)
+        kept.append(device.allocate(int(np.prod(view.shape)) * 4, ""))
+        theirs = device.stream(view.stream)
+        made.record(theirs)
+        mine.wait(made)
+        device.copy(kept[-1], signatures.owner, kept[-1].nbytes, mine)
+        read.record(mine)
+        theirs.wait(read)
+    mine.synchronize()
+    for count, memory in zip(counts, kept, strict=True):
+        signed = host_view(memory.pointer, memory.nbytes).view(np.float32).reshape(count, 4, 8)
+        np.testing.assert_array_equal(signed, expected[11 - count :])
+
+
+def test_a_batch_comes_in_while_the_last_two_are_in_work(
+    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, images: np.ndarray
+) -> None:
+    engine = opened()
+    stream = library.device.streams[engine.on_device(images[:2]).stream]
+    ran = stream.done
+    for _ in range(2):
+        engine.on_device(images[:2])
+    assert stream.done == ran
+
+
 def test_the_caller_owns_the_result_and_the_images(
     opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, images: np.ndarray, expected: np.ndarray
 ) -> None:
