@@ -84,6 +84,10 @@ def test_an_image_that_is_not_finite_spoils_no_other(kernel: HostKernel, bad: fl
     assert same(scores.contributions[[0, 2]], expected.contributions[[0, 2]])
     assert np.isnan(scores.contributions[1]).all()
     assert same(np.isnan(scores.mmd2), [False, True, False])
+    # Of the image itself the cross term is lost for that patch alone.
+    prepared = prepare_bank(bank, kernel.kernel)
+    lost = np.isnan(kernel.cross(*kernel.prepare(x, prepared), prepared)).any(axis=0)
+    assert same(np.flatnonzero(lost), [20 + 4])
 
 
 @each
