@@ -39,7 +39,7 @@ _BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 # A bank is cut into this many slices, so that one image occupies a large GPU; a long one into more, none of which has
 # more points than float32 can sum up well.
 _SLICES = 128
-_LONGEST_SLICE = 1024
+_LONGEST_SLICE = 512
 # What a block takes to begin, in tiles of the bank: its rows, and the first tiles' way through memory.
 _START = 3
 # Threads and rows of a block of the kernels around the cross term (around.cuh).
