@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from host_kernels import Builder
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_inputs import draw, exact_cross, kernel_values
 
@@ -32,10 +32,9 @@ shapes = st.fixed_dictionaries(
     }
 )
 splits = st.tuples(st.integers(1, 12), st.integers(1, 12))
-quick = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@settings(quick, max_examples=500)
+@settings(deadline=None, max_examples=500)
 @given(version=st.sampled_from(["plain", "tiled"]), shape=shapes, split=splits)
 def test_float32_is_within_two_millionths(
     host: Builder, version: str, shape: dict[str, int], split: tuple[int, int]
@@ -74,7 +73,7 @@ def allowed_relative(operand: str, operands: np.ndarray, prepared: PreparedBank)
     return ALLOWED + 3e-6 + LN2 * (norms + products) * (width / 16 + 1) * 2.0**-23
 
 
-@settings(quick, max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(operand=st.sampled_from(["fp16", "bf16", "tf32"]), shape=shapes, split=splits, signed=st.booleans())
 def test_tensor_cores_add_only_what_their_rounding_explains(
     host: Builder, operand: str, shape: dict[str, int], split: tuple[int, int], signed: bool
