@@ -70,7 +70,7 @@ SAID = {"address": "AddressSanitizer", "thread": "data race"}
 
 @cache
 def fixed_addresses() -> list[str]:
-    """What runs a program without random addresses, where that is allowed: some kernels' leave ThreadSanitizer no room."""
+    """What runs a program without random addresses, where allowed: some leave ThreadSanitizer no room for its own."""
     command = ["setarch", os.uname().machine, "-R"]
     allowed = shutil.which("setarch") and subprocess.run([*command, "true"], capture_output=True).returncode == 0
     return command if allowed else []
