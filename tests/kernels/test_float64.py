@@ -110,6 +110,24 @@ def test_tf32_scores_are_within_ten_millionths(host: Builder, width: int, bandwi
     assert scores.contributions == pytest.approx(exact.contributions, rel=1e-5, abs=4e-7)
 
 
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("finer", ["x", "bank", "both"])
+def test_tf32_keeps_what_one_such_number_would_cut_off(host: Builder, width: int, finer: str) -> None:
+    """Coordinates that end 2^-12 after their first bit: lost on one side, k would be off by 2^-12 of the norm."""
+    kernel = host("tensor", "tf32", width)
+    coarse = np.random.default_rng(width).choice([-1.0, 1.0], (1, width)) / width**0.5 * 2
+    fine = coarse * (1 + 2.0**-12)
+    operands = np.asarray(coarse if finer == "bank" else fine, np.float32)
+    bank = np.zeros((kernel.kernel.tile, width), np.float32)
+    bank[0] = coarse if finer == "x" else fine
+    norms, bank_norms = ((points.astype(np.float64) ** 2).sum(1) / 2 for points in (operands, bank))
+    weights = np.eye(1, len(bank), dtype=np.float32)[0]
+    narrow = [array.astype(np.float32) for array in (norms, bank_norms)]
+    prepared = PreparedBank(bank, narrow[1], weights, 1.0, np.zeros(width, np.float32), 1.0, 0.0)
+    k = kernel.cross(operands, narrow[0], prepared).sum()
+    assert k == pytest.approx(kernel_values(operands, bank)[0, 0], rel=3e-6)
+
+
 @pytest.mark.parametrize(
     ("version", "operand"), [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "tf32")]
 )
