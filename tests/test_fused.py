@@ -74,8 +74,7 @@ class GpuEngine:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Any:
-    # Without tf32 it takes float32, whose kernels are the quickest here.
-    device = host_device(sm=75)
+    device = host_device()
     monkeypatch.setattr(cuda, "open_device", lambda: device)
     return device
 

@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         if (step % STEPS != STEPS - 1) continue;
 
         const int tile = step / STEPS;
-        float norms[EACH], tile_sums[EACH] = {};
+        float norms[EACH];
         // Read again for every tile: kept, they would cost the registers that let two blocks share a multiprocessor.
 #pragma unroll
         for (int i = 0; i < EACH; ++i) norms[i] = x_half_norms[min(first_row + line + SIDE * i, rows - 1)];
@@ -105,12 +105,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             for (int i = 0; i < EACH; ++i) {
                 const float exponent = fminf(products[i][j] - (norms[i] + norm), 0.0f);
                 const float kernel = j % 4 < SPECIAL ? exp2_special(exponent) : exp2_polynomial<DEGREE>(exponent);
-                tile_sums[i] = fmaf(weight, kernel, tile_sums[i]);
+                sums[i] = fmaf(weight, kernel, sums[i]);
                 products[i][j] = 0.0f;
             }
         }
-#pragma unroll
-        for (int i = 0; i < EACH; ++i) sums[i] += tile_sums[i];
         if (tile + 1 != slice_end) continue;
 
 #pragma unroll

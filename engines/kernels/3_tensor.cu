@@ -99,8 +99,8 @@ __device__ __forceinline__ void multiply_half(float (&sums)[M][N][4], float (&re
     multiply<M, N>(sums, a, b);
 }
 
-// tile_sums[m][half] += sum of the thread's own of N * 8 points from `first` on; own, norms: its 2 M rows.
-__device__ __forceinline__ void add_points(float (&tile_sums)[M][2], const Stage& stage, int first,
+// sums[m][half] += the terms of the thread's own of N * 8 points from `first` on; own, norms: its 2 M rows.
+__device__ __forceinline__ void add_points(float (&sums)[M][2], const Stage& stage, int first,
                                            const uint4 (&own)[STEPS][M][2], const float (&norms)[M][2]) {
     const int lane = threadIdx.x % LANES, group = lane / 4, quarter = lane % 4;
     float products[M][N][4], rest[M][N][4];
@@ -111,16 +111,18 @@ __device__ __forceinline__ void add_points(float (&tile_sums)[M][2], const Stage
         for (int m = 0; m < M; ++m)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const float start = -(norms[m][i / 2] + (i % 2 == 0 ? norm.x : norm.y));
-                products[m][n][i] = SPLIT ? 0.0f : start;
+                products[m][n][i] = SPLIT ? 0.0f : -norms[m][i / 2] - (i % 2 == 0 ? norm.x : norm.y);
                 rest[m][n][i] = 0.0f;
             }
     }
+    // place_of for this thread's words, with all that is known when compiled apart: an address is one addition.
+    const uint4* words[2] = {stage.points + place_of(first + group, quarter),
+                             stage.points + place_of(first + group, 4 + quarter)};
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         uint4 points[N];
 #pragma unroll
-        for (int n = 0; n < N; ++n) points[n] = stage.points[place_of(first + 8 * n + group, 4 * step + quarter)];
+        for (int n = 0; n < N; ++n) points[n] = words[step % 2][8 * n * WORDS + step / 2 * 8];
         multiply_half<0>(products, rest, own[step], points);
         multiply_half<1>(products, rest, own[step], points);
     }
@@ -139,7 +141,7 @@ __device__ __forceinline__ void add_points(float (&tile_sums)[M][2], const Stage
                 // Chosen by the point alone, so that a row has the same bits wherever it lies in a tile.
                 const bool polynomial = n % 2 == 1 && i % 2 == 1;
                 const float kernel = polynomial ? exp2_polynomial<DEGREE>(exponent) : exp2_special(exponent);
-                tile_sums[m][i / 2] = fmaf(i % 2 == 0 ? weight.x : weight.y, kernel, tile_sums[m][i / 2]);
+                sums[m][i / 2] = fmaf(i % 2 == 0 ? weight.x : weight.y, kernel, sums[m][i / 2]);
             }
     }
 }
@@ -190,14 +192,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         copy(tile + STAGES - 1);
         if (!busy) continue;
         const Stage& stage = shared.stages[(tile - begin) % STAGES];
-
-        float tile_sums[M][2] = {};
 #pragma unroll 1
-        for (int part = 0; part < GROUPS; ++part) add_points(tile_sums, stage, part * N * 8, own, norms);
-#pragma unroll
-        for (int m = 0; m < M; ++m)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) sums[m][i] += tile_sums[m][i];
+        for (int part = 0; part < GROUPS; ++part) add_points(sums, stage, part * N * 8, own, norms);
         if (tile + 1 != slice_end) continue;
 
 #pragma unroll

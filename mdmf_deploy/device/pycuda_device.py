@@ -7,6 +7,7 @@ but from the host.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,10 @@ from typing import Any
 import numpy as np
 import pycuda.compiler
 import pycuda.driver as cuda
-from numpy.typing import NDArray
 
 from mdmf_deploy.device import probe as probing
 from mdmf_deploy.device.compiling import cached_cubin, refused
-from mdmf_deploy.device.memory import out_of_memory
+from mdmf_deploy.device.memory import host_view, out_of_memory
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 _ATTRIBUTE = cuda.function_attribute
@@ -84,7 +84,7 @@ class PycudaDevice:
 
     def launch(
         self,
-        kernel: Any,
+        kernel: _Kernel,
         grid: tuple[int, int, int],
         block: int,
         shared: int,
@@ -92,7 +92,7 @@ class PycudaDevice:
         stream: _Stream,
     ) -> None:
         with self._current():
-            kernel(*arguments, grid=grid, block=(block, 1, 1), shared=shared, stream=stream.pycuda)
+            kernel.pycuda(*arguments, grid=grid, block=(block, 1, 1), shared=shared, stream=stream.pycuda)
 
     def event(self) -> _Event:
         with self._current():
@@ -118,25 +118,37 @@ Current = Callable[[], Any]
 """Makes the context this thread's, for a while."""
 
 
-class _Memory:
-    def __init__(self, current: Current, nbytes: int, pinned: bool) -> None:
-        self._current, self.nbytes = current, nbytes
-        self.host: NDArray[np.uint8] = cuda.pagelocked_empty(nbytes, np.uint8) if pinned else np.zeros(0, np.uint8)
-        held: Any = self.host.base if pinned else cuda.mem_alloc(nbytes)
-        self.pointer = int(self.host.ctypes.data) if pinned else int(held)
-        self._held = held
+class _Held:
+    """One of pycuda's objects, which must go while the context is current, as it must be made."""
 
-    def free(self) -> None:
-        if self._held is not None:
-            with self._current():
-                self._held.free()
-            self._held = None
-
-
-class _Stream:
-    def __init__(self, current: Current) -> None:
+    def __init__(self, current: Current, made: Any) -> None:
         self._current = current
-        self.pycuda = cuda.Stream(flags=_NON_BLOCKING)
+        self._box = [made]
+        self.free = weakref.finalize(self, _drop, current, self._box)
+
+    @property
+    def pycuda(self) -> Any:
+        return self._box[0]
+
+
+def _drop(current: Current, box: list[Any]) -> None:
+    with current():
+        box.clear()
+
+
+class _Memory(_Held):
+    def __init__(self, current: Current, nbytes: int, pinned: bool) -> None:
+        self.nbytes = nbytes
+        # Pinned memory is an array's, whose bytes go with it; `host` has them without keeping them.
+        made = cuda.pagelocked_empty(nbytes, np.uint8) if pinned else cuda.mem_alloc(nbytes)
+        self.pointer = int(made.ctypes.data) if pinned else int(made)
+        self.host = host_view(self.pointer, nbytes if pinned else 0)
+        super().__init__(current, made)
+
+
+class _Stream(_Held):
+    def __init__(self, current: Current) -> None:
+        super().__init__(current, cuda.Stream(flags=_NON_BLOCKING))
         self.handle = int(self.pycuda.handle)
 
     def wait(self, event: _Event) -> None:
@@ -162,10 +174,9 @@ class _ForeignStream:
             probing.driver()("cuStreamSynchronize", ctypes.c_void_p(self.handle))
 
 
-class _Event:
+class _Event(_Held):
     def __init__(self, current: Current) -> None:
-        self._current = current
-        self.pycuda = cuda.Event(cuda.event_flags.BLOCKING_SYNC)
+        super().__init__(current, cuda.Event(cuda.event_flags.BLOCKING_SYNC))
 
     def record(self, stream: _Stream | _ForeignStream) -> None:
         if stream.pycuda is None:
@@ -190,14 +201,20 @@ class _Replay:
         self._work()
 
 
-class _Module:
+class _Module(_Held):
     def __init__(self, cubin: bytes, current: Current) -> None:
-        self._module, self._current = cuda.module_from_buffer(cubin), current
+        super().__init__(current, cuda.module_from_buffer(cubin))
 
     def __getitem__(self, entry: str) -> Any:
         with self._current():
-            function = self._module.get_function(entry)
+            function = self.pycuda.get_function(entry)
             most = cuda.Context.get_device().get_attribute(cuda.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
             own = function.get_attribute(_ATTRIBUTE.SHARED_SIZE_BYTES)
             function.set_attribute(_ATTRIBUTE.MAX_DYNAMIC_SHARED_SIZE_BYTES, most - own)
-            return function
+            return _Kernel(self._current, function, self)
+
+
+class _Kernel(_Held):
+    def __init__(self, current: Current, function: Any, module: _Module) -> None:
+        super().__init__(current, function)
+        self._module = module

@@ -27,8 +27,9 @@ from mdmf_deploy.mmd.kernels import Kernel, choose
 _LANES = 2
 # Most rows (signatures) of a batch taken at once.
 _ROWS = 1 << 16
-# The first compute capability with tf32 tensor cores.
-_TF32 = 80
+# Compute capabilities whose tensor cores make three tf32 products in less time than a float32 one: A100, H100, B200,
+# B300.  Other cards' tf32 runs at float32's rate (engines/kernels/README.md).
+_TF32 = (80, 90, 100, 103)
 # Largest mean |r - centre|^2 / (2 sigma^2) up to which exponents come from products: they are off by about 3e-8 of it.
 # Beyond it they come from differences ("plain"), which is slower.  fp16 and bf16 round more than that anyway.
 _STEEP = {"fp32": 16.0, "tf32": 128.0}
@@ -58,8 +59,9 @@ class Pending:
 class CudaReduction:
     """Held to the same contract as every reduction.  operand: what the products are made of.
 
-    device: None for the first GPU.  operand: "fp32", "tf32", "fp16" or "bf16"; None for tf32 where the GPU has it, else
-    fp32.  version: of the kernels ("plain", "tiled", "tensor"); None for the fastest that is accurate with this bank.
+    device: None for the first GPU.  operand: "fp32", "tf32", "fp16" or "bf16"; None for tf32 where that takes less time
+    than fp32, else fp32.  version: of the kernels ("plain", "tiled", "tensor"); None for the fastest that is accurate
+    with this bank.
     Raises RuntimeUnavailable without a usable GPU, UsageError for an operand or a width that no kernel is made for, and
     OutOfMemory.
     """
@@ -68,7 +70,7 @@ class CudaReduction:
 
     def __init__(self, device: Device | None = None, *, operand: str | None = None, version: str | None = None) -> None:
         self._device = open_device() if device is None else device
-        self._operand = operand or ("tf32" if self._device.gpu.sm >= _TF32 else "fp32")
+        self._operand = operand or ("tf32" if self._device.gpu.sm in _TF32 else "fp32")
         self._version = version
         self._lanes = [Lane(self._device) for _ in range(_LANES)]
         self._next = 0

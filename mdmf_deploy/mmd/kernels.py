@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ _BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 # A bank is cut into this many slices, so that one image occupies a large GPU; a long one into more, none of which has
 # more points than float32 can sum up well.
 _SLICES = 128
-_LONGEST_SLICE = 1024
+_LONGEST_SLICE = 512
 # What a block takes to begin, in tiles of the bank: its rows, and the first tiles' way through memory.
 _START = 3
+# Most blocks that share the slices of a row tile: more than any GPU runs at a time, few enough to try all.
+_MOST_SHARES = 1024
 # Threads and rows of a block of the kernels around the cross term (around.cuh).
 _AROUND_THREADS, _PREPARED_ROWS, _WITHIN_ROWS = 128, 32, 32
 # Rows of a bank that are prepared at a time.
@@ -236,6 +239,7 @@ def widened(operands: NDArray[Any]) -> NDArray[np.float64]:
     return operands.astype(np.float64)
 
 
+@lru_cache(maxsize=256)
 def _shares(across: int, slices: int, tiles: float, places: int) -> int:
     """How many blocks share the slices for each of `across` row tiles: those that are done first, as few as can be.
 
@@ -245,7 +249,7 @@ def _shares(across: int, slices: int, tiles: float, places: int) -> int:
     def time(shares: int) -> float:
         return math.ceil(across * shares / places) * (math.ceil(slices / shares) * tiles + _START)
 
-    return min(range(1, slices + 1), key=time)
+    return min(range(1, min(slices, _MOST_SHARES) + 1), key=time)
 
 
 def _listed(names: Any) -> str:

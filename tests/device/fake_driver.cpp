@@ -2,8 +2,8 @@
 // somebody waits for it.  What tests/device/host_device.py does for a Device, this does for the libraries below one.
 //
 // FAKE_INIT, FAKE_NAME: a CUresult to fail with.  FAKE_CUDA: the version it serves.  FAKE_COUNT: GPUs.
-// FAKE_MEMORY: bytes that may be allocated.  FAKE_KERNELS: a library with, for each kernel, a function of its name
-// (argument pointers, grid, block, shared bytes) and <name>_sizes, its arguments' sizes in bytes, with a 0 after the last.
+// FAKE_MEMORY: bytes that may be allocated.  FAKE_KERNELS: a library with, for each kernel, <name>_run (argument
+// pointers, grid, block, shared bytes) and <name>_sizes, its arguments' sizes in bytes, with a 0 after the last.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -231,7 +231,7 @@ ANSWER cuLibraryLoadData(void **library, const void *code, void *, void *, unsig
 }
 ANSWER cuLibraryUnload(void *) { return 0; }
 ANSWER cuLibraryGetKernel(Kernel **kernel, void *library, const char *name) {
-    const auto body = reinterpret_cast<Body>(dlsym(library, name));
+    const auto body = reinterpret_cast<Body>(dlsym(library, (std::string(name) + "_run").c_str()));
     const auto *sizes = static_cast<const int *>(dlsym(library, (std::string(name) + "_sizes").c_str()));
     if (!body || !sizes) return 500;
     return *kernel = new Kernel{body, sizes}, 0;

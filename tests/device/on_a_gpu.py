@@ -13,9 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kernel_inputs import draw
 
 from mdmf_deploy.device import Device, Memory, Stream, open_device
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable
+from mdmf_deploy.mmd.cuda import CudaReduction
+from mdmf_deploy.mmd.kernels import VERSIONS, Kernel
+from mdmf_deploy.mmd.reference import ReferenceReduction
 
 NAME = os.environ["MDMF_TEST_DEVICE"]
 FAKE = "FAKE_KERNELS" in os.environ
@@ -210,3 +214,36 @@ def test_a_driver_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     if NAME == "cuda-core":
         with pytest.raises(RuntimeUnavailable, match=r"serves CUDA 12\.9, and 13\.0 is needed; update the driver"):
             open_device(NAME)
+
+
+@pytest.mark.parametrize("version", ["plain"] if FAKE else list(VERSIONS))
+def test_the_reduction_says_what_the_reference_says(device: Device, version: str) -> None:
+    """With this library's own launches, copies and graphs; on a GPU, of every version."""
+    for operand in VERSIONS[version][1]:
+        kernel = Kernel(version, operand, 64)
+        if (FAKE and operand != "fp32") or not kernel.supports(device.gpu.sm):
+            continue
+        x, bank = draw(1, 9, 7, 300, 64)
+        exact = ReferenceReduction()(x, bank)
+        reduction = CudaReduction(device, operand=operand, version=version)
+        pending = [reduction.submit(x[start : start + 3], bank) for start in (0, 3, 6) * 4]
+        allowed = {"fp32": 1e-6, "tf32": 2e-6, "fp16": 3e-3, "bf16": 3e-2}[operand]
+        for place, waiting in enumerate(pending):
+            start = place % 3 * 3
+            scores = waiting.scores()
+            assert np.abs(scores.mmd2 - exact.mmd2[start : start + 3]).max() <= allowed
+            assert np.abs(scores.contributions - exact.contributions[start : start + 3]).max() <= allowed
+            assert waiting.milliseconds > 0
+            # The same bits, one by one and as a graph.
+            np.testing.assert_array_equal(scores.mmd2, pending[place % 3].scores().mmd2)
+        reduction.close()
+
+
+def test_torch_s_tensors_are_scored_where_they_are(device: Device) -> None:
+    torch = pytest.importorskip("torch")
+    if FAKE or not torch.cuda.is_available():
+        pytest.skip("needs a GPU and a torch for it")
+    x, bank = draw(1, 9, 7, 300, 64)
+    reduction = CudaReduction(device)
+    on_gpu = torch.from_numpy(x).cuda()
+    np.testing.assert_array_equal(reduction(on_gpu, bank).mmd2, reduction(x, bank).mmd2)

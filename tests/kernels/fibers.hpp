@@ -4,6 +4,8 @@
 #pragma once
 
 #include <csetjmp>
+#include <cstdio>
+#include <cstdlib>
 #include <ucontext.h>
 
 inline Place threadIdx;
@@ -50,7 +52,6 @@ class Team {
         work = &body;
         for (int i = 0; i < block; ++i) begin(*fibers[i]);
         for (int left = block; left > 0;) {
-            const int before = left;
             bool moved = false;
             for (int i = 0; i < block; ++i) {
                 Fiber& fiber = *fibers[i];
@@ -60,8 +61,10 @@ class Team {
                 moved = true;
                 left -= fiber.done;
             }
-            // Some wait for others that have ended: a GPU would hang, or worse.
-            if (!moved && left == before) std::abort();
+            if (!moved) {
+                std::fputs("some threads wait for others that have ended\n", stderr);
+                std::abort();
+            }
         }
     }
 

@@ -98,9 +98,9 @@ def test_every_operand_gives_the_score_and_the_same_bits_in_any_batch(
             np.testing.assert_array_equal(np.concatenate([part.contributions for part in parts]), whole.contributions)
 
 
-def test_a_gpu_without_tf32_takes_float32() -> None:
-    assert CudaReduction(host_device(sm=80))._operand == "tf32"
-    assert CudaReduction(host_device(sm=75))._operand == "fp32"
+def test_tf32_is_taken_where_it_is_faster() -> None:
+    chosen = {sm: CudaReduction(host_device(sm=sm))._operand for sm in (75, 80, 89, 90, 120)}
+    assert chosen == {75: "fp32", 80: "tf32", 89: "fp32", 90: "tf32", 120: "fp32"}
 
 
 def test_batches_in_flight_do_not_touch_each_other(reduction: CudaReduction, drawn: tuple[np.ndarray, Bank]) -> None:
