@@ -126,13 +126,25 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
 
     def covers(self, runtime: str, precision: str) -> bool:
-        """Whether verification has passed for this pair on some machine; the newest record decides."""
+        """Whether verification has passed for this pair, by the newest record that counts here (see covered)."""
         return (runtime, precision) in self.covered
 
     @property
     def covered(self) -> tuple[tuple[str, str], ...]:
-        """The (runtime, precision) pairs that verification covers, sorted."""
-        newest = {(record.runtime, record.precision): record.passed for record in self.verification}
+        """The (runtime, precision) pairs that verification covers, sorted.
+
+        Records from any machine count, but those from a GPU only where this machine's GPU is of the same model: others
+        are given other kernels, which round in other ways.
+        """
+        from mdmf_deploy.machine import this_gpu
+
+        on_gpu = any("gpu" in record.environment for record in self.verification)
+        counting = (None, this_gpu()) if on_gpu else (None,)
+        newest = {
+            (record.runtime, record.precision): record.passed
+            for record in self.verification
+            if record.environment.get("gpu") in counting
+        }
         return tuple(sorted(pair for pair, passed in newest.items() if passed))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Generator, Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -13,11 +15,14 @@ import numpy as np
 
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.calibration import Judgement
-from mdmf_deploy.errors import ImageError
+from mdmf_deploy.errors import ImageError, MdmfError, UsageError
+from mdmf_deploy.fused import Fused, stays_on_device
 from mdmf_deploy.images import Limits
 from mdmf_deploy.mmd import Reduction
 from mdmf_deploy.mmd.cpu import CpuReduction
+from mdmf_deploy.mmd.cuda import CudaReduction
 from mdmf_deploy.pipeline import Signed, Source, sign_batches
+from mdmf_deploy.preparing import Scored
 from mdmf_deploy.rooms import hint
 from mdmf_deploy.rows import Row
 from mdmf_deploy.runtime import Engine, open_engine
@@ -37,8 +42,9 @@ class Detector:
     bundle: the name of one shipped in the package, or a .mdmf folder.  runtime: a name in
     mdmf_deploy.runtime.ENGINES, or "auto".  threads: for decoding, for the engine and for the reduction, each; None for
     every core.  batch_size: most crops given to the engine at once; rows depend on neither.  crops: most crops taken of
-    one image, whose patches are pooled into one score.  limits: what an image may cost.
-    Raises BundleError if the bundle is missing or damaged, RuntimeUnavailable if the runtime is.
+    one image, whose patches are pooled into one score.  limits: what an image may cost.  reduction: "cpu", "cuda", or
+    "auto", which is cuda where the runtime leaves signatures of one crop an image on a GPU.
+    Raises BundleError if the bundle is missing or damaged, RuntimeUnavailable if the runtime or the reduction is.
 
     Importing it forwards the warnings of Pillow's readers, in the whole process, through mdmf_deploy.images, which logs
     those that come while it decodes and passes on all others as they were.
@@ -53,14 +59,19 @@ class Detector:
         batch_size: int = 8,
         crops: int = 1,
         limits: Limits | None = None,
+        reduction: str = "auto",
     ) -> None:
         self.bundle = Bundle.open(bundle)
         self._bundle_id = self.bundle.bundle_id
         self._calibration = self.bundle.calibration
         self._bank = self.bundle.bank
-        self._reduction = CpuReduction(threads)
         self._threads, self._batch_size, self._crops, self._limits = threads, batch_size, crops, limits
         self._engine = open_engine(runtime, self.bundle, threads)
+        try:
+            self._reduction, self._fused = self._reduce_by(reduction)
+        except BaseException:
+            self._engine.close()
+            raise
 
     def detect(self, sources: Source | Iterable[Source]) -> list[Row]:
         """One row for every source, in order; one source alone gives a list of one.
@@ -104,6 +115,7 @@ class Detector:
             crops=self._crops,
             workers=self._threads,
             limits=self._limits,
+            fused=self._fused,
         )
         return self._rows(batches)
 
@@ -146,8 +158,27 @@ class Detector:
         return None
 
     def close(self) -> None:
-        """Free the engine; the detector cannot be used afterwards."""
+        """Free the engine and what the reduction holds; the detector cannot be used afterwards."""
+        if isinstance(self._reduction, CudaReduction):
+            self._reduction.close()
         self._engine.close()
+
+    def _reduce_by(self, name: str) -> tuple[Reduction, Fused | None]:
+        """The reduction of that name; with the engine in one, where signatures can stay on the GPU."""
+        if name not in ("auto", "cpu", "cuda"):
+            raise UsageError(f"reduction {name!r} is not known; choose auto, cpu or cuda")
+        engine = self._engine if stays_on_device(self._engine) and self._crops == 1 else None
+        if name == "cpu" or (name == "auto" and engine is None):
+            return CpuReduction(self._threads), None
+        try:
+            reduction = CudaReduction()
+            reduction.prepare(self._bank)
+        except MdmfError as error:
+            if name == "cuda":
+                raise
+            print(f"mdmf: reduction cpu ({error})", file=sys.stderr)
+            return CpuReduction(self._threads), None
+        return reduction, None if engine is None else Fused(engine, reduction, self._bank)
 
     def __enter__(self) -> Detector:
         return self
@@ -162,25 +193,26 @@ class Detector:
             for batch in batches:
                 scored = self._scored(batch)
                 for n, signed in enumerate(batch):
-                    yield self._row(signed, *scored[n]) if n in scored else self._unscored(signed, signed.error)
+                    yield self._row(signed, scored[n]) if n in scored else self._unscored(signed, signed.error)
 
-    def _scored(self, batch: list[Signed]) -> dict[int, tuple[float, list[float], float]]:
-        """Place in the batch -> score, contributions, milliseconds; images with as many patches share one reduction."""
+    def _scored(self, batch: list[Signed]) -> dict[int, Scored]:
+        """Place in the batch -> what it scored; images with as many patches share one reduction."""
+        scored = {n: signed.scored() for n, signed in enumerate(batch) if signed.scored is not None}
         alike: dict[int, list[int]] = {}
         for n, signed in enumerate(batch):
             if signed.signatures is not None:
                 alike.setdefault(len(signed.signatures), []).append(n)
-        scored: dict[int, tuple[float, list[float], float]] = {}
         for places in alike.values():
             start = time.perf_counter()
             scores = self._reduction(np.stack([batch[n].signatures for n in places]), self._bank)  # type: ignore[misc]
             ms_mmd = 1e3 * (time.perf_counter() - start) / len(places)
             for n, score, contributions in zip(places, scores.mmd2, scores.contributions, strict=True):
-                scored[n] = float(score), contributions.tolist(), ms_mmd
+                scored[n] = Scored(float(score), contributions.tolist(), batch[n].ms_engine, ms_mmd)
         return scored
 
-    def _row(self, signed: Signed, score: float, contributions: list[float], ms_mmd: float) -> Row:
-        engine = self._engine
+    def _row(self, signed: Signed, scored: Scored) -> Row:
+        engine, score = self._engine, scored.score
+        signed = replace(signed, ms_engine=scored.ms_engine)
         if not math.isfinite(score):
             text = f"its score on {engine.name} is {score}; run `mdmf verify`, which says whether that may be used"
             return self._unscored(signed, ImageError("not_finite", text))
@@ -201,8 +233,8 @@ class Detector:
             crop=signed.crop,
             ms_decode=_ms_prepared(signed),
             ms_engine=signed.ms_engine,
-            ms_mmd=ms_mmd,
-            contributions=tuple(contributions),
+            ms_mmd=scored.ms_mmd,
+            contributions=tuple(scored.contributions),
         )
 
     def _unscored(self, signed: Signed, error: ImageError | None) -> Row:

@@ -41,8 +41,24 @@ class QuantisationError(MdmfError):
     """A graph that cannot be rewritten in a lower precision as it should be."""
 
 
+class ProfileError(MdmfError):
+    """A build profile that is missing, malformed, or asks for what cannot be."""
+
+
+class EngineError(MdmfError):
+    """An engine that cannot be built, loaded or run."""
+
+
 class RuntimeUnavailable(MdmfError):
     """A runtime that is unknown or not installed on this machine."""
+
+
+class CompilationFailed(MdmfError):
+    """A kernel's source that a compiler does not turn into code for this GPU."""
+
+
+class OutOfMemory(MdmfError):
+    """Memory, of a GPU or pinned for one, that cannot be had."""
 
 
 class ShapeMismatch(MdmfError):

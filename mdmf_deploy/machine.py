@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import platform
@@ -16,6 +15,7 @@ import msgspec
 
 from mdmf_deploy.cgroups import affinity, core_limit, memory_limit, text_of
 from mdmf_deploy.errors import MdmfError
+from mdmf_deploy.runtime.needs import install, installed, version
 
 # CPU features that decide which precision pays, as /proc/cpuinfo spells them.
 _FEATURES = (
@@ -30,6 +30,10 @@ _FEATURES = (
     "i8mm",
     "bf16",
 )
+
+
+# Runtime -> its library, where the two are called differently.
+_LIBRARIES = {"rtx": "tensorrt_rtx", "cuda": "onnxruntime", "ort-tensorrt": "onnxruntime"}
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +131,16 @@ def this_cpu() -> tuple[str, tuple[str, ...]]:
     return read_cpuinfo(text_of(Path("/proc/cpuinfo")))
 
 
+def this_gpu() -> str | None:
+    """The name of the GPU that CUDA programs are given first; None without one, or without its driver."""
+    from mdmf_deploy.device.probe import probe
+
+    try:
+        return probe().name
+    except MdmfError:
+        return None
+
+
 def saturates_int8() -> bool:
     """Whether int8 kernels may cut sums of products off at 16 bits here: on x86, unless the CPU says it has VNNI.
 
@@ -164,20 +178,22 @@ def _gpus() -> tuple[str, ...]:
 
 
 def _runtimes() -> tuple[Runtime, ...]:
-    from mdmf_deploy.runtime import ENGINES
+    from mdmf_deploy.runtime import ENGINES, why_not
 
     found = []
-    for name, (module, _, extra) in ENGINES.items():
-        try:
-            importlib.import_module(module)
-        # A package can be there and its shared libraries not: that is an ImportError, too.
-        except ImportError as error:
-            found.append(Runtime(name=name, version=None, missing=str(error), enable=_enable(extra)))
+    for name in ENGINES:
+        lack = why_not(name)
+        if lack is None:
+            found.append(Runtime(name=name, version=_library_version(name), missing=None, enable=None))
         else:
-            # OpenVINO's goes on with its build's number and branch.
-            version = str(getattr(sys.modules.get(name), "__version__", "")).partition("-")[0] or None
-            found.append(Runtime(name=name, version=version, missing=None, enable=None))
+            found.append(Runtime(name=name, version=None, missing=lack.missing, enable=lack.enable))
     return tuple(found)
+
+
+def _library_version(runtime: str) -> str | None:
+    library = sys.modules.get(_LIBRARIES.get(runtime, runtime))
+    # OpenVINO's goes on with its build's number and branch.
+    return str(getattr(library, "__version__", "")).partition("-")[0] or None
 
 
 def _extras() -> tuple[Extra, ...]:
@@ -185,21 +201,15 @@ def _extras() -> tuple[Extra, ...]:
     for requirement in _requirements():
         match = re.match(r"([\w.-]+).*;.*extra == ['\"]([\w-]+)['\"]", requirement)
         if match and match[2] != "dev":
-            packages.setdefault(match[2], {})[match[1]] = _version(match[1])
+            packages.setdefault(match[2], {})[match[1]] = version(match[1])
     return tuple(
         Extra(
             name=name,
             packages=found,
-            enable=_enable(name) if None in found.values() else None,
+            enable=install(name) if None in found.values() else None,
         )
         for name, found in packages.items()
     )
-
-
-def _enable(extra: str) -> str:
-    command = f"pip install 'mdmf-deploy[{extra}]'"
-    # The two builds of ONNX Runtime overwrite each other's files.
-    return f"pip uninstall onnxruntime && {command}" if extra == "gpu" and _installed("onnxruntime") else command
 
 
 def _starter() -> Starter:
@@ -219,7 +229,7 @@ def _notes(machine: Machine) -> tuple[str, ...]:
         notes.append(f"the container may use {machine.core_limit:g} of the {machine.cores} cores it sees")
     if shutil.which("nvidia-smi") and not machine.gpus:
         notes.append("nvidia-smi is there but names no GPU: the driver is missing or broken")
-    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+    if installed("onnxruntime") and installed("onnxruntime-gpu"):
         notes.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
             "run: pip uninstall onnxruntime onnxruntime-gpu, then install one of the extras cpu and gpu"
@@ -243,14 +253,3 @@ def _requirements() -> list[str]:
         return importlib.metadata.requires("mdmf-deploy") or []
     except importlib.metadata.PackageNotFoundError:
         return []
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _installed(distribution: str) -> bool:
-    return _version(distribution) is not None

@@ -9,9 +9,10 @@ crops, or one a decoding thread if that is more, and one batch is with the engin
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -22,12 +23,15 @@ import numpy as np
 from mdmf_deploy.cgroups import cores
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.feeding import GLANCE, Feed, check_main_thread
+from mdmf_deploy.fused import Fused
 from mdmf_deploy.images import Limits
 from mdmf_deploy.preparing import Prepared, Signed, Source, prepare
 from mdmf_deploy.recipe import Preprocessing
 from mdmf_deploy.runtime import Engine
 
 __all__ = ["Signed", "Source", "sign", "sign_batches"]
+
+SignBatch = Callable[[list[Prepared]], list[Signed]]
 
 
 def sign(
@@ -73,15 +77,22 @@ def sign_batches(
     workers: int | None = None,
     limits: Limits | None = None,
     max_wait: float = 0.2,
+    fused: Fused | None = None,
 ) -> Generator[list[Signed], None, None]:
-    """As `sign`, batch by batch."""
+    """As `sign`, batch by batch.
+
+    fused: signs and scores batches of one crop an image in the engine's place; whoever takes a batch asks for scores.
+    """
     workers = min(8, cores()) if workers is None else workers
     for name, count in (("batch_size", batch_size), ("crops", crops), ("workers", workers)):
         if count < 1:
             raise UsageError(f"{name} must be at least 1, got {count}")
     ready = partial(prepare, preprocessing=preprocessing, crops=crops, limits=limits or Limits())
     ahead = max(workers, 2 * batch_size // crops)
-    return _running(Feed(sources, ready, workers, ahead), engine, batch_size, max_wait)
+    sign_batch = partial(_signed, engine=engine, batch_size=batch_size)
+    if fused is not None and crops == 1:
+        sign_batch = partial(_scored, fused=fused)
+    return _running(Feed(sources, ready, workers, ahead), sign_batch, batch_size, max_wait)
 
 
 def _flat(batches: Generator[list[Signed], None, None]) -> Generator[Signed, None, None]:
@@ -90,8 +101,10 @@ def _flat(batches: Generator[list[Signed], None, None]) -> Generator[Signed, Non
             yield from batch
 
 
-def _running(feed: Feed, engine: Engine, batch_size: int, max_wait: float) -> Generator[list[Signed], None, None]:
-    running = _EngineThread(feed, engine, batch_size, max_wait)
+def _running(
+    feed: Feed, sign_batch: SignBatch, batch_size: int, max_wait: float
+) -> Generator[list[Signed], None, None]:
+    running = _EngineThread(feed, sign_batch, batch_size, max_wait)
     try:
         running.start()  # here, since an interrupt may come while threads start
         while (result := running.next()) is not None:
@@ -104,8 +117,8 @@ def _running(feed: Feed, engine: Engine, batch_size: int, max_wait: float) -> Ge
 class _EngineThread:
     """Forms batches and runs them while the caller is busy with the last."""
 
-    def __init__(self, feed: Feed, engine: Engine, batch_size: int, max_wait: float) -> None:
-        self._feed, self._engine, self._batch_size, self._max_wait = feed, engine, batch_size, max_wait
+    def __init__(self, feed: Feed, sign_batch: SignBatch, batch_size: int, max_wait: float) -> None:
+        self._feed, self._sign_batch, self._batch_size, self._max_wait = feed, sign_batch, batch_size, max_wait
         self._results: SimpleQueue[list[Signed] | BaseException | None] = SimpleQueue()
         self._room = threading.Semaphore(1)
         self._closed = False
@@ -135,7 +148,7 @@ class _EngineThread:
         result: BaseException | None = None
         try:
             while (batch := self._batch()) and not self._closed:
-                signed = _signed(batch, self._engine, self._batch_size)
+                signed = self._sign_batch(batch)
                 del batch  # its tensors
                 while not self._room.acquire(timeout=GLANCE):
                     check_main_thread()
@@ -187,3 +200,18 @@ def _signed(batch: list[Prepared], engine: Engine, batch_size: int) -> list[Sign
         pooled = own.reshape(-1, own.shape[-1]).copy()
         signed.append(replace(prepared.signed, signatures=pooled, ms_engine=ms_engine))
     return signed
+
+
+def _scored(batch: list[Prepared], fused: Fused) -> list[Signed]:
+    """Hand a batch of one crop an image to the GPU, without waiting for it."""
+    tensors = [prepared.tensor for prepared in batch if prepared.tensor is not None]
+    if not tensors:
+        return [prepared.signed for prepared in batch]
+    scores = fused(np.concatenate(tensors))
+    places = itertools.count()
+    return [
+        prepared.signed
+        if prepared.tensor is None
+        else replace(prepared.signed, scored=partial(scores.image, next(places)))
+        for prepared in batch
+    ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,15 @@ Source = str | Path | bytes | NDArray[np.uint8]
 """The path of an image file, the bytes of one, or its pixels, (H, W, 3) RGB."""
 
 
+class Scored(NamedTuple):
+    """One image's score, its patches' contributions, and its share of a batch's milliseconds."""
+
+    score: float
+    contributions: list[float]
+    ms_engine: float | None
+    ms_mmd: float
+
+
 @dataclass(frozen=True, slots=True)
 class Signed:
     """What became of one source.
@@ -32,6 +43,7 @@ class Signed:
     width, height, format, crop: as in mdmf_deploy.rows.Row; None where it did not come to that.
     ms_read: to read and to hash.  ms_decode: bytes to pixels.  ms_crop: pixels to the model's input.
     ms_engine: a batch's time is divided evenly among its images. None where it did not come to that.
+    scored: gives what a GPU made of it, which had no need to hand out signatures; None where none did.
     """
 
     uri: str
@@ -46,6 +58,7 @@ class Signed:
     ms_decode: float | None = None
     ms_crop: float | None = None
     ms_engine: float | None = None
+    scored: Callable[[], Scored] | None = None
 
 
 @dataclass(frozen=True, slots=True)

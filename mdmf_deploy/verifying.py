@@ -122,7 +122,8 @@ def compare(
         mean_signature_error=float(error.mean()),
         score_spread=scale.spread,
         threshold=scale.threshold,
-        environment=environment(engine.name),
+        # An engine on a GPU adds which one, its driver, its library and its build profile.
+        environment=environment(engine.name) | getattr(engine, "environment", {}),
         **figures,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that tests compile is kept for, or taken from, whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MDMF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def synthetic_photo(seed: int, width: int, height: int) -> np.ndarray:

@@ -229,7 +229,7 @@ def test_options_reach_the_pipeline_and_the_reduction(tiny_bundle: Path, monkeyp
     limits = Limits(max_pixels=5)
     with Detector(tiny_bundle, threads=3, batch_size=5, crops=2, limits=limits) as detector:
         assert detector.detect([]) == []
-    assert asked == {"batch_size": 5, "crops": 2, "workers": 3, "limits": limits}
+    assert asked == {"batch_size": 5, "crops": 2, "workers": 3, "limits": limits, "fused": None}
     assert threads == [3]
 
 

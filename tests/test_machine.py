@@ -60,7 +60,7 @@ def test_notes(
 ) -> None:
     here = msgspec.structs.replace(machine.look_at_machine(), cores=8, core_limit=core_limit, gpus=gpus)
     monkeypatch.setattr(machine, "look_at_machine", lambda: here)
-    monkeypatch.setattr(machine, "_installed", installed.__contains__)
+    monkeypatch.setattr(machine, "installed", installed.__contains__)
     monkeypatch.setattr(machine, "_providers", lambda: providers)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi" if gpus else None)
     notes = machine.diagnose().notes

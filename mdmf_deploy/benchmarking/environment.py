@@ -12,7 +12,7 @@ import msgspec
 from mdmf_deploy.cgroups import cores, text_of
 from mdmf_deploy.machine import Machine, look_at_machine
 
-_LIBRARIES = ("numpy", "pillow", "onnxruntime", "openvino")
+_LIBRARIES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "cuda-core")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 

@@ -54,7 +54,9 @@ def opened(
             for runtime in chosen:
                 detector = Detector(bundle.path, runtime, settings.threads, batch_size=settings.batch_size)
                 stack.callback(detector.close)
-                subjects.append(Subject(_about(name, bundles, bundle, detector.runtime, derived), detector))
+                # With the build profile, which makes two of one runtime.
+                ran = runtime if ":" in runtime else detector.runtime
+                subjects.append(Subject(_about(name, bundles, bundle, ran, derived), detector))
         names = [subject.about.name for subject in subjects]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:

@@ -15,11 +15,24 @@ from typer.core import TyperGroup
 from mdmf_deploy.errors import MdmfError
 
 # In the order in which --help lists them: from checkpoint to verdicts, then what looks at them.
-COMMANDS = ("train", "export", "verify", "bank", "calibrate", "detect", "evaluate", "benchmark", "inspect", "doctor")
+COMMANDS = (
+    "train",
+    "export",
+    "build",
+    "verify",
+    "bank",
+    "calibrate",
+    "detect",
+    "evaluate",
+    "benchmark",
+    "inspect",
+    "doctor",
+)
 
 # Packages that come with an extra -> that extra.  Any other missing module is a bug.
 _EXTRAS = {
     "accelerate": "export",
+    "cuda": "gpu",
     "matplotlib": "export",
     "nncf": "export",
     "onnx": "export",
@@ -28,6 +41,8 @@ _EXTRAS = {
     "openvino": "openvino",
     "pyarrow": "scale",
     "sklearn": "export",
+    "tensorrt": "gpu",
+    "tensorrt_rtx": "rtx",
     "torch": "export",
 }
 

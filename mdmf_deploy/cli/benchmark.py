@@ -22,7 +22,12 @@ def benchmark(
             "generated JPEGs of 0.5 and 12 megapixels, the smaller for the scenarios."
         ),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="Runtimes to compare, with commas between.")] = "auto",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="Runtimes to compare, with commas between; on a GPU with a build profile: tensorrt:latency,cuda."
+        ),
+    ] = "auto",
     precision: Annotated[
         str | None,
         typer.Option(

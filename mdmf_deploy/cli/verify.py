@@ -24,7 +24,7 @@ def verify(
     ] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(help="Runtime to verify on this machine; may be repeated. all: every one that is installed."),
+        typer.Option(help="Runtime to verify on this machine; may be repeated. all: every one that can be used here."),
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Run PyTorch on this checkpoint as the source, on IMAGES.")
@@ -47,8 +47,8 @@ def verify(
 
     With the bundle alone, it compares what the source made of built-in probe images at export with what the runtime
     makes of them here. With --checkpoint and images, PyTorch runs again as the source. Thresholds hold only for
-    runtimes that have passed, so the result is recorded in the bundle, or with -o in a copy. Exit code 1 if a limit is
-    missed.
+    runtimes that have passed, so the result is recorded in the bundle, or with -o in a copy. A record from a GPU counts
+    on GPUs of the same model alone. Exit code 1 if a limit is missed.
 
     With `--runtime all`, a runtime that cannot open or run the model is told on stderr as not verified, the others go
     on, and the exit code is 1.

@@ -32,5 +32,10 @@ class Reduction(Protocol):
 
 def check_shapes(signatures: NDArray[np.floating], bank: Bank) -> None:
     """Raise ShapeMismatch unless signatures are (B, N >= 1, d) with the bank's d."""
-    if signatures.ndim != 3 or signatures.shape[1] < 1 or signatures.shape[2] != bank.signatures.shape[1]:
-        raise ShapeMismatch(f"signatures: expected (B, N, {bank.signatures.shape[1]}), got {signatures.shape}")
+    check_shape(signatures.shape, bank)
+
+
+def check_shape(shape: tuple[int, ...], bank: Bank) -> None:
+    """As check_shapes, where there is no array."""
+    if len(shape) != 3 or shape[1] < 1 or shape[2] != bank.signatures.shape[1]:
+        raise ShapeMismatch(f"signatures: expected (B, N, {bank.signatures.shape[1]}), got {shape}")

@@ -13,6 +13,7 @@ from mdmf_deploy.errors import RuntimeUnavailable
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle import Bundle, Manifest
+    from mdmf_deploy.runtime.needs import Lack
 
 
 class Engine(Protocol):
@@ -33,41 +34,60 @@ class Engine(Protocol):
         ...
 
 
-# name -> module, class, extra that installs it.  Each class is built as Class(bundle, threads=None).
+# name -> module, what builds it, extra that installs it.  Built as Class(bundle, threads=None); on a GPU also profile=.
 ENGINES: dict[str, tuple[str, str, str]] = {
     "onnxruntime": ("mdmf_deploy.runtime.ort", "OrtEngine", "cpu"),
     "openvino": ("mdmf_deploy.runtime.ov", "OpenVinoEngine", "openvino"),
+    "tensorrt": ("mdmf_deploy.runtime.trt", "TensorRtEngine", "gpu"),
+    "rtx": ("mdmf_deploy.runtime.trt", "RtxEngine", "rtx"),
+    "cuda": ("mdmf_deploy.runtime.ort_gpu", "CudaEngine", "gpu"),
+    "ort-tensorrt": ("mdmf_deploy.runtime.ort_gpu", "OrtTensorRtEngine", "gpu"),
 }
+# Those of them that need a GPU (mdmf_deploy.runtime.needs says what else).
+ON_GPU = frozenset({"tensorrt", "rtx", "cuda", "ort-tensorrt"})
 
 # What of a record's environment makes figures comparable: a machine, whatever its libraries.
 _MACHINE = ("machine", "system", "processor", "cpu", "cores")
 
 
 def installed() -> list[str]:
-    """The runtimes of the table whose libraries can be imported here."""
-    names = []
-    for name, (module, _, _) in ENGINES.items():
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            continue
-        names.append(name)
-    return names
+    """The runtimes of the table that can be used here: their libraries can be imported, their hardware is there."""
+    return [name for name in ENGINES if why_not(name) is None]
+
+
+def why_not(name: str) -> Lack | None:
+    """Why a runtime of the table cannot be used here, and what would enable it; None if it can."""
+    from mdmf_deploy.runtime.needs import Lack, install, lack
+
+    if name in ON_GPU:
+        return lack(name)
+    module, _, extra = ENGINES[name]
+    try:
+        importlib.import_module(module)
+    # A package can be there and its shared libraries not: that is an ImportError, too.
+    except ImportError as error:
+        return Lack(str(error), install(extra))
+    return None
 
 
 def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine:
     """The engine `name` for this bundle; threads: None means all cores.
 
+    A runtime on a GPU may be given a build profile: "tensorrt:throughput" (mdmf_deploy.building.profiles).
     "auto" is the first of `preference` that can be opened; it says on stderr which one, and why.
-    Raises RuntimeUnavailable if the runtime is unknown or not installed; nothing is ever silently replaced.
+    Raises RuntimeUnavailable if the runtime is unknown, not installed or has no GPU; nothing is ever silently replaced.
     """
     if name == "auto":
         return _open_auto(bundle, threads)
+    name, _, profile = name.partition(":")
     if name not in ENGINES:
         raise RuntimeUnavailable(f"runtime {name!r} is not known; choose auto or one of {', '.join(ENGINES)}")
+    if profile and name not in ON_GPU:
+        raise RuntimeUnavailable(f"runtime {name!r} has no build profiles, got {profile!r}; leave it out")
     module, class_name, extra = ENGINES[name]
+    chosen = {"profile": profile} if profile else {}
     try:
-        engine: Engine = getattr(importlib.import_module(module), class_name)(bundle, threads=threads)
+        engine: Engine = getattr(importlib.import_module(module), class_name)(bundle, threads=threads, **chosen)
     except ImportError as error:
         raise RuntimeUnavailable(
             f"runtime {name!r} needs {error.name}; run: pip install 'mdmf-deploy[{extra}]'"
@@ -76,7 +96,7 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
 
 
 def preference(manifest: Manifest) -> dict[str, str]:
-    """Runtimes in the order in which "auto" tries them -> why: the verified ones, then the rest of the table.
+    """Runtimes in the order in which "auto" tries them -> why: the verified ones, then the table's others for the CPU.
 
     Speeds are compared only within one machine's records: those of the machine that measured most of the verified
     runtimes, the newest such.  Runtimes it did not measure come after its own.  Where no machine measured two, the
@@ -98,7 +118,8 @@ def preference(manifest: Manifest) -> dict[str, str]:
         name: f"verified, {speeds[name]:.3g} images/s where they were compared" if name in speeds else "verified"
         for name in verified
     }
-    return reasons | {name: "not verified" for name in ENGINES if name not in verified}
+    # Nobody wants minutes of building for a runtime whose verdicts would be withheld.
+    return reasons | {name: "not verified" for name in ENGINES if name not in verified and name not in ON_GPU}
 
 
 def _open_auto(bundle: Bundle, threads: int | None) -> Engine:

@@ -11,15 +11,43 @@ import pytest
 from float32_mmd import EPS, naive_float32
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_host import host_device
 from sklearn.metrics.pairwise import rbf_kernel
 
 from mdmf_deploy.bank import Bank, BankSource
 from mdmf_deploy.errors import ShapeMismatch
-from mdmf_deploy.mmd import Reduction, Scores, reference
+from mdmf_deploy.mmd import Reduction, Scores, check_shapes, reference
 from mdmf_deploy.mmd.cpu import CpuReduction
+from mdmf_deploy.mmd.cuda import CudaReduction
+from mdmf_deploy.mmd.kernels import WIDTHS
 from mdmf_deploy.mmd.reference import ReferenceReduction, bank_self_term, gaussian_kernel
 
-REDUCTIONS = [ReferenceReduction, CpuReduction]
+
+class OnPretendedGpu:
+    """The GPU's reduction, its plain kernels built for this machine; other widths than theirs filled up with zeros.
+
+    test_cuda.py holds the other versions to it, which take longer here.
+    """
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        self._reduction = CudaReduction(host_device(), operand="fp32", version="plain")
+        self._wide: tuple[Bank, Bank] | None = None
+
+    def __call__(self, signatures: np.ndarray, bank: Bank) -> Scores:
+        check_shapes(signatures, bank)
+        if self._wide is None or self._wide[0] is not bank:
+            self._wide = bank, dataclasses.replace(bank, signatures=widened(bank.signatures))
+        return self._reduction(widened(signatures), self._wide[1])
+
+
+def widened(signatures: np.ndarray) -> np.ndarray:
+    width = next(width for width in WIDTHS if width >= signatures.shape[-1])
+    return np.pad(signatures, [(0, 0)] * (signatures.ndim - 1) + [(0, width - signatures.shape[-1])])
+
+
+REDUCTIONS = [ReferenceReduction, CpuReduction, OnPretendedGpu]
 
 
 def make_bank(signatures: np.ndarray, sigma: float, weights: np.ndarray | None = None) -> Bank:

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto
 
 from mdmf_deploy.bundle import MODEL
+from mdmf_deploy.errors import QuantisationError
 from mdmf_deploy.quantising.fp16 import to_fp16
 
 
@@ -31,12 +32,37 @@ def test_fp16_halves_the_file_and_keeps_the_signatures(half: Path, tiny_bundle: 
     assert {entry.key: entry.value for entry in onnx.load(half).metadata_props}["mdmf.precision"] == "fp16"
 
 
-def test_fp16_keeps_norms_and_softmax_in_fp32(half: Path) -> None:
-    model = onnx.load(half)
+def test_fp16_keeps_norms_softmax_and_attention_scores_in_fp32(half: Path) -> None:
+    """Typed by inference alone, so whatever the converter noted on the way."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(half), check_type=True, strict_mode=True, data_prop=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     made_by = {output: node for node in model.graph.node for output in node.output}
-    guarded = [node for node in model.graph.node if node.op_type in ("LayerNormalization", "Softmax")]
-    assert guarded
-    for node in guarded:
-        source = made_by[node.input[0]]
-        assert source.op_type == "Cast"
-        assert [attribute.i for attribute in source.attribute if attribute.name == "to"] == [TensorProto.FLOAT]
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    attention = [node for node in model.graph.node if node.op_type == "Softmax"]
+    assert norms
+    assert attention
+    assert {types[node.input[0]] for node in (*norms, *attention)} == {TensorProto.FLOAT}
+    for softmax in attention:
+        scores = made_by[softmax.input[0]]
+        while scores.op_type == "Cast":
+            scores = made_by[scores.input[0]]
+        assert scores.op_type == "MatMul"
+        assert types[scores.output[0]] == TensorProto.FLOAT
+        assert [made_by[operand].op_type for operand in scores.input] == ["Cast", "Cast"]
+        assert [types[made_by[operand].input[0]] for operand in scores.input] == [TensorProto.FLOAT16] * 2
+
+
+def test_fp16_does_its_products_in_fp16(half: Path) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load(half))
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+    attention = sum(node.op_type == "Softmax" for node in model.graph.node)
+    assert sum(types.get(node.output[0]) == TensorProto.FLOAT for node in products) == attention
+
+
+def test_a_softmax_over_no_product_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny_bundle / MODEL)
+    next(node for node in model.graph.node if node.op_type == "Softmax").input[0] = "images"
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(QuantisationError, match="over no product"):
+        to_fp16(tmp_path / "odd.onnx", tmp_path / MODEL)

@@ -1,0 +1,124 @@
+"""Plans on disk: each beside a card that says what it is; one that does not match its card or its key is not loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from mdmf_deploy.building.keys import EngineKey
+from mdmf_deploy.caching import cache_folder, write_atomically
+
+_KIND = "engines"
+
+
+class Tensor(msgspec.Struct, frozen=True, kw_only=True):
+    """An input or output.  shape: -1 for the batch.  type: as the library names it, "FLOAT" for float32."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+
+
+class PlanCard(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON beside a plan.
+
+    sha256, size: of the plan.  inputs, outputs: of the network.  layers, fused_attention: of the engine, how many
+    in all, and how many are whole attention blocks in one kernel; None where the builder did not tell.
+    """
+
+    key: EngineKey
+    profile: str
+    sha256: str
+    size: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    layers: int | None
+    fused_attention: int | None
+    build_seconds: float
+
+
+class Plan(NamedTuple):
+    """A plan that has matched its card and key.  data: what TensorRT calls a serialised engine."""
+
+    path: Path
+    data: bytes
+    card: PlanCard
+
+
+def plan_path(key: EngineKey) -> Path:
+    """Where a plan of this key lies, or would: <library>-<model>-<key>.plan in the cache folder."""
+    return cache_folder(_KIND) / f"{_stem(key)}-{key.digest[:24]}.plan"
+
+
+def timing_path(key: EngineKey) -> Path:
+    """Where the builder's timings lie: they hold for every model on this GPU, with this library and these flags."""
+    parts = (key.library, key.version, key.compute_capability, key.gpu, key.platform, *key.flags)
+    return cache_folder(_KIND) / f"timing-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}.cache"
+
+
+def layers_path(plan: Path) -> Path:
+    """Where the engine inspector's JSON lies."""
+    return plan.with_suffix(".layers.json")
+
+
+def find(key: EngineKey) -> Plan | str:
+    """The plan of this key, or why there is none to load."""
+    path = plan_path(key)
+    try:
+        card = msgspec.json.decode(_card_path(path).read_bytes(), type=PlanCard)
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return _closest(key)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return f"{path} cannot be read ({error})"
+    if differences := key.differences(card.key):
+        return f"{path} is another engine's: {', '.join(differences)}"
+    if hashlib.sha256(data).hexdigest() != card.sha256:
+        short = f"{len(data)} bytes, expected {card.size}" if len(data) != card.size else "its hash is not its card's"
+        return f"{path} is damaged: {short}"
+    return Plan(path, data, card)
+
+
+def keep(card: PlanCard, data: bytes) -> Plan:
+    """Write a plan and its card, the card last, each whole or not at all."""
+    path = plan_path(card.key)
+    # What was told of an earlier plan of this key does not hold for this one.
+    layers_path(path).unlink(missing_ok=True)
+    write_atomically(path, data)
+    _write_card(path, card)
+    return Plan(path, data, card)
+
+
+def amend(plan: Plan, card: PlanCard) -> Plan:
+    """Write what has become known of a plan into its card."""
+    _write_card(plan.path, card)
+    return plan._replace(card=card)
+
+
+def _closest(key: EngineKey) -> str:
+    """That there is no plan, and what the plan of this model that differs least was made for."""
+    apart: list[list[str]] = []
+    for path in cache_folder(_KIND).glob(f"{_stem(key)}-*.json"):
+        try:
+            card = msgspec.json.decode(path.read_bytes(), type=PlanCard)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        if card.key != key:
+            apart.append(key.differences(card.key))
+    closest: list[str] = min(apart, key=len, default=[])
+    return f"the engine at hand is another: {', '.join(closest)}" if closest else "there is no engine yet"
+
+
+def _stem(key: EngineKey) -> str:
+    return f"{key.library}-{key.model[:12]}"
+
+
+def _card_path(plan: Path) -> Path:
+    return plan.with_suffix(".json")
+
+
+def _write_card(path: Path, card: PlanCard) -> None:
+    write_atomically(_card_path(path), msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n")

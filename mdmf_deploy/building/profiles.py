@@ -1,0 +1,73 @@
+"""Build profiles: which batches an engine is made for, and what building may cost (engines/profiles/*.toml)."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from mdmf_deploy.errors import ProfileError
+from mdmf_deploy.rooms import room
+
+DEFAULT = "default"
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Images in a batch.  opt: the number it is made fastest for; any from min to max can be run."""
+
+    min: int = 1
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise ValueError(f"expected 1 <= min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One profile.
+
+    workspace_mib: most GPU memory that one layer may use for itself, in MiB.  level: how long building may search, 0 to
+    5, as TensorRT counts (its default is 3).  name: the file's, without .toml.
+    """
+
+    summary: str
+    batch: Batch
+    workspace_mib: int
+    level: int = 3
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.workspace_mib < 1 or not 0 <= self.level <= 5:
+            raise ValueError("expected workspace_mib from 1 and level from 0 to 5")
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that come with the package, sorted."""
+    return sorted(path.stem for path in (room("engines") / "profiles").glob("*.toml"))
+
+
+def load_profile(name_or_path: str | Path = DEFAULT) -> Profile:
+    """Read a profile by its name ("default") or from a TOML file.
+
+    Raises ProfileError naming the file, the place and what was expected there.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = room("engines") / "profiles" / f"{name_or_path}.toml"
+        if not path.is_file():
+            known = ", ".join(profile_names())
+            raise ProfileError(
+                f"profile {str(name_or_path)!r} is not known; choose one of {known}, or give a .toml file"
+            )
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"profile {path}: {error.strerror}; give the path of a readable .toml file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"profile {path} is not valid TOML: {error}") from error
+    try:
+        return msgspec.convert(table | {"name": path.stem}, Profile)
+    except msgspec.ValidationError as error:
+        raise ProfileError(f"profile {path}: {error}") from error

@@ -1,0 +1,166 @@
+"""A GPU through cuda-core and NVRTC, plain wheels both (extra: gpu)."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cuda import core
+from cuda.bindings import driver
+from numpy.typing import NDArray
+
+from mdmf_deploy.device.compiling import Nvrtc, cached_cubin
+from mdmf_deploy.device.memory import host_view, out_of_memory
+from mdmf_deploy.device.probe import probe
+
+_SUCCESS = driver.CUresult.CUDA_SUCCESS
+_FULL = driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY
+_DYNAMIC_SHARED = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_MOST_SHARED = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+
+
+class CudaCoreDevice:
+    """The first GPU, in its primary context, which PyTorch, CuPy and TensorRT share.
+
+    Raises RuntimeUnavailable if there is none, or its driver is older than the compiler.
+    """
+
+    name = "cuda-core"
+
+    def __init__(self) -> None:
+        self._compiler = Nvrtc()
+        # A cubin runs on drivers of its compiler's major version.
+        self.gpu = probe((self._compiler.cuda[0], 0))
+        self._current()
+
+    def allocate(self, nbytes: int, remedy: str, *, pinned: bool = False) -> _Memory:
+        self._current()
+        size = max(nbytes, 1)
+        code, pointer = driver.cuMemAllocHost(size) if pinned else driver.cuMemAlloc(size)
+        if code == _FULL:
+            free = None if pinned else _call(driver.cuMemGetInfo)[0]
+            raise out_of_memory(nbytes, free, self.gpu.name, remedy)
+        if code != _SUCCESS:
+            raise RuntimeError(f"cuMemAlloc of {nbytes} bytes: {code.name}")
+        return _Memory(int(pointer), nbytes, pinned, self._current)
+
+    def copy(self, to: _Memory, source: _Memory, nbytes: int, stream: _Stream, *, offset: int = 0) -> None:
+        self._current()
+        _call(driver.cuMemcpyAsync, to.pointer + offset, source.pointer, nbytes, stream.handle)
+
+    def module(self, source: Path, options: tuple[str, ...]) -> _Module:
+        self._current()
+        version = "driver {}.{}".format(*self.gpu.driver)
+        cubin = cached_cubin(source, options, self.gpu.sm, version, self._compiler)
+        try:
+            return _Module(cubin)
+        except Exception:  # cuda-core's errors share no public base
+            return _Module(cached_cubin(source, options, self.gpu.sm, version, self._compiler, anew=True))
+
+    def launch(
+        self,
+        kernel: core.Kernel,
+        grid: tuple[int, int, int],
+        block: int,
+        shared: int,
+        arguments: tuple[np.generic, ...],
+        stream: _Stream,
+    ) -> None:
+        self._current()
+        config = core.LaunchConfig(grid=grid, block=block, shmem_size=shared)
+        core.launch(stream.core, config, kernel, *arguments)
+
+    def event(self) -> _Event:
+        return _Event(self._current().create_event(core.EventOptions(timing_enabled=True)))
+
+    def stream(self, handle: int | None = None) -> _Stream:
+        device = self._current()
+        return _Stream(device.create_stream() if handle is None else core.Stream.from_handle(handle))
+
+    def graph(self, work: Callable[[], None], stream: _Stream) -> _Graph:
+        self._current()
+        builder = stream.core.create_graph_builder().begin_building("thread_local")
+        try:
+            work()
+        finally:
+            builder.end_building()
+        return _Graph(builder.complete())
+
+    def _current(self) -> core.Device:
+        """This thread's; makes the context current, which others may have changed."""
+        device = core.Device(0)
+        device.set_current()
+        return device
+
+
+class _Memory:
+    def __init__(self, pointer: int, nbytes: int, pinned: bool, current: Callable[[], object]) -> None:
+        self.pointer, self.nbytes = pointer, nbytes
+        self.host: NDArray[np.uint8] = host_view(pointer, nbytes if pinned else 0)
+        # Also where nobody calls it; a second call does nothing.
+        self.free = weakref.finalize(self, _free, pointer, pinned, current)
+        self.free.atexit = False
+
+
+class _Stream:
+    def __init__(self, stream: core.Stream) -> None:
+        self.core = stream
+        self.handle = int(stream.handle)
+
+    def wait(self, event: _Event) -> None:
+        self.core.wait(event.core)
+
+    def synchronize(self) -> None:
+        self.core.sync()
+
+
+class _Event:
+    def __init__(self, event: core.Event) -> None:
+        self.core = event
+
+    def record(self, stream: _Stream) -> None:
+        stream.core.record(self.core)
+
+    def synchronize(self) -> None:
+        self.core.sync()
+
+    def since(self, earlier: _Event) -> float:
+        return float(self.core - earlier.core)
+
+
+class _Graph:
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+
+    def launch(self, stream: _Stream) -> None:
+        self._graph.launch(stream.core)
+
+
+class _Module:
+    def __init__(self, cubin: bytes) -> None:
+        self._code = core.ObjectCode.from_cubin(cubin)
+        # It is loaded at first use, and a driver that refuses it is to say so now.
+        self._code.handle  # noqa: B018
+
+    def __getitem__(self, entry: str) -> core.Kernel:
+        kernel = self._code.get_kernel(entry)
+        (device,) = _call(driver.cuCtxGetDevice)
+        (most,) = _call(driver.cuDeviceGetAttribute, _MOST_SHARED, device)
+        own = kernel.attributes.shared_size_bytes
+        _call(driver.cuKernelSetAttribute, _DYNAMIC_SHARED, most - own, kernel.handle, device)
+        return kernel
+
+
+def _free(pointer: int, pinned: bool, current: Callable[[], object]) -> None:
+    current()
+    (driver.cuMemFreeHost if pinned else driver.cuMemFree)(pointer)
+
+
+def _call(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> tuple[Any, ...]:
+    code, *values = function(*arguments)
+    if code != _SUCCESS:
+        raise RuntimeError(f"{function.__name__}{arguments}: {code.name}")
+    return tuple(values)

@@ -1,0 +1,257 @@
+"""The CUDA kernels of the reduction, described to whatever compiles and launches them; imports nothing of a GPU.
+
+    k(a, b) = 2^(a'.b' - |a'|^2/2 - |b'|^2/2),   a' = scale (a - centre),   scale = sqrt(log2(e)) / sigma
+
+Sources and formulas: engines/kernels.  A bank is cut into slices by its length alone, and every slice's sum has a fixed
+order; how many blocks share the slices is chosen anew for every batch.  So an image's bits depend on neither its batch
+nor the GPU's size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdmf_deploy.bank import Bank
+from mdmf_deploy.errors import UsageError
+from mdmf_deploy.rooms import room
+
+WIDTHS = (64, 128, 256)
+OPERANDS = ("fp32", "tf32", "fp16", "bf16")
+# version -> source, operands.
+VERSIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "plain": ("1_plain.cu", ("fp32", "fp16", "bf16")),
+    "tiled": ("2_tiled.cu", ("fp32",)),
+    "tensor": ("3_tensor.cu", ("tf32", "fp16", "bf16")),
+}
+# Compute capabilities that have what a kernel uses: matrix products in tf32 and bf16 came with 8.0.
+_OLDEST = 75
+_OLDEST_TENSOR = {"fp16": 75, "tf32": 80, "bf16": 80}
+# As in operand.cuh: no sum of products overflows, and fp16 holds nothing larger.
+_LIMITS = {"fp32": 2.0**56, "tf32": 2.0**56, "fp16": 65504.0, "bf16": 2.0**56}
+_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
+# A bank is cut into this many slices, so that one image occupies a large GPU; a long one into more, none of which has
+# more points than float32 can sum up well.
+_SLICES = 128
+_LONGEST_SLICE = 512
+# What a block takes to begin, in tiles of the bank: its rows, and the first tiles' way through memory.
+_START = 3
+# Most blocks that share the slices of a row tile: more than any GPU runs at a time, few enough to try all.
+_MOST_SHARES = 1024
+# Threads and rows of a block of the kernels around the cross term (around.cuh).
+_AROUND_THREADS, _PREPARED_ROWS, _WITHIN_ROWS = 128, 32, 32
+# Rows of a bank that are prepared at a time.
+_STRIDE = 1 << 15
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel's launch.  grid: blocks.  block: threads of each.  shared: bytes of dynamic shared memory of each."""
+
+    entry: str
+    grid: tuple[int, int, int]
+    block: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class Launches:
+    """A batch's four launches, in this order.  slices: rows of mdmf_cross's partial sums."""
+
+    prepare: Launch
+    cross: Launch
+    within: Launch
+    finish: Launch
+    slices: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBank:
+    """A bank's side, filled up with points of weight 0 to whole tiles.
+
+    operands: (rows, d) in the kernel's operand type; bf16 as uint16.  half_norms: (rows,), of the rounded operands.
+    weights: (rows,), times unit: the bank's.  centre: (d,).
+    """
+
+    operands: NDArray[Any]
+    half_norms: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    unit: float
+    centre: NDArray[np.float32]
+    scale: float
+    self_term: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One version for one operand and width.  Raises UsageError if there is no such kernel."""
+
+    version: str
+    operand: str
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.width not in WIDTHS:
+            raise UsageError(
+                f"signatures of width {self.width}: the GPU kernels are for {_listed(WIDTHS)}; use a CPU runtime, or"
+                " train with one of these as d in the recipe"
+            )
+        if self.operand not in OPERANDS:
+            raise UsageError(f"operand {self.operand!r} is not known; choose one of {_listed(OPERANDS)}")
+        if self.version not in VERSIONS:
+            raise UsageError(f"kernel version {self.version!r} is not known; choose one of {_listed(VERSIONS)}")
+        operands = VERSIONS[self.version][1]
+        if self.operand not in operands:
+            raise UsageError(f"kernel {self.version!r} is not for {self.operand}; give it one of {_listed(operands)}")
+
+    @property
+    def source(self) -> Path:
+        """CUDA C++; it includes headers beside it."""
+        return room("engines") / "kernels" / VERSIONS[self.version][0]
+
+    @property
+    def rows(self) -> int:
+        """Rows (signatures) of a block."""
+        if self.version == "tensor":
+            return 128 if self.operand == "tf32" and self.width > 64 else 256
+        return 128
+
+    @property
+    def tile(self) -> int:
+        """Points of a tile; a prepared bank has a whole number of them."""
+        return 128 if self.version == "tiled" else 32
+
+    @property
+    def shared(self) -> int:
+        """Bytes of dynamic shared memory of a block of the cross term."""
+        if self.version == "plain":
+            return 0
+        if self.version == "tiled":
+            return 4 * (2 * 2 * 128 * (16 + 4) + 128 * (16 + 1))
+        return 3 * self.tile * (self.width * _BYTES[self.operand] + 8)
+
+    def supports(self, sm: int) -> bool:
+        """Whether GPUs of compute capability `sm` (89 for 8.9) have what this kernel uses."""
+        return sm >= (_OLDEST_TENSOR[self.operand] if self.version == "tensor" else _OLDEST)
+
+    def options(self, sm: int) -> tuple[str, ...]:
+        """For the compiler, besides the architecture and the folder of the headers.
+
+        Raises UsageError if GPUs of compute capability `sm` cannot run this kernel.
+        """
+        if not self.supports(sm):
+            instead = "choose fp32 or fp16" if sm >= _OLDEST else "choose a CPU runtime"
+            raise UsageError(
+                f"kernel {self.version!r} with {self.operand}: GPUs of compute capability {sm // 10}.{sm % 10} cannot"
+                f" run it; {instead}"
+            )
+        return "--std=c++17", f"-DMDMF_WIDTH={self.width}", f"-DMDMF_{self.operand.upper()}"
+
+    def slices(self, bank_rows: int) -> int:
+        """Into how many a prepared bank of so many rows is cut: by its length alone, at least one tile each."""
+        tiles = bank_rows // self.tile
+        return min(tiles, max(_SLICES, math.ceil(bank_rows / _LONGEST_SLICE)))
+
+    def launches(self, images: int, patches: int, bank_rows: int, multiprocessors: int) -> Launches:
+        """For B >= 1 images of N >= 1 signatures each against a prepared bank of `bank_rows` rows."""
+        rows, slices = images * patches, self.slices(bank_rows)
+        across = math.ceil(rows / self.rows)
+        threads = 128 if self.version == "plain" else 256
+        shares = _shares(across, slices, bank_rows / self.tile / slices, multiprocessors * self.resident)
+        return Launches(
+            Launch("mdmf_prepare", (math.ceil(rows / _PREPARED_ROWS), 1, 1), _AROUND_THREADS, 0),
+            Launch("mdmf_cross", (across, shares, 1), threads, self.shared),
+            Launch("mdmf_within", (images, math.ceil(patches / _WITHIN_ROWS), 1), _AROUND_THREADS, 0),
+            Launch("mdmf_finish", (images, 1, 1), _AROUND_THREADS, 0),
+            slices,
+        )
+
+    @property
+    def resident(self) -> int:
+        """Blocks that a multiprocessor holds at a time, as __launch_bounds__ and shared memory have it."""
+        if self.version == "plain":
+            return 4
+        return 2 if self.version == "tiled" or (self.operand != "tf32" and self.width <= 128) else 1
+
+
+def kernels() -> Iterator[Kernel]:
+    """Every kernel there is."""
+    for version, (_, operands) in VERSIONS.items():
+        for operand in operands:
+            for width in WIDTHS:
+                yield Kernel(version, operand, width)
+
+
+def choose(sm: int, width: int, operand: str, version: str | None = None) -> Kernel:
+    """The kernel for a GPU of compute capability `sm` (89 for 8.9) and signatures of width d.
+
+    operand: "fp32", "tf32" (as accurate to 1e-5, on tensor cores), "fp16" or "bf16".  version: None for the fastest.
+    Raises UsageError if there is none.
+    """
+    kernel = Kernel(version or ("tiled" if operand == "fp32" else "tensor"), operand, width)
+    kernel.options(sm)
+    return kernel
+
+
+def prepare_bank(bank: Bank, kernel: Kernel) -> PreparedBank:
+    """A bank's side for a kernel, on the host.  Raises UsageError if the bank's width is not the kernel's."""
+    m, d = bank.signatures.shape
+    if d != kernel.width:
+        raise UsageError(f"bank: signatures of width {d}, but the kernel is for {kernel.width}; choose it by the bank")
+    centre = bank.signatures.mean(axis=0, dtype=np.float64).astype(np.float32)
+    scale = np.float32(math.sqrt(math.log2(math.e)) / bank.sigma)
+    rows = -(-m // kernel.tile) * kernel.tile
+    operands = rounded(np.zeros((rows, d)), kernel.operand)
+    half_norms = np.zeros(rows, np.float32)
+    limit = _LIMITS[kernel.operand]
+    for start in range(0, m, _STRIDE):
+        points = (bank.signatures[start : start + _STRIDE] - centre.astype(np.float64)) * float(scale)
+        part = rounded(np.clip(points, -limit, limit), kernel.operand)
+        operands[start : start + len(part)] = part
+        values = widened(part)
+        half_norms[start : start + len(part)] = np.einsum("md,md->m", values, values) / 2
+    weights = np.zeros(rows, np.float32)
+    # In units of the largest: equal weights are then 1, with no rounding error that all terms would share.
+    unit = float(np.abs(bank.weights).max()) or 1.0
+    weights[:m] = bank.weights / unit
+    return PreparedBank(operands, half_norms, weights, unit, centre, float(scale), bank.self_term)
+
+
+def rounded(values: NDArray[np.floating], operand: str) -> NDArray[Any]:
+    """To the nearest number that the operand's type in memory holds; bf16 as its bits (uint16)."""
+    if operand == "bf16":
+        bits = np.asarray(values, np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return np.asarray(values, np.float16 if operand == "fp16" else np.float32)
+
+
+def widened(operands: NDArray[Any]) -> NDArray[np.float64]:
+    """What `rounded` gave, as numbers."""
+    if operands.dtype == np.uint16:
+        operands = (operands.astype(np.uint32) << 16).view(np.float32)
+    return operands.astype(np.float64)
+
+
+@lru_cache(maxsize=256)
+def _shares(across: int, slices: int, tiles: float, places: int) -> int:
+    """How many blocks share the slices for each of `across` row tiles: those that are done first, as few as can be.
+
+    tiles: of a slice.  places: blocks that run at a time.
+    """
+
+    def time(shares: int) -> float:
+        return math.ceil(across * shares / places) * (math.ceil(slices / shares) * tiles + _START)
+
+    return min(range(1, min(slices, _MOST_SHARES) + 1), key=time)
+
+
+def _listed(names: Any) -> str:
+    *most, last = map(str, names)
+    return f"{', '.join(most)} or {last}" if most else last

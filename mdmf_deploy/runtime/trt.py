@@ -1,0 +1,175 @@
+"""TensorRT and TensorRT-RTX (extras: gpu, rtx): the bundle's graph, compiled for this GPU at first use."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdmf_deploy.building.flavours import RTX, TENSORRT, Flavour
+from mdmf_deploy.building.inspecting import load_plan
+from mdmf_deploy.building.profiles import DEFAULT, load_profile
+from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.device import Device, Event, Memory, open_device
+from mdmf_deploy.errors import EngineError, OutOfMemory
+from mdmf_deploy.runtime.batches import OnDevice, Part, Sizes
+from mdmf_deploy.runtime.needs import require
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+_FLOAT = 4
+_REMEDY = "lower the largest batch: take the profile latency, as --runtime {}:latency"
+
+
+class _Slot(NamedTuple):
+    """Room for one batch on its way in.
+
+    copied: staged may be written to again.  consumed: so may given.
+    """
+
+    staged: Memory
+    given: Memory
+    copied: Event
+    consumed: Event
+
+
+class TensorRtEngine:
+    """One execution context on one stream, and one for copies, so that a batch comes in while the last is in work.
+
+    threads mean nothing here.
+
+    profile: a name, or a .toml file, as mdmf_deploy.building.profiles reads it.
+    Raises RuntimeUnavailable without a driver, a GPU or the library, EngineError if the graph cannot be built or the
+    engine not loaded, OutOfMemory if the GPU has too little.
+    """
+
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, profile: str = DEFAULT, flavour: Flavour = TENSORRT
+    ) -> None:
+        self.name = flavour.runtime
+        # First of all: with no driver the library ends the process where it could raise.
+        require(self.name)
+        self.precision: str = bundle.manifest.model.precision
+        chosen = load_profile(profile)
+        self._device: Device = open_device()
+        self._library = flavour.load()
+        gpu = self._device.gpu
+        order = bundle, flavour, self._library, chosen, gpu.compute_capability, gpu.name, _say
+        plan, engine = load_plan(*order)
+        self._remedy = _REMEDY.format(self.name)
+        self._context: trt.IExecutionContext = _context(engine, gpu.name, self._remedy)
+        self._engine: trt.ICudaEngine = engine
+        (images,), (signatures,) = plan.card.inputs, plan.card.outputs
+        self._input, self._output = images.name, signatures.name
+        self._image, self._signature = images.shape[1:], signatures.shape[1:]
+        self._stream, self._copies = self._device.stream(), self._device.stream()
+        self._lock = threading.Lock()
+        self._sizes = Sizes(chosen.batch, self.name)
+        self._slots = [self._slot(chosen.batch.max) for _ in range(2)]
+        self._part = self._room(chosen.batch.max, self._signature)
+        self._made = self._room(chosen.batch.max, self._signature)
+        self._fetched = self._room(chosen.batch.max, self._signature, pinned=True)
+        self.environment = {
+            "gpu": gpu.name,
+            "driver": "CUDA {}.{}".format(*gpu.driver),
+            flavour.module: str(self._library.__version__),
+            "profile": chosen.name,
+        }
+        self._sizes.settle(self, self._image)
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        with self._lock:
+            made = self._run(images)
+            nbytes = int(np.prod(made.shape)) * _FLOAT
+            self._fetched = self._large_enough(self._fetched, nbytes, pinned=True)
+            self._device.copy(self._fetched, self._made, nbytes, self._stream)
+            self._stream.synchronize()
+            result: NDArray[np.float32] = self._fetched.host[:nbytes].view(np.float32).reshape(made.shape).copy()
+        return result
+
+    def on_device(self, images: NDArray[np.float32]) -> OnDevice:
+        """As a call, but the signatures stay on the GPU: (B, N, d), valid until the next call."""
+        with self._lock:
+            return self._run(images)
+
+    def close(self) -> None:
+        self._stream.synchronize()
+        del self._context, self._engine
+        inputs = (memory for slot in self._slots for memory in (slot.staged, slot.given))
+        for memory in (*inputs, self._part, self._made, self._fetched):
+            memory.free()
+
+    def _run(self, images: NDArray[np.float32]) -> OnDevice:
+        shape = (len(images), *self._signature)
+        if not len(images):
+            return OnDevice(self._made.pointer, shape, self._stream.handle, self._made)
+        self._made = self._large_enough(self._made, self._sizes.rows(len(images)) * self._nbytes(self._signature))
+        for part in self._sizes.parts(len(images)):
+            self._enqueue(images, part)
+        return OnDevice(self._made.pointer, shape, self._stream.handle, self._made)
+
+    def _enqueue(self, images: NDArray[np.float32], part: Part) -> None:
+        nbytes = (part.stop - part.start) * self._nbytes(self._image)
+        slot = self._slots[0]
+        self._slots.reverse()
+        slot.copied.synchronize()
+        slot.staged.host[:nbytes] = np.ascontiguousarray(images[part.start : part.stop]).view(np.uint8).reshape(-1)
+        self._copies.wait(slot.consumed)
+        self._device.copy(slot.given, slot.staged, nbytes, self._copies)
+        slot.copied.record(self._copies)
+        self._stream.wait(slot.copied)
+        # The library wants its outputs aligned, which the rows of a later part need not be.
+        first = part.start == 0
+        context: trt.IExecutionContext = self._context
+        ready = (
+            context.set_input_shape(self._input, (part.rows, *self._image)),
+            context.set_tensor_address(self._input, slot.given.pointer),
+            context.set_tensor_address(self._output, (self._made if first else self._part).pointer),
+            context.execute_async_v3(self._stream.handle),
+        )
+        if not all(ready):
+            raise EngineError(f"{self.name}: the engine refuses a batch of {part.rows}; run `mdmf build` again")
+        slot.consumed.record(self._stream)
+        if not first:
+            signed = (part.stop - part.start) * self._nbytes(self._signature)
+            start = part.start * self._nbytes(self._signature)
+            self._device.copy(self._made, self._part, signed, self._stream, offset=start)
+
+    def _slot(self, count: int) -> _Slot:
+        copied, consumed = self._device.event(), self._device.event()
+        copied.record(self._copies)
+        consumed.record(self._stream)
+        return _Slot(self._room(count, self._image, pinned=True), self._room(count, self._image), copied, consumed)
+
+    def _room(self, count: int, shape: tuple[int, ...], *, pinned: bool = False) -> Memory:
+        return self._device.allocate(count * self._nbytes(shape), self._remedy, pinned=pinned)
+
+    def _large_enough(self, memory: Memory, nbytes: int, *, pinned: bool = False) -> Memory:
+        if memory.nbytes >= nbytes:
+            return memory
+        self._stream.synchronize()
+        memory.free()
+        return self._device.allocate(nbytes, self._remedy, pinned=pinned)
+
+    def _nbytes(self, shape: tuple[int, ...]) -> int:
+        return int(np.prod(shape)) * _FLOAT
+
+
+RtxEngine = functools.partial(TensorRtEngine, flavour=RTX)
+
+
+def _context(engine: trt.ICudaEngine, gpu: str, remedy: str) -> Any:
+    context = engine.create_execution_context()
+    if context is None:
+        asked = engine.device_memory_size_v2 / 2**20
+        raise OutOfMemory(f"{gpu}: the engine asks for {asked:.1f} MiB to work in, and does not get them; {remedy}")
+    return context
+
+
+def _say(text: str) -> None:
+    print(f"mdmf: {text}", file=sys.stderr)

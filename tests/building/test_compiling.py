@@ -1,0 +1,178 @@
+"""The builder, with TensorRT-RTX, on the tiny model: what it tells, what it shows, how it fails and how it is ended."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mdmf_deploy.building import compiling, obtain
+from mdmf_deploy.building.flavours import RTX, allows_tf32, capability, flags, set_flags
+from mdmf_deploy.building.inspecting import names
+from mdmf_deploy.building.profiles import Batch, Profile
+from mdmf_deploy.building.watching import fused, new_log, new_monitor
+from mdmf_deploy.bundle import MODEL, Bundle
+from mdmf_deploy.errors import EngineError, UsageError
+
+library = pytest.importorskip("tensorrt_rtx")
+
+SMALL = Profile(summary="For tests.", batch=Batch(opt=2, max=4), workspace_mib=64, name="small")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDMF_CACHE", str(tmp_path / "cache"))
+
+
+class Bars:
+    """Of rich.progress.Progress, what a monitor uses."""
+
+    def __init__(self, interrupt_at: int | None = None) -> None:
+        self.steps, self.open, self.seen = 0, {}, []
+        self._interrupt_at = interrupt_at
+
+    def add_task(self, name: str, total: int | None) -> int:
+        self.seen.append(name.strip())
+        self.open[len(self.seen)] = total
+        return len(self.seen)
+
+    def update(self, task: int, completed: int) -> None:
+        assert 0 < completed <= self.open[task]
+        self.steps += 1
+        if self.steps == self._interrupt_at:
+            raise KeyboardInterrupt
+
+    def remove_task(self, task: int) -> None:
+        del self.open[task]
+
+
+def shown_by(bars: Bars, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Builds show their progress on these bars from now on; the monitors are returned."""
+    from contextlib import contextmanager
+
+    monitors: list[Any] = []
+
+    @contextmanager
+    def show(library: Any, title: str) -> Any:
+        monitors.append(new_monitor(library, bars))
+        yield monitors[-1]
+
+    monkeypatch.setattr(compiling, "shown_progress", show)
+    return monitors
+
+
+def test_every_phase_of_the_builder_is_a_bar_and_goes(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = Bars()
+    shown_by(bars, monkeypatch)
+    obtain(Bundle.open(tiny_bundle), RTX, library, SMALL, (8, 9), "", lambda text: None)
+    assert "Building engine" in bars.seen
+    assert bars.steps > 10
+    assert bars.open == {}
+
+
+def test_an_interrupted_build_ends_at_its_next_step_and_keeps_nothing(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars = Bars(interrupt_at=3)
+    shown_by(bars, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        obtain(Bundle.open(tiny_bundle), RTX, library, SMALL, (8, 9), "", lambda text: None)
+    assert bars.steps < 10
+    assert not [*(tmp_path / "cache").rglob("*.plan")]
+
+
+def test_where_there_is_no_terminal_nothing_is_shown(
+    tiny_bundle: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    said: list[str] = []
+    obtain(Bundle.open(tiny_bundle), RTX, library, SMALL, (8, 9), "", said.append)
+    assert said == ["rtx: there is no engine yet; building for compute capability 8.9, profile small"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_plan_is_built_once_and_again_when_asked(tiny_bundle: Path) -> None:
+    bundle, said = Bundle.open(tiny_bundle), []
+    first = obtain(bundle, RTX, library, SMALL, (8, 9), "NVIDIA GeForce RTX 4090", said.append)
+    assert first.card.key.gpu == ""
+    assert obtain(bundle, RTX, library, SMALL, (8, 9), "NVIDIA RTX 4000 Ada", said.append) == first
+    assert len(said) == 1
+    obtain(bundle, RTX, library, SMALL, (8, 9), "", said.append, again=True)
+    assert "asked to build again" in said[1]
+    obtain(bundle, RTX, library, SMALL, (12, 0), "", said.append)
+    assert "the engine at hand is another: compute_capability 8.9 in place of 12.0" in said[2]
+
+
+def test_a_graph_that_does_not_parse_is_one_line(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    (bundle_copy / MODEL).write_bytes(b"not a graph")
+    with pytest.raises(
+        EngineError, match=r"model\.onnx: tensorrt_rtx .* cannot parse it \(.*Failed to parse"
+    ) as failure:
+        obtain(bundle, RTX, library, SMALL, (8, 9), "", lambda text: None)
+    assert "\n" not in str(failure.value)
+
+
+def test_what_the_builder_cannot_do_is_told_in_its_own_words(tiny_bundle: Path) -> None:
+    """RTX has no float32 products for Turing."""
+    with pytest.raises(EngineError, match=r"FP32 GEMM is not supported.* export the bundle in another precision"):
+        obtain(Bundle.open(tiny_bundle), RTX, library, SMALL, (7, 5), "", lambda text: None)
+
+
+def test_a_build_that_fails_is_one_line(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_few(builder: Any, network: Any, profile: Profile) -> Any:
+        """Shapes that are not the graph's."""
+        shapes = builder.create_optimization_profile()
+        shapes.set_shape("images", *[(count, 3, 14, 14) for count in (1, 2, 4)])
+        return shapes
+
+    monkeypatch.setattr(compiling, "_shapes", too_few)
+    with pytest.raises(EngineError, match=r"cannot build it \(.+\); free memory") as failure:
+        obtain(Bundle.open(tiny_bundle), RTX, library, SMALL, (8, 9), "", lambda text: None)
+    assert "\n" not in str(failure.value)
+
+
+def test_an_unknown_compute_capability_names_the_known_ones(tiny_bundle: Path) -> None:
+    with pytest.raises(UsageError, match=r"does not build for compute capability 9\.0; it knows 7\.5, .*tensorrt"):
+        obtain(Bundle.open(tiny_bundle), RTX, library, SMALL, (9, 0), "", lambda text: None)
+
+
+@pytest.mark.parametrize(("text", "pair"), [("8.9", (8, 9)), ("89", (8, 9)), ("12.0", (12, 0)), ("120", (12, 0))])
+def test_compute_capabilities_are_read(text: str, pair: tuple[int, int]) -> None:
+    assert capability(text) == pair
+
+
+@pytest.mark.parametrize("text", ["", "ada", "8.", ".9", "sm_89", "8"])
+def test_other_texts_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match=r"give one as 8\.9"):
+        capability(text)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_key_names_the_flags_that_are_set(precision: str) -> None:
+    config = library.Builder(new_log(library)).create_builder_config()
+    set_flags(library, config, precision)
+    named = flags(RTX, library, precision)
+    for flag in ("TF32", "DISTRIBUTIVE_INDEPENDENCE"):
+        assert config.get_flag(getattr(library.BuilderFlag, flag)) is (flag in named)
+    assert allows_tf32(precision) is (precision == "fp16")
+
+
+def test_the_log_keeps_errors_and_layers() -> None:
+    log = new_log(library)
+    log.log(library.ILogger.ERROR, "one\nline")
+    log.log(library.ILogger.WARNING, "not this")
+    log.log(
+        library.ILogger.VERBOSE,
+        "Layers:\nName: __myl_Fc_myl0_0, LayerType: kgen, ...\nName: _gemm_mha_v2_myl0_1, LayerType: kgen",
+    )
+    assert log.problems == ["one line"]
+    assert log.layers == ["__myl_Fc_myl0_0", "_gemm_mha_v2_myl0_1"]
+    assert fused(log.layers) == 1
+
+
+def test_the_inspectors_layers_have_names_whatever_it_tells() -> None:
+    assert names('{"Layers": [{"Name": "a", "LayerType": "kgen"}, "b", {}], "Bindings": []}') == ["a", "b", ""]
+    assert names("{}") == []

@@ -1,0 +1,135 @@
+"""Keys and plans on disk: none is taken for what it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mdmf_deploy.building.keys import EngineKey, profile_key
+from mdmf_deploy.building.plans import Plan, PlanCard, find, keep, layers_path, plan_path, timing_path
+from mdmf_deploy.building.profiles import load_profile
+
+KEY = EngineKey(
+    model="a" * 64,
+    library="tensorrt",
+    version="11.4.0.106",
+    compute_capability="8.9",
+    gpu="NVIDIA GeForce RTX 4090",
+    profile=profile_key(load_profile()),
+    flags=("DISTRIBUTIVE_INDEPENDENCE",),
+    platform="Linux x86_64",
+)
+# One other value of each part.
+OTHERS = {
+    "model": "b" * 64,
+    "library": "tensorrt_rtx",
+    "version": "10.16.1.11",
+    "compute_capability": "9.0",
+    "gpu": "NVIDIA H100 PCIe",
+    "profile": profile_key(load_profile("latency")),
+    "flags": ("TF32", "DISTRIBUTIVE_INDEPENDENCE"),
+    "platform": "Linux aarch64",
+}
+DATA = bytes(range(256)) * 8
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDMF_CACHE", str(tmp_path))
+
+
+def card(key: EngineKey = KEY) -> PlanCard:
+    import hashlib
+
+    return PlanCard(
+        key=key,
+        profile="default",
+        sha256=hashlib.sha256(DATA).hexdigest(),
+        size=len(DATA),
+        inputs=(),
+        outputs=(),
+        layers=97,
+        fused_attention=4,
+        build_seconds=2.5,
+    )
+
+
+def test_a_plan_reads_back() -> None:
+    kept = keep(card(), DATA)
+    assert find(KEY) == kept
+    assert isinstance(kept, Plan)
+
+
+def test_every_part_of_the_key_is_tried() -> None:
+    assert OTHERS.keys() == set(EngineKey.__struct_fields__)
+
+
+@pytest.mark.parametrize("part", OTHERS)
+def test_a_plan_is_not_found_under_another_key(part: str) -> None:
+    other = msgspec.structs.replace(KEY, **{part: OTHERS[part]})
+    assert other.digest != KEY.digest
+    keep(card(), DATA)
+    assert isinstance(find(other), str)
+
+
+@pytest.mark.parametrize("part", OTHERS)
+def test_a_plan_under_a_name_that_is_not_its_own_is_refused(part: str) -> None:
+    """As when somebody copies a cache together from two machines."""
+    other = msgspec.structs.replace(KEY, **{part: OTHERS[part]})
+    kept = keep(card(), DATA)
+    for suffix in (".plan", ".json"):
+        kept.path.with_suffix(suffix).rename(plan_path(other).with_suffix(suffix))
+    said = find(other)
+    assert isinstance(said, str)
+    assert f"{part} {getattr(KEY, part)} in place of {OTHERS[part]}" in said
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [DATA[:-1], b"", DATA[:100] + b"!" + DATA[101:], DATA + b"!"],
+    ids=["cut short", "empty", "one byte changed", "too long"],
+)
+def test_a_damaged_plan_is_not_loaded(damage: bytes) -> None:
+    kept = keep(card(), DATA)
+    kept.path.write_bytes(damage)
+    said = find(KEY)
+    assert isinstance(said, str)
+    assert f"{kept.path} is damaged" in said
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"\xff", b'{"key": 1}'])
+def test_a_damaged_card_is_told(text: bytes) -> None:
+    kept = keep(card(), DATA)
+    kept.path.with_suffix(".json").write_bytes(text)
+    said = find(KEY)
+    assert isinstance(said, str)
+    assert "cannot be read" in said
+
+
+def test_without_a_plan_the_closest_one_is_named() -> None:
+    assert find(KEY) == "there is no engine yet"
+    keep(card(msgspec.structs.replace(KEY, gpu="NVIDIA T4", compute_capability="7.5", version="10.13")), DATA)
+    keep(card(msgspec.structs.replace(KEY, version="10.16.1.11")), DATA)
+    assert find(KEY) == "the engine at hand is another: version 10.16.1.11 in place of 11.4.0.106"
+
+
+def test_a_new_plan_forgets_what_was_told_of_the_old_one() -> None:
+    kept = keep(card(), DATA)
+    layers_path(kept.path).write_text("{}")
+    keep(card(), DATA)
+    assert not layers_path(kept.path).exists()
+
+
+def test_timings_are_shared_by_models_and_profiles_alone() -> None:
+    def shared(part: str) -> bool:
+        return timing_path(msgspec.structs.replace(KEY, **{part: OTHERS[part]})) == timing_path(KEY)
+
+    assert {part for part in OTHERS if shared(part)} == {"model", "profile"}
+
+
+def test_a_profiles_name_is_no_part_of_the_key() -> None:
+    profile = load_profile()
+    renamed = msgspec.structs.replace(profile, name="other", summary="The same under another name.")
+    assert profile_key(renamed) == profile_key(profile)

@@ -1,0 +1,117 @@
+"""Each recipe's graph, in each precision, parses and builds in TensorRT-RTX, with no GPU.
+
+It is no proof for TensorRT itself, whose libraries are another product with kernels of its own and are not installed
+here: RTX has its parser and its rules of strong typing, so a graph that it refuses would hardly be taken there.  Nor
+does anything run: that takes a GPU, and `mdmf verify --runtime rtx` on it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import handmade
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from mdmf_deploy.building import obtain
+from mdmf_deploy.building.flavours import RTX
+from mdmf_deploy.building.plans import PlanCard, find
+from mdmf_deploy.building.profiles import Batch, Profile
+from mdmf_deploy.bundle import MODEL, Bundle, FileEntry
+from mdmf_deploy.model.checkpoints import file_sha256
+from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.quantising.fp16 import to_fp16
+from mdmf_deploy.quantising.int8 import quantise
+from mdmf_deploy.quantising.saving import save
+from mdmf_deploy.recipe import Precision, load_recipe
+from mdmf_deploy.tracing import trace
+
+pytest.importorskip("tensorrt_rtx")
+
+TURING, ADA, BLACKWELL = (7, 5), (8, 9), (12, 0)
+SMALL = Profile(summary="For tests.", batch=Batch(min=1, opt=4, max=8), workspace_mib=512, name="small")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MDMF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def fp32(recipe_name: str, folder: Path) -> Path:
+    """The recipe's graph with random weights."""
+    recipe = load_recipe(recipe_name)
+    torch.manual_seed(0)
+    detector = Detector(recipe)
+    torch.nn.init.trunc_normal_(detector.backbone.pos_embed, std=0.02)
+    folder.mkdir()
+    return trace(detector, recipe, folder / MODEL, {})
+
+
+def lowered(graph: Path, precision: Precision) -> Path:
+    destination = graph.parent.parent / precision / MODEL
+    destination.parent.mkdir(exist_ok=True)
+    if precision == "fp32":
+        return graph
+    if precision == "fp16":
+        return to_fp16(graph, destination)
+    images = np.random.default_rng(0).standard_normal((2, 3, 224, 224)).astype(np.float32)
+    return save(quantise(graph, images), destination, precision)
+
+
+def built(graph: Path, precision: Precision, capability: tuple[int, int] = ADA) -> PlanCard:
+    manifest = handmade.manifest(files={MODEL: FileEntry(sha256=file_sha256(graph), size=graph.stat().st_size)})
+    card = msgspec.structs.replace(manifest.model, precision=precision)
+    bundle = Bundle(graph.parent, msgspec.structs.replace(manifest, model=card))
+    return obtain(bundle, RTX, RTX.load(), SMALL, capability, "", lambda text: None).card
+
+
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fp32("starter", tmp_path_factory.mktemp("starter") / "fp32")
+
+
+@pytest.fixture(scope="module")
+def vits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fp32("dinov2_vits14", tmp_path_factory.mktemp("vits") / "fp32")
+
+
+@pytest.mark.parametrize("capability", [ADA, BLACKWELL])
+def test_the_starter_as_it_is_shipped(capability: tuple[int, int]) -> None:
+    shipped = Bundle.open("starter")
+    assert shipped.manifest.model.precision == "int8"
+    plan = obtain(shipped, RTX, RTX.load(), SMALL, capability, "", lambda text: None)
+    assert find(plan.card.key) == plan
+    assert_complete(plan.card, 64)
+
+
+def test_the_starter_in_floating_point(starter: Path) -> None:
+    half_graph = lowered(starter, "fp16")
+    full, half = built(starter, "fp32"), built(half_graph, "fp16")
+    for card in (full, half):
+        assert_complete(card, 64)
+    assert half.size < 0.75 * full.size
+    # Where there are no float32 products: scores are in the one kernel of an attention, or it would not build.
+    assert_complete(built(half_graph, "fp16", TURING), 64)
+
+
+def test_vits_in_all_precisions(vits: Path) -> None:
+    full, half, whole = (built(lowered(vits, precision), precision) for precision in ("fp32", "fp16", "int8"))
+    for card in (full, half, whole):
+        assert_complete(card, 128)
+    # Weights are kept as the graph has them: 22 million of 4, 2 and 1 bytes.
+    assert half.size < 0.6 * full.size
+    assert whole.size < 0.7 * half.size
+    # Each of its 12 layers' attention is one kernel.
+    assert half.fused_attention == 12
+
+
+def assert_complete(card: PlanCard, width: int) -> None:
+    (images,), (signatures,) = card.inputs, card.outputs
+    assert (images.name, images.shape, images.type) == ("images", (-1, 3, 224, 224), "FLOAT")
+    assert (signatures.name, signatures.shape, signatures.type) == ("signatures", (-1, 49, width), "FLOAT")
+    assert card.layers
+    assert card.fused_attention is not None

@@ -1,0 +1,41 @@
+"""A driver of made-up GPUs, built here, and the kernels that it runs on the host."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from host_kernels import compile_host
+
+from mdmf_deploy.mmd.kernels import Kernel
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def gxx() -> str:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ on this machine")
+    return compiler
+
+
+@pytest.fixture(scope="session")
+def fake_driver(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """libcuda.so.1 of a machine that is made up; fake_driver.cpp says what can be told to it."""
+    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
+    # Asked for by the name inside it, too, as the real one is.
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", f"-Wl,-soname,{library.name}"]
+    subprocess.run([gxx, *flags, str(HERE / "fake_driver.cpp"), "-o", str(library), "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture(scope="session")
+def fake_kernels(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What that machine runs when it is to run a kernel; of the reduction, the plain one for d = 64."""
+    library = tmp_path_factory.mktemp("kernels") / "kernels.so"
+    kernel = Kernel("plain", "fp32", 64)
+    compile_host(kernel, kernel.source, HERE / "fake_kernels.cpp", library, "-O2", "-shared", "-fPIC")
+    return library

@@ -1,0 +1,148 @@
+"""The kernels as g++ compiles them for this machine, called as the device layer would call them on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from mdmf_deploy.bank import Bank
+from mdmf_deploy.mmd import Scores
+from mdmf_deploy.mmd.kernels import Kernel, Launch, PreparedBank, prepare_bank
+
+SHIM = Path(__file__).parent / "kernels"
+# Contraction off and no fast math: what the source says, as CUDA's own fmaf does.
+FLAGS = ["-std=c++20", "-march=native", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+FLAGS += ["-pthread", f"-I{SHIM}", "-include", "host.hpp"]
+MULTIPROCESSORS = 4
+
+
+def compile_host(kernel: Kernel, source: Path, main: Path, out: Path, *flags: str) -> None:
+    """main: what includes the kernel's source.  Raises CalledProcessError, with g++'s words in the test's log."""
+    defines = [f"-D{define}" for define in (f"MDMF_WIDTH={kernel.width}", f"MDMF_{kernel.operand.upper()}")]
+    command = ["g++", *FLAGS, *flags, *defines, f'-DMDMF_SOURCE="{source}"', str(main), "-o", str(out)]
+    subprocess.run(command, check=True, timeout=300)
+
+
+class _Grid(ctypes.Structure):
+    _fields_: ClassVar = [(name, ctypes.c_int) for name in ("x", "y", "block", "shared", "backwards")]
+
+
+@dataclass
+class HostKernel:
+    """A kernel's library.  backwards: blocks run from the last on.  late: copies come as late as they may."""
+
+    kernel: Kernel
+    library: ctypes.CDLL
+    backwards: bool = False
+    late: bool = False
+
+    def constant(self, name: str) -> int:
+        return ctypes.c_int.in_dll(self.library, f"host_{name}").value
+
+    def exp2(self, x: np.ndarray, degree: int) -> np.ndarray:
+        out = np.empty_like(x)
+        self.library.host_exp2(_address(x), len(x), degree, _address(out))
+        return out
+
+    def __call__(
+        self, x: np.ndarray, bank: Bank | PreparedBank, slices: int | None = None, shares: int | None = None
+    ) -> Scores:
+        """x: (B, N, d).  slices, and shares (how many blocks share them): instead of the launch's own."""
+        prepared = prepare_bank(bank, self.kernel) if isinstance(bank, Bank) else bank
+        operands, half_norms = self.prepare(x, prepared)
+        partial = self.cross(operands, half_norms, prepared, x.shape[0], slices, shares)
+        within = self.within(operands, half_norms, x.shape[0])
+        return self.finish(partial, within, prepared, x.shape[0])
+
+    def prepare(self, x: np.ndarray, prepared: PreparedBank) -> tuple[np.ndarray, np.ndarray]:
+        rows, width = x.shape[0] * x.shape[1], x.shape[2]
+        launch = self.kernel.launches(x.shape[0], x.shape[1], len(prepared.operands), MULTIPROCESSORS).prepare
+        operands, half_norms = np.empty((rows, width), prepared.operands.dtype), np.full(rows, np.nan, np.float32)
+        source = np.ascontiguousarray(x, np.float32)
+        scale = ctypes.c_float(prepared.scale)
+        self._launch("prepare", launch, source, prepared.centre, scale, rows, operands, half_norms)
+        return operands, half_norms
+
+    def cross(
+        self,
+        operands: np.ndarray,
+        half_norms: np.ndarray,
+        prepared: PreparedBank,
+        images: int = 1,
+        slices: int | None = None,
+        shares: int | None = None,
+    ) -> np.ndarray:
+        """(slices, rows), the partial sums."""
+        rows, bank_rows = len(operands), len(prepared.operands)
+        launches = self.kernel.launches(images, rows // images, bank_rows, MULTIPROCESSORS)
+        slices = min(slices or launches.slices, bank_rows // self.kernel.tile)
+        launch = launches.cross
+        across = launch.grid[0], min(shares or launch.grid[1], slices), 1
+        partial = np.full((slices, rows), np.nan, np.float32)
+        bank = prepared.operands, prepared.half_norms, prepared.weights
+        launch = Launch(launch.entry, across, launch.block, launch.shared)
+        self._launch("cross", launch, operands, half_norms, *bank, rows, bank_rows, slices, partial)
+        return partial
+
+    def within(self, operands: np.ndarray, half_norms: np.ndarray, images: int) -> np.ndarray:
+        """(rows,)"""
+        patches = len(operands) // images
+        within = np.full(len(operands), np.nan, np.float32)
+        launch = self.kernel.launches(images, patches, self.kernel.tile, MULTIPROCESSORS).within
+        self._launch("within", launch, operands, half_norms, images, patches, within)
+        return within
+
+    def finish(self, partial: np.ndarray, within: np.ndarray, prepared: PreparedBank, images: int) -> Scores:
+        patches = len(within) // images
+        contributions, mmd2 = np.full((images, patches), np.nan), np.full(images, np.nan)
+        launch = self.kernel.launches(images, patches, self.kernel.tile, MULTIPROCESSORS).finish
+        scalars = ctypes.c_float(prepared.unit), ctypes.c_double(prepared.self_term)
+        self._launch("finish", launch, partial, within, len(partial), images, patches, *scalars, contributions, mmd2)
+        return Scores(mmd2, contributions)
+
+    def _launch(self, name: str, launch: Launch, *arguments: object) -> None:
+        assert launch.grid[2] == 1
+        self.library.host_late(int(self.late))
+        grid = _Grid(*launch.grid[:2], launch.block, launch.shared, int(self.backwards))
+        given = [_address(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        getattr(self.library, f"host_{name}")(grid, *given)
+
+
+def _address(array: np.ndarray) -> ctypes.c_void_p:
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+class Builder:
+    """Compiles each kernel once, several at a time, into `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._pool = folder, ThreadPoolExecutor(2)
+        self._started: dict[Kernel, Future[Path]] = {}
+
+    def start(self, *kernels: Kernel) -> None:
+        for kernel in kernels:
+            if kernel not in self._started:
+                self._started[kernel] = self._pool.submit(self._build, kernel)
+
+    def __call__(self, version: str, operand: str, width: int, **how: bool) -> HostKernel:
+        kernel = Kernel(version, operand, width)
+        self.start(kernel)
+        return HostKernel(kernel, ctypes.CDLL(str(self._started[kernel].result())), **how)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _build(self, kernel: Kernel) -> Path:
+        out = self._folder / f"{kernel.version}-{kernel.operand}-{kernel.width}.so"
+        shared = ["-O2", "-shared", "-fPIC", "-fno-gnu-unique"]
+        # Some distributions' checks forbid longjmp from one stack to another.
+        fibers = ["-DMDMF_FIBERS", "-U_FORTIFY_SOURCE"]
+        compile_host(kernel, kernel.source, SHIM / "library.cpp", out, *shared, *fibers)
+        return out

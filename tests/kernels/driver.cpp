@@ -1,0 +1,57 @@
+// A kernel under a sanitizer: all four entry points over shapes with every tail, in memory of exactly their size.
+// Built with -include host.hpp and -DMDMF_SOURCE="<the .cu file>".
+#include MDMF_SOURCE
+
+#include <cstdio>
+#include <random>
+
+namespace {
+
+template <typename... Parameters, typename... Arguments>
+void launch(dim3 grid, int block, std::size_t shared, void (*kernel)(Parameters...), Arguments... arguments) {
+    host::machine.run(grid, block, shared, false, [=] { kernel(arguments...); });
+}
+
+unsigned blocks(int count, int each) { return unsigned((count + each - 1) / each); }
+
+// Memory that ends where its last number does, and begins at 16 bytes as a GPU's does at 256.
+template <typename T> std::vector<T> numbers(std::size_t count, T value) { return std::vector<T>(count, value); }
+
+double score(int images, int patches, int tiles, int slices, int shares) {
+    const int rows = images * patches, bank_rows = tiles * TILE;
+    std::mt19937 random(unsigned(rows + tiles));
+    std::normal_distribution<float> normal(0.0f, 0.1f);
+    auto x = numbers(std::size_t(rows) * WIDTH, 0.0f), points = numbers(std::size_t(bank_rows) * WIDTH, 0.0f);
+    for (float& value : x) value = normal(random);
+    for (float& value : points) value = normal(random);
+    const auto centre = numbers(WIDTH, 0.0f), weights = numbers(bank_rows, 1.0f);
+    auto operands = numbers(x.size(), Operand()), bank = numbers(points.size(), Operand());
+    auto norms = numbers(rows, 0.0f), bank_norms = numbers(bank_rows, 0.0f), within = norms;
+    auto partial = numbers(std::size_t(slices) * rows, 0.0f);
+    auto contributions = numbers(rows, 0.0), mmd2 = numbers(images, 0.0);
+    const auto prepare = [&](const auto& from, int count, auto& to, auto& half_norms) {
+        launch({blocks(count, PREPARED_ROWS)}, AROUND_THREADS, 0, mdmf_prepare, from.data(), centre.data(), 1.0f, count,
+               to.data(), half_norms.data());
+    };
+    prepare(x, rows, operands, norms);
+    prepare(points, bank_rows, bank, bank_norms);
+    const std::size_t shared = std::is_empty_v<Shared> ? 0 : sizeof(Shared);
+    launch({blocks(rows, ROWS), unsigned(shares)}, THREADS, shared, mdmf_cross, operands.data(), norms.data(),
+           bank.data(), bank_norms.data(), weights.data(), rows, bank_rows, slices, partial.data());
+    launch({unsigned(images), blocks(patches, WITHIN_ROWS)}, AROUND_THREADS, 0, mdmf_within, operands.data(),
+           norms.data(), images, patches, within.data());
+    launch({unsigned(images)}, AROUND_THREADS, 0, mdmf_finish, partial.data(), within.data(), slices, images, patches,
+           1.0f / float(bank_rows), 1.0, contributions.data(), mmd2.data());
+    return mmd2.back();
+}
+
+}  // namespace
+
+int main() {
+    for (const bool late : {false, true}) {
+        host::late = late;
+        std::printf("%g\n", score(1, 1, 1, 1, 1));
+        std::printf("%g\n", score(3, 33, 5, 2, 1));
+        std::printf("%g\n", score(1, ROWS + 3, 4, 3, 2));
+    }
+}

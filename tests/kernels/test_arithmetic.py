@@ -1,0 +1,48 @@
+"""2^x by polynomial, and rounding to the operand types, as the kernels have them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from host_kernels import Builder
+from kernel_inputs import bank_of
+
+from mdmf_deploy.mmd.kernels import prepare_bank, rounded, widened
+
+
+@pytest.mark.parametrize(("degree", "allowed"), [(4, 3e-6), (6, 2.0**-22)])
+def test_exp2_is_as_good_as_it_says(host: Builder, degree: int, allowed: float) -> None:
+    kernel = host("plain", "fp32", 64)
+    x = -np.concatenate([np.linspace(0, 126, 1 << 18), np.arange(127), np.arange(127) + 0.5]).astype(np.float32)
+    x = x[x >= -126]
+    exact = np.exp2(x.astype(np.float64))
+    assert np.abs(kernel.exp2(x, degree) / exact - 1).max() <= allowed
+    # Not better than its degree either: the one that is asked for is the one that runs.
+    assert (np.abs(kernel.exp2(x, degree) / exact - 1).max() > 1e-6) == (degree == 4)
+
+
+@pytest.mark.parametrize("degree", [4, 6])
+def test_exp2_at_its_ends(host: Builder, degree: int) -> None:
+    kernel = host("plain", "fp32", 64)
+    exact = kernel.exp2(-np.arange(127, dtype=np.float32), degree)
+    assert np.array_equal(exact, 2.0 ** -np.arange(127.0))
+    far = kernel.exp2(np.array([-127, -127.5, -1e9, -3e38, -np.inf], np.float32), degree)
+    assert np.array_equal(far, np.zeros(5))
+    between = kernel.exp2(np.linspace(-127, -126, 1001, dtype=np.float32), degree)
+    assert (between >= 0).all()
+    assert (between <= 2.0**-125).all()
+
+
+@pytest.mark.parametrize("operand", ["fp16", "bf16"])
+def test_device_and_host_round_alike(host: Builder, operand: str) -> None:
+    """Ties, subnormal numbers, overflow: prepared on either side, a number has the same bits."""
+    values = np.array([1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-9, 3e-8, 6e-8, 65504, 65519, 65520, -7e4, 0.1, -0.0])
+    values = np.concatenate([values, np.random.default_rng(0).normal(0, 1, 64 * 64 - len(values))]).astype(np.float32)
+    kernel = host("tensor", operand, 64)
+    # A bank that neither moves nor scales what is prepared with it.
+    prepared = prepare_bank(bank_of(np.zeros((1, 64)), 1.0), kernel.kernel)
+    object.__setattr__(prepared, "scale", 1.0)
+    operands, _ = kernel.prepare(values.reshape(1, 64, 64), prepared)
+    limit = 65504.0 if operand == "fp16" else 2.0**56
+    expected = rounded(np.clip(values, -limit, limit), operand)
+    assert np.array_equal(widened(operands.ravel()), widened(expected))

@@ -1,0 +1,147 @@
+"""What the host-built kernels compute, against float64, for every tail there is."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from host_kernels import Builder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_inputs import draw, exact_cross, kernel_values
+
+from mdmf_deploy.mmd.kernels import PreparedBank, prepare_bank, widened
+from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel
+
+ALLOWED = 2e-6
+LN2 = math.log(2)
+# Half a unit in the last place, relative, and the smallest step of numbers near 0.
+ROUNDING = {"fp32": (2.0**-24, 2.0**-149), "tf32": (2.0**-24, 2.0**-149)}
+ROUNDING |= {"fp16": (2.0**-11, 2.0**-24), "bf16": (2.0**-8, 2.0**-133)}
+
+shapes = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**32 - 1),
+        # Few rows, the paper's 49, and more than a block takes.
+        "images": st.integers(1, 4),
+        "patches": st.one_of(st.integers(1, 8), st.sampled_from([31, 32, 33, 49])),
+        "points": st.one_of(st.integers(1, 70), st.sampled_from([127, 128, 129, 256, 257, 300])),
+        "width": st.sampled_from([64, 128, 256]),
+        "bandwidth": st.floats(0.5, 8),
+    }
+)
+splits = st.tuples(st.integers(1, 12), st.integers(1, 12))
+
+
+@settings(deadline=None, max_examples=500)
+@given(version=st.sampled_from(["plain", "tiled"]), shape=shapes, split=splits)
+def test_float32_is_within_two_millionths(
+    host: Builder, version: str, shape: dict[str, int], split: tuple[int, int]
+) -> None:
+    """Of either term itself, for every signature; of the score, of its terms' sum, since they cancel."""
+    x, bank = draw(**shape)
+    kernel = host(version, "fp32", shape["width"])
+    prepared = prepare_bank(bank, kernel.kernel)
+    operands, half_norms = kernel.prepare(x, prepared)
+    partial = kernel.cross(operands, half_norms, prepared, len(x), *split)
+    cross = np.array([gaussian_kernel(image, bank.signatures, bank.sigma) @ bank.weights for image in x])
+    computed = prepared.unit * partial.sum(axis=0, dtype=np.float64).reshape(cross.shape)
+    assert np.abs(computed / cross - 1).max() <= ALLOWED
+    own = np.array([gaussian_kernel(image, image, bank.sigma).mean(axis=1) for image in x])
+    within = kernel.within(operands, half_norms, len(x))
+    assert np.abs(within.reshape(own.shape) / own - 1).max() <= ALLOWED
+    exact = ReferenceReduction()(x, bank)
+    scores = kernel.finish(partial, within, prepared, len(x))
+    terms = own + 2 * cross + bank.self_term
+    assert (np.abs(scores.contributions - exact.contributions) <= ALLOWED * terms).all()
+    assert (np.abs(scores.mmd2 - exact.mmd2) <= ALLOWED * terms.mean(axis=1)).all()
+
+
+def allowed_relative(operand: str, operands: np.ndarray, prepared: PreparedBank) -> float:
+    """Of a kernel value from given operands, by step 3: float32's own, and what its products and polynomials add."""
+    a, b = widened(operands), widened(prepared.operands)
+    width = a.shape[1]
+    products = float((np.abs(a) @ np.abs(b).T).max())
+    if operand == "tf32":
+        # Left out of every product: x'.r', 2^-22 of it, and what the small parts were cut off, 2^-21 of it each.
+        # Sums are cut off once every 8 terms, and hold products alone.
+        exponent = products * (2.0**-22 + 2 * 2.0**-21 + width / 8 * 2.0**-23)
+        return ALLOWED + LN2 * exponent
+    # Sums are cut off once every 16 terms and start from the norms; the polynomial is good to 3e-6.
+    norms = float((a * a).sum(1).max() + (b * b).sum(1).max()) / 2
+    return ALLOWED + 3e-6 + LN2 * (norms + products) * (width / 16 + 1) * 2.0**-23
+
+
+@settings(deadline=None, max_examples=60)
+@given(operand=st.sampled_from(["fp16", "bf16", "tf32"]), shape=shapes, split=splits, signed=st.booleans())
+def test_tensor_cores_add_only_what_their_rounding_explains(
+    host: Builder, operand: str, shape: dict[str, int], split: tuple[int, int], signed: bool
+) -> None:
+    x, bank = draw(**shape, signed=signed)
+    kernel = host("tensor", operand, shape["width"])
+    prepared = prepare_bank(bank, kernel.kernel)
+    operands, half_norms = kernel.prepare(x, prepared)
+
+    # Operands: the nearest numbers of their type.  Scaling in float32 rounds three times.
+    unit, step = ROUNDING[operand]
+    exact = (x.reshape(-1, x.shape[2]).astype(np.float64) - prepared.centre) * prepared.scale
+    assert (np.abs(widened(operands) - exact) <= np.abs(exact) * (unit + 3 * 2.0**-24) + step).all()
+    norms = (widened(operands) ** 2).sum(axis=1) / 2
+    assert half_norms == pytest.approx(norms, rel=x.shape[2] * 2.0**-24, abs=1e-30)
+
+    # Sums: those of the operands.
+    partial = kernel.cross(operands, half_norms, prepared, len(x), *split)
+    cross, magnitude = exact_cross(operands, prepared)
+    allowed = allowed_relative(operand, operands, prepared)
+    assert (np.abs(partial.sum(axis=0, dtype=np.float64) - cross) <= allowed * magnitude).all()
+    within = kernel.within(operands, half_norms, len(x)).reshape(len(x), -1)
+    for image, computed in zip(operands.reshape(x.shape), within, strict=True):
+        assert computed == pytest.approx(kernel_values(image, image).mean(axis=1), rel=ALLOWED)
+
+
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("bandwidth", [0.5, 1.0, 3.0])
+def test_tf32_scores_are_within_ten_millionths(host: Builder, width: int, bandwidth: float) -> None:
+    """The aim for the accurate mode, with tensor cores that cut off every sum."""
+    x, bank = draw(7, 2, 49, 500, width, bandwidth=bandwidth)
+    exact, scores = ReferenceReduction()(x, bank), host("tensor", "tf32", width)(x, bank)
+    assert scores.mmd2 == pytest.approx(exact.mmd2, rel=1e-5)
+    assert scores.contributions == pytest.approx(exact.contributions, rel=1e-5, abs=4e-7)
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("finer", ["x", "bank", "both"])
+def test_tf32_keeps_what_one_such_number_would_cut_off(host: Builder, width: int, finer: str) -> None:
+    """Coordinates that end 2^-12 after their first bit: lost on one side, k would be off by 2^-12 of the norm."""
+    kernel = host("tensor", "tf32", width)
+    coarse = np.random.default_rng(width).choice([-1.0, 1.0], (1, width)) / width**0.5 * 2
+    fine = coarse * (1 + 2.0**-12)
+    operands = np.asarray(coarse if finer == "bank" else fine, np.float32)
+    bank = np.zeros((kernel.kernel.tile, width), np.float32)
+    bank[0] = coarse if finer == "x" else fine
+    norms, bank_norms = ((points.astype(np.float64) ** 2).sum(1) / 2 for points in (operands, bank))
+    weights = np.eye(1, len(bank), dtype=np.float32)[0]
+    narrow = [array.astype(np.float32) for array in (norms, bank_norms)]
+    prepared = PreparedBank(bank, narrow[1], weights, 1.0, np.zeros(width, np.float32), 1.0, 0.0)
+    k = kernel.cross(operands, narrow[0], prepared).sum()
+    assert k == pytest.approx(kernel_values(operands, bank)[0, 0], rel=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("version", "operand"), [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "tf32")]
+)
+def test_a_bank_of_more_tiles_than_slices(host: Builder, version: str, operand: str) -> None:
+    """With the launch's own split: slices of unequal length, several to a block."""
+    points = 20_000 if version == "tiled" else 5_000
+    x, bank = draw(3, 1, 5, points, 64)
+    kernel = host(version, operand, 64)
+    prepared = prepare_bank(bank, kernel.kernel)
+    launches = kernel.kernel.launches(1, 5, len(prepared.operands), 4)
+    assert launches.slices == 128
+    assert 1 < launches.cross.grid[1] < 128
+    operands, half_norms = kernel.prepare(x, prepared)
+    cross, magnitude = exact_cross(operands, prepared)
+    partial = kernel.cross(operands, half_norms, prepared)
+    allowed = allowed_relative(operand, operands, prepared) if version == "tensor" else ALLOWED
+    assert (np.abs(partial.sum(axis=0, dtype=np.float64) - cross) <= allowed * magnitude).all()

@@ -1,0 +1,182 @@
+"""What holds for every version and operand, whatever the numbers are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from float32_mmd import EPS
+from host_kernels import Builder, HostKernel
+from kernel_inputs import bank_of, draw, exact_cross
+
+from mdmf_deploy.mmd.kernels import OPERANDS, VERSIONS, Kernel, kernels, prepare_bank
+from mdmf_deploy.mmd.reference import ReferenceReduction
+
+EVERY = [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "bf16"), ("tensor", "tf32")]
+each = pytest.mark.parametrize(("version", "operand"), EVERY)
+# Relative to k, of a score near 1.
+COARSE = {"fp32": 2e-6, "tf32": 1e-5, "fp16": 2e-3, "bf16": 2e-2}
+
+
+@pytest.fixture
+def kernel(host: Builder, version: str, operand: str) -> HostKernel:
+    return host(version, operand, 64)
+
+
+def same(a: object, b: object) -> bool:
+    return np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True)
+
+
+@each
+def test_an_image_has_the_same_bits_in_any_batch(kernel: HostKernel) -> None:
+    """Wherever its rows lie in a tile, and however many blocks share the bank."""
+    x, bank = draw(1, 6, 49, 70, 64)
+    whole = kernel(x, bank)
+    for start, stop, shares in ((0, 1, 1), (2, 4, 3), (5, 6, None)):
+        part = kernel(x[start:stop], bank, shares=shares)
+        assert same(part.contributions, whole.contributions[start:stop])
+        assert same(part.mmd2, whole.mmd2[start:stop])
+
+
+@each
+def test_neither_the_order_of_blocks_nor_the_time_of_copies_changes_a_bit(host: Builder, kernel: HostKernel) -> None:
+    x, bank = draw(2, 3, 49, 140, 64)
+    once = kernel(x, bank)
+    for how in ({"backwards": True}, {"late": True}, {"backwards": True, "late": True}):
+        again = dataclasses.replace(kernel, **how)(x, bank)
+        assert same(again.contributions, once.contributions)
+        assert same(again.mmd2, once.mmd2)
+
+
+@each
+def test_contributions_average_to_the_score(kernel: HostKernel) -> None:
+    x, bank = draw(3, 2, 150, 40, 64)
+    scores = kernel(x, bank)
+    assert scores.contributions.mean(axis=1) == pytest.approx(scores.mmd2, rel=1e-13, abs=1e-15)
+
+
+@each
+@pytest.mark.parametrize(("patches", "points"), [(1, 1), (1, 40), (40, 1)])
+def test_one_signature_and_one_point(kernel: HostKernel, operand: str, patches: int, points: int) -> None:
+    x, bank = draw(4, 2, patches, points, 64)
+    exact, scores = ReferenceReduction()(x, bank), kernel(x, bank)
+    assert scores.mmd2 == pytest.approx(exact.mmd2, rel=COARSE[operand], abs=COARSE[operand])
+    if patches == 1:
+        own = kernel.within(*kernel.prepare(x, prepare_bank(bank, kernel.kernel)), 2)
+        assert (own == 1).all()
+
+
+@each
+def test_an_image_that_is_a_point_of_the_bank_is_no_distance_away(kernel: HostKernel) -> None:
+    _, bank = draw(5, 1, 1, 1, 64)
+    bank = dataclasses.replace(bank, self_term=1.0)
+    assert kernel(bank.signatures[None], bank).mmd2[0] == pytest.approx(0, abs=4 * EPS)
+
+
+@each
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_image_that_is_not_finite_spoils_no_other(kernel: HostKernel, bad: float) -> None:
+    x, bank = draw(6, 3, 20, 100, 64)
+    expected = kernel(x, bank)
+    x[1, 4, 2] = bad
+    scores = kernel(x, bank)
+    assert same(scores.contributions[[0, 2]], expected.contributions[[0, 2]])
+    assert np.isnan(scores.contributions[1]).all()
+    assert same(np.isnan(scores.mmd2), [False, True, False])
+    # Of the image itself the cross term is lost for that patch alone.
+    prepared = prepare_bank(bank, kernel.kernel)
+    lost = np.isnan(kernel.cross(*kernel.prepare(x, prepared), prepared)).any(axis=0)
+    assert same(np.flatnonzero(lost), [20 + 4])
+
+
+@each
+@pytest.mark.parametrize("huge", [1e20, -3e38, 1e6])
+def test_what_is_far_away_from_everything_has_a_kernel_value_of_0(kernel: HostKernel, huge: float) -> None:
+    x, bank = draw(7, 1, 9, 70, 64)
+    narrow = bank_of(bank.signatures / 1e3, bank.sigma / 1e3)
+    x[0, 3] = huge
+    prepared = prepare_bank(narrow, kernel.kernel)
+    operands, half_norms = kernel.prepare(x, prepared)
+    assert np.isfinite(half_norms).all()
+    assert not kernel.cross(operands, half_norms, prepared)[:, 3].any()
+    assert kernel.within(operands, half_norms, 1)[3] == np.float32(1 / 9)
+    assert np.isfinite(kernel(x, narrow).mmd2).all()
+
+
+@each
+def test_no_kernel_value_is_above_1_however_far_both_sides_are(kernel: HostKernel) -> None:
+    """Rounding a'.b' - h_a - h_b alone would make it 2 to the power of a huge number."""
+    _, bank = draw(8, 1, 1, 70, 64)
+    far = bank.signatures * np.float32(1e4)
+    prepared = prepare_bank(bank_of(far, bank.sigma), kernel.kernel)
+    operands, half_norms = kernel.prepare(far[None], prepared)
+    assert half_norms.min() > 1e6
+    cross = kernel.cross(operands, half_norms, prepared).sum(axis=0)
+    assert (cross >= 0).all()
+    assert (cross <= prepared.weights.sum()).all()
+
+
+@each
+def test_points_of_weight_0_change_nothing(kernel: HostKernel, operand: str) -> None:
+    """Neither those that fill the last tile nor a bank's own, wherever they lie."""
+    x, bank = draw(9, 2, 9, 70, 64)
+    prepared = prepare_bank(bank, kernel.kernel)
+    assert len(prepared.operands) > 70
+    scores = kernel(x, prepared)
+    prepared.operands[70:] = prepared.operands[:1]
+    prepared.half_norms[70:] = prepared.half_norms[0]
+    filled = kernel(x, prepared)
+    assert same(filled.contributions, scores.contributions)
+
+
+@each
+def test_weights_may_be_negative_and_need_not_add_up_to_1(kernel: HostKernel, operand: str) -> None:
+    x, bank = draw(10, 2, 9, 90, 64, signed=True)
+    assert (bank.weights < 0).any()
+    exact, scores = ReferenceReduction()(x, bank), kernel(x, bank)
+    allowed = COARSE[operand] * (1 + np.abs(bank.weights).sum())
+    assert np.abs(scores.contributions - exact.contributions).max() <= allowed
+
+
+@each
+def test_the_number_of_slices_changes_rounding_alone(kernel: HostKernel) -> None:
+    x, bank = draw(11, 1, 9, 400, 64)
+    prepared = prepare_bank(bank, kernel.kernel)
+    operands, half_norms = kernel.prepare(x, prepared)
+    _, magnitude = exact_cross(operands, prepared)
+    sums = [
+        kernel.cross(operands, half_norms, prepared, 1, slices).sum(axis=0, dtype=np.float64)
+        for slices in range(1, 1 + len(prepared.operands) // kernel.kernel.tile)
+    ]
+    assert (np.ptp(sums, axis=0) <= 2e-6 * magnitude).all()
+
+
+@pytest.mark.parametrize("operand", ["fp16", "bf16"])
+def test_step_3_is_step_1_on_the_same_operands(host: Builder, operand: str) -> None:
+    x, bank = draw(12, 3, 49, 200, 64)
+    first, third = host("plain", operand, 64)(x, bank), host("tensor", operand, 64)(x, bank)
+    assert third.contributions == pytest.approx(first.contributions, abs=1e-5)
+    assert third.contributions != pytest.approx(ReferenceReduction()(x, bank).contributions, abs=1e-7)
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+@each
+def test_python_knows_the_sources_numbers(host: Builder, version: str, operand: str, width: int) -> None:
+    built = host(version, operand, width)
+    launches = built.kernel.launches(3, 49, 4096, 16)
+    assert built.constant("rows") == built.kernel.rows
+    assert built.constant("tile") == built.kernel.tile
+    assert built.constant("shared") == built.kernel.shared == launches.cross.shared
+    assert built.constant("threads") == launches.cross.block
+    assert built.constant("around") == launches.prepare.block == launches.within.block == launches.finish.block
+    assert launches.prepare.grid == (-(-147 // built.constant("prepared_rows")), 1, 1)
+    assert launches.within.grid == (3, -(-49 // built.constant("within_rows")), 1)
+
+
+def test_every_operand_and_version_is_held_to_these_laws() -> None:
+    assert {operand for _, operand in EVERY} == set(OPERANDS)
+    assert {version for version, _ in EVERY} == set(VERSIONS)
+    # Step 1 in 16 bits is there to be compared with.
+    assert {(k.version, k.operand) for k in kernels()} - set(EVERY) == {("plain", "fp16"), ("plain", "bf16")}
+    assert Kernel("plain", "fp16", 64) in set(kernels())

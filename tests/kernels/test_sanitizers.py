@@ -1,0 +1,123 @@
+"""The kernels' own source under AddressSanitizer and ThreadSanitizer; and that both would find a fault."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from host_kernels import SHIM, compile_host
+
+from mdmf_deploy.mmd.kernels import Kernel
+from mdmf_deploy.rooms import room
+
+SANITIZERS = {"address": ["-fsanitize=address"], "thread": ["-fsanitize=thread"]}
+UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
+STEPS = {"plain": Kernel("plain", "fp32", 64), "tiled": Kernel("tiled", "fp32", 64)}
+STEPS |= {"tensor": Kernel("tensor", "fp16", 64), "tf32": Kernel("tensor", "tf32", 128)}
+# Step 1's threads share nothing; what is around the cross term is the same in every step, as are step 3's barriers.
+CLEAN = [("address", step) for step in STEPS] + [("thread", "tiled"), ("thread", "tensor")]
+
+
+class Fault(NamedTuple):
+    """Found by a sanitizer in a step, once `line` of a source has become `changed`."""
+
+    sanitizer: str
+    step: str
+    file: str
+    line: str
+    changed: str
+
+
+BARRIER = "        __syncthreads();\n"
+PLANTED = {
+    "tiled reads a row too many": Fault(
+        "address", "tiled", "2_tiled.cu", "min(first + row, last)", "min(first + row, last + 1)"
+    ),
+    "tensor reads a row too many": Fault("address", "tensor", "3_tensor.cu", "+ group, rows - 1)", "+ group, rows)"),
+    "tensor writes rows that are not there": Fault(
+        "address", "tensor", "3_tensor.cu", "if (quarter == 0 && row < rows)", ""
+    ),
+    "tensor's last slice is a tile too long": Fault(
+        "address", "tensor", "3_tensor.cu", "mine.last - 1).last;", "mine.last - 1).last + 1;"
+    ),
+    "within reads patches that are not there": Fault(
+        "address", "plain", "around.cuh", "here = min(LANES, patches - start)", "here = LANES"
+    ),
+    "tiled begins before its columns are there": Fault(
+        "thread", "tiled", "2_tiled.cu", BARRIER + "        copy_step", "        copy_step"
+    ),
+    "tiled adds up before all have written": Fault(
+        "thread", "tiled", "2_tiled.cu", BARRIER + "        const int row", "        const int row"
+    ),
+    "tensor begins before its tile is there": Fault(
+        "thread", "tensor", "3_tensor.cu", BARRIER + "        copy(", "        copy("
+    ),
+    "tensor copies into a tile that is read": Fault(
+        "thread", "tensor", "3_tensor.cu", "copy(tile + STAGES - 1);", "copy(tile + STAGES);"
+    ),
+    "finish adds up before all have written": Fault(
+        "thread", "tensor", "around.cuh", BARRIER + "        if (threadIdx.x < half)", "        if (threadIdx.x < half)"
+    ),
+}
+SAID = {"address": "AddressSanitizer", "thread": "data race"}
+
+
+@cache
+def fixed_addresses() -> list[str]:
+    """What runs a program without random addresses, where allowed: some leave ThreadSanitizer no room for its own."""
+    command = ["setarch", os.uname().machine, "-R"]
+    allowed = shutil.which("setarch") and subprocess.run([*command, "true"], capture_output=True).returncode == 0
+    return command if allowed else []
+
+
+def run(program: Path) -> subprocess.CompletedProcess[str]:
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1"}
+    command = [*fixed_addresses(), str(program)]
+    return subprocess.run(command, env=os.environ | options, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def programs(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> dict[object, Path]:
+    """Every program, compiled several at a time."""
+    folder = tmp_path_factory.mktemp("sanitizers")
+    jobs: dict[object, tuple[Kernel, Path, list[str]]] = {}
+    for sanitizer, step in CLEAN:
+        extra = UNDEFINED if sanitizer == "address" else []
+        jobs[sanitizer, step] = STEPS[step], STEPS[step].source, [*SANITIZERS[sanitizer], *extra]
+    for name, fault in PLANTED.items():
+        copy = Path(shutil.copytree(room("engines") / "kernels", folder / f"fault{len(jobs)}"))
+        text = (copy / fault.file).read_text()
+        assert text.count(fault.line) == 1, f"{fault.file} no longer has: {fault.line}"
+        (copy / fault.file).write_text(text.replace(fault.line, fault.changed))
+        kernel = STEPS[fault.step]
+        jobs[name] = kernel, copy / kernel.source.name, SANITIZERS[fault.sanitizer]
+
+    def build(job: tuple[int, tuple[Kernel, Path, list[str]]]) -> Path:
+        number, (kernel, source, flags) = job
+        compile_host(kernel, source, SHIM / "driver.cpp", folder / f"driver{number}", "-O1", *flags)
+        return folder / f"driver{number}"
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(jobs, pool.map(build, enumerate(jobs.values())), strict=True))
+
+
+@pytest.mark.parametrize(("sanitizer", "step"), CLEAN)
+def test_nothing_is_found(programs: dict[object, Path], sanitizer: str, step: str) -> None:
+    done = run(programs[sanitizer, step])
+    assert done.returncode == 0, done.stderr[-3000:]
+    scores = [float(line) for line in done.stdout.split()]
+    assert len(scores) == 6
+    assert scores[:3] == scores[3:]
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_found(programs: dict[object, Path], name: str) -> None:
+    done = run(programs[name])
+    assert done.returncode != 0
+    assert SAID[PLANTED[name].sanitizer] in done.stderr

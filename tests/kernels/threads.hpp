@@ -1,0 +1,52 @@
+// CUDA threads as std::threads, kept from block to block.
+#pragma once
+
+#include <barrier>
+#include <semaphore>
+#include <thread>
+
+inline thread_local Place threadIdx;
+
+namespace host {
+
+using Meeting = std::barrier<>;
+
+inline thread_local Thread own;
+inline Thread& self() { return own; }
+
+class Team {
+  public:
+    ~Team() { rest(); }
+
+    void run(int block, const std::function<void()>& body) {
+        while (int(members.size()) < block) members.push_back(std::make_unique<Member>(*this, int(members.size())));
+        work = &body;
+        for (int i = 0; i < block; ++i) members[i]->start.release();
+        for (int i = 0; i < block; ++i) members[i]->done.acquire();
+    }
+
+    void rest() {
+        work = nullptr;
+        for (auto& member : members) member->start.release();
+        members.clear();
+    }
+
+  private:
+    struct Member {
+        Member(const Team& team, int index)
+            : thread([this, &team, index] {
+                  threadIdx.x = index;
+                  for (start.acquire(); team.work; start.acquire()) {
+                      own = Thread{};
+                      (*team.work)();
+                      done.release();
+                  }
+              }) {}
+        std::binary_semaphore start{0}, done{0};
+        std::jthread thread;
+    };
+    const std::function<void()>* work = nullptr;
+    std::vector<std::unique_ptr<Member>> members;
+};
+
+}  // namespace host

@@ -1,0 +1,182 @@
+"""The kernels as Python describes them: which there are, how they are launched, and how a bank is prepared for one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_inputs import bank_of, draw, exact_cross
+
+from mdmf_deploy.errors import UsageError
+from mdmf_deploy.mmd.kernels import OPERANDS, VERSIONS, WIDTHS, Kernel, choose, kernels, prepare_bank, widened
+from mdmf_deploy.mmd.reference import gaussian_kernel
+
+ALL = list(kernels())
+
+
+def test_every_kernel_has_its_source() -> None:
+    assert len(ALL) == len(set(ALL)) == 7 * len(WIDTHS)
+    for kernel in ALL:
+        text = kernel.source.read_text()
+        for entry in ("mdmf_prepare", "mdmf_cross", "mdmf_within", "mdmf_finish"):
+            assert entry in text + (kernel.source.parent / "around.cuh").read_text()
+        assert "Reference: " in text.partition("#include")[0]
+
+
+@pytest.mark.parametrize("width", [1, 32, 96, 384, 512])
+def test_another_width_is_refused(width: int) -> None:
+    with pytest.raises(UsageError, match=f"width {width}: the GPU kernels are for 64, 128 or 256; use a CPU runtime"):
+        choose(90, width, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("sm", "operand", "version", "said"),
+    [
+        (90, "int8", None, "operand 'int8' is not known; choose one of fp32, tf32, fp16 or bf16"),
+        (90, "fp32", "fast", "version 'fast' is not known; choose one of plain, tiled or tensor"),
+        (90, "fp32", "tensor", "'tensor' is not for fp32; give it one of tf32, fp16 or bf16"),
+        (90, "fp16", "tiled", "'tiled' is not for fp16; give it one of fp32$"),
+        (75, "tf32", None, r"compute capability 7\.5 cannot run it; choose fp32 or fp16"),
+        (75, "bf16", None, r"compute capability 7\.5 cannot run it; choose fp32 or fp16"),
+        (70, "fp16", None, r"compute capability 7\.0 cannot run it; choose a CPU runtime"),
+        (61, "fp32", None, r"compute capability 6\.1 cannot run it; choose a CPU runtime"),
+    ],
+)
+def test_what_there_is_not_is_refused_in_one_line(sm: int, operand: str, version: str | None, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as refused:
+        choose(sm, 128, operand, version)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("sm", [75, 80, 86, 89, 90, 100, 120])
+def test_the_fastest_version_for_an_operand_is_chosen(sm: int) -> None:
+    assert choose(sm, 64, "fp32") == Kernel("tiled", "fp32", 64)
+    assert choose(sm, 64, "fp32", "plain") == Kernel("plain", "fp32", 64)
+    for operand in ("fp16", "bf16", "tf32") if sm >= 80 else ("fp16",):
+        kernel = choose(sm, 256, operand)
+        assert kernel == Kernel("tensor", operand, 256)
+        assert kernel.options(sm) == ("--std=c++17", "-DMDMF_WIDTH=256", f"-DMDMF_{operand.upper()}")
+
+
+@given(
+    kernel=st.sampled_from(ALL),
+    images=st.integers(1, 300),
+    patches=st.integers(1, 300),
+    tiles=st.integers(1, 40_000),
+    multiprocessors=st.integers(1, 200),
+)
+def test_launches_cover_everything(kernel: Kernel, images: int, patches: int, tiles: int, multiprocessors: int) -> None:
+    bank_rows, rows = tiles * kernel.tile, images * patches
+    launches = kernel.launches(images, patches, bank_rows, multiprocessors)
+    assert launches.cross.grid[0] == math.ceil(rows / kernel.rows)
+    assert 1 <= launches.cross.grid[1] <= launches.slices <= tiles
+    assert launches.prepare.grid[0] * 32 >= rows
+    assert launches.within.grid[0] == launches.finish.grid[0] == images
+    assert launches.within.grid[1] * 32 >= patches
+    for launch in (launches.prepare, launches.cross, launches.within, launches.finish):
+        assert launch.grid[1] <= 65535
+        assert launch.grid[2] == 1
+    # By the bank alone, or an image's bits would change with its batch.
+    assert launches.slices == kernel.launches(1, 1, bank_rows, 7).slices
+    # No slice is longer than float32 sums up well, give or take a tile.
+    assert bank_rows / launches.slices <= 512 + kernel.tile
+
+
+@pytest.mark.parametrize("kernel", ALL, ids=str)
+def test_one_image_and_a_long_bank_occupy_a_large_gpu(kernel: Kernel) -> None:
+    launches = kernel.launches(1, 49, 65536, 132)
+    assert launches.cross.grid[0] * launches.cross.grid[1] >= 0.9 * min(128, 132)
+
+
+@pytest.mark.parametrize("kernel", ALL, ids=str)
+@pytest.mark.parametrize("multiprocessors", [20, 128, 132])
+def test_a_large_batch_leaves_few_multiprocessors_idle(kernel: Kernel, multiprocessors: int) -> None:
+    launches = kernel.launches(64, 49, 65536, multiprocessors)
+    across, shares, _ = launches.cross.grid
+    places = multiprocessors * kernel.resident
+    longest = math.ceil(across * shares / places) * math.ceil(launches.slices / shares)
+    assert across * launches.slices / places / longest > 0.8
+
+
+def test_rows_of_many_images_are_packed() -> None:
+    """N = 49 fills tiles of 256 rows but for the last."""
+    assert Kernel("tensor", "fp16", 128).launches(64, 49, 1024, 1).cross.grid[0] == math.ceil(64 * 49 / 256) == 13
+
+
+@pytest.mark.parametrize("operand", OPERANDS)
+@pytest.mark.parametrize("points", [1, 31, 32, 33, 300])
+def test_a_prepared_bank_is_the_bank(operand: str, points: int) -> None:
+    version = next(version for version, (_, operands) in VERSIONS.items() if operand in operands)
+    kernel = Kernel(version, operand, 64)
+    x, bank = draw(points, 1, 5, points, 64, signed=True)
+    prepared = prepare_bank(bank, kernel)
+    rows = len(prepared.operands)
+    assert rows % kernel.tile == 0
+    assert 0 <= rows - points < kernel.tile
+    assert len(prepared.weights) == len(prepared.half_norms) == rows
+    assert not prepared.weights[points:].any()
+    assert not widened(prepared.operands[points:]).any()
+    assert prepared.half_norms == pytest.approx((widened(prepared.operands) ** 2).sum(axis=1) / 2, rel=1e-6)
+    assert np.abs(prepared.weights).max() == 1
+    assert prepared.weights[:points] * prepared.unit == pytest.approx(bank.weights, rel=1e-6)
+    assert (prepared.self_term, prepared.operands.flags.c_contiguous) == (bank.self_term, True)
+    # The kernel in base 2, of centred and scaled points, is the Gaussian one.
+    own = ((x[0].astype(np.float64) - prepared.centre) * prepared.scale).astype(np.float32)
+    cross, magnitude = exact_cross(own, prepared)
+    expected = gaussian_kernel(x[0], bank.signatures, bank.sigma) @ bank.weights
+    rounding = {"fp32": 1e-6, "tf32": 1e-6, "fp16": 2e-3, "bf16": 2e-2}[operand]
+    assert np.abs(prepared.unit * cross - expected).max() <= rounding * prepared.unit * magnitude.max()
+
+
+@pytest.mark.parametrize("operand", ["fp16", "bf16", "fp32"])
+def test_points_beyond_the_operands_range_are_clamped(operand: str) -> None:
+    points = np.zeros((4, 64))
+    points[0], points[1] = 1e30, -1e30
+    prepared = prepare_bank(bank_of(points, 1e-3), Kernel("plain", operand, 64))
+    assert np.isfinite(prepared.half_norms).all()
+    assert np.abs(widened(prepared.operands)).max() == (65504 if operand == "fp16" else 2.0**56)
+
+
+def test_equal_weights_are_not_rounded() -> None:
+    """1/M in float32 would move every score the same way."""
+    _, bank = draw(0, 1, 1, 77, 64)
+    prepared = prepare_bank(bank, Kernel("plain", "fp32", 64))
+    assert (prepared.weights[:77] == 1).all()
+    assert prepared.unit == bank.weights[0]
+
+
+def test_a_bank_without_weight_is_prepared_too() -> None:
+    _, bank = draw(0, 1, 1, 5, 64)
+    prepared = prepare_bank(dataclasses.replace(bank, weights=np.zeros(5)), Kernel("plain", "fp32", 64))
+    assert (prepared.unit, prepared.weights.any()) == (1.0, False)
+
+
+def test_a_long_bank_is_prepared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, bank = draw(0, 1, 1, 150, 64)
+    kernel = Kernel("tensor", "bf16", 64)
+    whole = prepare_bank(bank, kernel)
+    monkeypatch.setattr("mdmf_deploy.mmd.kernels._STRIDE", 41)
+    parts = prepare_bank(bank, kernel)
+    assert np.array_equal(parts.operands, whole.operands)
+    assert np.array_equal(parts.half_norms, whole.half_norms)
+
+
+def test_a_bank_of_another_width_is_refused() -> None:
+    _, bank = draw(0, 1, 1, 5, 128)
+    with pytest.raises(UsageError, match="width 128, but the kernel is for 64"):
+        prepare_bank(bank, Kernel("plain", "fp32", 64))
+
+
+def test_the_resident_blocks_fit_into_shared_memory() -> None:
+    """Of the smallest multiprocessors: 64 KB on 7.5, 100 KB on 8.6, 8.9 and 12.0, less 1 KB a block."""
+    for kernel, sm in itertools.product(ALL, (75, 86)):
+        if kernel.supports(sm):
+            room = 65536 if sm == 75 else 102400
+            assert kernel.shared + 1024 <= room
+            if sm == 86:
+                assert kernel.resident * (kernel.shared + 1024) <= room

@@ -1,0 +1,157 @@
+"""ONNX Runtime's GPU providers: their sessions and bindings on the CPU here, on a real GPU in test_engines.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from mdmf_deploy import tracing
+from mdmf_deploy.benchmarking import subjects
+from mdmf_deploy.benchmarking.results import Settings
+from mdmf_deploy.building.profiles import load_profile
+from mdmf_deploy.bundle import MODEL, Bundle
+from mdmf_deploy.device import Gpu
+from mdmf_deploy.device.memory import device_view, host_view
+from mdmf_deploy.errors import BundleError, RuntimeUnavailable
+from mdmf_deploy.runtime import open_engine, ort_gpu
+from mdmf_deploy.runtime.ort import OrtEngine
+
+GPU = Gpu("a pretended GPU", (8, 9), 1 << 34, (13, 0), 128)
+NAMES = Path(__file__).parents[1] / "building" / "names" / "onnxruntime-gpu-1.31.1.json"
+PROFILE = 'summary = "For tests."\nworkspace_mib = 64\n[batch]\nopt = 2\nmax = 4\n'
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that seems to have a GPU, whose provider is the CPU's."""
+    monkeypatch.setattr(ort_gpu, "require", lambda runtime: None)
+    monkeypatch.setattr(ort_gpu, "probe", lambda: GPU)
+    monkeypatch.setattr(ort_gpu, "_DEVICE", "cpu")
+    monkeypatch.setattr(ort_gpu, "_CUDA", "CPUExecutionProvider")
+    monkeypatch.setattr(ort_gpu, "cuda_options", lambda precision: {})
+
+
+@pytest.fixture
+def opened(here: None, tiny_bundle: Path, tmp_path: Path) -> Callable[[], ort_gpu.OrtGpuEngine]:
+    path = tmp_path / "four.toml"
+    path.write_text(PROFILE)
+    return lambda: open_engine(f"cuda:{path}", Bundle.open(tiny_bundle))
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((9, 3, 56, 56)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_bundle: Path, images: np.ndarray) -> np.ndarray:
+    return OrtEngine(Bundle.open(tiny_bundle))(images)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
+def test_bound_memory_holds_the_signatures(
+    count: int, opened: Callable[[], ort_gpu.OrtGpuEngine], images: np.ndarray, expected: np.ndarray
+) -> None:
+    engine = opened()
+    np.testing.assert_array_equal(engine(images[:count]), expected[:count])
+    made = engine.on_device(images[:count])
+    view = device_view(made)
+    assert (view.shape, view.stream) == ((count, 4, 8), None)
+    signed = host_view(view.pointer, count * 4 * 8 * 4).view(np.float32).reshape(view.shape)
+    np.testing.assert_array_equal(signed, expected[:count])
+    engine.close()
+    with pytest.raises(AttributeError):
+        engine(images[:1])
+
+
+def test_where_signatures_depend_on_the_batch_every_batch_is_the_same(
+    opened: Callable[[], ort_gpu.OrtGpuEngine], images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = onnxruntime.InferenceSession.run_with_iobinding
+    sizes = []
+
+    def drifting(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding) -> None:
+        run(session, binding)
+        (made,) = binding.get_outputs()
+        sizes.append(made.shape()[0])
+        host_view(made.data_ptr(), made.tensor_size_in_bytes()).view(np.float32)[:] += np.float32(1e-3 * sizes[-1])
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", drifting)
+    engine = opened()
+    sizes.clear()
+    whole = engine(images)
+    parts = [engine(images[start : start + 3]) for start in range(0, 9, 3)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert set(sizes) == {2}
+
+
+def test_two_profiles_of_one_runtime_are_measured_as_two(here: None, tiny_bundle: Path, tmp_path: Path) -> None:
+    names = ["cuda", "cuda:latency"]
+    with subjects.opened([str(tiny_bundle)], names, [], Settings(), [], tmp_path) as found:
+        assert [subject.about.name for subject in found] == ["cuda fp32", "cuda:latency fp32"]
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize("name", ["cuda", "ort-tensorrt"])
+def test_a_session_that_fell_back_to_the_cpu_is_an_error(
+    name: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What this build of ONNX Runtime does for want of the provider, and the other for want of a library."""
+    monkeypatch.setenv("MDMF_CACHE", str(tmp_path))
+    monkeypatch.setattr(ort_gpu, "require", lambda runtime: None)
+    monkeypatch.setattr(ort_gpu, "probe", lambda: GPU)
+    monkeypatch.setattr("mdmf_deploy.building.flavours.Flavour.load", lambda flavour: onnxruntime)
+    with pytest.raises(RuntimeUnavailable, match=r"asked for \w+ExecutionProvider, got CPUExecutionProvider"):
+        open_engine(name, Bundle.open(tiny_bundle))
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["cuda", "ort-tensorrt"])
+def test_with_no_driver_it_is_not_opened(name: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdmf_deploy.device.probe._LIBRARY", "libno-such-driver.so.1")
+    with pytest.raises(RuntimeUnavailable, match=rf"runtime '{name}': there is no NVIDIA driver"):
+        open_engine(name, Bundle.open(tiny_bundle))
+
+
+def test_a_graph_that_cannot_be_loaded_is_one_line(here: None, bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    (bundle_copy / MODEL).write_bytes(b"not a graph")
+    with pytest.raises(BundleError, match=r"model\.onnx: onnxruntime .* cannot load it on cuda") as failure:
+        open_engine("cuda", bundle)
+    assert "\n" not in str(failure.value)
+
+
+def test_every_option_is_one_of_the_providers() -> None:
+    """Those that onnxruntime-gpu 1.31.1 reads; it refuses others."""
+    known = {provider: set(names) for provider, names in json.loads(NAMES.read_text()).items()}
+    given = ort_gpu.tensorrt_options("0" * 64, load_profile(), GPU, (3, 56, 56))
+    assert given.keys() <= known["TensorrtExecutionProvider"]
+    assert ort_gpu.cuda_options("fp32").keys() <= known["CUDAExecutionProvider"]
+    assert all(isinstance(value, str) for value in given.values())
+
+
+def test_tensorrt_is_told_no_precision_and_where_its_caches_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MDMF_CACHE", str(tmp_path))
+    given = ort_gpu.tensorrt_options("0" * 64, load_profile(), GPU, (3, 56, 56))
+    assert {given[f"trt_{precision}_enable"] for precision in ("fp16", "bf16", "int8")} == {"0"}
+    assert given["trt_profile_max_shapes"] == f"{tracing.INPUT}:32x3x56x56"
+    for cache in ("engine", "timing"):
+        assert given[f"trt_{cache}_cache_enable"] == "1"
+        assert Path(given[f"trt_{cache}_cache_path"]).is_relative_to(tmp_path)
+    others = [
+        ort_gpu.tensorrt_options("1" * 64, load_profile(), GPU, (3, 56, 56)),
+        ort_gpu.tensorrt_options("0" * 64, load_profile("latency"), GPU, (3, 56, 56)),
+    ]
+    assert len({options["trt_engine_cache_prefix"] for options in (given, *others)}) == 3
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("int8", "0"), ("fp16", "1")])
+def test_tf32_only_where_it_loses_nothing(precision: str, tf32: str) -> None:
+    assert ort_gpu.cuda_options(precision)["use_tf32"] == tf32

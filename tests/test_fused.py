@@ -1,0 +1,216 @@
+"""An engine that leaves signatures on the GPU: the same rows, a few bytes of them out, and no batch harms another.
+
+Engine and reduction run on tests/device/host_device.py, where everything comes as late as it may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from on_host import host_device
+
+import mdmf_deploy.detector
+from mdmf_deploy import Detector
+from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.device.memory import host_view
+from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable, UsageError
+from mdmf_deploy.mmd import cuda
+from mdmf_deploy.mmd.cpu import CpuReduction
+from mdmf_deploy.mmd.cuda import CudaReduction
+from mdmf_deploy.rows import TIMINGS, Row
+from mdmf_deploy.runtime import open_engine
+
+PATCHES, WIDTH = 49, 64
+
+
+class GpuEngine:
+    """ONNX Runtime's signatures, on a stream of the pretended GPU, always in the same memory."""
+
+    def __init__(self, bundle: Bundle, device: Any, told_stream: bool = True) -> None:
+        self._inner = open_engine("onnxruntime", bundle)
+        self.name, self.precision = self._inner.name, self._inner.precision
+        self._device, self._stream, self._told = device, device.stream(), told_stream
+        self._out = device.allocate(4 * 8 * PATCHES * WIDTH, "-")
+        self.on_host = 0
+        self.closed = False
+        self.spoil: tuple[int, float] | None = None
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        self.on_host += 1
+        return self._inner(images)
+
+    def on_device(self, images: np.ndarray) -> object:
+        given, shape = images.copy(), (len(images), PATCHES, WIDTH)
+
+        def run() -> None:
+            signatures = self._inner(given)
+            if self.spoil is not None and len(signatures) > self.spoil[0]:
+                signatures[self.spoil[0], 3, 7] = self.spoil[1]
+            host_view(self._out.pointer, signatures.nbytes)[:] = signatures.reshape(-1).view(np.uint8)
+
+        self._stream.give(run)
+        if not self._told:
+            self._stream.synchronize()
+        stream = self._stream.handle if self._told else None
+        interface = {
+            "shape": shape,
+            "typestr": "<f4",
+            "data": (self._out.pointer, False),
+            "version": 3,
+            "stream": stream,
+        }
+        return SimpleNamespace(__cuda_array_interface__=interface)
+
+    def close(self) -> None:
+        self.closed = True
+        self._inner.close()
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Any:
+    device = host_device()
+    monkeypatch.setattr(cuda, "open_device", lambda: device)
+    return device
+
+
+@pytest.fixture
+def engines(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[GpuEngine]]:
+    """Detectors get such an engine; the list remembers them."""
+    made: list[GpuEngine] = []
+
+    def open_gpu(name: str, bundle: Bundle, threads: int | None) -> GpuEngine:
+        made.append(GpuEngine(bundle, device, told_stream=name != "untold"))
+        return made[-1]
+
+    monkeypatch.setattr(mdmf_deploy.detector, "open_engine", open_gpu)
+    return made
+
+
+def timeless(rows: list[Row]) -> list[Row]:
+    return [msgspec.structs.replace(row, **dict.fromkeys(TIMINGS)) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def sources(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Eleven images, and two files that are none."""
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "noise.png").write_bytes(b"not an image")
+    found = sorted(photos.iterdir())[:11]
+    return [*found[:4], folder / "empty.jpg", *found[4:], folder / "noise.png"]
+
+
+@pytest.fixture(scope="module")
+def on_cpu(sources: list[Path]) -> list[Row]:
+    with Detector("starter", "onnxruntime") as detector:
+        return detector.detect(sources)
+
+
+@pytest.mark.parametrize("runtime", ["told", "untold"])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_rows_are_those_of_the_cpu(
+    runtime: str, batch_size: int, engines: list[GpuEngine], device: Any, sources: list[Path], on_cpu: list[Row]
+) -> None:
+    with Detector("starter", runtime, batch_size=batch_size) as detector:
+        assert isinstance(detector.reduction, CudaReduction)
+        rows = detector.detect(sources)
+        again = detector.detect(sources)
+    assert timeless(rows) == timeless(again)
+    for row, wanted in zip(rows, on_cpu, strict=True):
+        if wanted.status == "error":
+            assert timeless([row]) == timeless([wanted])
+            continue
+        assert row.score == pytest.approx(wanted.score, rel=1e-6)
+        assert row.contributions == pytest.approx(wanted.contributions, abs=2e-6)
+        assert row.ms_engine > 0
+        assert row.ms_mmd == pytest.approx(0.25 / batch_size, rel=batch_size)
+        rest = {"score": wanted.score, "contributions": wanted.contributions, "p_value": wanted.p_value}
+        assert timeless([msgspec.structs.replace(row, **rest)]) == timeless([wanted])
+    # Signatures stayed; of an image come its score and its patches' shares.
+    assert engines[0].on_host == 0
+    assert device.to_host == 2 * 11 * 8 * (PATCHES + 1)
+    assert device.allocated == 4 * 8 * PATCHES * WIDTH
+
+
+def test_a_row_does_not_depend_on_its_batch(engines: list[GpuEngine], sources: list[Path]) -> None:
+    rows = []
+    for batch_size in (1, 5, 8):
+        with Detector("starter", batch_size=batch_size) as detector:
+            rows.append(timeless(detector.detect(sources)))
+    assert rows[0] == rows[1] == rows[2]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_costs_its_own_row(value: float, engines: list[GpuEngine], sources: list[Path]) -> None:
+    with Detector("starter", batch_size=4) as detector:
+        whole = timeless(detector.detect(sources[:3]))
+        engines[0].spoil = 1, value
+        before, bad, after = timeless(detector.detect(sources[:3]))
+    assert [before, after] == [whole[0], whole[2]]
+    assert (bad.status, bad.error_code, bad.score, bad.contributions) == ("error", "not_finite", None, None)
+
+
+def test_several_crops_take_the_way_over_the_host(engines: list[GpuEngine], device: Any, sources: list[Path]) -> None:
+    with Detector("starter", crops=2) as detector:
+        assert isinstance(detector.reduction, CpuReduction)
+        assert detector.detect(sources[0])[0].status == "ok"
+    assert engines[0].on_host == 1
+    assert not device.launched
+
+
+def test_the_cpu_can_be_asked_for(engines: list[GpuEngine], device: Any, sources: list[Path]) -> None:
+    with Detector("starter", reduction="cpu") as detector:
+        detector.detect(sources[0])
+    assert (engines[0].on_host, device.launched) == (1, [])
+
+
+def test_an_engine_on_the_host_can_be_scored_on_the_gpu(device: Any, sources: list[Path], on_cpu: list[Row]) -> None:
+    with Detector("starter", "onnxruntime", reduction="cuda") as detector:
+        rows = detector.detect(sources)
+    for row, wanted in zip(rows, on_cpu, strict=True):
+        assert row.score == (None if wanted.score is None else pytest.approx(wanted.score, rel=1e-6))
+    assert device.allocated == 0
+
+
+def test_an_engine_on_the_host_does_not_look_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "open_device", lambda: pytest.fail("nobody asked for a GPU"))
+    with Detector("starter", "onnxruntime") as detector:
+        assert isinstance(detector.reduction, CpuReduction)
+
+
+def test_a_gpu_that_was_asked_for_is_never_replaced(
+    engines: list[GpuEngine],
+    sources: list[Path],
+    on_cpu: list[Row],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse() -> None:
+        raise RuntimeUnavailable("no GPU: as told; ask for another")
+
+    monkeypatch.setattr(cuda, "open_device", refuse)
+    with pytest.raises(RuntimeUnavailable, match="as told"):
+        Detector("starter", reduction="cuda")
+    assert engines[0].closed
+    with Detector("starter") as detector:
+        assert timeless(detector.detect(sources)) == timeless(on_cpu)
+    assert "mdmf: reduction cpu (no GPU: as told; ask for another)\n" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="reduction 'gpu' is not known; choose auto, cpu or cuda"):
+        Detector("starter", reduction="gpu")
+
+
+def test_a_gpu_that_fills_up_ends_the_run_in_one_line(
+    engines: list[GpuEngine], device: Any, sources: list[Path]
+) -> None:
+    with Detector("starter", batch_size=8) as detector:
+        detector.detect(sources[0])
+        # Room for what is held and little more.
+        object.__setattr__(device.gpu, "memory", device.allocated + 1000)
+        with pytest.raises(OutOfMemory, match="lower --batch-size"):
+            detector.detect(sources)

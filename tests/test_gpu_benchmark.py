@@ -1,0 +1,193 @@
+"""benchmarks/gpu.py, as far as it can be seen without a GPU: what it finds wrong, floors, peers, tables, exit codes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from on_host import host_device
+
+from mdmf_deploy.device import probe as probing
+from mdmf_deploy.mmd import Scores
+from mdmf_deploy.mmd.cuda import CudaReduction
+from mdmf_deploy.mmd.kernels import Kernel, kernels
+from mdmf_deploy.mmd.reference import ReferenceReduction
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+NAMES = ("gpu", "gpu_inputs", "gpu_floors", "gpu_peers", "gpu_timing", "common")
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[SimpleNamespace]:
+    """The benchmark's modules, by name."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+        for name in NAMES:
+            sys.modules.pop(name)
+
+
+def few(gpu: Any) -> list[Any]:
+    """All kinds of input, in few signatures."""
+    return list(gpu.gpu_inputs.all_given(64, images=3, patches=7, points=60))
+
+
+def test_every_kernel_passes_on_every_input(gpu: Any) -> None:
+    tested = [kernel for kernel in kernels() if kernel.width == 64]
+    table, mistakes = gpu.gpu.validate(host_device(), tested, few(gpu))
+    assert mistakes == []
+    assert len(table.splitlines()) == 2 + len(tested)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("weights", "off by .* times what is allowed"),
+        ("one", "off by .* times what is allowed"),
+        ("mean", "off by .* times what is allowed"),
+        ("nan", "image 1 is no number, but scores"),
+        ("bits", "the same input gives other bits"),
+    ],
+)
+def test_what_is_wrong_is_found(fault: str, told: str, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, calls = CudaReduction.__call__, iter(range(10**6))
+
+    def faulty(self: CudaReduction, x: np.ndarray, bank: Any) -> Scores:
+        scores = call(self, x, bank)
+        contributions, mmd2 = scores.contributions.copy(), scores.mmd2.copy()
+        if fault == "weights":
+            contributions = bank.self_term + (contributions - bank.self_term) * (1 + 1e-4)
+            mmd2 = contributions.mean(axis=1)
+        elif fault == "one":
+            contributions[0, -1] += 1e-5
+            mmd2[0] = contributions[0].mean()
+        elif fault == "mean":
+            mmd2 += 1e-9
+        elif fault == "nan":
+            contributions, mmd2 = np.nan_to_num(contributions), np.nan_to_num(mmd2)
+        else:
+            contributions = contributions * (1 + 1e-15 * next(calls))
+        return Scores(mmd2, contributions)
+
+    monkeypatch.setattr(CudaReduction, "__call__", faulty)
+    _, mistakes = gpu.gpu.validate(host_device(), [Kernel("plain", "fp32", 64)], few(gpu))
+    assert mistakes
+    assert any(re.search(told, mistake) for mistake in mistakes), mistakes
+    assert all("\n" not in mistake for mistake in mistakes)
+
+
+def test_a_case_is_a_table_of_ours_and_of_everybody_else_s(gpu: Any) -> None:
+    device, case = host_device(), gpu.gpu_floors.Case(2, 3, 40, 64)
+    card = gpu.gpu_floors.Card(1e12, 1e12, {"fp16": 1e14, "fp32": 1e13})
+    rows, mistakes = gpu.gpu.compare(device, gpu.gpu_timing.Clock(device, flush=4096), case, card)
+    assert mistakes == []
+    told = {row[0]: row[1:] for row in rows}
+    assert told["tiled, fp32"][:2] == ["250 µs", "0% (bytes)"]
+    # Its rate is not known.
+    assert told["tensor, bf16"][:2] == ["250 µs", ""]
+    assert told["CuPy"][0] == "skipped: cupy is not installed"
+    assert told["torch.compile"][0] == "skipped: this PyTorch sees no GPU"
+    assert all(len(row) == 5 for row in rows)
+
+
+def test_a_wrong_score_in_a_timed_case_is_found(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = CudaReduction.__call__
+
+    def faulty(self: CudaReduction, x: Any, bank: Any) -> Scores:
+        scores = call(self, x, bank)
+        return Scores(scores.mmd2 * (1 + 1e-4 * (self._operand == "tf32")), scores.contributions)
+
+    monkeypatch.setattr(CudaReduction, "__call__", faulty)
+    device, case = host_device(), gpu.gpu_floors.Case(2, 3, 40, 64)
+    clock = gpu.gpu_timing.Clock(device, flush=4096)
+    _, mistakes = gpu.gpu.compare(device, clock, case, gpu.gpu_floors.Card(1e12, 1e12))
+    assert [mistake.split(",")[0] for mistake in mistakes] == ["tensor tf32"]
+
+
+def test_the_floor_is_what_takes_longest(gpu: Any) -> None:
+    floors, case = gpu.gpu_floors, gpu.gpu.HEADLINE
+    # An H100's data sheet, and what engines/kernels/README.md makes of it.
+    card = floors.Card(3.35e12, 132 * 16 * 1.83e9, {"fp16": 989e12, "tf32": 495e12, "fp32": 67e12})
+    least = {name: floors.floor(case, Kernel(*name, 128), card) for name in [("tensor", "fp16"), ("tensor", "tf32")]}
+    assert least["tensor", "fp16"].seconds == pytest.approx(53e-6, rel=0.02)
+    assert least["tensor", "tf32"].seconds == pytest.approx(319e-6, rel=0.02)
+    assert floors.floor(case, Kernel("tiled", "fp32", 128), card).seconds == pytest.approx(786e-6, rel=0.02)
+    assert floors.floor(case, Kernel("plain", "fp32", 128), card).seconds == pytest.approx(1573e-6, rel=0.02)
+    assert {one.limit for one in least.values()} == {"operations"}
+    slow = floors.Card(1e9, 1e15, {"fp16": 1e18})
+    assert floors.floor(case, Kernel("tensor", "fp16", 128), slow).limit == "bytes"
+    slow = floors.Card(1e15, 1e9, {"fp16": 1e18})
+    assert floors.floor(case, Kernel("tensor", "fp16", 128), slow).limit == "exponentials"
+    assert floors.floor(case, Kernel("tensor", "bf16", 128), slow) is None
+
+
+def test_peers_compute_the_same(gpu: Any) -> None:
+    given = gpu.gpu_inputs.drawn(3, 9, 200, 64)
+    exact = ReferenceReduction()(given.x, given.bank).mmd2
+    made = 0
+    for peer in gpu.gpu_peers.peers(given.x, given.bank, device="cpu"):
+        if peer.make is None or peer.name == "pykeops" or "compile" in peer.name:
+            continue
+        np.testing.assert_allclose(peer.to_numpy(peer.make()()), exact, rtol=1e-5)
+        made += 1
+    assert made == 2
+    np.testing.assert_allclose(gpu.gpu_peers.array_module_peer(np, given.x, given.bank)(), exact, rtol=1e-5)
+
+
+def test_the_exponential_s_kernel_compiles(tmp_path: Path) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc", exc_type=ImportError)
+    from mdmf_deploy.device.compiling import Nvrtc
+
+    for sm in (75, 90, 120):
+        assert Nvrtc()(BENCHMARKS / "gpu_exp2.cu", ("--std=c++17",), sm)[:4] == b"\x7fELF"
+
+
+def test_without_a_gpu_it_ends_with_a_line_and_2(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(probing, "_LIBRARY", str(tmp_path / "libcuda.so.1"))
+    assert gpu.gpu.main([]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("gpu.py: no GPU: there is no NVIDIA driver")
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize("mistakes", [[], ["tiled fp32: off"]])
+def test_a_number_that_is_wrong_is_exit_code_1(
+    mistakes: list[str], gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    module: ModuleType = gpu.gpu
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# Results\n")
+    monkeypatch.setattr(module, "RESULTS", results)
+    monkeypatch.setattr(module, "open_device", lambda: None)
+    monkeypatch.setattr(module, "run", lambda device, given: ("## GPU: one\n", mistakes))
+    assert module.main([]) == (1 if mistakes else 0)
+    assert results.read_text() == "# Results\n\n## GPU: one\n"
+    assert module.main(["--no-record"]) == (1 if mistakes else 0)
+    assert results.read_text() == "# Results\n\n## GPU: one\n"
+    assert capsys.readouterr().err.count("wrong: tiled fp32: off") == 2 * len(mistakes)
+
+
+def test_it_needs_neither_torch_nor_an_extra_to_start() -> None:
+    """Where only a torch without our extras is installed, or none at all."""
+    script = (
+        "import sys, runpy\n"
+        "for name in ('torch', 'onnx', 'onnxruntime', 'openvino', 'cupy', 'tensorrt', 'scipy', 'pandas'):\n"
+        "    sys.modules[name] = None\n"
+        f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        "import gpu, gpu_pipeline\n"
+        "print([one.missing for one in gpu_pipeline.measure(10, 1, 1)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=BENCHMARKS.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(["torch is not installed"] * 3)
