@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-from PIL import Image
+from synthetic_photos import write_photos
 
 from mdmf_deploy.recipe import Backbone, Head, Preprocessing, Recipe
 
@@ -33,30 +32,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MDMF_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-def synthetic_photo(seed: int, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8: noise with a 1/f spectrum as photographs have, a light gradient and a hard edge."""
-    generator = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
-    spectrum = np.fft.fft2(generator.standard_normal((3, height, width))) / np.maximum(frequency, 1 / width) ** 1.2
-    texture = np.fft.ifft2(spectrum).real
-    texture /= texture.std()
-    x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
-    angle = generator.uniform(0, 2 * np.pi)
-    scene = 40 * (np.cos(angle) * x + np.sin(angle) * y) + 30 * (x + 0.3 * y > generator.uniform(-0.5, 0.5))
-    levels = 110 + scene + generator.uniform(15, 35) * texture + generator.uniform(-25, 25, (3, 1, 1))
-    return np.clip(levels, 0, 255).astype(np.uint8).transpose(1, 2, 0)
-
-
-def write_photos(folder: Path, count: int, first_seed: int) -> None:
-    """`count` JPEG and PNG files by turns, each about 100 pixels a side."""
-    for seed in range(first_seed, first_seed + count):
-        image = Image.fromarray(synthetic_photo(seed, 96 + 8 * (seed % 3), 88 + 4 * (seed % 5)))
-        if seed % 2:
-            image.save(folder / f"photo{seed:02}.png")
-        else:
-            image.save(folder / f"photo{seed:02}.jpg", quality=92)
 
 
 @pytest.fixture(scope="session")

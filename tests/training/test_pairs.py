@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import synthetic_photo
 from PIL import Image
+from synthetic_photos import synthetic_photo
 
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.recipe import Autoencoder, Pairs
