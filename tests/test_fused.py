@@ -175,6 +175,8 @@ def test_an_engine_s_next_call_does_not_overwrite_what_is_not_yet_read(told_stre
     fused = Fused(engine, CudaReduction(), bundle.bank)
     # Nobody asks for a score before the last batch was given.
     batches = [fused(crops[start : start + 2]) for start in (0, 2, 4)]
+    # Where streams are told, two are under way at a time: the third took the first one's place.
+    assert device.launched.count("mdmf_prepare") == (1 if told_stream else 3)
     engine._stream.synchronize()
     scores = [batch.image(place).score for batch in batches for place in range(2)]
     np.testing.assert_allclose(scores, exact, rtol=1e-6)
