@@ -192,8 +192,10 @@ def _row(name: str, seconds: float | None, least: Any, error: float, missing: st
 
 
 def pipeline() -> str:
-    from gpu_pipeline import measure as measure_models
-
+    try:
+        from gpu_pipeline import measure as measure_models
+    except ImportError as error:
+        return f"Skipped: {error.name} is not installed."
     rows: Iterator[list[str]] = (
         [one.model, one.engine, f"skipped: {one.missing}"]
         if one.missing

@@ -74,7 +74,9 @@ class CudaCoreDevice:
         core.launch(stream.core, config, kernel, *arguments)
 
     def event(self) -> _Event:
-        return _Event(self._current().create_event(core.EventOptions(timing_enabled=True)))
+        # Whoever waits leaves the core to those who decode.
+        options = core.EventOptions(timing_enabled=True, blocking_sync=True)
+        return _Event(self._current().create_event(options))
 
     def stream(self, handle: int | None = None) -> _Stream:
         device = self._current()
