@@ -17,12 +17,14 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from mdmf_deploy.building import engine_key
 from mdmf_deploy.building.flavours import TENSORRT, allows_tf32
+from mdmf_deploy.building.keys import EngineKey
 from mdmf_deploy.building.profiles import DEFAULT, Profile, load_profile
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.caching import cache_folder
-from mdmf_deploy.device.probe import Gpu, probe
-from mdmf_deploy.errors import BundleError, RuntimeUnavailable
+from mdmf_deploy.device.probe import probe
+from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.runtime.batches import OnDevice, Part, Sizes
 from mdmf_deploy.runtime.needs import require
 
@@ -54,8 +56,9 @@ class OrtGpuEngine:
         image = (3, crop, crop)
         if tensorrt:
             # Its libraries lie where only its own package finds them.
-            TENSORRT.load()
-            providers = [(_TENSORRT, tensorrt_options(bundle.manifest.model_sha256, chosen, gpu, image)), cuda]
+            version = f"{onnxruntime.__version__} {TENSORRT.load().__version__}"
+            key = engine_key(bundle, "onnxruntime", version, (), chosen, gpu.compute_capability, gpu.name)
+            providers = [(_TENSORRT, tensorrt_options(key, chosen, image)), cuda]
         else:
             providers = [cuda]
         self._session = _session(bundle, name, providers)
@@ -108,7 +111,15 @@ class OrtGpuEngine:
                 (part.rows, *self._signature),
                 made.data_ptr() + part.start * int(np.prod(self._signature)) * 4,
             )
-            self._session.run_with_iobinding(binding)
+            try:
+                self._session.run_with_iobinding(binding)
+            # Of onnxruntime's exceptions none is for memory alone.
+            except Exception as error:
+                if "alloc" not in str(error):
+                    raise
+                told = " ".join(str(error).split())
+                remedy = f"take the profile latency, as --runtime {self.name}:latency, or close what else runs there"
+                raise OutOfMemory(f"{self.environment['gpu']}: {told}; {remedy}") from error
         return made
 
     def _padded(self, images: NDArray[np.float32], part: Part) -> NDArray[np.float32]:
@@ -134,12 +145,12 @@ def cuda_options(precision: str) -> Options:
     }
 
 
-def tensorrt_options(model: str, profile: Profile, gpu: Gpu, image: tuple[int, ...]) -> Options:
-    """model: its hash, so that no other bundle's engine is taken; the provider keys the rest by itself.
+def tensorrt_options(key: EngineKey, profile: Profile, image: tuple[int, ...]) -> Options:
+    """key: of the engine, whose cache is a folder of its own: the provider looks at little more than the graph.
 
     Without the flags for lower precisions the network is strongly typed: the graph's own types decide.
     """
-    folder = cache_folder("engines") / "ort"
+    folder = cache_folder("engines") / f"ort-{key.digest[:24]}"
     folder.mkdir(exist_ok=True)
     size = "x".join(map(str, image))
     shapes = {
@@ -155,7 +166,6 @@ def tensorrt_options(model: str, profile: Profile, gpu: Gpu, image: tuple[int, .
         "trt_builder_optimization_level": str(profile.level),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(folder),
-        "trt_engine_cache_prefix": f"{model[:12]}-{profile.name}-{profile.batch.max}-{'-'.join(gpu.name.split())}",
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(folder),
         **shapes,
