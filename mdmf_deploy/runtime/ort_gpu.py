@@ -26,12 +26,13 @@ from mdmf_deploy.caching import cache_folder
 from mdmf_deploy.device.probe import probe
 from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.runtime.batches import OnDevice, Part, Sizes
-from mdmf_deploy.runtime.needs import require
+from mdmf_deploy.runtime.needs import Lack, preload, require, unloadable
 
 _INPUT = "images"  # mdmf_deploy.tracing.INPUT, which takes torch to import
 _DEVICE = "cuda"
 _CUDA, _TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _MIB = 2**20
+_WARNING, _FATAL = 2, 4
 Options = dict[str, str]
 
 
@@ -177,11 +178,11 @@ def _session(bundle: Bundle, name: str, providers: list[tuple[str, Options]]) ->
     options.log_severity_level = 3
     # Q/DQ pairs fused into integer operators would run on the CPU, which alone has them.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # What fails is told in many lines, some on stdout, where rows may be, and is then tried on the CPU: see below.
+    onnxruntime.set_default_logger_severity(_FATAL)
     try:
-        # What fails is printed, and tried again on the CPU: rows may be on stdout, and the provider is looked at below.
+        preload()
         with contextlib.redirect_stdout(io.StringIO()):
-            if hasattr(onnxruntime, "preload_dlls"):
-                onnxruntime.preload_dlls()  # NVIDIA's wheels lie where only Python finds them
             session = onnxruntime.InferenceSession(bundle.model_path, options, providers=providers)
     # onnxruntime's exceptions share no base of their own.
     except Exception as error:
@@ -190,10 +191,10 @@ def _session(bundle: Bundle, name: str, providers: list[tuple[str, Options]]) ->
             f"{bundle.model_path}: onnxruntime {onnxruntime.__version__} cannot load it on {name} ({reason}); "
             "upgrade onnxruntime-gpu, or export the bundle again"
         ) from error
+    finally:
+        onnxruntime.set_default_logger_severity(_WARNING)
     asked, given = providers[0][0], session.get_providers()[0]
     if given != asked:
-        raise RuntimeUnavailable(
-            f"runtime {name!r}: asked for {asked}, got {given}: its libraries are missing or of other versions; "
-            "run: pip install 'onnxruntime-gpu[cuda,cudnn]'"
-        )
+        lack = unloadable(name) or Lack("onnxruntime does not say why", "see `mdmf doctor`")
+        raise RuntimeUnavailable(f"runtime {name!r}: asked for {asked}, got {given}: {lack.missing}; {lack.enable}")
     return session
