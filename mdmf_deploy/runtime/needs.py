@@ -8,7 +8,7 @@ import importlib
 import io
 import re
 from collections.abc import Callable
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from mdmf_deploy.building.rtx import capabilities
 from mdmf_deploy.device.probe import OLDEST as ANY_CUDA
 from mdmf_deploy.device.probe import probe
 from mdmf_deploy.errors import RuntimeUnavailable
+from mdmf_deploy.packages import install, installed
 
 
 class Lack(NamedTuple):
@@ -72,24 +73,6 @@ def require_library(flavour: Flavour) -> None:
     """Raise RuntimeUnavailable unless the library is there to build with; RTX needs no GPU for that."""
     for missing, enable in _library(flavour):
         raise RuntimeUnavailable(f"flavour {flavour.runtime!r}: {missing}; {enable}")
-
-
-def install(extra: str) -> str:
-    """The command that installs an extra here."""
-    command = f"pip install 'mdmf-deploy[{extra}]'"
-    # The two builds of ONNX Runtime overwrite each other's files.
-    return f"pip uninstall onnxruntime && {command}" if extra == "gpu" and installed("onnxruntime") else command
-
-
-def version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def installed(distribution: str) -> bool:
-    return version(distribution) is not None
 
 
 # As ELF's table of needed libraries and PE's of imports have them; libcuda is the driver's.

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import onnxruntime
 import pytest
 
+from mdmf_deploy import packages
 from mdmf_deploy.device import Gpu
 from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.runtime import ENGINES, ON_GPU, installed, needs, why_not
@@ -26,7 +27,7 @@ class Machine:
         self.modules: dict[str, object] = {"cuda.core": object()}
         self.asked: list[tuple[int, int]] = []
         patch.setattr(needs, "probe", self._probe)
-        patch.setattr(needs, "version", self.distributions.get)
+        patch.setattr(packages, "version", self.distributions.get)
         patch.setattr(util, "find_spec", self.modules.get)
         patch.setattr("importlib.import_module", self._import)
 
