@@ -136,10 +136,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         Records from any machine count, but those from a GPU only where this machine's GPU is of the same model: others
         are given other kernels, which round in other ways.
         """
-        from mdmf_deploy.machine import this_gpu
+        counting: set[str | None] = {None}
+        if any("gpu" in record.environment for record in self.verification):
+            from mdmf_deploy.machine import this_gpu
 
-        on_gpu = any("gpu" in record.environment for record in self.verification)
-        counting = (None, this_gpu()) if on_gpu else (None,)
+            counting.add(this_gpu())
         newest = {
             (record.runtime, record.precision): record.passed
             for record in self.verification

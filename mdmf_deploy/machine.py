@@ -15,7 +15,7 @@ import msgspec
 
 from mdmf_deploy.cgroups import affinity, core_limit, memory_limit, text_of
 from mdmf_deploy.errors import MdmfError
-from mdmf_deploy.runtime.needs import install, installed, version
+from mdmf_deploy.packages import install, installed, version
 
 # CPU features that decide which precision pays, as /proc/cpuinfo spells them.
 _FEATURES = (

@@ -15,19 +15,34 @@ from mdmf_deploy.bundle import Bundle
 
 
 def engine_key(
+    bundle: Bundle,
+    library: str,
+    version: str,
+    flags: tuple[str, ...],
+    profile: Profile,
+    capability: tuple[int, int],
+    gpu: str,
+) -> EngineKey:
+    """gpu: the name of the GPU to build for and on, "" for any of this compute capability; the rest as in EngineKey."""
+    return EngineKey(
+        model=bundle.manifest.model_sha256,
+        library=library,
+        version=version,
+        compute_capability=dotted(capability),
+        gpu=gpu,
+        profile=profile_key(profile),
+        flags=flags,
+        platform=this_platform(),
+    )
+
+
+def key_for(
     bundle: Bundle, flavour: Flavour, library: Any, profile: Profile, capability: tuple[int, int], gpu: str
 ) -> EngineKey:
     """gpu: the name of the GPU to build for and on; portable plans are for any."""
-    return EngineKey(
-        model=bundle.manifest.model_sha256,
-        library=flavour.module,
-        version=str(library.__version__),
-        compute_capability=dotted(capability),
-        gpu="" if flavour.portable else gpu,
-        profile=profile_key(profile),
-        flags=flags(flavour, library, bundle.manifest.model.precision),
-        platform=this_platform(),
-    )
+    version, told = str(library.__version__), flags(flavour, library, bundle.manifest.model.precision)
+    gpu = "" if flavour.portable else gpu
+    return engine_key(bundle, flavour.module, version, told, profile, capability, gpu)
 
 
 def obtain(
@@ -45,7 +60,7 @@ def obtain(
 
     Raises EngineError if it cannot be built, UsageError for a compute capability that is unknown or a full disk.
     """
-    key = engine_key(bundle, flavour, library, profile, capability, gpu)
+    key = key_for(bundle, flavour, library, profile, capability, gpu)
     found = "asked to build again" if again else find(key)
     if isinstance(found, Plan):
         return found

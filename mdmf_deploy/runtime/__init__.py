@@ -57,10 +57,11 @@ def installed() -> list[str]:
 
 def why_not(name: str) -> Lack | None:
     """Why a runtime of the table cannot be used here, and what would enable it; None if it can."""
-    from mdmf_deploy.runtime.needs import Lack, install, lack
+    from mdmf_deploy.packages import install
+    from mdmf_deploy.runtime.needs import Lack, lack, unloadable
 
     if name in ON_GPU:
-        return lack(name)
+        return lack(name) or unloadable(name)
     module, _, extra = ENGINES[name]
     try:
         importlib.import_module(module)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
+import io
 import re
 from collections.abc import Callable
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +17,7 @@ from mdmf_deploy.building.rtx import capabilities
 from mdmf_deploy.device.probe import OLDEST as ANY_CUDA
 from mdmf_deploy.device.probe import probe
 from mdmf_deploy.errors import RuntimeUnavailable
+from mdmf_deploy.packages import install, installed
 
 
 class Lack(NamedTuple):
@@ -33,6 +37,32 @@ def lack(runtime: str) -> Lack | None:
     return Lack(", and ".join(missing), ", then ".join(enable))
 
 
+def unloadable(runtime: str) -> Lack | None:
+    """The first library that the provider of ONNX Runtime behind this runtime is linked to and that does not load here.
+
+    It reads the whole provider, so it is for whoever has the time, or has seen that the provider does not work.
+    """
+    names = [name for provider in _PROVIDERS.get(runtime, ()) for name in _links(provider)]
+    if names:
+        preload()
+    for name in names:
+        try:
+            ctypes.CDLL(name)
+        except OSError as error:
+            told = f"onnxruntime's provider needs {name}, which does not load ({error})"
+            return Lack(told, "pip install 'onnxruntime-gpu[cuda,cudnn]'")
+    return None
+
+
+def preload() -> None:
+    """Load those of NVIDIA's libraries that lie where only Python finds them, for ONNX Runtime's providers."""
+    onnxruntime = importlib.import_module("onnxruntime")
+    if hasattr(onnxruntime, "preload_dlls"):
+        # It prints what it does not find, and rows may be on stdout.
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
+
+
 def require(runtime: str) -> None:
     """Raise RuntimeUnavailable, in the words that `mdmf doctor` has, unless the GPU runtime can be used here."""
     if (found := lack(runtime)) is not None:
@@ -45,24 +75,10 @@ def require_library(flavour: Flavour) -> None:
         raise RuntimeUnavailable(f"flavour {flavour.runtime!r}: {missing}; {enable}")
 
 
-def install(extra: str) -> str:
-    """The command that installs an extra here."""
-    command = f"pip install 'mdmf-deploy[{extra}]'"
-    # The two builds of ONNX Runtime overwrite each other's files.
-    return f"pip uninstall onnxruntime && {command}" if extra == "gpu" and installed("onnxruntime") else command
-
-
-def version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def installed(distribution: str) -> bool:
-    return version(distribution) is not None
-
-
+# As ELF's table of needed libraries and PE's of imports have them; libcuda is the driver's.
+_NVIDIAS = re.compile(
+    rb"lib(?:cublas|cublasLt|cudart|cudnn|cufft|curand|nvinfer|nvonnxparser)\.so\.\d+|nvinfer_\d+\.dll"
+)
 _Needed = tuple[tuple[int, int], list[Lack]]
 
 
@@ -132,12 +148,17 @@ def _onnxruntime_tensorrt() -> _Needed:
 
 def _linked() -> int | None:
     """The major version of TensorRT that ONNX Runtime's provider links; None if it does not say."""
+    name = re.search(r"nvinfer(?:\.so\.|_)(\d+)", " ".join(_links("tensorrt")))
+    return int(name[1]) if name else None
+
+
+def _links(provider: str) -> list[str]:
+    """The libraries of NVIDIA's that a provider of ONNX Runtime is linked to, by file name, sorted."""
     spec = util.find_spec("onnxruntime.capi")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        for library in Path(folder).glob("*onnxruntime_providers_tensorrt.*"):
-            if name := re.search(rb"nvinfer(?:\.so\.|_)(\d+)", library.read_bytes()):
-                return int(name[1])
-    return None
+    folders = spec.submodule_search_locations or () if spec else ()
+    files = [file for folder in folders for file in Path(folder).glob(f"*onnxruntime_providers_{provider}.*")]
+    found = {name for file in files for name in _NVIDIAS.findall(file.read_bytes())}
+    return sorted(name.decode() for name in found)
 
 
 def _importable(name: str) -> bool:
@@ -152,6 +173,7 @@ def _cuda_of(module: str) -> tuple[int, int]:
     return next(((major, 0) for major in (14, 13, 12) if installed(f"{module}_cu{major}")), ANY_CUDA)
 
 
+_PROVIDERS = {"cuda": ("cuda",), "ort-tensorrt": ("tensorrt", "cuda")}
 _ON_GPU: dict[str, Callable[[], _Needed]] = {
     "tensorrt": lambda: _tensorrt(TENSORRT),
     "rtx": _rtx,

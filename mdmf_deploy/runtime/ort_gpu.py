@@ -17,19 +17,22 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from mdmf_deploy.building import engine_key
 from mdmf_deploy.building.flavours import TENSORRT, allows_tf32
+from mdmf_deploy.building.keys import EngineKey
 from mdmf_deploy.building.profiles import DEFAULT, Profile, load_profile
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.caching import cache_folder
-from mdmf_deploy.device.probe import Gpu, probe
-from mdmf_deploy.errors import BundleError, RuntimeUnavailable
+from mdmf_deploy.device.probe import probe
+from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.runtime.batches import OnDevice, Part, Sizes
-from mdmf_deploy.runtime.needs import require
+from mdmf_deploy.runtime.needs import Lack, preload, require, unloadable
 
 _INPUT = "images"  # mdmf_deploy.tracing.INPUT, which takes torch to import
 _DEVICE = "cuda"
 _CUDA, _TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _MIB = 2**20
+_WARNING, _FATAL = 2, 4
 Options = dict[str, str]
 
 
@@ -54,8 +57,9 @@ class OrtGpuEngine:
         image = (3, crop, crop)
         if tensorrt:
             # Its libraries lie where only its own package finds them.
-            TENSORRT.load()
-            providers = [(_TENSORRT, tensorrt_options(bundle.manifest.model_sha256, chosen, gpu, image)), cuda]
+            version = f"{onnxruntime.__version__} {TENSORRT.load().__version__}"
+            key = engine_key(bundle, "onnxruntime", version, (), chosen, gpu.compute_capability, gpu.name)
+            providers = [(_TENSORRT, tensorrt_options(key, chosen, image)), cuda]
         else:
             providers = [cuda]
         self._session = _session(bundle, name, providers)
@@ -108,7 +112,15 @@ class OrtGpuEngine:
                 (part.rows, *self._signature),
                 made.data_ptr() + part.start * int(np.prod(self._signature)) * 4,
             )
-            self._session.run_with_iobinding(binding)
+            try:
+                self._session.run_with_iobinding(binding)
+            # Of onnxruntime's exceptions none is for memory alone.
+            except Exception as error:
+                if "alloc" not in str(error):
+                    raise
+                told = " ".join(str(error).split())
+                remedy = f"take the profile latency, as --runtime {self.name}:latency, or close what else runs there"
+                raise OutOfMemory(f"{self.environment['gpu']}: {told}; {remedy}") from error
         return made
 
     def _padded(self, images: NDArray[np.float32], part: Part) -> NDArray[np.float32]:
@@ -134,12 +146,12 @@ def cuda_options(precision: str) -> Options:
     }
 
 
-def tensorrt_options(model: str, profile: Profile, gpu: Gpu, image: tuple[int, ...]) -> Options:
-    """model: its hash, so that no other bundle's engine is taken; the provider keys the rest by itself.
+def tensorrt_options(key: EngineKey, profile: Profile, image: tuple[int, ...]) -> Options:
+    """key: of the engine, whose cache is a folder of its own: the provider looks at little more than the graph.
 
     Without the flags for lower precisions the network is strongly typed: the graph's own types decide.
     """
-    folder = cache_folder("engines") / "ort"
+    folder = cache_folder("engines") / f"ort-{key.digest[:24]}"
     folder.mkdir(exist_ok=True)
     size = "x".join(map(str, image))
     shapes = {
@@ -155,7 +167,6 @@ def tensorrt_options(model: str, profile: Profile, gpu: Gpu, image: tuple[int, .
         "trt_builder_optimization_level": str(profile.level),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(folder),
-        "trt_engine_cache_prefix": f"{model[:12]}-{profile.name}-{profile.batch.max}-{'-'.join(gpu.name.split())}",
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(folder),
         **shapes,
@@ -167,11 +178,11 @@ def _session(bundle: Bundle, name: str, providers: list[tuple[str, Options]]) ->
     options.log_severity_level = 3
     # Q/DQ pairs fused into integer operators would run on the CPU, which alone has them.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # What fails is told in many lines, some on stdout, where rows may be, and is then tried on the CPU: see below.
+    onnxruntime.set_default_logger_severity(_FATAL)
     try:
-        # What fails is printed, and tried again on the CPU: rows may be on stdout, and the provider is looked at below.
+        preload()
         with contextlib.redirect_stdout(io.StringIO()):
-            if hasattr(onnxruntime, "preload_dlls"):
-                onnxruntime.preload_dlls()  # NVIDIA's wheels lie where only Python finds them
             session = onnxruntime.InferenceSession(bundle.model_path, options, providers=providers)
     # onnxruntime's exceptions share no base of their own.
     except Exception as error:
@@ -180,10 +191,10 @@ def _session(bundle: Bundle, name: str, providers: list[tuple[str, Options]]) ->
             f"{bundle.model_path}: onnxruntime {onnxruntime.__version__} cannot load it on {name} ({reason}); "
             "upgrade onnxruntime-gpu, or export the bundle again"
         ) from error
+    finally:
+        onnxruntime.set_default_logger_severity(_WARNING)
     asked, given = providers[0][0], session.get_providers()[0]
     if given != asked:
-        raise RuntimeUnavailable(
-            f"runtime {name!r}: asked for {asked}, got {given}: its libraries are missing or of other versions; "
-            "run: pip install 'onnxruntime-gpu[cuda,cudnn]'"
-        )
+        lack = unloadable(name) or Lack("onnxruntime does not say why", "see `mdmf doctor`")
+        raise RuntimeUnavailable(f"runtime {name!r}: asked for {asked}, got {given}: {lack.missing}; {lack.enable}")
     return session

@@ -11,7 +11,7 @@ import handmade
 import msgspec
 import pytest
 
-from mdmf_deploy.building import engine_key
+from mdmf_deploy.building import key_for
 from mdmf_deploy.building.flavours import RTX, TENSORRT, Flavour
 from mdmf_deploy.building.keys import EngineKey
 from mdmf_deploy.building.profiles import load_profile
@@ -33,7 +33,7 @@ def key(flavour: Flavour = TENSORRT, **changes: Any) -> EngineKey:
         "capability": (8, 9),
         "gpu": "NVIDIA L4",
     }
-    return engine_key(flavour=flavour, **given | changes)
+    return key_for(flavour=flavour, **given | changes)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,16 @@ def gxx() -> str:
 @pytest.fixture(scope="session")
 def fake_driver(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """libcuda.so.1 of a machine that is made up; fake_driver.cpp says what can be told to it."""
-    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
+    return _driver(gxx, tmp_path_factory.mktemp("driver") / "libcuda.so.1")
+
+
+@pytest.fixture(scope="session")
+def fake_driver_here(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, for this process: whoever asks for libcuda.so.1 later would be given one of that name."""
+    return _driver(gxx, tmp_path_factory.mktemp("driver") / "libmade-up.so.1")
+
+
+def _driver(gxx: str, library: Path) -> Path:
     # Asked for by the name inside it, too, as the real one is.
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", f"-Wl,-soname,{library.name}"]
     subprocess.run([gxx, *flags, str(HERE / "fake_driver.cpp"), "-o", str(library), "-ldl"], check=True)

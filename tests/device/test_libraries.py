@@ -66,9 +66,9 @@ def test_without_a_driver_no_library_is_touched(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_library_that_is_not_installed_is_told_with_its_extra(
-    fake_driver: Path, monkeypatch: pytest.MonkeyPatch
+    fake_driver_here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probing, "_LIBRARY", str(fake_driver))
+    monkeypatch.setattr(probing, "_LIBRARY", str(fake_driver_here))
     monkeypatch.setitem(DEVICES, "pycuda", ("no_such_module", "Nothing", "pycuda"))
     with pytest.raises(RuntimeUnavailable, match=r"needs no_such_module; run: pip install 'mdmf-deploy\[pycuda\]'"):
         open_device("pycuda")

@@ -13,8 +13,8 @@ from mdmf_deploy.errors import RuntimeUnavailable
 
 
 @pytest.fixture
-def made_up(fake_driver: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(probing, "_LIBRARY", str(fake_driver))
+def made_up(fake_driver_here: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(probing, "_LIBRARY", str(fake_driver_here))
     return monkeypatch
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import onnxruntime
 import pytest
 
+from mdmf_deploy import packages
 from mdmf_deploy.device import Gpu
 from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.runtime import ENGINES, ON_GPU, installed, needs, why_not
@@ -26,7 +27,7 @@ class Machine:
         self.modules: dict[str, object] = {"cuda.core": object()}
         self.asked: list[tuple[int, int]] = []
         patch.setattr(needs, "probe", self._probe)
-        patch.setattr(needs, "version", self.distributions.get)
+        patch.setattr(packages, "version", self.distributions.get)
         patch.setattr(util, "find_spec", self.modules.get)
         patch.setattr("importlib.import_module", self._import)
 
@@ -198,3 +199,23 @@ def test_what_is_installed_can_be_used() -> None:
 def test_a_runtime_with_no_library_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENGINES, "absent", ("no_such_module", "Engine", "openvino"))
     assert why_not("absent") == needs.Lack("No module named 'no_such_module'", "pip install 'mdmf-deploy[openvino]'")
+
+
+def test_a_library_that_the_provider_lacks_is_named(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.modules["onnxruntime.capi"] = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    loaded = []
+    machine.modules["onnxruntime"] = SimpleNamespace(preload_dlls=lambda: print("not here") or loaded.append(True))
+    provider = tmp_path / "libonnxruntime_providers_cuda.so"
+    provider.write_bytes(b"\x7fELF..\0libcublas.so.99\0libc.so.6\0libcudnn.so.98\0..")
+    found = needs.unloadable("cuda")
+    assert found is not None
+    assert found.missing.startswith("onnxruntime's provider needs libcublas.so.99, which does not load (")
+    assert found.enable == "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    provider.write_bytes(b"\x7fELF..\0libc.so.6\0..")
+    assert needs.unloadable("cuda") is None
+    assert needs.unloadable("ort-tensorrt") is None
+    assert needs.unloadable("tensorrt") is None
+    assert loaded == [True]
+    assert capsys.readouterr().out == ""

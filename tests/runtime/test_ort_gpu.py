@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -13,11 +15,12 @@ import pytest
 from mdmf_deploy import tracing
 from mdmf_deploy.benchmarking import subjects
 from mdmf_deploy.benchmarking.results import Settings
+from mdmf_deploy.building.keys import EngineKey, profile_key
 from mdmf_deploy.building.profiles import load_profile
 from mdmf_deploy.bundle import MODEL, Bundle
 from mdmf_deploy.device import Gpu
 from mdmf_deploy.device.memory import device_view, host_view
-from mdmf_deploy.errors import BundleError, RuntimeUnavailable
+from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.runtime import open_engine, ort_gpu
 from mdmf_deploy.runtime.ort import OrtEngine
 
@@ -126,10 +129,24 @@ def test_a_graph_that_cannot_be_loaded_is_one_line(here: None, bundle_copy: Path
     assert "\n" not in str(failure.value)
 
 
+def key(**changes: Any) -> EngineKey:
+    whole = EngineKey(
+        model="0" * 64,
+        library="onnxruntime",
+        version="1.31.1 10.16.1.11",
+        compute_capability="8.9",
+        gpu=GPU.name,
+        profile=profile_key(load_profile()),
+        flags=(),
+        platform="Linux x86_64",
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
 def test_every_option_is_one_of_the_providers() -> None:
     """Those that onnxruntime-gpu 1.31.1 reads; it refuses others."""
     known = {provider: set(names) for provider, names in json.loads(NAMES.read_text()).items()}
-    given = ort_gpu.tensorrt_options("0" * 64, load_profile(), GPU, (3, 56, 56))
+    given = ort_gpu.tensorrt_options(key(), load_profile(), (3, 56, 56))
     assert given.keys() <= known["TensorrtExecutionProvider"]
     assert ort_gpu.cuda_options("fp32").keys() <= known["CUDAExecutionProvider"]
     assert all(isinstance(value, str) for value in given.values())
@@ -139,17 +156,35 @@ def test_tensorrt_is_told_no_precision_and_where_its_caches_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path))
-    given = ort_gpu.tensorrt_options("0" * 64, load_profile(), GPU, (3, 56, 56))
+    given = ort_gpu.tensorrt_options(key(), load_profile(), (3, 56, 56))
     assert {given[f"trt_{precision}_enable"] for precision in ("fp16", "bf16", "int8")} == {"0"}
     assert given["trt_profile_max_shapes"] == f"{tracing.INPUT}:32x3x56x56"
     for cache in ("engine", "timing"):
         assert given[f"trt_{cache}_cache_enable"] == "1"
         assert Path(given[f"trt_{cache}_cache_path"]).is_relative_to(tmp_path)
-    others = [
-        ort_gpu.tensorrt_options("1" * 64, load_profile(), GPU, (3, 56, 56)),
-        ort_gpu.tensorrt_options("0" * 64, load_profile("latency"), GPU, (3, 56, 56)),
-    ]
-    assert len({options["trt_engine_cache_prefix"] for options in (given, *others)}) == 3
+
+
+@pytest.mark.parametrize("change", [{"model": "1" * 64}, {"version": "1.31.1 10.13"}, {"gpu": "another"}])
+def test_its_engines_lie_in_a_folder_of_their_key(change: dict[str, Any]) -> None:
+    ours, theirs = (ort_gpu.tensorrt_options(one, load_profile(), (3, 56, 56)) for one in (key(), key(**change)))
+    assert ours["trt_engine_cache_path"] != theirs["trt_engine_cache_path"]
+
+
+def test_too_little_memory_is_one_line(
+    opened: Callable[[], ort_gpu.OrtGpuEngine], images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, text = opened(), "BFCArena: Failed to allocate memory\nfor requested buffer of size 602112"
+
+    def full(session: object, binding: object) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", full)
+    with pytest.raises(OutOfMemory, match=r"a pretended GPU: .* of size 602112; .* --runtime cuda:latency") as failure:
+        engine(images[:1])
+    assert "\n" not in str(failure.value)
+    text = "Non-zero status code"
+    with pytest.raises(RuntimeError, match="Non-zero"):
+        engine(images[:1])
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("int8", "0"), ("fp16", "1")])
