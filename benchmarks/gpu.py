@@ -14,6 +14,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +44,8 @@ CASES = (
 AIMS = "3 times as fast as torch.compile, 70% of the floor"
 # Largest relative error of a score, in the accurate operands and in 16 bits.
 ACCURATE, HALF = 1e-5, 1e-2
+PACKAGES = ("cuda-core", "nvidia-cuda-nvrtc", "torch", "triton", "cupy-cuda12x", "cupy-cuda13x", "pykeops")
+PACKAGES += ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu")
 _MEMORY = "free some of the GPU's memory"
 
 
@@ -96,12 +99,19 @@ def heading(device: Device, card: Card) -> str:
     rates = ", ".join(f"{name} {number(rate / 1e12)} TFLOP/s" for name, rate in card.operations.items())
     return (
         f"## GPU: {device.gpu.name}\n`python {shlex.join(sys.argv)}`\n\n"
-        f"{machine('torch', 'cupy', 'cuda-core', 'tensorrt')}\n\n"
+        f"{machine(*filter(_is_there, PACKAGES))}\n\n"
         f"Compute capability {device.gpu.sm / 10}, {device.gpu.multiprocessors} multiprocessors, "
         f"{device.gpu.memory / 2**30:.0f} GiB, driver for CUDA {'.'.join(map(str, device.gpu.driver))}. Measured: "
         f"copies {number(card.bandwidth / 1e9)} GB/s, exponentials {number(card.exponentials / 1e12)} T/s"
         + (f", products {rates}." if rates else "; products were not: neither PyTorch nor CuPy is installed.")
     )
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def validate(device: Device, tested: Iterable[Kernel], given: Iterable[Given] | None = None) -> tuple[str, list[str]]:
