@@ -140,6 +140,15 @@ def test_rows_are_those_of_the_cpu(
     assert device.allocated == 4 * 8 * PATCHES * WIDTH
 
 
+def test_what_was_chosen_is_said(
+    engines: list[GpuEngine], device: Any, sources: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Detector("starter").close()
+    assert capsys.readouterr().err == "mdmf: reduction cuda (signatures stay on the GPU)\n"
+    Detector("starter", reduction="cuda").close()
+    assert capsys.readouterr().err == ""
+
+
 def test_a_row_does_not_depend_on_its_batch(engines: list[GpuEngine], sources: list[Path]) -> None:
     rows = []
     for batch_size in (1, 5, 8):

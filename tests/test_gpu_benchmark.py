@@ -115,6 +115,15 @@ def test_a_wrong_score_in_a_timed_case_is_found(gpu: Any, monkeypatch: pytest.Mo
     assert [mistake.split(",")[0] for mistake in mistakes] == ["tensor tf32"]
 
 
+def test_real_images_keep_their_scores(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    report, mistakes = gpu.gpu.spread(host_device())
+    assert mistakes == []
+    assert "tensor fp16" in report
+    monkeypatch.setattr(gpu.gpu, "OF_SPREAD", 1e-9)
+    _, mistakes = gpu.gpu.spread(host_device())
+    assert any("tensor fp16, real images: off by" in mistake for mistake in mistakes)
+
+
 def test_the_floor_is_what_takes_longest(gpu: Any) -> None:
     floors, case = gpu.gpu_floors, gpu.gpu.HEADLINE
     # An H100's data sheet, and what engines/kernels/README.md makes of it.

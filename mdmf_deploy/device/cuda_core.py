@@ -84,7 +84,8 @@ class CudaCoreDevice:
 
     def graph(self, work: Callable[[], None], stream: _Stream) -> _Graph:
         self._current()
-        builder = stream.core.create_graph_builder().begin_building("thread_local")
+        # Relaxed, since memory that is collected meanwhile may be freed, in any thread.
+        builder = stream.core.create_graph_builder().begin_building("relaxed")
         try:
             work()
         finally:
