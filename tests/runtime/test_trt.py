@@ -217,6 +217,9 @@ def test_what_the_engine_tells_is_kept_beside_it(
     assert (told["layers"], told["fused_attention"]) == (3, 1)
     assert told["inputs"] == [{"name": "images", "shape": [-1, 3, 56, 56], "type": "FLOAT"}]
     assert told["key"]["gpu"] == "a pretended GPU"
+    layers.write_text("told once")
+    opened().close()
+    assert layers.read_text() == "told once"
 
 
 def test_a_plan_that_was_cut_short_is_built_again(
