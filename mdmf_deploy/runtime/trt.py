@@ -105,15 +105,17 @@ class TensorRtEngine:
             memory.free()
 
     def _run(self, images: NDArray[np.float32]) -> OnDevice:
+        # First of all: a closed engine has no context, nor memory that could be written to.
+        context: trt.IExecutionContext = self._context
         shape = (len(images), *self._signature)
         if not len(images):
             return OnDevice(self._made.pointer, shape, self._stream.handle, self._made)
         self._made = self._large_enough(self._made, self._sizes.rows(len(images)) * self._nbytes(self._signature))
         for part in self._sizes.parts(len(images)):
-            self._enqueue(images, part)
+            self._enqueue(context, images, part)
         return OnDevice(self._made.pointer, shape, self._stream.handle, self._made)
 
-    def _enqueue(self, images: NDArray[np.float32], part: Part) -> None:
+    def _enqueue(self, context: trt.IExecutionContext, images: NDArray[np.float32], part: Part) -> None:
         nbytes = (part.stop - part.start) * self._nbytes(self._image)
         slot = self._slots[0]
         self._slots.reverse()
@@ -125,7 +127,6 @@ class TensorRtEngine:
         self._stream.wait(slot.copied)
         # The library wants its outputs aligned, which the rows of a later part need not be.
         first = part.start == 0
-        context: trt.IExecutionContext = self._context
         ready = (
             context.set_input_shape(self._input, (part.rows, *self._image)),
             context.set_tensor_address(self._input, slot.given.pointer),

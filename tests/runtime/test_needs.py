@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 
 from mdmf_deploy import packages
+from mdmf_deploy.building.flavours import RTX
 from mdmf_deploy.device import Gpu
 from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.runtime import ENGINES, ON_GPU, installed, needs, why_not
@@ -199,6 +200,14 @@ def test_what_is_installed_can_be_used() -> None:
 def test_a_runtime_with_no_library_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENGINES, "absent", ("no_such_module", "Engine", "openvino"))
     assert why_not("absent") == needs.Lack("No module named 'no_such_module'", "pip install 'mdmf-deploy[openvino]'")
+
+
+def test_rtx_builds_without_a_driver_but_not_without_itself(machine: Machine) -> None:
+    machine.gpu = DRIVER
+    with pytest.raises(RuntimeUnavailable, match=r"'rtx': tensorrt_rtx is not installed; pip install '.*\[rtx\]'"):
+        needs.require_library(RTX)
+    machine.modules["tensorrt_rtx"] = rtx("SM89")
+    needs.require_library(RTX)
 
 
 def test_a_library_that_the_provider_lacks_is_named(

@@ -109,6 +109,13 @@ def test_a_session_that_fell_back_to_the_cpu_is_an_error(
     monkeypatch.setattr(ort_gpu, "require", lambda runtime: None)
     monkeypatch.setattr(ort_gpu, "probe", lambda: GPU)
     monkeypatch.setattr("mdmf_deploy.building.flavours.Flavour.load", lambda flavour: onnxruntime)
+    session = onnxruntime.InferenceSession
+
+    def talkative(*arguments: Any, **options: Any) -> onnxruntime.InferenceSession:
+        print("EP Error ... Falling back to ['CPUExecutionProvider'] and retrying.")
+        return session(*arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", talkative)
     with pytest.raises(RuntimeUnavailable, match=r"asked for \w+ExecutionProvider, got CPUExecutionProvider"):
         open_engine(name, Bundle.open(tiny_bundle))
     assert capfd.readouterr().out == ""

@@ -186,8 +186,11 @@ def test_closing_gives_all_memory_back(opened: Callable[..., trt.TensorRtEngine]
     assert library.device.allocated
     engine.close()
     assert not library.device.allocated
+    given = [len(stream.given) for stream in library.device.streams.values()]
     with pytest.raises(AttributeError):
         engine(np.zeros((1, 3, 56, 56), np.float32))
+    # Its memory, which is no more, was not copied from or to.
+    assert [len(stream.given) for stream in library.device.streams.values()] == given
 
 
 def test_the_engine_is_built_once(
@@ -214,6 +217,9 @@ def test_what_the_engine_tells_is_kept_beside_it(
     assert (told["layers"], told["fused_attention"]) == (3, 1)
     assert told["inputs"] == [{"name": "images", "shape": [-1, 3, 56, 56], "type": "FLOAT"}]
     assert told["key"]["gpu"] == "a pretended GPU"
+    layers.write_text("told once")
+    opened().close()
+    assert layers.read_text() == "told once"
 
 
 def test_a_plan_that_was_cut_short_is_built_again(
@@ -342,6 +348,22 @@ def test_verification_holds_on_the_gpu_it_was_made_on(
     assert Bundle.open(bundle_copy).manifest.covers("tensorrt", "fp32")
     library.device.gpu = replace(gpu, name="another GPU")
     assert not Bundle.open(bundle_copy).manifest.covers("tensorrt", "fp32")
+
+
+def test_build_tells_what_the_engine_is(
+    tiny_bundle: Path, library: HostTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdmf_deploy.runtime.needs.require", lambda runtime: None)
+    monkeypatch.setattr("mdmf_deploy.device.probe.probe", lambda: library.device.gpu)
+    built = CliRunner().invoke(app, ["build", str(tiny_bundle), "--profile", "latency"])
+    assert built.exit_code == 0, built.stderr
+    assert "for       a pretended GPU, compute capability 8.9, tensorrt 11.4.0.106\n" in built.stdout
+    assert "batches   1 to 1, fastest at 1 (profile latency)\n" in built.stdout
+    assert "layers    3, of them fused attention: 1\n" in built.stdout
+    open_engine("tensorrt:latency", Bundle.open(tiny_bundle)).close()
+    assert library.built == 1
+    assert CliRunner().invoke(app, ["build", str(tiny_bundle), "--profile", "latency", "--force"]).exit_code == 0
+    assert library.built == 2
 
 
 def test_auto_takes_it_where_it_is_verified_and_faster(
