@@ -14,6 +14,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from common import machine, number, table
 from gpu_floors import Card, Case, floor, measure
-from gpu_inputs import Given, all_given, cost_of_operand, drawn, wrong
+from gpu_inputs import Given, all_given, cost_of_operand, drawn, real, wrong
 from gpu_peers import peers
 from gpu_timing import Clock
 
@@ -30,6 +31,7 @@ from mdmf_deploy.device.memory import upload
 from mdmf_deploy.errors import MdmfError
 from mdmf_deploy.mmd.cuda import CudaReduction
 from mdmf_deploy.mmd.kernels import Kernel, kernels
+from mdmf_deploy.mmd.reference import ReferenceReduction
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADLINE = Case(64, 49, 65_536, 128)
@@ -43,6 +45,10 @@ CASES = (
 AIMS = "3 times as fast as torch.compile, 70% of the floor"
 # Largest relative error of a score, in the accurate operands and in 16 bits.
 ACCURATE, HALF = 1e-5, 1e-2
+# Largest error of a real image's score, as a share of how far such scores lie apart.
+OF_SPREAD = 0.01
+PACKAGES = ("cuda-core", "nvidia-cuda-nvrtc", "torch", "triton", "cupy-cuda12x", "cupy-cuda13x", "pykeops")
+PACKAGES += ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu")
 _MEMORY = "free some of the GPU's memory"
 
 
@@ -71,12 +77,15 @@ def run(device: Device, given: argparse.Namespace) -> tuple[str, list[str]]:
     """The report, Markdown, and what is wrong, a line each."""
     widths = (128,) if given.quick else (64, 128, 256)
     checked, mistakes = validate(device, [k for k in kernels() if k.width in widths and k.supports(device.gpu.sm)])
+    real_images, found = spread(device)
+    mistakes += found
     clock = Clock(device)
     card = measure(device, clock)
     parts = [
         heading(device, card),
         "Every kernel next to float64 over its own operands, as a share of the error allowed",
         checked,
+        real_images,
     ]
     for case in (HEADLINE,) if given.quick else CASES:
         rows, found = compare(device, clock, case, card)
@@ -96,12 +105,19 @@ def heading(device: Device, card: Card) -> str:
     rates = ", ".join(f"{name} {number(rate / 1e12)} TFLOP/s" for name, rate in card.operations.items())
     return (
         f"## GPU: {device.gpu.name}\n`python {shlex.join(sys.argv)}`\n\n"
-        f"{machine('torch', 'cupy', 'cuda-core', 'tensorrt')}\n\n"
+        f"{machine(*filter(_is_there, PACKAGES))}\n\n"
         f"Compute capability {device.gpu.sm / 10}, {device.gpu.multiprocessors} multiprocessors, "
         f"{device.gpu.memory / 2**30:.0f} GiB, driver for CUDA {'.'.join(map(str, device.gpu.driver))}. Measured: "
         f"copies {number(card.bandwidth / 1e9)} GB/s, exponentials {number(card.exponentials / 1e12)} T/s"
         + (f", products {rates}." if rates else "; products were not: neither PyTorch nor CuPy is installed.")
     )
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def validate(device: Device, tested: Iterable[Kernel], given: Iterable[Given] | None = None) -> tuple[str, list[str]]:
@@ -129,6 +145,28 @@ def validate(device: Device, tested: Iterable[Kernel], given: Iterable[Given] | 
         reduction.close()
     told = [(name, *cells) for name, cells in rows.items()]
     return table(told, ("kernel", "share", "where", "score error, next to the signatures'")), mistakes
+
+
+def spread(device: Device) -> tuple[str, list[str]]:
+    """What each operand does to the scores of real images, next to how far those lie apart, and what is wrong."""
+    try:
+        given, apart = real()
+    except ImportError as error:
+        return f"Real images: skipped, {error.name} is not installed.", []
+    exact = ReferenceReduction()(given.x, given.bank).mmd2
+    rows, mistakes = [], []
+    for kernel in kernels():
+        if kernel.width != given.x.shape[2] or not kernel.supports(device.gpu.sm):
+            continue
+        reduction = CudaReduction(device, operand=kernel.operand, version=kernel.version)
+        error = np.abs(reduction(given.x, given.bank).mmd2 - exact)
+        reduction.close()
+        share, relative = float(error.max() / apart), float((error / exact).max())
+        rows.append((f"{kernel.version} {kernel.operand}", f"{100 * share:.2g}%", f"{relative:.1e}"))
+        if not share <= OF_SPREAD or (kernel.operand in ("fp32", "tf32") and not relative <= ACCURATE):
+            told = f"off by {100 * share:.2g}% of their spread, {relative:.1e} of a score"
+            mistakes.append(f"{kernel.version} {kernel.operand}, real images: {told}")
+    return f"{given.name}\n\n{table(rows, ('kernel', 'of the spread of real scores', 'score error'))}", mistakes
 
 
 def compare(device: Device, clock: Clock, case: Case, card: Card) -> tuple[list[list[str]], list[str]]:
@@ -192,8 +230,10 @@ def _row(name: str, seconds: float | None, least: Any, error: float, missing: st
 
 
 def pipeline() -> str:
-    from gpu_pipeline import measure as measure_models
-
+    try:
+        from gpu_pipeline import measure as measure_models
+    except ImportError as error:
+        return f"Skipped: {error.name} is not installed."
     rows: Iterator[list[str]] = (
         [one.model, one.engine, f"skipped: {one.missing}"]
         if one.missing

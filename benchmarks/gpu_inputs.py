@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from mdmf_deploy.mmd import Scores
 from mdmf_deploy.mmd.kernels import Kernel, prepare_bank, rounded, widened
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 # Largest error of float32 sums and exponentials, relative to the sum of a contribution's terms; of the polynomial.
 SUMS, POLYNOMIAL = 2e-6, 3e-6
 # Of an exponent of size h: steps 2 and 3 add it up from its parts (engines/kernels/README.md, "How far off").
@@ -71,7 +73,27 @@ def all_given(width: int, images: int = 3, patches: int = 49, points: int = 500)
         x.shape, np.float32
     )
     yield Given("a bandwidth of a twentieth of the distances", near, bank_of(bank.signatures, bank.sigma / 20))
-    yield Given("B = 1, N = 256, a tail everywhere", drawn(1, 256, 1, width, 2).x, bank_of(bank.signatures[:333], 7.0))
+    many = 5 * patches + 11
+    odd = bank_of(bank.signatures[: 2 * points // 3], 7.0)
+    yield Given(f"B = 1, N = {many}, a tail everywhere", drawn(1, many, 1, width, 2).x, odd)
+
+
+def real() -> tuple[Given, float]:
+    """The examples as the starter signs them, against its bank; and how far real photographs' scores lie apart.
+
+    That is one standard deviation among those it was calibrated on.  Raises ImportError without ONNX Runtime.
+    """
+    from mdmf_deploy.bundle import Bundle
+    from mdmf_deploy.calibration import Calibration
+    from mdmf_deploy.pipeline import sign
+    from mdmf_deploy.runtime.ort import OrtEngine
+
+    bundle = Bundle.open("starter")
+    files = sorted(path for path in EXAMPLES.rglob("*") if path.suffix in (".jpg", ".png", ".webp"))
+    signed = list(sign(files, OrtEngine(bundle), bundle.manifest.preprocessing))
+    x = np.stack([one.signatures for one in signed if one.signatures is not None])
+    assert isinstance(bundle.calibration, Calibration)
+    return Given(f"{len(x)} images, the starter's bank", x, bundle.bank), float(np.std(bundle.calibration.scores))
 
 
 def expected(given: Given, kernel: Kernel) -> tuple[Scores, NDArray[np.float64]]:

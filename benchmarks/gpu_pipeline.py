@@ -27,7 +27,7 @@ from mdmf_deploy.mmd.cuda import CudaReduction
 from mdmf_deploy.pipeline import sign_batches
 from mdmf_deploy.preparing import prepare
 from mdmf_deploy.recipe import Recipe, load_recipe
-from mdmf_deploy.runtime import ENGINES, open_engine
+from mdmf_deploy.runtime import installed, open_engine
 
 RECIPES = ("dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14")
 RUNTIMES = ("tensorrt", "rtx", "ort-tensorrt", "cuda")
@@ -117,11 +117,12 @@ def engines(model: Any, recipe: Recipe) -> Iterator[tuple[str, Callable[[], Any]
             exported[precision] = export_detector(model, recipe, paths, out, precision).bundle
         return exported[precision]
 
+    here = installed()
     for runtime in RUNTIMES:
-        if runtime in ENGINES:
+        if runtime in here:
             yield f"{runtime}, fp16", lambda runtime=runtime: open_engine(runtime, bundle("fp16"))
         else:
-            yield runtime, lambda runtime=runtime: _refuse(f"no runtime {runtime!r} in this version")
+            yield f"{runtime}, fp16", lambda runtime=runtime: _refuse(f"{runtime} is not installed")
     yield "PyTorch, fp16", lambda: TorchEngine(model)
     folder.cleanup()
 

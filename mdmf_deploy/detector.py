@@ -178,6 +178,8 @@ class Detector:
                 raise
             print(f"mdmf: reduction cpu ({error})", file=sys.stderr)
             return CpuReduction(self._threads), None
+        if name == "auto":
+            print("mdmf: reduction cuda (signatures stay on the GPU)", file=sys.stderr)
         return reduction, None if engine is None else Fused(engine, reduction, self._bank)
 
     def __enter__(self) -> Detector:

@@ -20,9 +20,11 @@ from mdmf_deploy import Detector
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.device.memory import host_view
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable, UsageError
+from mdmf_deploy.fused import Fused
 from mdmf_deploy.mmd import cuda
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.cuda import CudaReduction
+from mdmf_deploy.pipeline import sign_batches
 from mdmf_deploy.rows import TIMINGS, Row
 from mdmf_deploy.runtime import open_engine
 
@@ -138,6 +140,15 @@ def test_rows_are_those_of_the_cpu(
     assert device.allocated == 4 * 8 * PATCHES * WIDTH
 
 
+def test_what_was_chosen_is_said(
+    engines: list[GpuEngine], device: Any, sources: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Detector("starter").close()
+    assert capsys.readouterr().err == "mdmf: reduction cuda (signatures stay on the GPU)\n"
+    Detector("starter", reduction="cuda").close()
+    assert capsys.readouterr().err == ""
+
+
 def test_a_row_does_not_depend_on_its_batch(engines: list[GpuEngine], sources: list[Path]) -> None:
     rows = []
     for batch_size in (1, 5, 8):
@@ -162,6 +173,32 @@ def test_several_crops_take_the_way_over_the_host(engines: list[GpuEngine], devi
         assert detector.detect(sources[0])[0].status == "ok"
     assert engines[0].on_host == 1
     assert not device.launched
+
+
+@pytest.mark.parametrize("told_stream", [True, False])
+def test_an_engine_s_next_call_does_not_overwrite_what_is_not_yet_read(told_stream: bool, device: Any) -> None:
+    bundle = Bundle.open("starter")
+    engine = GpuEngine(bundle, device, told_stream)
+    crops = np.random.default_rng(0).standard_normal((6, 3, 224, 224)).astype(np.float32)
+    exact = CpuReduction()(engine(crops), bundle.bank).mmd2
+    fused = Fused(engine, CudaReduction(), bundle.bank)
+    # Nobody asks for a score before the last batch was given.
+    batches = [fused(crops[start : start + 2]) for start in (0, 2, 4)]
+    # Where streams are told, two are under way at a time: the third took the first one's place.
+    assert device.launched.count("mdmf_prepare") == (1 if told_stream else 3)
+    engine._stream.synchronize()
+    scores = [batch.image(place).score for batch in batches for place in range(2)]
+    np.testing.assert_allclose(scores, exact, rtol=1e-6)
+    engine.close()
+
+
+def test_a_pipeline_of_several_crops_does_not_hand_them_to_the_gpu(device: Any, sources: list[Path]) -> None:
+    bundle = Bundle.open("starter")
+    engine = GpuEngine(bundle, device)
+    fused = Fused(engine, CudaReduction(), bundle.bank)
+    [[signed]] = sign_batches(sources[:1], engine, bundle.manifest.preprocessing, crops=2, fused=fused)
+    assert (signed.scored, engine.on_host) == (None, 1)
+    engine.close()
 
 
 def test_the_cpu_can_be_asked_for(engines: list[GpuEngine], device: Any, sources: list[Path]) -> None:

@@ -15,13 +15,15 @@ import pytest
 from on_host import host_device
 
 from mdmf_deploy.device import probe as probing
-from mdmf_deploy.mmd import Scores
+from mdmf_deploy.device.memory import upload
+from mdmf_deploy.mmd import Scores, cuda
 from mdmf_deploy.mmd.cuda import CudaReduction
 from mdmf_deploy.mmd.kernels import Kernel, kernels
 from mdmf_deploy.mmd.reference import ReferenceReduction
+from mdmf_deploy.recipe import load_recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("gpu", "gpu_inputs", "gpu_floors", "gpu_peers", "gpu_timing", "common")
+NAMES = ("gpu", "gpu_inputs", "gpu_floors", "gpu_peers", "gpu_pipeline", "gpu_timing", "common")
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,15 @@ def test_a_wrong_score_in_a_timed_case_is_found(gpu: Any, monkeypatch: pytest.Mo
     assert [mistake.split(",")[0] for mistake in mistakes] == ["tensor tf32"]
 
 
+def test_real_images_keep_their_scores(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    report, mistakes = gpu.gpu.spread(host_device())
+    assert mistakes == []
+    assert "tensor fp16" in report
+    monkeypatch.setattr(gpu.gpu, "OF_SPREAD", 1e-9)
+    _, mistakes = gpu.gpu.spread(host_device())
+    assert any("tensor fp16, real images: off by" in mistake for mistake in mistakes)
+
+
 def test_the_floor_is_what_takes_longest(gpu: Any) -> None:
     floors, case = gpu.gpu_floors, gpu.gpu.HEADLINE
     # An H100's data sheet, and what engines/kernels/README.md makes of it.
@@ -141,6 +152,52 @@ def test_peers_compute_the_same(gpu: Any) -> None:
         made += 1
     assert made == 2
     np.testing.assert_allclose(gpu.gpu_peers.array_module_peer(np, given.x, given.bank)(), exact, rtol=1e-5)
+
+
+class Engine:
+    """Signatures of no meaning on the pretended GPU."""
+
+    name, precision = "pretended", "fp16"
+
+    def __init__(self, device: Any) -> None:
+        self._device = device
+        self._stream = device.stream()
+
+    def on_device(self, images: np.ndarray) -> Any:
+        signatures = np.repeat(images.reshape(len(images), 49, -1)[:, :, :128] + 0.1, 1, axis=0)
+        memory = upload(self._device, signatures, self._stream, "-")
+        interface = {"version": 3, "shape": signatures.shape, "typestr": "<f4", "data": (memory.pointer, False)}
+        return SimpleNamespace(__cuda_array_interface__=interface | {"stream": self._stream.handle}, memory=memory)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_model_s_stages_are_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = host_device()
+    monkeypatch.setattr(cuda, "open_device", lambda: device)
+    bank = gpu.gpu_inputs.drawn(1, 1, 100, 128).bank
+    files = gpu.gpu_pipeline.photographs(6)
+    stages = gpu.gpu_pipeline.stages("vits", Engine(device), load_recipe("dinov2_vits14"), bank, files, 4)
+    assert stages.missing is None
+    assert (stages.model, stages.engine) == ("vits", "pretended, fp16")
+    # What the pretended GPU says of its events, shared out among four images.
+    assert (stages.signatures, stages.reduction) == (0.0625, 0.0625)
+    assert stages.decode > 0
+    assert stages.images_per_second > 0
+
+
+def test_engines_that_do_not_open_here_say_why(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("here they may open")
+    monkeypatch.setattr(gpu.gpu_pipeline, "RECIPES", ("starter",))
+    monkeypatch.setattr(gpu.gpu_pipeline, "installed", list)
+    told = {stages.engine: stages.missing for stages in gpu.gpu_pipeline.measure(100, 4, 4)}
+    assert told["tensorrt, fp16"] == "tensorrt is not installed"
+    assert told["PyTorch, fp16"]
+    assert set(told) == {"tensorrt, fp16", "rtx, fp16", "ort-tensorrt, fp16", "cuda, fp16", "PyTorch, fp16"}
+    assert "skipped: tensorrt is not installed" in gpu.gpu.pipeline()
 
 
 def test_the_exponential_s_kernel_compiles(tmp_path: Path) -> None:

@@ -40,15 +40,11 @@ struct Shared {
     Stage stages[STAGES];
 };
 
-// Where word `word` of point `point` lies: odd points swap halves of 128 bytes, so that the eight threads that read at
-// a time (two points, four words each) find theirs in 32 different banks.
-__device__ __forceinline__ int place_of(int point, int word) { return point * WORDS + (word ^ (point % 2 * 4)); }
-
 __device__ __forceinline__ void copy_tile(Stage& to, const Operand* bank, const float* half_norms, const float* weights,
                                           int tile) {
     const uint4* points = reinterpret_cast<const uint4*>(bank) + static_cast<size_t>(tile) * TILE * WORDS;
     for (int i = threadIdx.x; i < TILE * WORDS; i += THREADS)
-        copy_async(to.points + place_of(i / WORDS, i % WORDS), points + i);
+        copy_async(to.points + place_of<WORDS>(i / WORDS, i % WORDS), points + i);
     if (threadIdx.x < TILE / 4) {
         const int i = threadIdx.x * 4;
         copy_async(to.half_norms + i, half_norms + tile * TILE + i);
@@ -116,8 +112,8 @@ __device__ __forceinline__ void add_points(float (&sums)[M][2], const Stage& sta
             }
     }
     // place_of for this thread's words, with all that is known when compiled apart: an address is one addition.
-    const uint4* words[2] = {stage.points + place_of(first + group, quarter),
-                             stage.points + place_of(first + group, 4 + quarter)};
+    const uint4* words[2] = {stage.points + place_of<WORDS>(first + group, quarter),
+                             stage.points + place_of<WORDS>(first + group, 4 + quarter)};
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         uint4 points[N];

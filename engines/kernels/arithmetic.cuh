@@ -1,4 +1,5 @@
-// What device and host share: which tiles belong to which slice and block, and 2^x without the special-function unit.
+// What device and host share: which tiles belong to which slice and block, where a tile's words lie, and 2^x without
+// the special-function unit.
 //
 //   2^x = 2^n (1 + f q(f)),   n = round(x),   f = x - n in [-1/2, 1/2]
 //
@@ -17,6 +18,14 @@ __device__ __forceinline__ Range share_of(int count, int parts, int part) {
     const int each = count / parts, longer = count % parts;
     const int first = part * each + min(part, longer);
     return {first, first + each + (part < longer ? 1 : 0)};
+}
+
+// Where 16-byte word `word` of a point lies in shared memory, in words; WORDS a point, a whole number of 128 bytes.
+// Odd points swap halves of 128 bytes, so that eight threads that read at a time, four consecutive words of two
+// consecutive points, find theirs in 32 different banks.
+template <int WORDS> __device__ __forceinline__ int place_of(int point, int word) {
+    static_assert(WORDS % 8 == 0, "odd points would not begin where even ones do");
+    return point * WORDS + (word ^ (point % 2 * 4));
 }
 
 // Exponents go no lower: from here down 2^x is 0 in float32 without subnormal numbers.

@@ -38,6 +38,7 @@ void host_finish(Grid grid, const float* partial, const float* within, int slice
                  double self_term, double* contributions, double* mmd2) {
     launch(grid, mdmf_finish, partial, within, slices, images, patches, unit, self_term, contributions, mmd2);
 }
+int host_place_of(int point, int word) { return place_of<ROW_BYTES / 16>(point, word); }
 void host_exp2(const float* x, int count, int degree, float* out) {
     for (int i = 0; i < count; ++i) out[i] = degree == 4 ? exp2_polynomial<4>(x[i]) : exp2_polynomial<6>(x[i]);
 }

@@ -36,7 +36,8 @@ def test_exp2_at_its_ends(host: Builder, degree: int) -> None:
 @pytest.mark.parametrize("operand", ["fp16", "bf16"])
 def test_device_and_host_round_alike(host: Builder, operand: str) -> None:
     """Ties, subnormal numbers, overflow: prepared on either side, a number has the same bits."""
-    values = np.array([1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-9, 3e-8, 6e-8, 65504, 65519, 65520, -7e4, 0.1, -0.0])
+    ties = [1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-8, 1 + 3 * 2.0**-8]
+    values = np.array([*ties, 1 + 2.0**-9, 3e-8, 6e-8, 65504, 65519, 65520, -7e4, 0.1, -0.0])
     values = np.concatenate([values, np.random.default_rng(0).normal(0, 1, 64 * 64 - len(values))]).astype(np.float32)
     kernel = host("tensor", operand, 64)
     # A bank that neither moves nor scales what is prepared with it.
@@ -46,3 +47,19 @@ def test_device_and_host_round_alike(host: Builder, operand: str) -> None:
     limit = 65504.0 if operand == "fp16" else 2.0**56
     expected = rounded(np.clip(values, -limit, limit), operand)
     assert np.array_equal(widened(operands.ravel()), widened(expected))
+
+
+@pytest.mark.parametrize(("operand", "width"), [("fp16", 64), ("fp16", 128), ("fp16", 256), ("tf32", 256)])
+def test_threads_that_read_at_a_time_find_their_words_in_different_banks(
+    host: Builder, operand: str, width: int
+) -> None:
+    """Eight threads read 16 bytes each, of two points; shared memory has 32 banks of 4 bytes."""
+    place_of = host("tensor", operand, width).library.host_place_of
+    words = width * (4 if operand == "tf32" else 2) // 16
+    places = np.array([[place_of(point, word) for word in range(words)] for point in range(32)])
+    assert np.array_equal(np.sort(places, axis=None), np.arange(places.size))
+    for first in range(0, 32, 2):
+        for word in range(0, words, 4):
+            read = places[first : first + 2, word : word + 4].ravel()
+            banks = (read[:, None] * 4 + np.arange(4)) % 32
+            assert len(set(banks.ravel())) == 32

@@ -110,6 +110,27 @@ def test_tf32_scores_are_within_ten_millionths(host: Builder, width: int, bandwi
     assert scores.contributions == pytest.approx(exact.contributions, rel=1e-5, abs=4e-7)
 
 
+@pytest.mark.parametrize(
+    ("version", "operand", "of_norm"),
+    [("plain", "fp32", 0.0), ("tiled", "fp32", 2.0**-21), ("tensor", "tf32", 2.0**-20)],
+)
+@pytest.mark.parametrize("bandwidth", [0.1, 0.03])
+def test_a_bank_much_wider_than_its_bandwidth(
+    host: Builder, version: str, operand: str, of_norm: float, bandwidth: float
+) -> None:
+    """Direct differences do not mind; products cancel, and lose so much of the half norms."""
+    _, bank = draw(5, 1, 1, 130, 64, bandwidth=bandwidth)
+    near = np.random.default_rng(5).normal(0, bank.sigma / 8, (60, 64))
+    x = (bank.signatures[None, :60] + near).astype(np.float32)
+    kernel = host(version, operand, 64)
+    prepared = prepare_bank(bank, kernel.kernel)
+    operands, half_norms = kernel.prepare(x, prepared)
+    assert half_norms.max() > 20
+    cross = gaussian_kernel(x[0], bank.signatures, bank.sigma) @ bank.weights
+    computed = prepared.unit * kernel.cross(operands, half_norms, prepared).sum(axis=0, dtype=np.float64)
+    assert np.abs(computed / cross - 1).max() <= ALLOWED + of_norm * half_norms.max()
+
+
 @pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("finer", ["x", "bank", "both"])
 def test_tf32_keeps_what_one_such_number_would_cut_off(host: Builder, width: int, finer: str) -> None:

@@ -117,6 +117,21 @@ def test_batches_in_flight_do_not_touch_each_other(reduction: CudaReduction, dra
         same(pending[i].scores(), alone[i])
 
 
+def test_two_batches_are_under_way_before_anybody_waits(drawn: tuple[np.ndarray, Bank]) -> None:
+    x, bank = drawn
+    reduction = quick()
+    for _ in range(4):
+        reduction(x[:2], bank)
+    launched = reduction._device.launched
+    launched.clear()
+    pending = [reduction.submit(x[i : i + 2], bank) for i in (0, 2)]
+    assert launched == []
+    # The third takes the first one's place, and so waits for it alone.
+    reduction.submit(x[4:6], bank)
+    assert launched == ["mdmf_prepare", "mdmf_cross", "mdmf_within", "mdmf_finish"]
+    assert [one.scores().mmd2[0] for one in pending] == [reduction(x[i : i + 1], bank).mmd2[0] for i in (0, 2)]
+
+
 def test_scores_may_be_read_by_other_threads_or_by_nobody(drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
     reduction = quick()
