@@ -76,11 +76,12 @@ class CudaCoreDevice:
     def event(self) -> _Event:
         # Whoever waits leaves the core to those who decode.
         options = core.EventOptions(timing_enabled=True, blocking_sync=True)
-        return _Event(self._current().create_event(options))
+        return _Event(self._current().create_event(options), self._current)
 
     def stream(self, handle: int | None = None) -> _Stream:
         device = self._current()
-        return _Stream(device.create_stream() if handle is None else core.Stream.from_handle(handle))
+        stream = device.create_stream() if handle is None else core.Stream.from_handle(handle)
+        return _Stream(stream, self._current)
 
     def graph(self, work: Callable[[], None], stream: _Stream) -> _Graph:
         self._current()
@@ -90,7 +91,7 @@ class CudaCoreDevice:
             work()
         finally:
             builder.end_building()
-        return _Graph(builder.complete())
+        return _Graph(builder.complete(), self._current)
 
     def _current(self) -> core.Device:
         """This thread's; makes the context current, which others may have changed."""
@@ -109,36 +110,42 @@ class _Memory:
 
 
 class _Stream:
-    def __init__(self, stream: core.Stream) -> None:
-        self.core = stream
+    def __init__(self, stream: core.Stream, current: Callable[[], object]) -> None:
+        self.core, self._current = stream, current
         self.handle = int(stream.handle)
 
     def wait(self, event: _Event) -> None:
+        self._current()
         self.core.wait(event.core)
 
     def synchronize(self) -> None:
+        self._current()
         self.core.sync()
 
 
 class _Event:
-    def __init__(self, event: core.Event) -> None:
-        self.core = event
+    def __init__(self, event: core.Event, current: Callable[[], object]) -> None:
+        self.core, self._current = event, current
 
     def record(self, stream: _Stream) -> None:
+        self._current()
         stream.core.record(self.core)
 
     def synchronize(self) -> None:
+        self._current()
         self.core.sync()
 
     def since(self, earlier: _Event) -> float:
+        self._current()
         return float(self.core - earlier.core)
 
 
 class _Graph:
-    def __init__(self, graph: Any) -> None:
-        self._graph = graph
+    def __init__(self, graph: Any, current: Callable[[], object]) -> None:
+        self._graph, self._current = graph, current
 
     def launch(self, stream: _Stream) -> None:
+        self._current()
         self._graph.launch(stream.core)
 
 

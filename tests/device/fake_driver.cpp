@@ -17,6 +17,10 @@
 #include <string>
 #include <vector>
 
+// What a real driver may refuse in a thread that has no context, this one does.
+#define NEEDS_CONTEXT \
+    if (!current) return 201
+
 namespace {
 
 using Work = std::function<void()>;
@@ -59,7 +63,7 @@ long number(const char *name, long otherwise) {
 Stream *at(void *stream) { return reinterpret_cast<std::uintptr_t>(stream) < 16 ? &legacy : static_cast<Stream *>(stream); }
 
 int allocate(void **pointer, std::size_t bytes, bool counted) {
-    if (!current) return 201;
+    NEEDS_CONTEXT;
     if (counted && used + bytes > std::size_t(number("FAKE_MEMORY", 1 << 30))) return 2;
     const std::lock_guard<std::mutex> guard(lock);
     *pointer = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
@@ -80,7 +84,7 @@ int release(std::uintptr_t pointer) {
 // Arguments come as a pointer to each, or all in one buffer, aligned by their size (`extra`: 1, buffer, 2, its size, 0).
 int launch(Kernel *kernel, const unsigned *grid, unsigned block, unsigned shared, Stream *stream, void **arguments,
            void **extra) {
-    if (!current) return 201;
+    NEEDS_CONTEXT;
     if (int(shared) > kernel->most_shared) return 1;
     struct Call {
         std::vector<std::uint64_t> values;
@@ -150,7 +154,7 @@ ANSWER cuMemGetInfo_v2(std::size_t *free, std::size_t *total) {
     return *free = *total - used, 0;
 }
 ANSWER cuMemcpyAsync(std::uintptr_t to, std::uintptr_t from, std::size_t bytes, void *stream) {
-    if (!current) return 201;
+    NEEDS_CONTEXT;
     at(stream)->give([=] { std::memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), bytes); });
     return 0;
 }
@@ -169,12 +173,14 @@ ANSWER cuStreamCreate(void **stream, unsigned) { return *stream = new Stream, 0;
 // Streams and events stay: what still waits for them may look at them.
 ANSWER cuStreamDestroy_v2(void *) { return 0; }
 ANSWER cuStreamSynchronize(void *stream) {
+    NEEDS_CONTEXT;
     if (at(stream)->recording) return 900;
     return at(stream)->run(at(stream)->given.size()), 0;
 }
 ANSWER cuStreamGetCtx(void *, void **made) { return *made = &context, 0; }
 ANSWER cuStreamIsCapturing(void *stream, int *status) { return *status = at(stream)->recording != nullptr, 0; }
 ANSWER cuStreamWaitEvent(void *stream, Event *event, unsigned) {
+    NEEDS_CONTEXT;
     if (at(stream)->recording) return 905;
     Stream *other = event->stream;
     const std::size_t place = event->place;
@@ -184,12 +190,18 @@ ANSWER cuStreamWaitEvent(void *stream, Event *event, unsigned) {
 ANSWER cuEventCreate(Event **event, unsigned flags) { return *event = new Event, (*event)->timed = !(flags & 2), 0; }
 ANSWER cuEventDestroy_v2(Event *) { return 0; }
 ANSWER cuEventRecord(Event *event, void *stream) {
+    NEEDS_CONTEXT;
     if (at(stream)->recording) return 900;
     return event->stream = at(stream), event->place = at(stream)->given.size(), 0;
 }
-ANSWER cuEventSynchronize(Event *event) { return event->stream ? event->stream->run(event->place), 0 : 0; }
+ANSWER cuEventSynchronize(Event *event) {
+    NEEDS_CONTEXT;
+    if (event->stream) event->stream->run(event->place);
+    return 0;
+}
 ANSWER cuEventQuery(Event *event) { return event->stream && event->stream->done < event->place ? 600 : 0; }
 ANSWER cuEventElapsedTime_v2(float *milliseconds, Event *from, Event *until) {
+    NEEDS_CONTEXT;
     *milliseconds = 0.25f;
     if (!from->timed || !until->timed || !from->stream || !until->stream) return 400;
     return cuEventQuery(from) ? 600 : cuEventQuery(until);
@@ -211,6 +223,7 @@ ANSWER cuStreamGetCaptureInfo_v3(void *stream, int *status, std::uint64_t *id, G
 ANSWER cuGraphInstantiateWithFlags(Graph **made, Graph *graph, unsigned long long) { return *made = new Graph{*graph}, 0; }
 ANSWER cuGraphInstantiateWithParams(Graph **made, Graph *graph, void *) { return *made = new Graph{*graph}, 0; }
 ANSWER cuGraphLaunch(Graph *graph, void *stream) {
+    NEEDS_CONTEXT;
     for (const Work &work : graph->work) at(stream)->give(work);
     return 0;
 }

@@ -173,6 +173,33 @@ def test_any_thread_may_use_it(device: Device, kernel: object) -> None:
     assert results == [5.0] * 3
 
 
+def test_a_thread_that_has_never_seen_the_gpu_may_wait(device: Device, kernel: object, stream: Stream) -> None:
+    source, memory, result = rooms(device)
+    values(source)[:] = 3
+    begun, ended = device.event(), device.event()
+    begun.record(stream)
+    device.copy(memory, source, 4 * COUNT, stream)
+    graph = device.graph(lambda: device.copy(result, memory, 4 * COUNT, stream), stream)
+    told: list[object] = []
+
+    def wait() -> None:
+        try:
+            graph.launch(stream)
+            ended.record(stream)
+            stream.wait(begun)
+            ended.synchronize()
+            told.extend([values(result)[0], ended.since(begun) >= 0])
+            stream.synchronize()
+            memory.free()
+        except Exception as error:
+            told.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join()
+    assert told == [3.0, True]
+
+
 def test_too_little_memory_says_how_much_was_asked_for_and_what_to_lower(device: Device) -> None:
     with pytest.raises(OutOfMemory, match=r"1048576\.0 MiB asked for, [\d.]+ MiB free; lower --batch-size") as caught:
         device.allocate(1 << 40, "lower --batch-size")
