@@ -11,6 +11,7 @@ import pytest
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.device import open_device
 from mdmf_deploy.device.memory import DeviceView, device_view
+from mdmf_deploy.device.probe import probe
 from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.runtime import ON_GPU, Engine, open_engine
 from mdmf_deploy.verifying import verify_probes
@@ -18,12 +19,18 @@ from mdmf_deploy.verifying import verify_probes
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module", params=sorted(ON_GPU))
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+def opened_or_skipped(name: str, bundle: Bundle) -> Engine:
+    """Skipped for want of a library; for want of a GPU it fails."""
+    probe()
     try:
-        opened = open_engine(request.param, Bundle.open("starter"))
+        return open_engine(name, bundle)
     except RuntimeUnavailable as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", params=sorted(ON_GPU))
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    opened = opened_or_skipped(request.param, Bundle.open("starter"))
     yield opened
     opened.close()
 
@@ -77,10 +84,7 @@ def test_a_plan_that_was_cut_short_is_built_again(
 ) -> None:
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path))
     images = np.zeros((2, 3, 56, 56), np.float32)
-    try:
-        first = open_engine(name, Bundle.open(tiny_bundle))
-    except RuntimeUnavailable as error:
-        pytest.skip(str(error))
+    first = opened_or_skipped(name, Bundle.open(tiny_bundle))
     signed = first(images)
     first.close()
     (plan,) = tmp_path.rglob("*.plan")
