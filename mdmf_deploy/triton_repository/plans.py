@@ -7,48 +7,12 @@ from pathlib import Path
 
 import msgspec
 
+from mdmf_deploy.building.plans import PlanCard
+from mdmf_deploy.building.profiles import Batch
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.triton_repository.preprocessing import IMAGES
 from mdmf_deploy.triton_repository.reduction import SIGNATURES
-
-
-class PlanBatch(msgspec.Struct, frozen=True):
-    """Images in a batch: any number from min to max."""
-
-    min: int
-    max: int
-
-
-class PlanProfile(msgspec.Struct, frozen=True):
-    batch: PlanBatch
-
-
-class PlanKey(msgspec.Struct, frozen=True):
-    """What of an engine's key matters here.  model: mdmf_deploy.bundle.Manifest.model_sha256."""
-
-    model: str
-    library: str
-    version: str
-    compute_capability: str
-    gpu: str
-    profile: PlanProfile
-
-
-class PlanTensor(msgspec.Struct, frozen=True):
-    """An input or output.  type: as TensorRT names it, "FLOAT" for float32."""
-
-    name: str
-    type: str
-
-
-class PlanCard(msgspec.Struct, frozen=True):
-    """What of the JSON that `mdmf build` writes beside a plan matters here.  sha256: of the plan."""
-
-    key: PlanKey
-    sha256: str
-    inputs: tuple[PlanTensor, ...]
-    outputs: tuple[PlanTensor, ...]
 
 
 def check_plan(plan: Path, bundle: Bundle, most: int) -> PlanCard:
@@ -56,8 +20,8 @@ def check_plan(plan: Path, bundle: Bundle, most: int) -> PlanCard:
 
     Raises UsageError if the plan or its card is missing or damaged, or it is another model's, library's or batch's.
     """
-    card = _card(plan)
-    key, batch = card.key, card.key.profile.batch
+    card, batch = _card(plan)
+    key = card.key
     model = bundle.manifest.model_sha256
     if key.model != model:
         raise UsageError(
@@ -77,12 +41,13 @@ def check_plan(plan: Path, bundle: Bundle, most: int) -> PlanCard:
     return card
 
 
-def _card(plan: Path) -> PlanCard:
+def _card(plan: Path) -> tuple[PlanCard, Batch]:
     beside = plan.with_suffix(".json")
     try:
         with plan.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         card = msgspec.json.decode(beside.read_bytes(), type=PlanCard)
+        batch = msgspec.convert(card.key.profile.get("batch"), Batch)
     except OSError as error:
         missing = error.filename or plan
         raise UsageError(
@@ -92,4 +57,4 @@ def _card(plan: Path) -> PlanCard:
         raise UsageError(f"{beside} does not describe a plan ({error}); run `mdmf build` again") from error
     if sha256 != card.sha256:
         raise UsageError(f"{plan} is damaged: its hash is not its card's; run `mdmf build` again")
-    return card
+    return card, batch

@@ -30,11 +30,14 @@ def test_one_that_fits_is_taken(bundle: Bundle, tmp_path: Path) -> None:
     [
         ({"model": "0" * 64}, "another model"),
         ({"library": "tensorrt_rtx"}, "which Triton does not run"),
-        ({"profile": {"batch": {"min": 1, "max": 7}}}, "batches of 1 to 7, expected 1 to 8; give --triton-batch"),
-        ({"profile": {"batch": {"min": 2, "max": 32}}}, "batches of 2 to 32"),
+        (
+            {"profile": {"batch": {"min": 1, "opt": 4, "max": 7}}},
+            "batches of 1 to 7, expected 1 to 8; give --triton-batch",
+        ),
+        ({"profile": {"batch": {"min": 2, "opt": 8, "max": 32}}}, "batches of 2 to 32"),
         ({"profile": {"batch": {"min": 1}}}, "does not describe a plan"),
         ({"sha256": "0" * 64}, "damaged"),
-        ({"inputs": [{"name": "images", "type": "HALF"}]}, "expected float32"),
+        ({"inputs": [{"name": "images", "shape": [-1, 3, 56, 56], "type": "HALF"}]}, "expected float32"),
         ({"outputs": []}, "expected float32"),
     ],
 )
