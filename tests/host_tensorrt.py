@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
-from device.host_device import HostDevice
+from host_device import HostDevice
 
 from mdmf_deploy.device.memory import host_view
 

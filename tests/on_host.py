@@ -1,34 +1,26 @@
-"""A Device that runs the GPU's kernels on this machine: engines/kernels as g++ builds them, device/host_device.py."""
+"""A Device that runs the GPU's kernels on this machine: engines/kernels as g++ builds them, host_device.py."""
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import re
-import shutil
-import sys
-import tempfile
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pytest
-from host_kernels import Builder, HostKernel
+from host_device import Entry, HostDevice
+from host_kernels import HostKernel, builder, compiler
 
 from mdmf_deploy.mmd.kernels import VERSIONS, Launch
-
-sys.path.insert(0, str(Path(__file__).parent / "device"))
-from host_device import Entry, HostDevice
 
 ENTRIES = ("prepare", "cross", "within", "finish")
 C_TYPES = {np.uintp: ctypes.c_void_p, np.float32: ctypes.c_float, np.float64: ctypes.c_double, np.int32: ctypes.c_int}
 
 
 def host_device(sm: int = 89, memory: int = 1 << 30) -> HostDevice:
-    """A pretended GPU of that compute capability, with so many bytes.  Skips the test without g++."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ on this machine")
+    """A pretended GPU of that compute capability, with so many bytes.  Without g++ as host_kernels.compiler."""
+    compiler()
     return HostDevice(_build, sm, memory)
 
 
@@ -37,7 +29,7 @@ def _build(source: Path, options: tuple[str, ...]) -> Mapping[str, Entry]:
     version = next(name for name, (file, _) in VERSIONS.items() if file == source.name)
     [width] = re.findall(r"-DMDMF_WIDTH=(\d+)", defines)
     [operand] = re.findall(r"-DMDMF_(FP32|TF32|FP16|BF16)", defines)
-    kernel = _builder()(version, operand.lower(), int(width))
+    kernel = builder()(version, operand.lower(), int(width))
     return {f"mdmf_{name}": partial(_call, kernel, name) for name in ENTRIES}
 
 
@@ -46,12 +38,3 @@ def _call(
 ) -> None:
     given = [C_TYPES[type(argument)](argument.item()) for argument in arguments]
     kernel._launch(name, Launch(f"mdmf_{name}", grid, block, shared), *given)
-
-
-@cache
-def _builder() -> Builder:
-    folder = tempfile.mkdtemp(prefix="mdmf-kernels-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    builder = Builder(Path(folder))
-    atexit.register(builder.close)
-    return builder

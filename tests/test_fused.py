@@ -1,6 +1,6 @@
 """An engine that leaves signatures on the GPU: the same rows, a few bytes of them out, and no batch harms another.
 
-Engine and reduction run on tests/device/host_device.py, where everything comes as late as it may.
+Engine and reduction run on tests/host_device.py, where everything comes as late as it may.
 """
 
 from __future__ import annotations

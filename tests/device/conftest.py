@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from host_kernels import compile_host
+from host_kernels import compile_host, compiler
 
 from mdmf_deploy.mmd.kernels import Kernel
 
@@ -16,10 +15,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def gxx() -> str:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ on this machine")
-    return compiler
+    return compiler()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 // A driver of made-up GPUs, for tests: answers as the environment says, runs kernels on the host, and nothing before
-// somebody waits for it.  What tests/device/host_device.py does for a Device, this does for the libraries below one.
+// somebody waits for it.  What tests/host_device.py does for a Device, this does for the libraries below one.
 //
 // FAKE_INIT, FAKE_NAME: a CUresult to fail with.  FAKE_CUDA: the version it serves.  FAKE_COUNT: GPUs.
 // FAKE_MEMORY: bytes that may be allocated.  FAKE_KERNELS: a library with, for each kernel, <name>_run (argument

@@ -1,13 +1,9 @@
-"""The kernels built for this machine, once a session; and where the compilers are."""
+"""The kernels built for this machine, once a session; and where the compiler is."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-
 import pytest
-from host_kernels import Builder
+from host_kernels import Builder, builder, compiler
 
 from mdmf_deploy.mmd.kernels import Kernel
 
@@ -16,17 +12,11 @@ WANTED = [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "
 
 @pytest.fixture(scope="session")
 def gxx() -> str:
-    """g++; its absence is a failure in CI, and a reason to skip elsewhere."""
-    if found := shutil.which("g++"):
-        return found
-    if os.environ.get("CI") == "true":
-        pytest.fail("no g++ on this machine; the kernels' host build needs it")
-    pytest.skip("no g++ on this machine")
+    return compiler()
 
 
 @pytest.fixture(scope="session")
-def host(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
-    builder = Builder(tmp_path_factory.mktemp("kernels"))
-    builder.start(*(Kernel(version, operand, width) for width in (64, 128, 256) for version, operand in WANTED))
-    yield builder
-    builder.close()
+def host() -> Builder:
+    made = builder()
+    made.start(*(Kernel(version, operand, width) for width in (64, 128, 256) for version, operand in WANTED))
+    return made

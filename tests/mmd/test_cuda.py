@@ -1,6 +1,6 @@
 """The GPU's reduction: batches overlap without harm, the same bits come whatever happens around them, arrays stay put.
 
-The device is device/host_device.py: nothing runs before it is waited for, so what is reused too soon is always wrong.
+The device is host_device.py: nothing runs before it is waited for, so what is reused too soon is always wrong.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from device.host_device import HostDevice
+from host_device import HostDevice
 from host_tensorrt import HostTensorRt
 from typer.testing import CliRunner
 
