@@ -6,26 +6,28 @@ import math
 import sys
 import time
 from collections.abc import Generator, Iterable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.calibration import Judgement
 from mdmf_deploy.errors import ImageError, MdmfError, UsageError
-from mdmf_deploy.fused import Fused, stays_on_device
 from mdmf_deploy.images import Limits
 from mdmf_deploy.mmd import Reduction
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.mmd.cuda import CudaReduction
 from mdmf_deploy.pipeline import Signed, Source, sign_batches
 from mdmf_deploy.preparing import Scored
 from mdmf_deploy.rooms import hint
 from mdmf_deploy.rows import Row
-from mdmf_deploy.runtime import Engine, open_engine
+from mdmf_deploy.runtime import Engine, open_engine, stays_on_device
+
+if TYPE_CHECKING:
+    from mdmf_deploy.fused import Fused
 
 _WITHHELD = Judgement(None, None, "uncalibrated")
 
@@ -66,11 +68,13 @@ class Detector:
         self._calibration = self.bundle.calibration
         self._bank = self.bundle.bank
         self._threads, self._batch_size, self._crops, self._limits = threads, batch_size, crops, limits
+        self._held = ExitStack()
         self._engine = open_engine(runtime, self.bundle, threads)
+        self._held.callback(self._engine.close)
         try:
             self._reduction, self._fused = self._reduce_by(reduction)
         except BaseException:
-            self._engine.close()
+            self.close()
             raise
 
     def detect(self, sources: Source | Iterable[Source]) -> list[Row]:
@@ -159,9 +163,7 @@ class Detector:
 
     def close(self) -> None:
         """Free the engine and what the reduction holds; the detector cannot be used afterwards."""
-        if isinstance(self._reduction, CudaReduction):
-            self._reduction.close()
-        self._engine.close()
+        self._held.close()
 
     def _reduce_by(self, name: str) -> tuple[Reduction, Fused | None]:
         """The reduction of that name; with the engine in one, where signatures can stay on the GPU."""
@@ -170,8 +172,13 @@ class Detector:
         engine = self._engine if stays_on_device(self._engine) and self._crops == 1 else None
         if name == "cpu" or (name == "auto" and engine is None):
             return CpuReduction(self._threads), None
+        # Here, since what only a GPU needs is not to slow the start of everything else.
+        from mdmf_deploy.fused import Fused
+        from mdmf_deploy.mmd.cuda import CudaReduction
+
         try:
             reduction = CudaReduction()
+            self._held.callback(reduction.close)
             reduction.prepare(self._bank)
         except MdmfError as error:
             if name == "cuda":

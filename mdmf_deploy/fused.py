@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +16,7 @@ from mdmf_deploy.bank import Bank
 from mdmf_deploy.device.memory import device_view
 from mdmf_deploy.mmd.cuda import CudaReduction, Pending
 from mdmf_deploy.preparing import Scored
-from mdmf_deploy.runtime import Engine
-
-
-class GpuEngine(Engine, Protocol):
-    """An engine whose signatures can stay where they are."""
-
-    def on_device(self, images: NDArray[np.float32]) -> Any:
-        """(B, 3, crop, crop) in; (B, N, d) float32 out, with a `__cuda_array_interface__`.
-
-        It may still be in work on the interface's stream, and is valid until the next call, whose work waits for what
-        that stream was given; without a stream it is finished, and the next call may overwrite it at once.
-        """
-        ...
+from mdmf_deploy.runtime import GpuEngine
 
 
 class Batch:
@@ -44,11 +31,6 @@ class Batch:
         ms_mmd = self._pending.milliseconds / self._images
         ms_engine = self._ms_engine() / self._images
         return Scored(float(scores.mmd2[place]), scores.contributions[place].tolist(), ms_engine, ms_mmd)
-
-
-def stays_on_device(engine: Engine) -> TypeGuard[GpuEngine]:
-    """Whether the engine can leave its signatures on the GPU."""
-    return hasattr(engine, "on_device")
 
 
 class Fused:

@@ -17,17 +17,20 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mdmf_deploy.cgroups import cores
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.feeding import GLANCE, Feed, check_main_thread
-from mdmf_deploy.fused import Fused
 from mdmf_deploy.images import Limits
 from mdmf_deploy.preparing import Prepared, Signed, Source, prepare
 from mdmf_deploy.recipe import Preprocessing
 from mdmf_deploy.runtime import Engine
+
+if TYPE_CHECKING:
+    from mdmf_deploy.fused import Fused
 
 __all__ = ["Signed", "Source", "sign", "sign_batches"]
 

@@ -57,16 +57,18 @@ def test_detecting_and_evaluating_do_without_torch() -> None:
 
 
 def test_detecting_one_image_imports_what_it_uses(photos: Path) -> None:
-    """Numba too would only be in the way: it compiles for banks far larger than the starter's."""
+    """Nothing of a GPU's, nor Numba, which compiles for banks far larger than the starter's."""
     command = ["detect", str(min(photos.iterdir())), "--runtime", "onnxruntime", "--json"]
     code = (
         "from typer.testing import CliRunner\n"
         "from mdmf_deploy.cli import app\n"
         f"assert CliRunner().invoke(app, {command!r}).exit_code == 0\n"
+        "import sys\n"
+        "assert not {'mdmf_deploy.device', 'mdmf_deploy.mmd.cuda'} & sys.modules.keys()\n"
     )
     modules = imported_by(code)
     assert "onnxruntime" in modules
-    assert not modules & (UNUSED | {"openvino", "numba", "cv2", "rich"})
+    assert not modules & (UNUSED | {"openvino", "numba", "cv2", "rich", "cuda", "tensorrt", "tensorrt_rtx"})
 
 
 @pytest.mark.parametrize("extra", ["", "cpu", "openvino", "scale"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,23 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the engine holds; it cannot be called afterwards."""
         ...
+
+
+class GpuEngine(Engine, Protocol):
+    """An engine whose signatures can stay where they are."""
+
+    def on_device(self, images: NDArray[np.float32]) -> Any:
+        """(B, 3, crop, crop) in; (B, N, d) float32 out, with a `__cuda_array_interface__`.
+
+        It may still be in work on the interface's stream, and is valid until the next call, whose work waits for what
+        that stream was given; without a stream it is finished, and the next call may overwrite it at once.
+        """
+        ...
+
+
+def stays_on_device(engine: Engine) -> TypeGuard[GpuEngine]:
+    """Whether the engine can leave its signatures on the GPU."""
+    return hasattr(engine, "on_device")
 
 
 # name -> module, what builds it, extra that installs it.  Built as Class(bundle, threads=None); on a GPU also profile=.
