@@ -72,7 +72,7 @@ def require(runtime: str) -> None:
 def require_library(flavour: Flavour) -> None:
     """Raise RuntimeUnavailable unless the library is there to build with; RTX needs no GPU for that."""
     for missing, enable in _library(flavour):
-        raise RuntimeUnavailable(f"flavour {flavour.runtime!r}: {missing}; {enable}")
+        raise RuntimeUnavailable(f"flavour {flavour.runtime!r}: {missing}; run: {enable}")
 
 
 # As ELF's table of needed libraries and PE's of imports have them; libcuda is the driver's.
@@ -93,7 +93,7 @@ def _driver(cuda: tuple[int, int]) -> list[Lack]:
 
 def _tensorrt(flavour: Flavour) -> _Needed:
     # TensorRT takes its inputs and outputs where we put them, through mdmf_deploy.device.
-    memory = Lack("cuda-core is not installed", "pip install 'cuda-core[cu13]'")
+    memory = Lack("cuda-core is not installed", install(flavour.extra))
     return _cuda_of(flavour.module), [*_library(flavour), *([] if _importable("cuda.core") else [memory])]
 
 

@@ -184,7 +184,13 @@ def test_the_device_layer_is_needed_by_tensorrt_alone(machine: Machine) -> None:
     found = needs.lack("tensorrt")
     assert found is not None
     assert found.missing == "cuda-core is not installed"
+    assert "mdmf-deploy[gpu]" in found.enable
     assert needs.lack("cuda") is None
+    del machine.modules["tensorrt"]
+    found = needs.lack("tensorrt")
+    assert found is not None
+    assert found.missing == "tensorrt is not installed, and cuda-core is not installed"
+    assert found.enable.count("pip install") == 1
 
 
 def test_the_table_says_which_runtimes_are_on_a_gpu() -> None:
@@ -204,7 +210,7 @@ def test_a_runtime_with_no_library_is_told_with_its_extra(monkeypatch: pytest.Mo
 
 def test_rtx_builds_without_a_driver_but_not_without_itself(machine: Machine) -> None:
     machine.gpu = DRIVER
-    with pytest.raises(RuntimeUnavailable, match=r"'rtx': tensorrt_rtx is not installed; pip install '.*\[rtx\]'"):
+    with pytest.raises(RuntimeUnavailable, match=r"'rtx': tensorrt_rtx is not installed; run: pip install '.*\[rtx\]'"):
         needs.require_library(RTX)
     machine.modules["tensorrt_rtx"] = rtx("SM89")
     needs.require_library(RTX)
