@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from libraries import needed
 from on_host import host_device
 
 from mdmf_deploy.device import probe as probing
@@ -201,7 +202,7 @@ def test_engines_that_do_not_open_here_say_why(gpu: Any, monkeypatch: pytest.Mon
 
 
 def test_the_exponential_s_kernel_compiles(tmp_path: Path) -> None:
-    pytest.importorskip("cuda.bindings.nvrtc", exc_type=ImportError)
+    needed("cuda.bindings.nvrtc")
     from mdmf_deploy.device.compiling import Nvrtc
 
     for sm in (75, 90, 120):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from libraries import needed
 
 from mdmf_deploy.building import compiling, obtain
 from mdmf_deploy.building.flavours import RTX, allows_tf32, capability, flags, set_flags
@@ -16,7 +17,7 @@ from mdmf_deploy.building.watching import fused, new_log, new_monitor
 from mdmf_deploy.bundle import MODEL, Bundle
 from mdmf_deploy.errors import EngineError, UsageError
 
-library = pytest.importorskip("tensorrt_rtx")
+library = needed("tensorrt_rtx")
 
 SMALL = Profile(summary="For tests.", batch=Batch(opt=2, max=4), workspace_mib=64, name="small")
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from libraries import needed
 
 import mdmf_deploy
 
@@ -91,7 +92,7 @@ def listed(version: str) -> Known:
 
 
 def installed(name: str, member: str | None) -> bool:
-    library = pytest.importorskip("tensorrt_rtx")
+    library = needed("tensorrt_rtx")
     return hasattr(library, name) and (member is None or hasattr(getattr(library, name), member))
 
 

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from libraries import needed
 
 from mdmf_deploy.building import obtain
 from mdmf_deploy.building.flavours import RTX
@@ -28,7 +29,7 @@ from mdmf_deploy.quantising.saving import save
 from mdmf_deploy.recipe import Precision, load_recipe
 from mdmf_deploy.tracing import trace
 
-pytest.importorskip("tensorrt_rtx")
+needed("tensorrt_rtx")
 
 TURING, ADA, BLACKWELL = (7, 5), (8, 9), (12, 0)
 SMALL = Profile(summary="For tests.", batch=Batch(min=1, opt=4, max=8), workspace_mib=512, name="small")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from libraries import needed
 from typer.testing import CliRunner
 
 from mdmf_deploy import machine
@@ -28,7 +29,7 @@ def mdmf(*arguments: object) -> Result:
 
 
 def test_rtx_builds_for_cards_that_are_not_here(tiny_bundle: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
+    needed("tensorrt_rtx")
     targets = ("--compute-capability", "8.9", "--compute-capability", "120", "--compute-capability", "8.9")
     result = mdmf("build", tiny_bundle, "--flavour", "rtx", *targets, "--json")
     assert result.exit_code == 0, result.stderr
@@ -97,7 +98,7 @@ def test_a_profile_is_for_gpus(tiny_bundle: Path, photos: Path) -> None:
 
 def test_rtx_with_no_driver_does_not_end_the_process(tiny_bundle: Path, photos: Path) -> None:
     """Deserialising would: that is why a driver is looked for first."""
-    pytest.importorskip("tensorrt_rtx")
+    needed("tensorrt_rtx")
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     command = ["-m", "mdmf_deploy.cli", "detect", str(photos), "--bundle", str(tiny_bundle), "--runtime", "rtx"]
     answer = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from libraries import needed
 
 from mdmf_deploy.device.compiling import Nvrtc, cached_cubin
 from mdmf_deploy.errors import CompilationFailed
@@ -87,7 +88,7 @@ def test_what_a_driver_refused_is_not_given_again(source: Path) -> None:
 
 @pytest.mark.parametrize("sm", [75, 80, 86, 89, 90, 100, 120])
 def test_nvrtc_compiles_for_a_gpu_that_is_not_here(source: Path, sm: int) -> None:
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", exc_type=ImportError)
+    nvrtc = needed("cuda.bindings.nvrtc")
     compiler = Nvrtc()
     assert compiler.version == "nvrtc {}.{}".format(*nvrtc.nvrtcVersion()[1:])
     cubin = cached_cubin(source, ("-DFACTOR=3", "--std=c++17"), sm, "13.0", compiler)
@@ -99,7 +100,7 @@ def test_nvrtc_compiles_for_a_gpu_that_is_not_here(source: Path, sm: int) -> Non
 
 
 def test_a_source_that_does_not_compile_is_told_in_one_line(source: Path) -> None:
-    pytest.importorskip("cuda.bindings.nvrtc", exc_type=ImportError)
+    needed("cuda.bindings.nvrtc")
     with pytest.raises(CompilationFailed, match=r"halve\.cu: nvrtc .* sm_80 .*FACTOR.*undefined") as caught:
         cached_cubin(source, (), 80, "13.0", Nvrtc())
     assert "\n" not in str(caught.value)

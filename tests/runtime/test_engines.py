@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from libraries import needed
 
 from mdmf_deploy import machine, runtime
 from mdmf_deploy.bundle import MODEL, Bundle, Manifest
@@ -119,7 +120,7 @@ def test_onnxruntime_takes_exact_int8_products_only_where_it_must(
 def test_openvino_agrees_with_onnxruntime_says_nothing_and_sends_nothing(
     tiny_bundle: Path, images: np.ndarray, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("mdmf_deploy.runtime.ov")
+    needed("mdmf_deploy.runtime.ov")
     bundle = Bundle.open(tiny_bundle)
     ours, theirs = (open_engine(name, bundle)(images) for name in ("openvino", "onnxruntime"))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -132,7 +133,7 @@ def test_openvino_agrees_with_onnxruntime_says_nothing_and_sends_nothing(
 
 
 def test_openvino_running_in_another_precision_is_an_error(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ov = pytest.importorskip("mdmf_deploy.runtime.ov")
+    ov = needed("mdmf_deploy.runtime.ov")
     compile_model = ov.openvino.Core.compile_model
     monkeypatch.setattr(
         ov.openvino.Core,
@@ -163,7 +164,7 @@ def test_openvino_refuses_int8_where_it_would_saturate_and_auto_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("mdmf_deploy.runtime.ov")
+    needed("mdmf_deploy.runtime.ov")
     monkeypatch.setattr("platform.machine", lambda: architecture)
     monkeypatch.setattr(machine, "this_cpu", lambda: ("", features))
     opened = Bundle.open(tiny_bundle)

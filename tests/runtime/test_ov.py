@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from libraries import needed
 
 INTERRUPTED = """
 import gc, os, signal, sys, threading, time
@@ -34,7 +35,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
 def test_an_interrupt_after_another_thread_let_the_engine_go_is_only_an_interrupt(tiny_bundle: Path) -> None:
-    pytest.importorskip("mdmf_deploy.runtime.ov")
+    needed("mdmf_deploy.runtime.ov")
     command = [sys.executable, "-c", INTERRUPTED, str(tiny_bundle)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "interrupted\n", "")
