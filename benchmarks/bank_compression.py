@@ -34,7 +34,7 @@ from mdmf_deploy.compressing import BankFile, MemoryRows, compress, compress_bun
 from mdmf_deploy.compressing.kernel import Kernel, all_cores, embed
 from mdmf_deploy.inputs import in_folder
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.mmd.reference import bank_self_term
+from mdmf_deploy.mmd.reference import bank_self_term, uniform_bank
 from mdmf_deploy.pipeline import sign
 from mdmf_deploy.rows import Row
 from mdmf_deploy.runtime import open_engine
@@ -205,7 +205,7 @@ def median_distance(x: Array) -> float:
 
 def on_mixture() -> None:
     x = mixture(65_536, 128, 1)
-    bank = Bank.from_signatures(
+    bank = uniform_bank(
         x,
         median_distance(x),
         source=np.zeros(len(x), np.int32),

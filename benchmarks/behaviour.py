@@ -29,7 +29,19 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = "train export build verify bank calibrate detect evaluate benchmark inspect doctor".split()
+COMMANDS = (
+    "train",
+    "export",
+    "build",
+    "verify",
+    "bank",
+    "calibrate",
+    "detect",
+    "evaluate",
+    "benchmark",
+    "inspect",
+    "doctor",
+)
 RECIPE = """
 name = "tiny"
 summary = "A random model."
@@ -78,7 +90,8 @@ print(fields)
 print(inspect.signature(Detector))
 print(sorted(name for name in vars(Detector) if not name.startswith("_")))
 def below(kind):
-    return {sub.__name__: [sub.exit_code, below(sub)] for sub in sorted(kind.__subclasses__(), key=lambda k: k.__name__)}
+    kinds = sorted(kind.__subclasses__(), key=lambda kind: kind.__name__)
+    return {sub.__name__: [sub.exit_code, below(sub)] for sub in kinds}
 import mdmf_deploy.errors
 print(below(MdmfError))
 import logging
@@ -125,6 +138,9 @@ def make_inputs(folder: Path, checkout: Path, odd: Path | None) -> None:
         shutil.copy(path, folder / "set" / "generated" / "made")
     if odd is not None:
         shutil.copytree(odd, folder / "odd", ignore=shutil.ignore_patterns("*.md", "*.csv"))
+
+
+EXPORT = "export run/checkpoint.safetensors --recipe tiny.toml --reals small/real"
 
 
 def runs() -> list[tuple[str, str]]:
@@ -185,15 +201,15 @@ def runs() -> list[tuple[str, str]]:
         ("train", "train small/real small/generated --recipe tiny.toml --train-backbone -o run --validate-every 2"),
         ("train-again", "train small/real small/generated --recipe tiny.toml --train-backbone -o run"),
         ("train-bad-recipe", "train small/real small/generated --recipe broken.toml -o run2"),
-        ("export", "export run/checkpoint.safetensors --recipe tiny.toml --reals small/real -o tiny.mdmf"),
-        ("export-exists", "export run/checkpoint.safetensors --recipe tiny.toml --reals small/real -o tiny.mdmf"),
+        ("export", f"{EXPORT} -o tiny.mdmf"),
+        ("export-exists", f"{EXPORT} -o tiny.mdmf"),
         (
             "export-int8",
-            "export run/checkpoint.safetensors --recipe tiny.toml --reals small/real -o int8.mdmf --precision int8 --json",
+            f"{EXPORT} -o int8.mdmf --precision int8 --json",
         ),
         (
             "export-fp16",
-            "export run/checkpoint.safetensors --recipe tiny.toml --reals small/real -o fp16.mdmf --precision fp16 --json",
+            f"{EXPORT} -o fp16.mdmf --precision fp16 --json",
         ),
         ("export-few", "export run/checkpoint.safetensors --recipe tiny.toml --reals golden -o few2.mdmf"),
         ("verify", "verify tiny.mdmf --runtime all --no-record"),

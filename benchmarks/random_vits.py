@@ -20,6 +20,7 @@ from mdmf_deploy.banking import swap_bank
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.exporting import export_detector
 from mdmf_deploy.images import center_crop, decode, normalise, read
+from mdmf_deploy.mmd.reference import uniform_bank
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.recipe import Recipe, load_recipe
 
@@ -60,6 +61,6 @@ def larger(bank: Bank, points: int) -> Bank:
     few = bank.signatures.astype(np.float64)
     draw = np.random.default_rng(0).multivariate_normal(few.mean(0), np.cov(few.T), points, method="cholesky")
     source = (np.arange(points) * len(bank.sources) // points).astype(np.int32)
-    return Bank.from_signatures(
+    return uniform_bank(
         draw.astype(np.float32), bank.sigma, source=source, sources=bank.sources, model_sha256=bank.model_sha256
     )

@@ -54,29 +54,6 @@ class Bank:
         if int(self.source.min()) < 0 or int(self.source.max()) >= len(self.sources):
             raise BankError("bank: source indices point outside the list of source images")
 
-    @classmethod
-    def from_signatures(
-        cls,
-        signatures: NDArray[np.float32],
-        sigma: float,
-        *,
-        source: NDArray[np.int32],
-        sources: tuple[BankSource, ...],
-        model_sha256: str,
-    ) -> Bank:
-        """A bank of equal weights 1/M; computes its self term.
-
-        signatures: (M, d).  Raises BankError as the constructor does.
-        """
-        from mdmf_deploy.mmd.reference import bank_self_term
-
-        m = len(signatures)
-        if m == 0:
-            raise BankError("bank: no signatures; give at least one readable real image")
-        weights = np.full(m, 1.0 / m)
-        self_term = bank_self_term(signatures, weights, sigma)
-        return cls(signatures, weights, sigma, self_term, source, sources, model_sha256)
-
     @property
     def hashes(self) -> frozenset[str]:
         """SHA-256 of every image in the bank."""

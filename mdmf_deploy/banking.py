@@ -20,6 +20,7 @@ from mdmf_deploy.compressing.bundles import METHOD
 from mdmf_deploy.compressing.gathering import PER_BLOCK, Gathering
 from mdmf_deploy.errors import BankError, UsageError
 from mdmf_deploy.mmd.cpu import CpuReduction
+from mdmf_deploy.mmd.reference import uniform_bank
 from mdmf_deploy.verifying import Scale, scale_of
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _thinned(
             f"let `mdmf bank build --points {PER_BLOCK}` compress the bank while it is gathered"
         )
     source = np.repeat(np.arange(len(chosen), dtype=np.int32), [len(rows) for rows in chosen.values()])
-    bank = Bank.from_signatures(
+    bank = uniform_bank(
         np.concatenate(list(chosen.values())).astype(np.float32, copy=False),
         manifest.model.sigma,
         source=source,

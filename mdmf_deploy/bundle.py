@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mdmf_deploy.errors import BundleError
-from mdmf_deploy.folders import written_whole
+from mdmf_deploy.files import atomic_folder, file_sha256
 from mdmf_deploy.recipe import Limits, Precision, Preprocessing
-from mdmf_deploy.rooms import bundled
 
 if TYPE_CHECKING:
     from mdmf_deploy.bank import Bank
@@ -95,6 +94,11 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     size: int
 
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        """Hash a file. Raises OSError if it cannot be read."""
+        return cls(sha256=file_sha256(path), size=path.stat().st_size)
+
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """manifest.json.  limits: the recipe's, so that `mdmf verify` needs nothing but the bundle."""
@@ -125,26 +129,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         }
         return hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
 
-    def covers(self, runtime: str, precision: str) -> bool:
-        """Whether verification has passed for this pair, by the newest record that counts here (see covered)."""
-        return (runtime, precision) in self.covered
-
     @property
-    def covered(self) -> tuple[tuple[str, str], ...]:
-        """The (runtime, precision) pairs that verification covers, sorted.
+    def names_a_gpu(self) -> bool:
+        """Whether a verification record comes from a GPU."""
+        return any("gpu" in record.environment for record in self.verification)
 
-        Records from any machine count, but those from a GPU only where this machine's GPU is of the same model: others
-        are given other kernels, which round in other ways.
+    def covered(self, gpu: str | None) -> tuple[tuple[str, str], ...]:
+        """Return the (runtime, precision) pairs that verification covers, sorted, by the newest record of each.
+
+        gpu: the name of the GPU at hand, or None. Records from any machine count, but those from a GPU count only on
+            the same model: other models run other kernels, which round differently.
         """
-        counting: set[str | None] = {None}
-        if any("gpu" in record.environment for record in self.verification):
-            from mdmf_deploy.machine import this_gpu
-
-            counting.add(this_gpu())
         newest = {
             (record.runtime, record.precision): record.passed
             for record in self.verification
-            if record.environment.get("gpu") in counting
+            if record.environment.get("gpu") in (None, gpu)
         }
         return tuple(sorted(pair for pair, passed in newest.items() if passed))
 
@@ -184,6 +183,20 @@ class Bundle:
         return self.manifest.bundle_id
 
     @property
+    def covered(self) -> tuple[tuple[str, str], ...]:
+        """The (runtime, precision) pairs that verification covers on this machine, sorted."""
+        if not self.manifest.names_a_gpu:
+            return self.manifest.covered(None)
+        # Imported late: most bundles and machines have nothing to do with GPUs.
+        from mdmf_deploy.machine import this_gpu
+
+        return self.manifest.covered(this_gpu())
+
+    def covers(self, runtime: str, precision: str) -> bool:
+        """Whether verification has passed for this pair, as far as it counts on this machine."""
+        return (runtime, precision) in self.covered
+
+    @property
     def model_path(self) -> Path:
         return self.path / MODEL
 
@@ -212,11 +225,29 @@ class Bundle:
                 f"{self.path / CALIBRATION}: made for bundle {calibration.bundle_id[:12]}, this is "
                 f"{self.bundle_id[:12]}; run `mdmf calibrate` again"
             )
-        return msgspec.structs.replace(calibration, holds_for=tuple(Pair(*pair) for pair in self.manifest.covered))
+        return msgspec.structs.replace(calibration, holds_for=tuple(Pair(*pair) for pair in self.covered))
 
     def files(self) -> dict[str, bytes | Path]:
         """Where every file but the manifest lies, by name; as write_bundle takes them, with replacements as bytes."""
         return {name: self.path / name for name in self.manifest.files}
+
+
+def shipped(name: str) -> Path:
+    """Return the folder of a bundle shipped in the package, such as "starter". It may not exist."""
+    return Path(__file__).resolve().parent / "bundles" / f"{name}.mdmf"
+
+
+def shipped_name(bundle: Path) -> str | None:
+    """Return the name of a bundle that lies where the package ships its own, or None if it lies elsewhere."""
+    folder = bundle.resolve()
+    return folder.stem if folder.parent == shipped(folder.stem).parent else None
+
+
+def hint(command: str, bundle: Path, *rest: str) -> str:
+    """Return `mdmf <command> <bundle> <rest>` to suggest. A shipped bundle gets -o, since it must not be changed."""
+    name = shipped_name(bundle)
+    words = (str(bundle), *rest) if name is None else (name, *rest, "-o", "mine.mdmf")
+    return f"`mdmf {command} {' '.join(words)}`"
 
 
 def check_bank(bank: Bank, manifest: Manifest, name: str) -> None:
@@ -248,7 +279,7 @@ def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, byte
     """
     check_destination(destination)
     try:
-        with written_whole(destination) as scratch:
+        with atomic_folder(destination) as scratch:
             entries = {name: _place(scratch / name, contents) for name, contents in sorted(files.items())}
             manifest = msgspec.structs.replace(manifest, files=entries)
             _place(scratch / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
@@ -260,8 +291,8 @@ def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, byte
 def _locate(name_or_path: str | Path) -> Path:
     # A bare name is the package's first: a folder that happens to be called so must not take its place unseen.
     name = os.fspath(name_or_path)
-    if name and os.path.basename(name) == name and bundled(name).is_dir():  # noqa: PTH119
-        return bundled(name)
+    if name and os.path.basename(name) == name and shipped(name).is_dir():  # noqa: PTH119
+        return shipped(name)
     path = Path(name_or_path)
     if path.is_dir():
         return path
@@ -292,18 +323,13 @@ def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
     if Path(name).name != name:
         raise BundleError(f"{folder / MANIFEST}: file name {name!r} leaves the bundle; do not trust it")
     try:
-        digest = _file_sha256(path)
+        digest = file_sha256(path)
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}; copy the bundle again, whole") from error
     if digest != entry.sha256:
         raise BundleError(
             f"{path}: hash {digest[:12]} is not the manifest's {entry.sha256[:12]}; copy the bundle again"
         )
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _place(path: Path, contents: bytes | Path) -> FileEntry:
@@ -315,4 +341,4 @@ def _place(path: Path, contents: bytes | Path) -> FileEntry:
             os.link(contents, path)
         except OSError:
             shutil.copyfile(contents, path)
-    return FileEntry(sha256=_file_sha256(path), size=path.stat().st_size)
+    return FileEntry.of(path)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from mdmf_deploy import conformal
 from mdmf_deploy.banking import Duplicate, Unreadable
-from mdmf_deploy.bundle import CALIBRATION, Bundle, write_bundle
+from mdmf_deploy.bundle import CALIBRATION, Bundle, hint, write_bundle
 from mdmf_deploy.calibration import Calibration, Pair
 from mdmf_deploy.errors import CalibrationError
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.rooms import hint
 
 if TYPE_CHECKING:
     from mdmf_deploy.pipeline import Signed, Source
@@ -63,7 +62,7 @@ def calibrate(
 
 def check_covered(bundle: Bundle, engine: Engine) -> None:
     """Raise CalibrationError unless verification covers this engine."""
-    if not bundle.manifest.covers(engine.name, engine.precision):
+    if not bundle.covers(engine.name, engine.precision):
         raise CalibrationError(
             f"{bundle.path}: verification does not cover {engine.name} {engine.precision}, so a threshold would hold "
             f"for nothing; run {hint('verify', bundle.path, '--runtime', engine.name)} first"
@@ -107,7 +106,7 @@ def gather_calibration(
         default_review(fprs[0]) if review is None else review,
         bundle_id=bundle.bundle_id,
         measured_on=Pair(engine.name, engine.precision),
-        holds_for=[Pair(*pair) for pair in bundle.manifest.covered],
+        holds_for=[Pair(*pair) for pair in bundle.covered],
     )
     return CalibrationReport(calibration, tuple(in_bank), tuple(duplicates), tuple(errors))
 

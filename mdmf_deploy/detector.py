@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle import Bundle, hint
 from mdmf_deploy.calibration import Judgement
 from mdmf_deploy.errors import ImageError, MdmfError, UsageError
 from mdmf_deploy.images import Limits
@@ -22,7 +22,6 @@ from mdmf_deploy.mmd import Reduction
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.pipeline import Signed, Source, sign_batches
 from mdmf_deploy.preparing import Scored
-from mdmf_deploy.rooms import hint
 from mdmf_deploy.rows import Row
 from mdmf_deploy.runtime import Engine, open_engine, stays_on_device
 
@@ -142,7 +141,7 @@ class Detector:
     def caveat(self) -> str | None:
         """Why verdicts are withheld here, or cannot be "generated", and what to run; None if neither is so."""
         name, precision = self._engine.name, self._engine.precision
-        if not self.bundle.manifest.covers(name, precision):
+        if not self.bundle.covers(name, precision):
             return (
                 f"verdicts are withheld (uncalibrated): {name} {precision} is not verified for this bundle; "
                 f"run {hint('verify', self.bundle.path, '--runtime', name)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 
 class MdmfError(Exception):
     """Base of all errors raised on purpose; the command line prints its text and exits with exit_code."""
@@ -80,3 +82,22 @@ class ImageError(MdmfError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def version(distribution: str) -> str | None:
+    """None if it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def installed(distribution: str) -> bool:
+    return version(distribution) is not None
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra here."""
+    command = f"pip install 'mdmf-deploy[{extra}]'"
+    # The two builds of ONNX Runtime overwrite each other's files.
+    return f"pip uninstall onnxruntime && {command}" if extra == "gpu" and installed("onnxruntime") else command

@@ -6,7 +6,6 @@ A data set is a folder with real/ and generated/<generator>/, each searched recu
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.conditions import Condition
 from mdmf_deploy.errors import UsageError
+from mdmf_deploy.files import file_sha256
 from mdmf_deploy.inputs import in_folder, uri
 from mdmf_deploy.metrics import RESAMPLES, Estimate, Figures, figures, wilson
 from mdmf_deploy.recipe import Split
@@ -200,7 +200,6 @@ def _flags(rows: list[Row]) -> NDArray[np.bool_]:
 
 def _sha256(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError:
         return None

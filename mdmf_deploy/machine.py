@@ -14,8 +14,7 @@ from pathlib import Path
 import msgspec
 
 from mdmf_deploy.cgroups import affinity, core_limit, memory_limit, text_of
-from mdmf_deploy.errors import MdmfError
-from mdmf_deploy.packages import install, installed, version
+from mdmf_deploy.errors import MdmfError, install, installed, version
 
 # CPU features that decide which precision pays, as /proc/cpuinfo spells them.
 _FEATURES = (

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from mdmf_deploy.errors import RecipeError
-from mdmf_deploy.rooms import room
+from mdmf_deploy.files import room
 
 Precision = Literal["fp32", "fp16", "int8"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -17,7 +17,6 @@ from mdmf_deploy.banking import BankReport, build_bank
 from mdmf_deploy.bundle import MODEL, MODEL_DATA, Bundle, FileEntry, Manifest, Verification
 from mdmf_deploy.errors import ImageError, QuantisationError
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.model.checkpoints import file_sha256
 from mdmf_deploy.pace import images_per_second
 from mdmf_deploy.quantising.fp16 import to_fp16
 from mdmf_deploy.quantising.int8 import quantise
@@ -113,7 +112,7 @@ class Trials:
         for name in (MODEL, MODEL_DATA):
             path = graph.parent / name
             if path.exists():
-                entries[name] = FileEntry(sha256=file_sha256(path), size=path.stat().st_size)
+                entries[name] = FileEntry.of(path)
         manifest = msgspec.structs.replace(manifest, files=entries)
         self._say(f"{rung}: signing {len(self._banked)} bank images and {len(self._held)} held-back ones")
         with closing(OrtEngine(Bundle(graph.parent, manifest))) as engine:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from mdmf_deploy.bank import Bank, BankSource
-from mdmf_deploy.mmd.reference import bank_self_term
+from mdmf_deploy.mmd.reference import bank_self_term, uniform_bank
 
 
 def drawn(
@@ -22,7 +22,7 @@ def drawn(
     x = 1.2 * generator.standard_normal((images, patches, width)) + centre + 0.2
     r = (generator.standard_normal((points, width)) + centre).astype(np.float32)
     sources = (BankSource("a.png", "0" * 64),)
-    bank = Bank.from_signatures(r, sigma, source=np.zeros(points, np.int32), sources=sources, model_sha256="1" * 64)
+    bank = uniform_bank(r, sigma, source=np.zeros(points, np.int32), sources=sources, model_sha256="1" * 64)
     if weights != "equal":
         spread = 0.5 / points if weights == "signed" else 1.0
         signed = bank.weights * (weights == "signed") + spread * generator.standard_normal(points)

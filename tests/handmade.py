@@ -21,6 +21,7 @@ from mdmf_deploy.bundle import (
     write_bundle,
 )
 from mdmf_deploy.errors import ImageError
+from mdmf_deploy.mmd.reference import uniform_bank
 from mdmf_deploy.recipe import Preprocessing
 
 GRAPH = b"not an ONNX graph, but bytes with a hash"
@@ -91,7 +92,7 @@ def manifest(graph: bytes = GRAPH, **changes: object) -> Manifest:
 def bank(count: int = 6, model_sha256: str | None = None, sigma: float = SIGMA) -> Bank:
     """Four signatures from each of `count` images; whole eighths, so that every machine has the same bytes."""
     values = (np.arange(count * 4 * WIDTH) * 37 % 64 - 32) / 8
-    return Bank.from_signatures(
+    return uniform_bank(
         values.reshape(-1, WIDTH).astype(np.float32),
         sigma,
         source=np.repeat(np.arange(count, dtype=np.int32), 4),

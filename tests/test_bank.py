@@ -10,7 +10,7 @@ from handmade import bank
 
 from mdmf_deploy.bank import Bank, BankSource
 from mdmf_deploy.errors import BankError
-from mdmf_deploy.mmd.reference import gaussian_kernel
+from mdmf_deploy.mmd.reference import gaussian_kernel, uniform_bank
 
 
 def test_reads_back_to_the_last_bit() -> None:
@@ -67,7 +67,7 @@ def test_what_is_no_bank_is_not_born(change: dict[str, object]) -> None:
 
 def test_no_signatures_make_no_bank() -> None:
     with pytest.raises(BankError, match="at least one readable real image"):
-        Bank.from_signatures(
+        uniform_bank(
             np.zeros((0, 4), np.float32),
             1.0,
             source=np.zeros(0, np.int32),

@@ -15,7 +15,7 @@ from mdmf_deploy.bank_audit import audit_bank
 from mdmf_deploy.banking import gather_bank
 from mdmf_deploy.bundle import BANK, MODEL, write_bundle
 from mdmf_deploy.compressing import compress_bundle
-from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel
+from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel, uniform_bank
 
 
 def made(count: int = 30, strange: int = 0) -> Bank:
@@ -28,7 +28,7 @@ def test_leave_one_out_scores_are_those_of_a_bank_built_without_the_image() -> N
     expected = []
     for image in range(8):
         keep = whole.source != image
-        rest = Bank.from_signatures(
+        rest = uniform_bank(
             whole.signatures[keep],
             whole.sigma,
             source=whole.source[keep],

@@ -183,7 +183,7 @@ def test_swapping_keeps_the_model_and_drops_what_no_longer_holds(tmp_path: Path)
     assert opened.manifest.model_sha256 == old.manifest.model_sha256
     assert opened.bundle_id != old.bundle_id
     assert opened.calibration is None
-    assert opened.manifest.covered == ()
+    assert opened.covered == ()
     assert len(opened.bank.sources) == 3
     assert Bundle.open(old.path).bundle_id == old.bundle_id
 

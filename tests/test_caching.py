@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mdmf_deploy.caching import cache_folder, write_atomically
 from mdmf_deploy.errors import UsageError
+from mdmf_deploy.files import cache_folder, write_to_cache
 
 
 def test_the_variable_names_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,21 +33,21 @@ def test_a_place_that_cannot_be_made_is_told_with_a_way_out(tmp_path: Path, monk
 
 def test_what_was_there_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     path = tmp_path / "plan"
-    write_atomically(path, b"old")
-    write_atomically(path, b"new")
+    write_to_cache(path, b"old")
+    write_to_cache(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "plan"
-    write_atomically(path, b"old")
+    write_to_cache(path, b"old")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UsageError, match="No space left"):
-        write_atomically(path, b"new")
+        write_to_cache(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -91,7 +91,7 @@ def test_an_engine_that_was_not_verified_is_sent_to_verify(bundle: Bundle, tmp_p
 
 
 def test_a_shipped_bundle_is_named_in_hints_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdmf_deploy.rooms.bundled", lambda name: tmp_path / f"{name}.mdmf")
+    monkeypatch.setattr("mdmf_deploy.files.bundled", lambda name: tmp_path / f"{name}.mdmf")
     shipped = make_bundle(tmp_path / "starter.mdmf")
     with pytest.raises(CalibrationError, match=r"run `mdmf verify starter --runtime openvino -o mine\.mdmf` first"):
         calibrate(shipped, FakeEngine("openvino"), [], [0.1])

@@ -66,7 +66,7 @@ def digest(path: Path) -> str:
 def test_a_bundle_is_whole_and_verified(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     assert set(bundle.manifest.files) == {MODEL, BANK, PROBES}
-    assert bundle.manifest.covers("onnxruntime", "fp32")
+    assert bundle.covers("onnxruntime", "fp32")
     (gate,) = bundle.manifest.verification
     assert 0 < gate.max_signature_error < 1e-5
     assert gate.rank_correlation == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mdmf_deploy.folders import written_whole
+from mdmf_deploy.files import atomic_folder
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -14,7 +14,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def write(destination: Path, text: str) -> None:
-    with written_whole(destination) as scratch:
+    with atomic_folder(destination) as scratch:
         (scratch / "a/b").mkdir(parents=True)
         (scratch / "a/b/file").write_text(text)
         (scratch / "top").write_text(text)
@@ -32,7 +32,7 @@ def test_until_it_is_whole_nothing_changes(tmp_path: Path) -> None:
     write(tmp_path / "folder", "old")
 
     def write_half() -> None:
-        with written_whole(tmp_path / "folder") as scratch:
+        with atomic_folder(tmp_path / "folder") as scratch:
             (scratch / "top").write_text("half")
             assert contents(tmp_path / "folder")["top"] == "old"
             raise KeyboardInterrupt

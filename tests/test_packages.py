@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mdmf_deploy import packages
+from mdmf_deploy import errors as packages
 
 
 def test_versions() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle import Bundle, shipped
 from mdmf_deploy.detector import Detector
+from mdmf_deploy.files import room
 from mdmf_deploy.inputs import expand
 from mdmf_deploy.recipe import load_recipe
-from mdmf_deploy.rooms import bundled, room
 from mdmf_deploy.rows import Row
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.verifying import verify_probes
@@ -30,12 +30,12 @@ def example_rows() -> list[Row]:
 
 def test_it_is_small_whole_and_calibrated() -> None:
     bundle = Bundle.open("starter")
-    assert sum(path.stat().st_size for path in bundled("starter").iterdir()) <= 12_000_000
-    assert bundle.manifest.covers("onnxruntime", bundle.manifest.model.precision)
+    assert sum(path.stat().st_size for path in shipped("starter").iterdir()) <= 12_000_000
+    assert bundle.covers("onnxruntime", bundle.manifest.model.precision)
     assert bundle.calibration is not None
     assert bundle.calibration.thresholds[0].score is not None
     assert not bundle.bank.hashes & set(bundle.calibration.image_sha256)
-    assert bundle.manifest.covers("openvino", bundle.manifest.model.precision)
+    assert bundle.covers("openvino", bundle.manifest.model.precision)
     assert bundle.bank.compression["of"] > len(bundle.bank.signatures)  # type: ignore[operator]
 
 

@@ -46,7 +46,7 @@ def lowered(bundle: Bundle, precision: str, paths: Sequence[Path], folder: Path)
         bundle.manifest,
         model=msgspec.structs.replace(bundle.manifest.model, precision=chosen),
         verification=(),
-        files={name: _entry(path) for name, path in written.items()},
+        files={name: FileEntry.of(path) for name, path in written.items()},
     )
     bank = replace(bundle.bank, model_sha256=manifest.model_sha256)
     return write_bundle(folder / f"{chosen}.mdmf", manifest, {**written, BANK: bank.to_bytes()})
@@ -67,10 +67,3 @@ def _write_graph(bundle: Bundle, precision: Precision, paths: Sequence[Path], gr
         for path in paths[:_RANGES]
     ]
     save(quantise(bundle.model_path, images.normalise(np.concatenate(crops), preprocessing)), graph, precision)
-
-
-def _entry(path: Path) -> FileEntry:
-    import hashlib
-
-    with path.open("rb") as file:
-        return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=path.stat().st_size)

@@ -11,8 +11,8 @@ from mdmf_deploy.building.plans import Tensor
 from mdmf_deploy.building.profiles import Profile
 from mdmf_deploy.building.rtx import aim_at
 from mdmf_deploy.building.watching import fused, new_log, shown_progress
-from mdmf_deploy.caching import write_atomically
 from mdmf_deploy.errors import EngineError
+from mdmf_deploy.files import write_to_cache
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -76,7 +76,7 @@ def compile_graph(
         raise _failed(flavour, library, graph, "build", log.problems)
     if flavour is not RTX:
         cache: trt.ITimingCache = config.get_timing_cache()
-        write_atomically(timings, bytes(cache.serialize()))
+        write_to_cache(timings, bytes(cache.serialize()))
     return Compiled(
         data=bytes(serialised),
         inputs=tuple(_told(network.get_input(place)) for place in range(network.num_inputs)),

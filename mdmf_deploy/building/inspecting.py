@@ -15,9 +15,9 @@ from mdmf_deploy.building.plans import Plan, Tensor, amend, layers_path
 from mdmf_deploy.building.profiles import Profile
 from mdmf_deploy.building.watching import fused, new_log
 from mdmf_deploy.bundle import Bundle
-from mdmf_deploy.caching import write_atomically
 from mdmf_deploy.device.probe import probe
 from mdmf_deploy.errors import EngineError
+from mdmf_deploy.files import write_to_cache
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -82,7 +82,7 @@ def _look_inside(library: Any, engine: trt.ICudaEngine, plan: Plan) -> Plan:
         fused_attention=fused(layers),
     )
     plan = amend(plan, card)
-    write_atomically(path, told.encode())
+    write_to_cache(path, told.encode())
     return plan
 
 

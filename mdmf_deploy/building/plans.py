@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from mdmf_deploy.building.keys import EngineKey
-from mdmf_deploy.caching import cache_folder, write_atomically
+from mdmf_deploy.files import cache_folder, write_to_cache
 
 _KIND = "engines"
 
@@ -87,7 +87,7 @@ def keep(card: PlanCard, data: bytes) -> Plan:
     path = plan_path(card.key)
     # What was told of an earlier plan of this key does not hold for this one.
     layers_path(path).unlink(missing_ok=True)
-    write_atomically(path, data)
+    write_to_cache(path, data)
     _write_card(path, card)
     return Plan(path, data, card)
 
@@ -121,4 +121,4 @@ def _card_path(plan: Path) -> Path:
 
 
 def _write_card(path: Path, card: PlanCard) -> None:
-    write_atomically(_card_path(path), msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n")
+    write_to_cache(_card_path(path), msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n")

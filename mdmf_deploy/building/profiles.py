@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from mdmf_deploy.errors import ProfileError
-from mdmf_deploy.rooms import room
+from mdmf_deploy.files import room
 
 DEFAULT = "default"
 

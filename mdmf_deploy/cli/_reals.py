@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mdmf_deploy.bundle import shipped_name
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.rooms import shipped_name
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle import Bundle

@@ -122,10 +122,10 @@ def export(
 
 
 def _is_bundle(source: str) -> bool:
-    from mdmf_deploy.rooms import bundled
+    from mdmf_deploy.bundle import shipped
 
     path = Path(source)
-    return path.is_dir() or (not path.exists() and bundled(source).is_dir())
+    return path.is_dir() or (not path.exists() and shipped(source).is_dir())
 
 
 def _given(context: typer.Context, options: dict[str, str]) -> str:

@@ -12,12 +12,11 @@ import numpy as np
 
 from mdmf_deploy.bank import Bank
 from mdmf_deploy.bank_audit import bandwidth_warning, mean_kernel
-from mdmf_deploy.bundle import BANK, CALIBRATION, Bundle, FileEntry, Manifest, check_bank, write_bundle
+from mdmf_deploy.bundle import BANK, CALIBRATION, Bundle, FileEntry, Manifest, check_bank, hint, write_bundle
 from mdmf_deploy.compressing.carrying import carry_calibration, carry_verification
 from mdmf_deploy.compressing.fitting import CANDIDATES, SAMPLE, Fitted, OutOfReach, compress
 from mdmf_deploy.compressing.rows import BankFile
 from mdmf_deploy.errors import BankError, UsageError
-from mdmf_deploy.rooms import hint
 from mdmf_deploy.verifying import newest_scale
 
 METHOD = "f/P-greedy"

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from mdmf_deploy.caching import cache_folder, write_atomically
 from mdmf_deploy.errors import CompilationFailed
+from mdmf_deploy.files import cache_folder, write_to_cache
 
 _HEADERS = (".h", ".hpp", ".cuh")
 _DIGEST = hashlib.sha256().digest_size
@@ -40,7 +40,7 @@ def cached_cubin(
     if not anew and (kept := _read(file)) is not None:
         return kept
     cubin = compiler(source, options, sm)
-    write_atomically(file, hashlib.sha256(cubin).digest() + cubin)
+    write_to_cache(file, hashlib.sha256(cubin).digest() + cubin)
     return cubin
 
 

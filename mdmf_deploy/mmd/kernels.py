@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bank import Bank
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.rooms import room
+from mdmf_deploy.files import room
 
 WIDTHS = (64, 128, 256)
 OPERANDS = ("fp32", "tf32", "fp16", "bf16")

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import Bank
+from mdmf_deploy.bank import Bank, BankSource
 from mdmf_deploy.cgroups import cores
+from mdmf_deploy.errors import BankError
 from mdmf_deploy.mmd import Scores, check_shapes
 from mdmf_deploy.mmd.blas import one_blas_thread
 from mdmf_deploy.mmd.threads import share_out
@@ -67,6 +68,26 @@ def bank_self_term(signatures: NDArray[np.floating], weights: NDArray[np.float64
     with one_blas_thread():
         share_out(len(shares), cores(), add_up)
     return float(shares.sum())
+
+
+def uniform_bank(
+    signatures: NDArray[np.float32],
+    sigma: float,
+    *,
+    source: NDArray[np.int32],
+    sources: tuple[BankSource, ...],
+    model_sha256: str,
+) -> Bank:
+    """Return a bank of equal weights 1/M, with its self term.
+
+    signatures: (M, d). The other arguments are the fields of Bank. Raises BankError as Bank does.
+    """
+    m = len(signatures)
+    if m == 0:
+        raise BankError("bank: no signatures; give at least one readable real image")
+    weights = np.full(m, 1.0 / m)
+    self_term = bank_self_term(signatures, weights, sigma)
+    return Bank(signatures, weights, sigma, self_term, source, sources, model_sha256)
 
 
 class ReferenceReduction:

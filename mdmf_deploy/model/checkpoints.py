@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mdmf_deploy.errors import CheckpointError
+from mdmf_deploy.files import atomic_file, file_sha256
 from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.layouts import official
 from mdmf_deploy.model.pfs import Detector
@@ -31,29 +31,24 @@ from mdmf_deploy.recipe import Recipe
 _LISTED = 8
 
 
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes.  Raises CheckpointError if it cannot be read."""
+def checkpoint_sha256(path: Path) -> str:
+    """Return the SHA-256 of a checkpoint's bytes, in hex. Raises CheckpointError if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; give the path of a readable checkpoint") from error
 
 
 def save_detector(path: Path, detector: Detector, metadata: dict[str, str]) -> None:
-    """Write a safetensors file under a temporary name, flush it to disk and rename it.
+    """Write a safetensors file atomically.
 
     The metadata go under the one key "mdmf", as JSON with sorted keys, so that equal models make equal files.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in detector.state_dict().items()}
-    scratch = path.with_name(f"{path.name}.part")
     try:
-        save_file(tensors, scratch, metadata={"mdmf": json.dumps(metadata, sort_keys=True)})
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        with atomic_file(path) as scratch:
+            save_file(tensors, scratch, metadata={"mdmf": json.dumps(metadata, sort_keys=True)})
     except (OSError, SafetensorError) as error:
-        scratch.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write checkpoint {path}: {error}; choose a writable place") from error
 
 
@@ -104,8 +99,8 @@ def load_source(checkpoint: Path, recipe: Recipe, backbone_weights: Path | None 
 def source_sha256(checkpoint: Path, backbone_weights: Path | None = None) -> str:
     """The checkpoint's SHA-256 (hex); with a file for the backbone, that of both digests' text, one after the other."""
     if backbone_weights is None:
-        return file_sha256(checkpoint)
-    return hashlib.sha256((file_sha256(checkpoint) + file_sha256(backbone_weights)).encode()).hexdigest()
+        return checkpoint_sha256(checkpoint)
+    return hashlib.sha256((checkpoint_sha256(checkpoint) + checkpoint_sha256(backbone_weights)).encode()).hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from shutil import copyfileobj
 
 from mdmf_deploy.errors import CheckpointError
-from mdmf_deploy.model.checkpoints import file_sha256
+from mdmf_deploy.files import atomic_file, file_sha256
 
 OFFICIAL_SERVER = "https://dl.fbaipublicfiles.com/dinov2"
 
@@ -41,23 +41,20 @@ def fetch_backbone(name: str, cache_dir: Path, server: str = OFFICIAL_SERVER) ->
     if path.is_file() and file_sha256(path) == _PINNED[name]:
         return path
     url = f"{server}/{name.removesuffix('_reg')}/{file_name}"
-    scratch = path.with_name(f"{file_name}.part")
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=_SECONDS) as response, scratch.open("wb") as file:
-            copyfileobj(response, file, 1 << 20)
+        with atomic_file(path) as scratch:
+            with urllib.request.urlopen(url, timeout=_SECONDS) as response, scratch.open("wb") as file:
+                copyfileobj(response, file, 1 << 20)
+            found = file_sha256(scratch)
+            if found != _PINNED[name]:
+                raise CheckpointError(
+                    f"{url}: sha256 is {found}, not the pinned {_PINNED[name]}; removed, do not use it from this server"
+                )
     except (OSError, http.client.HTTPException) as error:
-        scratch.unlink(missing_ok=True)
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise CheckpointError(
             f"cannot download {url} ({reason}); fetch it elsewhere and pass the file to --backbone-weights"
         ) from error
-    found = file_sha256(scratch)
-    if found != _PINNED[name]:
-        scratch.unlink()
-        raise CheckpointError(
-            f"{url}: sha256 is {found}, not the pinned {_PINNED[name]}; removed, do not use it from this server"
-        )
-    return scratch.replace(path)
+    return path

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mdmf_deploy.errors import RuntimeUnavailable
 
 if TYPE_CHECKING:
-    from mdmf_deploy.bundle import Bundle, Manifest
+    from mdmf_deploy.bundle import Bundle
     from mdmf_deploy.runtime.needs import Lack
 
 
@@ -74,7 +74,7 @@ def installed() -> list[str]:
 
 def why_not(name: str) -> Lack | None:
     """Why a runtime of the table cannot be used here, and what would enable it; None if it can."""
-    from mdmf_deploy.packages import install
+    from mdmf_deploy.errors import install
     from mdmf_deploy.runtime.needs import Lack, lack, unloadable
 
     if name in ON_GPU:
@@ -113,15 +113,16 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
     return engine
 
 
-def preference(manifest: Manifest) -> dict[str, str]:
+def preference(bundle: Bundle) -> dict[str, str]:
     """Runtimes in the order in which "auto" tries them -> why: the verified ones, then the table's others for the CPU.
 
     Speeds are compared only within one machine's records: those of the machine that measured most of the verified
     runtimes, the newest such.  Runtimes it did not measure come after its own.  Where no machine measured two, the
     table's order holds: one figure cannot say that its runtime is the faster one.
     """
+    manifest = bundle.manifest
     precision = manifest.model.precision
-    verified = [name for name in ENGINES if manifest.covers(name, precision)]
+    verified = [name for name in ENGINES if bundle.covers(name, precision)]
     measured: dict[tuple[str | None, ...], dict[str, float]] = {}
     for record in manifest.verification:
         if record.runtime in verified and record.precision == precision and record.images_per_second:
@@ -142,7 +143,7 @@ def preference(manifest: Manifest) -> dict[str, str]:
 
 def _open_auto(bundle: Bundle, threads: int | None) -> Engine:
     passed_over: list[str] = []
-    order = preference(bundle.manifest)
+    order = preference(bundle)
     for place, (name, reason) in enumerate(order.items()):
         try:
             engine = open_engine(name, bundle, threads)

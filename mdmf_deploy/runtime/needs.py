@@ -16,8 +16,7 @@ from mdmf_deploy.building.flavours import OLDEST, RTX, TENSORRT, Flavour, dotted
 from mdmf_deploy.building.rtx import capabilities
 from mdmf_deploy.device.probe import OLDEST as ANY_CUDA
 from mdmf_deploy.device.probe import probe
-from mdmf_deploy.errors import RuntimeUnavailable
-from mdmf_deploy.packages import install, installed
+from mdmf_deploy.errors import RuntimeUnavailable, install, installed
 
 
 class Lack(NamedTuple):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mdmf_deploy.errors import UsageError
+from mdmf_deploy.files import atomic_file
 from mdmf_deploy.recipe import Autoencoder
 
 _CROP = 96
@@ -119,11 +120,9 @@ def train_autoencoder(
         schedule.step()
         errors.append(float(difference.detach().square().mean()))
     psnr = -10 * float(np.log10(np.mean(errors[-50:])))
-    path.parent.mkdir(parents=True, exist_ok=True)
     net = net.to(memory_format=torch.contiguous_format)
-    scratch = path.with_suffix(".part")
-    save_file({**net.state_dict(), "psnr": torch.tensor(psnr)}, scratch)
-    scratch.replace(path)
+    with atomic_file(path) as scratch:
+        save_file({**net.state_dict(), "psnr": torch.tensor(psnr)}, scratch)
     return net.eval(), psnr
 
 

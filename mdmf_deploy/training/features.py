@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mdmf_deploy.files import atomic_file
 from mdmf_deploy.images import decode, normalise, read
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.recipe import Preprocessing
@@ -45,11 +46,8 @@ def cached_features(
     path = folder / f"{cache_key(detector, preprocessing, samples, f'{crops}/{seed}')}.npy"
     if not path.is_file():
         features = np.stack([_features(detector, preprocessing, sample, crops, seed, progress) for sample in samples])
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".part")
-        with scratch.open("wb") as file:
+        with atomic_file(path) as scratch, scratch.open("wb") as file:
             np.save(file, features)
-        scratch.replace(path)
     loaded: NDArray[np.float16] = np.load(path, mmap_mode="r")
     return loaded
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.errors import CheckpointError, UsageError
 from mdmf_deploy.images import normalise
-from mdmf_deploy.model.checkpoints import file_sha256, load_backbone, save_detector
+from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_backbone, save_detector
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.recipe import Recipe
 from mdmf_deploy.training.batches import Batches, CropBatches, FeatureBatches
@@ -129,7 +129,7 @@ def fit(
 
 def fingerprint(plan: Plan, dataset: Dataset) -> str:
     """Hash over all that a run's result depends on: a state resumes only where all of it is the same."""
-    weights = file_sha256(plan.backbone_weights) if plan.backbone_weights else "from scratch"
+    weights = checkpoint_sha256(plan.backbone_weights) if plan.backbone_weights else "from scratch"
     parts = [dataset.hash(), weights, str(plan.train_backbone), str(plan.amp), str(processes().num_processes)]
     return hashlib.sha256(msgspec.json.encode([plan.recipe, parts])).hexdigest()
 

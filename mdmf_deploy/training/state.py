@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mdmf_deploy.errors import CheckpointError
+from mdmf_deploy.files import atomic_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +26,11 @@ class State:
 
 
 def write_state(path: Path, state: State) -> None:
-    """Write to a temporary name, then rename: an interrupted save leaves the last one whole."""
+    """Write the state atomically. An interrupted save leaves the last one whole. Raises OSError."""
     header = {"step": state.step, "fingerprint": state.fingerprint, "history": state.history}
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
-    scratch = path.with_suffix(".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch.write_bytes(save(tensors, metadata={"mdmf": json.dumps(header)}))
-    scratch.replace(path)
+    with atomic_file(path) as scratch:
+        scratch.write_bytes(save(tensors, metadata={"mdmf": json.dumps(header)}))
 
 
 def read_state(path: Path, fingerprint: str) -> State:

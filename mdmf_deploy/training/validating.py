@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bank import BankSource
 from mdmf_deploy.mmd.cpu import CpuReduction
+from mdmf_deploy.mmd.reference import uniform_bank
 from mdmf_deploy.model.pfs import Detector
 
 Sign = Callable[[Detector, NDArray[np.generic]], NDArray[np.float32]]
@@ -21,7 +22,7 @@ _BATCH = 32
 def scores(signatures: NDArray[np.float32], bank_signatures: NDArray[np.float32], sigma: float) -> NDArray[np.float64]:
     """(n, N, d) against a bank of (m, N, d) real images' signatures -> (n,)."""
     images, patches, d = bank_signatures.shape
-    bank = Bank.from_signatures(
+    bank = uniform_bank(
         bank_signatures.reshape(-1, d),
         sigma,
         source=np.repeat(np.arange(images, dtype=np.int32), patches),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import msgspec
@@ -11,6 +10,7 @@ from mdmf_deploy.building.plans import PlanCard
 from mdmf_deploy.building.profiles import Batch
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.errors import UsageError
+from mdmf_deploy.files import file_sha256
 from mdmf_deploy.triton_repository.preprocessing import IMAGES
 from mdmf_deploy.triton_repository.reduction import SIGNATURES
 
@@ -44,8 +44,7 @@ def check_plan(plan: Path, bundle: Bundle, most: int) -> PlanCard:
 def _card(plan: Path) -> tuple[PlanCard, Batch]:
     beside = plan.with_suffix(".json")
     try:
-        with plan.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = file_sha256(plan)
         card = msgspec.json.decode(beside.read_bytes(), type=PlanCard)
         batch = msgspec.convert(card.key.profile.get("batch"), Batch)
     except OSError as error:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle import Bundle, hint
 from mdmf_deploy.calibration import Calibration, Pair
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.rooms import hint
 
 Device = Literal["cpu", "gpu"]
 
@@ -65,7 +64,7 @@ def holding(bundle: Bundle, serving: Serving) -> Calibration | None:
 def caveat(bundle: Bundle, serving: Serving) -> str | None:
     """Why there will be no p-values, and what to run; None if there will be."""
     runtime, precision = serving.runtime, bundle.manifest.model.precision
-    if not bundle.manifest.covers(runtime, precision):
+    if not bundle.covers(runtime, precision):
         return (
             f"{runtime} {precision} is not verified for this bundle; run "
             f"{hint('verify', bundle.path, '--runtime', runtime)}, and write the repository again"

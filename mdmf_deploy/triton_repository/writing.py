@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import mdmf_deploy
 from mdmf_deploy.bundle import MODEL, MODEL_DATA, Bundle
 from mdmf_deploy.calibration import Calibration
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.folders import written_whole
+from mdmf_deploy.files import atomic_folder, file_sha256
 from mdmf_deploy.triton_repository.checking import check_reduction
 from mdmf_deploy.triton_repository.configs import PREPROCESSING, REDUCTION, SIGNING, STEPS, configs
 from mdmf_deploy.triton_repository.plans import check_plan
@@ -84,7 +83,7 @@ def write_repository(bundle: Bundle, destination: Path, serving: Serving | None 
     parameters = _parameters(bundle, serving, calibration, why)
     messages = configs(name, manifest, serving, calibration is not None, parameters)
     try:
-        with written_whole(destination) as scratch:
+        with atomic_folder(destination) as scratch:
             for model, config in messages.items():
                 (scratch / model / "1").mkdir(parents=True)
                 (scratch / model / _CONFIG).write_text(text(config), encoding="utf-8")
@@ -137,8 +136,6 @@ def _parameters(bundle: Bundle, serving: Serving, calibration: Calibration | Non
 
 
 def _listing(folder: Path, parameters: dict[str, str]) -> bytes:
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            files[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
     return msgspec.json.format(msgspec.json.encode({**parameters, "sha256": files}), indent=2) + b"\n"

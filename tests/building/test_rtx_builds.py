@@ -21,7 +21,6 @@ from mdmf_deploy.building.flavours import RTX
 from mdmf_deploy.building.plans import PlanCard, find
 from mdmf_deploy.building.profiles import Batch, Profile
 from mdmf_deploy.bundle import MODEL, Bundle, FileEntry
-from mdmf_deploy.model.checkpoints import file_sha256
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.quantising.fp16 import to_fp16
 from mdmf_deploy.quantising.int8 import quantise
@@ -64,7 +63,7 @@ def lowered(graph: Path, precision: Precision) -> Path:
 
 
 def built(graph: Path, precision: Precision, capability: tuple[int, int] = ADA) -> PlanCard:
-    manifest = handmade.manifest(files={MODEL: FileEntry(sha256=file_sha256(graph), size=graph.stat().st_size)})
+    manifest = handmade.manifest(files={MODEL: FileEntry.of(graph)})
     card = msgspec.structs.replace(manifest.model, precision=precision)
     bundle = Bundle(graph.parent, msgspec.structs.replace(manifest, model=card))
     return obtain(bundle, RTX, RTX.load(), SMALL, capability, "", lambda text: None).card

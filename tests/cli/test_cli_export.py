@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 from mdmf_deploy.bundle import Bundle
 from mdmf_deploy.cli import app
 from mdmf_deploy.errors import RuntimeUnavailable
-from mdmf_deploy.model.checkpoints import file_sha256, save_detector
+from mdmf_deploy.files import file_sha256
+from mdmf_deploy.model.checkpoints import save_detector
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.recipe import Limits, Recipe
 from mdmf_deploy.runtime import installed
@@ -81,7 +82,7 @@ def test_export_writes_a_bundle_that_names_its_checkpoint(exported: tuple[Path, 
     assert [(gate["runtime"], gate["passed"]) for gate in said["verification"]] == [
         (name, True) for name in installed()
     ]
-    assert bundle.manifest.covered == tuple(sorted((name, "fp32") for name in installed()))
+    assert bundle.covered == tuple(sorted((name, "fp32") for name in installed()))
     assert said["bank"]["images"] == 12
     assert bundle.manifest.provenance.checkpoint_sha256 == file_sha256(checkpoint)
     assert bundle.manifest.provenance.recipe == "tiny"
@@ -242,7 +243,7 @@ def test_a_missed_limit_is_exit_code_1_and_recorded(bundle_copy: Path) -> None:
     assert result.exit_code == 1
     assert "failed" in result.stdout
     assert "max_score_change" in result.stderr
-    assert not Bundle.open(bundle_copy).manifest.covers("onnxruntime", "fp32")
+    assert not Bundle.open(bundle_copy).covers("onnxruntime", "fp32")
 
 
 def test_verify_runs_the_checkpoint_again(

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from handmade import GRAPH, WIDTH, make_bundle, manifest, record
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bank import BankSource
 from mdmf_deploy.bundle import BANK, CALIBRATION, MODEL, Bundle, write_bundle
 from mdmf_deploy.calibration import Calibration, Pair
 from mdmf_deploy.compressing import compress_bundle
 from mdmf_deploy.errors import BankError
+from mdmf_deploy.mmd.reference import uniform_bank
 
 
 def bundle_at(path: Path, sigma: float, scores: tuple[float, ...] = ()) -> Bundle:
     """A bundle of this bandwidth, calibrated with these scores."""
     model = msgspec.structs.replace(manifest().model, sigma=sigma)
-    bank = Bank.from_signatures(
+    bank = uniform_bank(
         np.random.default_rng(0).standard_normal((80, WIDTH)).astype(np.float32),
         sigma,
         source=np.zeros(80, np.int32),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mdmf_deploy.bank import Bank, BankSource
 from mdmf_deploy.compressing import Fitted, Gathered, Gathering, MemoryRows, compress, gathering
 from mdmf_deploy.errors import BankError
-from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel
+from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel, uniform_bank
 
 SIGMA = 1.5
 Images = list[tuple[str, np.ndarray]]
@@ -68,9 +68,7 @@ def test_no_image_changes_by_more_than_the_certificate(
     assert gathered.self_term == pytest.approx(own, abs=1e-9)
 
     sources = tuple(BankSource(sha256, sha256) for sha256 in gathered.hashes)
-    exact = Bank.from_signatures(
-        everything, sigma, source=np.zeros(part.of, np.int32), sources=sources, model_sha256="0" * 64
-    )
+    exact = uniform_bank(everything, sigma, source=np.zeros(part.of, np.int32), sources=sources, model_sha256="0" * 64)
     few = Bank(part.signatures, part.weights, sigma, gathered.self_term, part.source, sources, "0" * 64)
     crops = np.random.default_rng(seed).choice(everything, (5, 3))
     before, after = (np.sqrt(np.maximum(ReferenceReduction()(crops, bank).mmd2, 0.0)) for bank in (exact, few))

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 from host_kernels import SHIM, compile_host
 
+from mdmf_deploy.files import room
 from mdmf_deploy.mmd.kernels import Kernel
-from mdmf_deploy.rooms import room
 
 SANITIZERS = {"address": ["-fsanitize=address"], "thread": ["-fsanitize=thread"]}
 UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]

@@ -6,12 +6,12 @@ import pytest
 from mdmf_deploy.bank import Bank, BankSource
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.mmd.leave_one_out import leave_one_out
-from mdmf_deploy.mmd.reference import ReferenceReduction
+from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
 
 
 def bank_of(signatures: np.ndarray, source: np.ndarray) -> Bank:
     sources = tuple(BankSource(f"{i}.jpg", f"{i:064}") for i in range(source.max() + 1))
-    return Bank.from_signatures(
+    return uniform_bank(
         signatures.astype(np.float32), 1.3, source=source.astype(np.int32), sources=sources, model_sha256="0" * 64
     )
 

@@ -20,7 +20,7 @@ from mdmf_deploy.mmd import Reduction, Scores, check_shapes, reference
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.cuda import CudaReduction
 from mdmf_deploy.mmd.kernels import WIDTHS
-from mdmf_deploy.mmd.reference import ReferenceReduction, bank_self_term, gaussian_kernel
+from mdmf_deploy.mmd.reference import ReferenceReduction, bank_self_term, gaussian_kernel, uniform_bank
 
 
 class OnPretendedGpu:
@@ -52,7 +52,7 @@ REDUCTIONS = [ReferenceReduction, CpuReduction, OnPretendedGpu]
 
 def make_bank(signatures: np.ndarray, sigma: float, weights: np.ndarray | None = None) -> Bank:
     m = len(signatures)
-    bank = Bank.from_signatures(
+    bank = uniform_bank(
         np.asarray(signatures, np.float32),
         sigma,
         source=np.zeros(m, np.int32),

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from mdmf_deploy.errors import CheckpointError
 from mdmf_deploy.model.checkpoints import (
-    file_sha256,
+    checkpoint_sha256,
     load_backbone,
     load_detector,
     load_head,
@@ -72,7 +72,7 @@ def test_what_is_saved_comes_back(detector: Detector, tiny_recipe: Recipe, tmp_p
 def test_equal_models_make_equal_files(detector: Detector, tmp_path: Path) -> None:
     save_detector(tmp_path / "a.safetensors", detector, {"x": "1", "y": "2"})
     save_detector(tmp_path / "b.safetensors", detector, {"y": "2", "x": "1"})
-    assert file_sha256(tmp_path / "a.safetensors") == file_sha256(tmp_path / "b.safetensors")
+    assert checkpoint_sha256(tmp_path / "a.safetensors") == checkpoint_sha256(tmp_path / "b.safetensors")
 
 
 def test_a_failed_save_leaves_the_old_file_whole(
@@ -302,8 +302,8 @@ def test_a_pth_that_holds_a_list_is_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path / "l.pth")
 
 
-def test_file_sha256_is_the_digest_of_the_bytes(tmp_path: Path) -> None:
+def test_checkpoint_sha256_is_the_digest_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+    assert checkpoint_sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
     with pytest.raises(CheckpointError, match="No such file"):
-        file_sha256(tmp_path / "y")
+        checkpoint_sha256(tmp_path / "y")

@@ -18,7 +18,7 @@ import torch
 from libraries import needed
 
 from mdmf_deploy import machine, runtime
-from mdmf_deploy.bundle import MODEL, Bundle, Manifest
+from mdmf_deploy.bundle import MODEL, Bundle
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
 from mdmf_deploy.machine import saturates_int8
 from mdmf_deploy.model.pfs import Detector
@@ -219,8 +219,8 @@ def test_a_runtime_that_is_not_installed_says_how_to_get_it(tiny_bundle: Path, m
         open_engine("absent", Bundle.open(tiny_bundle))
 
 
-def records(*speeds: tuple[str, bool, float | None] | tuple[str, bool, float | None, str]) -> Manifest:
-    """Records of runtime, whether it passed, images a second, and the processor, the same one unless it is given."""
+def bundle_with(*speeds: tuple[str, bool, float | None] | tuple[str, bool, float | None, str]) -> Bundle:
+    """A bundle with records: runtime, whether it passed, images a second, and the processor (one for all by default)."""
     found = [
         msgspec.structs.replace(
             handmade.record(passed, name),
@@ -230,7 +230,7 @@ def records(*speeds: tuple[str, bool, float | None] | tuple[str, bool, float | N
         )
         for place, (name, passed, speed, *machine) in enumerate(speeds)
     ]
-    return handmade.manifest(verification=tuple(found))
+    return Bundle(Path(), handmade.manifest(verification=tuple(found)))
 
 
 @pytest.mark.parametrize(
@@ -268,20 +268,20 @@ def records(*speeds: tuple[str, bool, float | None] | tuple[str, bool, float | N
 def test_auto_prefers_the_fastest_of_the_verified_on_one_machine(
     speeds: list[tuple[str, bool, float | None]], first: str
 ) -> None:
-    order = preference(records(*speeds))
+    order = preference(bundle_with(*speeds))
     assert next(iter(order)) == first
     assert set(order) == set(ENGINES) - ON_GPU
-    covered = {name for name, _ in records(*speeds).covered}
+    covered = {name for name, _ in bundle_with(*speeds).covered}
     assert {name for name, why in order.items() if why.startswith("verified")} == covered
 
 
 def test_auto_shows_only_figures_that_were_compared_and_not_as_this_machines() -> None:
     pair = [("onnxruntime", True, 100.0, "old"), ("openvino", True, 200.0, "old")]
-    assert preference(records(*pair, ("onnxruntime", True, 900.0, "new"))) == {
+    assert preference(bundle_with(*pair, ("onnxruntime", True, 900.0, "new"))) == {
         "openvino": "verified, 200 images/s where they were compared",
         "onnxruntime": "verified, 100 images/s where they were compared",
     }
-    alone = records(("openvino", True, 900.0))
+    alone = bundle_with(("openvino", True, 900.0))
     assert preference(alone) == {"openvino": "verified", "onnxruntime": "not verified"}
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import onnxruntime
 import pytest
 
-from mdmf_deploy import packages
+from mdmf_deploy import errors as packages
 from mdmf_deploy.building.flavours import RTX
 from mdmf_deploy.device import Gpu
 from mdmf_deploy.errors import RuntimeUnavailable

@@ -345,9 +345,9 @@ def test_verification_holds_on_the_gpu_it_was_made_on(
     assert (record.runtime, record.passed) == ("tensorrt", True)
     assert record.environment.items() >= {"gpu": gpu.name, "tensorrt": "11.4.0.106", "profile": "latency"}.items()
     assert record.images_per_second
-    assert Bundle.open(bundle_copy).manifest.covers("tensorrt", "fp32")
+    assert Bundle.open(bundle_copy).covers("tensorrt", "fp32")
     library.device.gpu = replace(gpu, name="another GPU")
-    assert not Bundle.open(bundle_copy).manifest.covers("tensorrt", "fp32")
+    assert not Bundle.open(bundle_copy).covers("tensorrt", "fp32")
 
 
 def test_build_tells_what_the_engine_is(

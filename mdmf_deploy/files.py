@@ -1,0 +1,151 @@
+"""The package's rooms and its cache, atomic writes, and file hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mdmf_deploy.errors import UsageError
+
+CACHE_VARIABLE = "MDMF_CACHE"
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def room(name: str) -> Path:
+    """Return the folder of the room `name` ("export" or "engines").
+
+    Rooms lie beside the package in a checkout and inside it in an installed wheel.
+    Raises UsageError if the installation lacks it.
+    """
+    for candidate in (_PACKAGE / "_rooms" / name, _PACKAGE.parent / name):
+        if candidate.is_dir():
+            return candidate
+    raise UsageError(f"room {name!r} is missing beside {_PACKAGE}; reinstall mdmf-deploy")
+
+
+def cache_folder(kind: str) -> Path:
+    """Return the cache folder for one kind of compiled file, and make it if needed.
+
+    Its files may be deleted at any time. It lies below $MDMF_CACHE if that is set, else where this system keeps
+    caches: $XDG_CACHE_HOME, %LOCALAPPDATA% or ~/.cache.
+    Raises UsageError if it cannot be made.
+    """
+    folder = _cache_root() / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cache {folder}: {error.strerror}; set {CACHE_VARIABLE} to a folder you can write to"
+        ) from error
+    return folder
+
+
+def write_to_cache(path: Path, data: bytes) -> None:
+    """Write a file of the cache atomically. The last of several writers wins.
+
+    Raises UsageError if it cannot be written.
+    """
+    try:
+        with atomic_file(path) as scratch:
+            scratch.write_bytes(data)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}; free some space, or set {CACHE_VARIABLE} to another folder"
+        ) from error
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `path`. The file written there takes the name `path` when the block ends.
+
+    Others see the old file or the whole new one, also after a crash. If the block raises, the old file stays.
+    Makes the folder if needed. Raises OSError if the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Unlike tempfile's, this file gets the permissions that the user's umask gives any other.
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    try:
+        yield scratch
+        replace_durably(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def replace_durably(scratch: Path, path: Path) -> None:
+    """Flush a finished file to disk and rename it to `path`, replacing what is there. Raises OSError."""
+    _sync_file(scratch)
+    scratch.replace(path)
+
+
+@contextmanager
+def atomic_folder(destination: Path) -> Iterator[Path]:
+    """Yield a scratch folder beside the destination. It takes the destination's place when the block ends.
+
+    The old folder stays until the new one is on disk, and for good if the block raises. A link to a folder stays a
+    link. Raises OSError if the folder cannot be written.
+    """
+    destination = destination.resolve()
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        scratch.chmod(0o755)
+        yield scratch
+        _sync_tree(scratch)
+        if destination.exists():
+            retired = scratch.with_name(f"{scratch.name}.old")
+            destination.rename(retired)
+            try:
+                scratch.rename(destination)
+            except BaseException:
+                retired.rename(destination)
+                raise
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            scratch.rename(destination)
+        _sync_folder(destination.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex. Raises OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cache_root() -> Path:
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "mdmf-deploy"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdmf-deploy"
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            _sync_tree(path)
+        else:
+            _sync_file(path)
+    _sync_folder(folder)
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
