@@ -12,7 +12,7 @@ from importlib import metadata
 
 import numpy as np
 
-from mdmf_deploy.machine import look_at_machine
+from mdmf_deploy.hardware.host import look_at_machine
 
 HEADINGS = ("what", "figure", "aim", "ratio")
 

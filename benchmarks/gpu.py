@@ -26,9 +26,9 @@ from gpu_inputs import Given, all_given, cost_of_operand, drawn, real, wrong
 from gpu_peers import peers
 from gpu_timing import Clock
 
-from mdmf_deploy.device import LEGACY_STREAM, Device, Stream, open_device
-from mdmf_deploy.device.memory import upload
 from mdmf_deploy.errors import MdmfError
+from mdmf_deploy.hardware.device import LEGACY_STREAM, Device, Stream, open_device
+from mdmf_deploy.hardware.memory import upload
 from mdmf_deploy.mmd.cuda import CudaReduction
 from mdmf_deploy.mmd.kernels import Kernel, kernels
 from mdmf_deploy.mmd.reference import ReferenceReduction

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gpu_timing import Clock
 
-from mdmf_deploy.device import LEGACY_STREAM, Device, Stream
+from mdmf_deploy.hardware.device import LEGACY_STREAM, Device, Stream
 from mdmf_deploy.mmd.kernels import Kernel
 
 _COPIED = 1 << 30  # bytes

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mdmf_deploy.device import Device, Stream
+from mdmf_deploy.hardware.device import Device, Stream
 
 # Larger than the second-level cache of any card so far; and copying it takes longer than Python takes to launch what is
 # timed, which so waits for nothing but the GPU.

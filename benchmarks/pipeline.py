@@ -25,8 +25,8 @@ from PIL import Image
 from synthetic_jpegs import write_jpegs
 
 from mdmf_deploy.bundle import Bundle
-from mdmf_deploy.cgroups import cores
 from mdmf_deploy.detector import Detector
+from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images import Limits
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.preparing import prepare

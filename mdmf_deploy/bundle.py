@@ -188,7 +188,7 @@ class Bundle:
         if not self.manifest.names_a_gpu:
             return self.manifest.covered(None)
         # Imported late: most bundles and machines have nothing to do with GPUs.
-        from mdmf_deploy.machine import this_gpu
+        from mdmf_deploy.hardware.gpu import this_gpu
 
         return self.manifest.covered(this_gpu())
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.bank import Bank
-from mdmf_deploy.device.memory import device_view
+from mdmf_deploy.hardware.memory import device_view
 from mdmf_deploy.mmd.cuda import CudaReduction, Pending
 from mdmf_deploy.preparing import Scored
 from mdmf_deploy.runtime import GpuEngine

@@ -157,7 +157,8 @@ def environment(runtime: str) -> dict[str, str]:
     import platform
     from importlib import metadata
 
-    from mdmf_deploy import cgroups, machine
+    from mdmf_deploy.hardware import host as cgroups
+    from mdmf_deploy.tasks import doctor as machine
 
     processor, flags = machine.this_cpu()
     found = {

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mdmf_deploy.device import Gpu
-from mdmf_deploy.device.memory import host_view, out_of_memory
+from mdmf_deploy.hardware.device import Gpu
+from mdmf_deploy.hardware.memory import host_view, out_of_memory
 
 Entry = Callable[..., None]
 """grid, block, shared, *arguments as NumPy scalars."""

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from host_device import HostDevice
 
-from mdmf_deploy.device.memory import host_view
+from mdmf_deploy.hardware.memory import host_view
 
 _MAGIC = b"a pretended plan\n"
 _FLOAT = 4

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import triton_schema
 
-from mdmf_deploy.machine import saturates_int8
+from mdmf_deploy.hardware.host import saturates_int8
 
 Tensors = dict[str, np.ndarray]
 _TYPES = {"TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32, "TYPE_FP64": np.float64}

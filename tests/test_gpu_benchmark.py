@@ -15,8 +15,8 @@ import pytest
 from libraries import needed
 from on_host import host_device
 
-from mdmf_deploy.device import probe as probing
-from mdmf_deploy.device.memory import upload
+from mdmf_deploy.hardware import gpu as probing
+from mdmf_deploy.hardware.memory import upload
 from mdmf_deploy.mmd import Scores, cuda
 from mdmf_deploy.mmd.cuda import CudaReduction
 from mdmf_deploy.mmd.kernels import Kernel, kernels
@@ -203,7 +203,7 @@ def test_engines_that_do_not_open_here_say_why(gpu: Any, monkeypatch: pytest.Mon
 
 def test_the_exponential_s_kernel_compiles(tmp_path: Path) -> None:
     needed("cuda.bindings.nvrtc")
-    from mdmf_deploy.device.compiling import Nvrtc
+    from mdmf_deploy.hardware.cubin import Nvrtc
 
     for sm in (75, 90, 120):
         assert Nvrtc()(BENCHMARKS / "gpu_exp2.cu", ("--std=c++17",), sm)[:4] == b"\x7fELF"

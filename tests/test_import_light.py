@@ -52,7 +52,7 @@ def test_help_of_every_command_is_light() -> None:
 
 
 def test_detecting_and_evaluating_do_without_torch() -> None:
-    modules = "mdmf_deploy.detector, mdmf_deploy.evaluating, mdmf_deploy.calibrating, mdmf_deploy.machine"
+    modules = "mdmf_deploy.detector, mdmf_deploy.evaluating, mdmf_deploy.calibrating, mdmf_deploy.tasks.doctor"
     assert not imported_by(f"import {modules}") & UNUSED
 
 
@@ -64,7 +64,7 @@ def test_detecting_one_image_imports_what_it_uses(photos: Path) -> None:
         "from mdmf_deploy.cli import app\n"
         f"assert CliRunner().invoke(app, {command!r}).exit_code == 0\n"
         "import sys\n"
-        "assert not {'mdmf_deploy.device', 'mdmf_deploy.mmd.cuda'} & sys.modules.keys()\n"
+        "assert not {'mdmf_deploy.hardware.device', 'mdmf_deploy.mmd.cuda'} & sys.modules.keys()\n"
     )
     modules = imported_by(code)
     assert "onnxruntime" in modules

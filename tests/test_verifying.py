@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
-from mdmf_deploy import cgroups, machine, verifying
+from mdmf_deploy import verifying
 from mdmf_deploy.bank import BankSource
 from mdmf_deploy.bundle import PROBES, Bundle, Verification, write_bundle
 from mdmf_deploy.compressing import compress_bundle
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch
+from mdmf_deploy.hardware import host as cgroups
 from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
 from mdmf_deploy.recipe import Limits
 from mdmf_deploy.runtime import open_engine
+from mdmf_deploy.tasks import doctor as machine
 from mdmf_deploy.verifying import (
     Scale,
     compare,

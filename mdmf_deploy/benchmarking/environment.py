@@ -9,8 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from mdmf_deploy.cgroups import cores, text_of
-from mdmf_deploy.machine import Machine, look_at_machine
+from mdmf_deploy.hardware.host import Machine, cores, look_at_machine, text_of
 
 _LIBRARIES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "cuda-core")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from mdmf_deploy.benchmarking.clock import Clock
-from mdmf_deploy.cgroups import text_of
+from mdmf_deploy.hardware.host import text_of
 
 # Where figures begin to suffer: a fifth of a core wanted by others beforehand, then their share of the machine's time.
 _LOAD_PER_CORE = 0.2

@@ -58,7 +58,7 @@ def build(
         plans = [obtain(opened, made_by, made_by.load(), chosen, one, "", _say, again=force) for one in targets]
     else:
         from mdmf_deploy.building.inspecting import load_plan
-        from mdmf_deploy.device.probe import probe
+        from mdmf_deploy.hardware.gpu import probe
         from mdmf_deploy.runtime.needs import require
 
         try:

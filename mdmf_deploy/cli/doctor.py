@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mdmf_deploy.machine import Diagnosis
+    from mdmf_deploy.tasks.doctor import Diagnosis
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -19,7 +19,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     """
     import msgspec
 
-    from mdmf_deploy.machine import diagnose
+    from mdmf_deploy.tasks.doctor import diagnose
 
     diagnosis = diagnose()
     if as_json:

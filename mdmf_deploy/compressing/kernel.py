@@ -15,8 +15,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.cgroups import cores
 from mdmf_deploy.compressing.rows import BankRows, blocks
+from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.mmd.blas import one_blas_thread
 
 Floats = NDArray[np.float64]

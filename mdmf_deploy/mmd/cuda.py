@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from mdmf_deploy.bank import Bank
-from mdmf_deploy.device import Device, Event, open_device
-from mdmf_deploy.device.memory import device_view, is_on_device
+from mdmf_deploy.hardware.device import Device, Event, open_device
+from mdmf_deploy.hardware.memory import device_view, is_on_device
 from mdmf_deploy.mmd import Scores, check_shape
 from mdmf_deploy.mmd.cuda_lane import Lane, Part, PointsOnDevice
 from mdmf_deploy.mmd.kernels import Kernel, choose

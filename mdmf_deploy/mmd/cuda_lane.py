@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.bank import Bank
-from mdmf_deploy.device import Device, Graph, Memory
-from mdmf_deploy.device.memory import DeviceView, upload
+from mdmf_deploy.hardware.device import Device, Graph, Memory
+from mdmf_deploy.hardware.memory import DeviceView, upload
 from mdmf_deploy.mmd.kernels import Kernel, Launch, Launches, prepare_bank
 
 _SMALLER_BATCH = "lower --batch-size"

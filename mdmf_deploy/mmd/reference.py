@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.bank import Bank, BankSource
-from mdmf_deploy.cgroups import cores
 from mdmf_deploy.errors import BankError
+from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.mmd import Scores, check_shapes
 from mdmf_deploy.mmd.blas import one_blas_thread
 from mdmf_deploy.mmd.threads import share_out

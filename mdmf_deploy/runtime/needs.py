@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from mdmf_deploy.building.flavours import OLDEST, RTX, TENSORRT, Flavour, dotted, version_of
 from mdmf_deploy.building.rtx import capabilities
-from mdmf_deploy.device.probe import OLDEST as ANY_CUDA
-from mdmf_deploy.device.probe import probe
 from mdmf_deploy.errors import RuntimeUnavailable, install, installed
+from mdmf_deploy.hardware.gpu import OLDEST as ANY_CUDA
+from mdmf_deploy.hardware.gpu import probe
 
 
 class Lack(NamedTuple):
@@ -91,7 +91,7 @@ def _driver(cuda: tuple[int, int]) -> list[Lack]:
 
 
 def _tensorrt(flavour: Flavour) -> _Needed:
-    # TensorRT takes its inputs and outputs where we put them, through mdmf_deploy.device.
+    # TensorRT takes its inputs and outputs where we put them, through mdmf_deploy.hardware.device.
     memory = Lack("cuda-core is not installed", install(flavour.extra))
     return _cuda_of(flavour.module), [*_library(flavour), *([] if _importable("cuda.core") else [memory])]
 

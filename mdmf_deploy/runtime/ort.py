@@ -7,9 +7,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle import Bundle
-from mdmf_deploy.cgroups import cores
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
-from mdmf_deploy.machine import saturates_int8
+from mdmf_deploy.hardware.host import cores, saturates_int8
 
 _PROVIDER = "CPUExecutionProvider"
 

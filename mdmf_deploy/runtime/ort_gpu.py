@@ -22,9 +22,9 @@ from mdmf_deploy.building.flavours import TENSORRT, allows_tf32
 from mdmf_deploy.building.keys import EngineKey
 from mdmf_deploy.building.profiles import DEFAULT, Profile, load_profile
 from mdmf_deploy.bundle import Bundle
-from mdmf_deploy.device.probe import probe
 from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.files import cache_folder
+from mdmf_deploy.hardware.gpu import probe
 from mdmf_deploy.runtime.batches import OnDevice, Part, Sizes
 from mdmf_deploy.runtime.needs import Lack, preload, require, unloadable
 

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle import Bundle
-from mdmf_deploy.cgroups import cores
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
-from mdmf_deploy.machine import saturates_int8
+from mdmf_deploy.hardware.host import cores, saturates_int8
 from mdmf_deploy.telemetry import unreported
 
 with unreported():

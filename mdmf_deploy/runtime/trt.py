@@ -14,8 +14,8 @@ from mdmf_deploy.building.flavours import RTX, TENSORRT, Flavour
 from mdmf_deploy.building.inspecting import load_plan
 from mdmf_deploy.building.profiles import DEFAULT, load_profile
 from mdmf_deploy.bundle import Bundle
-from mdmf_deploy.device import Device, Event, Memory, open_device
 from mdmf_deploy.errors import EngineError, OutOfMemory
+from mdmf_deploy.hardware.device import Device, Event, Memory, open_device
 from mdmf_deploy.runtime.batches import OnDevice, Part, Sizes
 from mdmf_deploy.runtime.needs import require
 

@@ -33,7 +33,7 @@ from mdmf_deploy.benchmarking.results import (
 )
 from mdmf_deploy.benchmarking.stages import END_TO_END, NAMES, Cost, table
 from mdmf_deploy.benchmarking.statistics import Interval, spread
-from mdmf_deploy.machine import Machine
+from mdmf_deploy.hardware.host import Machine
 
 ODD = 'a<b> & "c"'
 

@@ -13,15 +13,15 @@ from click.testing import Result
 from libraries import needed
 from typer.testing import CliRunner
 
-from mdmf_deploy import machine
 from mdmf_deploy.cli import app
 from mdmf_deploy.runtime import ON_GPU
+from mdmf_deploy.tasks import doctor as machine
 
 
 @pytest.fixture(autouse=True)
 def no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("mdmf_deploy.device.probe._LIBRARY", "libno-such-driver.so.1")
+    monkeypatch.setattr("mdmf_deploy.hardware.gpu._LIBRARY", "libno-such-driver.so.1")
 
 
 def mdmf(*arguments: object) -> Result:

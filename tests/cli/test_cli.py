@@ -16,8 +16,9 @@ import typer.main
 from typer.testing import CliRunner
 
 import mdmf_deploy
-from mdmf_deploy import cli, machine
+from mdmf_deploy import cli
 from mdmf_deploy.errors import GateFailed, MdmfError, UsageError
+from mdmf_deploy.tasks import doctor as machine
 
 README = Path(mdmf_deploy.__file__).parent.parent / "README.md"
 

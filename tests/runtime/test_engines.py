@@ -17,16 +17,17 @@ import pytest
 import torch
 from libraries import needed
 
-from mdmf_deploy import machine, runtime
+from mdmf_deploy import runtime
 from mdmf_deploy.bundle import MODEL, Bundle
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
-from mdmf_deploy.machine import saturates_int8
+from mdmf_deploy.hardware.host import saturates_int8
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.quantising.restoring import Restorable
 from mdmf_deploy.recipe import Precision, Recipe
 from mdmf_deploy.runtime import ENGINES, ON_GPU, Engine, open_engine, ort, preference
 from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.runtime.torch_reference import TorchEngine
+from mdmf_deploy.tasks import doctor as machine
 from mdmf_deploy.verifying import environment
 
 REFERENCE = "pytorch"
@@ -220,7 +221,7 @@ def test_a_runtime_that_is_not_installed_says_how_to_get_it(tiny_bundle: Path, m
 
 
 def bundle_with(*speeds: tuple[str, bool, float | None] | tuple[str, bool, float | None, str]) -> Bundle:
-    """A bundle with records: runtime, whether it passed, images a second, and the processor (one for all by default)."""
+    """A bundle with records: runtime, whether it passed, images a second."""
     found = [
         msgspec.structs.replace(
             handmade.record(passed, name),

@@ -11,8 +11,8 @@ import pytest
 
 from mdmf_deploy import errors as packages
 from mdmf_deploy.building.flavours import RTX
-from mdmf_deploy.device import Gpu
 from mdmf_deploy.errors import RuntimeUnavailable
+from mdmf_deploy.hardware.device import Gpu
 from mdmf_deploy.runtime import ENGINES, ON_GPU, installed, needs, why_not
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", (8, 9), 1 << 34, (13, 0), 128)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from mdmf_deploy.bundle import Bundle
-from mdmf_deploy.device import open_device
-from mdmf_deploy.device.memory import DeviceView, device_view
-from mdmf_deploy.device.probe import probe
 from mdmf_deploy.errors import RuntimeUnavailable
+from mdmf_deploy.hardware.device import open_device
+from mdmf_deploy.hardware.gpu import probe
+from mdmf_deploy.hardware.memory import DeviceView, device_view
 from mdmf_deploy.runtime import ON_GPU, Engine, open_engine
 from mdmf_deploy.verifying import verify_probes
 

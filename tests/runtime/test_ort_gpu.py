@@ -18,9 +18,9 @@ from mdmf_deploy.benchmarking.results import Settings
 from mdmf_deploy.building.keys import EngineKey, profile_key
 from mdmf_deploy.building.profiles import load_profile
 from mdmf_deploy.bundle import MODEL, Bundle
-from mdmf_deploy.device import Gpu
-from mdmf_deploy.device.memory import device_view, host_view
 from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
+from mdmf_deploy.hardware.device import Gpu
+from mdmf_deploy.hardware.memory import device_view, host_view
 from mdmf_deploy.runtime import open_engine, ort_gpu
 from mdmf_deploy.runtime.ort import OrtEngine
 
@@ -123,7 +123,7 @@ def test_a_session_that_fell_back_to_the_cpu_is_an_error(
 
 @pytest.mark.parametrize("name", ["cuda", "ort-tensorrt"])
 def test_with_no_driver_it_is_not_opened(name: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdmf_deploy.device.probe._LIBRARY", "libno-such-driver.so.1")
+    monkeypatch.setattr("mdmf_deploy.hardware.gpu._LIBRARY", "libno-such-driver.so.1")
     with pytest.raises(RuntimeUnavailable, match=rf"runtime '{name}': there is no NVIDIA driver"):
         open_engine(name, Bundle.open(tiny_bundle))
 

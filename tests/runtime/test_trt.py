@@ -15,14 +15,14 @@ from host_device import HostDevice
 from host_tensorrt import HostTensorRt
 from typer.testing import CliRunner
 
-from mdmf_deploy import machine
 from mdmf_deploy.building import inspecting
 from mdmf_deploy.bundle import MODEL, Bundle
 from mdmf_deploy.cli import app
-from mdmf_deploy.device.memory import device_view, host_view
 from mdmf_deploy.errors import EngineError, OutOfMemory, RuntimeUnavailable
+from mdmf_deploy.hardware.memory import device_view, host_view
 from mdmf_deploy.runtime import open_engine, trt
 from mdmf_deploy.runtime.ort import OrtEngine
+from mdmf_deploy.tasks import doctor as machine
 
 PROFILE = 'summary = "For tests."\nworkspace_mib = 64\n[batch]\nmin = {}\nopt = {}\nmax = {}\n'
 
@@ -312,7 +312,7 @@ def test_with_no_driver_the_library_is_not_touched(
     name: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would end the process where it could raise."""
-    monkeypatch.setattr("mdmf_deploy.device.probe._LIBRARY", "libno-such-driver.so.1")
+    monkeypatch.setattr("mdmf_deploy.hardware.gpu._LIBRARY", "libno-such-driver.so.1")
     touched = HostTensorRt(HostDevice(lambda source, options: {}))
     monkeypatch.setattr(touched, "Runtime", lambda log: pytest.fail("touched without a driver"), raising=False)
     with pytest.raises(
@@ -354,7 +354,7 @@ def test_build_tells_what_the_engine_is(
     tiny_bundle: Path, library: HostTensorRt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mdmf_deploy.runtime.needs.require", lambda runtime: None)
-    monkeypatch.setattr("mdmf_deploy.device.probe.probe", lambda: library.device.gpu)
+    monkeypatch.setattr("mdmf_deploy.hardware.gpu.probe", lambda: library.device.gpu)
     built = CliRunner().invoke(app, ["build", str(tiny_bundle), "--profile", "latency"])
     assert built.exit_code == 0, built.stderr
     assert "for       a pretended GPU, compute capability 8.9, tensorrt 11.4.0.106\n" in built.stdout

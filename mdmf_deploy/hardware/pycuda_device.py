@@ -17,9 +17,9 @@ import numpy as np
 import pycuda.compiler
 import pycuda.driver as cuda
 
-from mdmf_deploy.device import probe as probing
-from mdmf_deploy.device.compiling import cached_cubin, refused
-from mdmf_deploy.device.memory import host_view, out_of_memory
+from mdmf_deploy.hardware import gpu as probing
+from mdmf_deploy.hardware.cubin import cached_cubin, refused
+from mdmf_deploy.hardware.memory import host_view, out_of_memory
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 _ATTRIBUTE = cuda.function_attribute

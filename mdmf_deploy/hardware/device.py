@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.device.probe import Gpu
 from mdmf_deploy.errors import RuntimeUnavailable
+from mdmf_deploy.hardware.gpu import Gpu
 
 __all__ = ["DEVICES", "Device", "Event", "Gpu", "Graph", "Memory", "Module", "Stream", "open_device"]
 
@@ -130,8 +130,8 @@ class Device(Protocol):
 
 # name -> module, class, extra that installs it.  Each class is built as Class().
 DEVICES: dict[str, tuple[str, str, str]] = {
-    "cuda-core": ("mdmf_deploy.device.cuda_core", "CudaCoreDevice", "gpu"),
-    "pycuda": ("mdmf_deploy.device.pycuda_device", "PycudaDevice", "pycuda"),
+    "cuda-core": ("mdmf_deploy.hardware.cuda_core", "CudaCoreDevice", "gpu"),
+    "pycuda": ("mdmf_deploy.hardware.pycuda_device", "PycudaDevice", "pycuda"),
 }
 
 
@@ -144,7 +144,7 @@ def open_device(name: str = "auto") -> Device:
         name = next(iter(DEVICES))
     if name not in DEVICES:
         raise RuntimeUnavailable(f"device library {name!r} is not known; choose auto or one of {', '.join(DEVICES)}")
-    from mdmf_deploy.device.probe import probe
+    from mdmf_deploy.hardware.gpu import probe
 
     # Before any library is touched, which would say the same in many lines.
     probe()

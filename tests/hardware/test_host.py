@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mdmf_deploy import cgroups
+from mdmf_deploy.hardware import host as cgroups
 
 
 def group(root: Path, path: str, **files: str) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mdmf_deploy.errors import RuntimeUnavailable
+from mdmf_deploy.errors import MdmfError, RuntimeUnavailable
 
 # The oldest driver that any part of the package can work with, as the CUDA version that it serves.
 OLDEST = (12, 0)
@@ -121,3 +121,12 @@ def _refuse(code: int) -> None:
 
 def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
+
+
+def this_gpu() -> str | None:
+    """The name of the GPU that CUDA programs are given first; None without one, or without its driver."""
+
+    try:
+        return probe().name
+    except MdmfError:
+        return None

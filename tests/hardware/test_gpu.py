@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mdmf_deploy.device import probe as probing
-from mdmf_deploy.device.probe import Gpu, gpus, probe
 from mdmf_deploy.errors import RuntimeUnavailable
+from mdmf_deploy.hardware import gpu as probing
+from mdmf_deploy.hardware.gpu import Gpu, gpus, probe
 
 
 @pytest.fixture

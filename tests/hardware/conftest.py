@@ -10,7 +10,7 @@ from host_kernels import compile_host, compiler
 
 from mdmf_deploy.mmd.kernels import Kernel
 
-HERE = Path(__file__).parent
+FAKES = Path(__file__).parents[1] / "fakes"
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def fake_driver_here(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 def _driver(gxx: str, library: Path) -> Path:
     # Asked for by the name inside it, too, as the real one is.
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", f"-Wl,-soname,{library.name}"]
-    subprocess.run([gxx, *flags, str(HERE / "fake_driver.cpp"), "-o", str(library), "-ldl"], check=True)
+    subprocess.run([gxx, *flags, str(FAKES / "fake_driver.cpp"), "-o", str(library), "-ldl"], check=True)
     return library
 
 
@@ -42,5 +42,5 @@ def fake_kernels(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What that machine runs when it is to run a kernel; of the reduction, the plain one for d = 64."""
     library = tmp_path_factory.mktemp("kernels") / "kernels.so"
     kernel = Kernel("plain", "fp32", 64)
-    compile_host(kernel, kernel.source, HERE / "fake_kernels.cpp", library, "-O2", "-shared", "-fPIC")
+    compile_host(kernel, kernel.source, FAKES / "fake_kernels.cpp", library, "-O2", "-shared", "-fPIC")
     return library

@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import platform
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import msgspec
 
-from mdmf_deploy.cgroups import affinity, core_limit, memory_limit, text_of
 from mdmf_deploy.errors import MdmfError, install, installed, version
-
-# CPU features that decide which precision pays, as /proc/cpuinfo spells them.
-_FEATURES = (
-    "avx2",
-    "avx512f",
-    "avx_vnni",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_int8",
-    "amx_bf16",
-    "asimd",
-    "i8mm",
-    "bf16",
-)
-
+from mdmf_deploy.hardware.host import Machine, look_at_machine
 
 # Runtime -> its library, where the two are called differently.
 _LIBRARIES = {"rtx": "tensorrt_rtx", "cuda": "onnxruntime", "ort-tensorrt": "onnxruntime"}
-
-
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """cores: those this process may run on.  core_limit: the container's quota, in cores, None without one.
-
-    memory: bytes this process may use, None where the system does not say.  gpus: as nvidia-smi names them.
-    """
-
-    python: str
-    system: str
-    cpu: str
-    cpu_features: tuple[str, ...]
-    cores: int
-    core_limit: float | None
-    memory: int | None
-    gpus: tuple[str, ...]
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,72 +73,6 @@ def diagnose() -> Diagnosis:
         starter=_starter(),
         notes=_notes(machine),
     )
-
-
-def look_at_machine() -> Machine:
-    """This machine as this process sees it: affinity mask, container quotas, NVIDIA GPUs."""
-    cpu, features = this_cpu()
-    return Machine(
-        python=f"{platform.python_implementation()} {platform.python_version()}",
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        cpu=cpu or platform.processor() or "unknown",
-        cpu_features=features,
-        cores=affinity(),
-        core_limit=core_limit(Path("/sys/fs/cgroup"), text_of(Path("/proc/self/cgroup"))),
-        memory=_memory(),
-        gpus=_gpus(),
-    )
-
-
-def this_cpu() -> tuple[str, tuple[str, ...]]:
-    """This machine's, as read_cpuinfo tells it."""
-    return read_cpuinfo(text_of(Path("/proc/cpuinfo")))
-
-
-def this_gpu() -> str | None:
-    """The name of the GPU that CUDA programs are given first; None without one, or without its driver."""
-    from mdmf_deploy.device.probe import probe
-
-    try:
-        return probe().name
-    except MdmfError:
-        return None
-
-
-def saturates_int8() -> bool:
-    """Whether int8 kernels may cut sums of products off at 16 bits here: on x86, unless the CPU says it has VNNI.
-
-    Where there is no /proc/cpuinfo, no CPU says so.
-    """
-    x86 = platform.machine().lower() in ("x86_64", "amd64", "x86", "i386", "i686")
-    return x86 and {"avx_vnni", "avx512_vnni"}.isdisjoint(this_cpu()[1])
-
-
-def read_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
-    """(model name, features that matter) from the text of /proc/cpuinfo; ("", ()) if it says neither."""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    present = set(flags[1].split()) if flags else set()
-    return model[1].strip() if model else "", tuple(name for name in _FEATURES if name in present)
-
-
-def _memory() -> int | None:
-    try:
-        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-    return min(whole, memory_limit(Path("/sys/fs/cgroup"), text_of(Path("/proc/self/cgroup"))) or whole)
-
-
-def _gpus() -> tuple[str, ...]:
-    if shutil.which("nvidia-smi") is None:
-        return ()
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip())
 
 
 def _runtimes() -> tuple[Runtime, ...]:

@@ -7,7 +7,7 @@ import shutil
 import msgspec
 import pytest
 
-from mdmf_deploy import machine
+from mdmf_deploy.tasks import doctor as machine
 
 X86 = "processor\t: 0\nmodel name\t: AMD EPYC 9R14\nflags\t\t: fpu avx2 avx512f avx512_vnni avx512_bf16 sse4_2\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd aes i8mm bf16\n"

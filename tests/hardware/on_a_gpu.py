@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from kernel_inputs import draw
 
-from mdmf_deploy.device import Device, Memory, Stream, open_device
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable
+from mdmf_deploy.hardware.device import Device, Memory, Stream, open_device
 from mdmf_deploy.mmd.cuda import CudaReduction
 from mdmf_deploy.mmd.kernels import VERSIONS, Kernel
 from mdmf_deploy.mmd.reference import ReferenceReduction

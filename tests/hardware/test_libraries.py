@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mdmf_deploy.device import DEVICES, open_device
-from mdmf_deploy.device import probe as probing
 from mdmf_deploy.errors import RuntimeUnavailable
+from mdmf_deploy.hardware import gpu as probing
+from mdmf_deploy.hardware.device import DEVICES, open_device
 
 HERE = Path(__file__).parent
 LIBRARIES = {"cuda-core": "cuda.core", "pycuda": "pycuda"}

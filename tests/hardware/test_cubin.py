@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from libraries import needed
 
-from mdmf_deploy.device.compiling import Nvrtc, cached_cubin
 from mdmf_deploy.errors import CompilationFailed
+from mdmf_deploy.hardware.cubin import Nvrtc, cached_cubin
 
 SOURCE = """
 #include "halves.cuh"

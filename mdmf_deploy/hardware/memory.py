@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.device import LEGACY_STREAM, Device, Memory, Stream
 from mdmf_deploy.errors import OutOfMemory, ShapeMismatch
+from mdmf_deploy.hardware.device import LEGACY_STREAM, Device, Memory, Stream
 
 _CHUNK = 1 << 24  # bytes of pinned memory through which larger arrays go
 
