@@ -26,9 +26,10 @@ from common import header, number, table
 from numpy.typing import NDArray
 
 from mdmf_deploy import Detector
-from mdmf_deploy.bank import Bank, BankSource
 from mdmf_deploy.banking import gather_bank, swap_bank
-from mdmf_deploy.bundle import BANK, Bundle
+from mdmf_deploy.bundle.bank import Bank, BankSource
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.manifest import BANK
 from mdmf_deploy.calibrating import calibrate, write_calibration
 from mdmf_deploy.compressing import BankFile, MemoryRows, compress, compress_bundle
 from mdmf_deploy.compressing.kernel import Kernel, all_cores, embed

@@ -25,10 +25,10 @@ from PIL import Image
 from synthetic_jpegs import write_jpegs
 
 from mdmf_deploy import jpeg_rows
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.cropping import boxes, center_crop, normalise, squares
 from mdmf_deploy.images import Limits, decode, decode_boxes, read
 from mdmf_deploy.preparing import prepare
-from mdmf_deploy.recipe import Preprocessing
 
 Pixels = NDArray[np.uint8]
 PLAN = Preprocessing()

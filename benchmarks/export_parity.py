@@ -19,8 +19,8 @@ import numpy as np
 import onnxruntime
 import torch
 
+from mdmf_deploy.bundle.recipe import Backbone, Recipe
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Backbone, Recipe
 from mdmf_deploy.tracing import trace
 
 LIMIT = 1e-4

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.mmd import Scores
 from mdmf_deploy.mmd.kernels import Kernel, prepare_bank, rounded, widened
 from mdmf_deploy.mmd.reference import ReferenceReduction
@@ -83,8 +83,8 @@ def real() -> tuple[Given, float]:
 
     That is one standard deviation among those it was calibrated on.  Raises ImportError without ONNX Runtime.
     """
-    from mdmf_deploy.bundle import Bundle
-    from mdmf_deploy.calibration import Calibration
+    from mdmf_deploy.bundle.bundle import Bundle
+    from mdmf_deploy.bundle.calibration import Calibration
     from mdmf_deploy.pipeline import sign
     from mdmf_deploy.runtime.ort import OrtEngine
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from peer_scripts import Scores, numpy_kernel
 from torch import Tensor
 
-from mdmf_deploy.bank import Bank
+from mdmf_deploy.bundle.bank import Bank
 
 Signatures = NDArray[np.float32]
 Reduce = Callable[[Signatures], Scores]

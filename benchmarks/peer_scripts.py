@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from mdmf_deploy.bank import Bank
+from mdmf_deploy.bundle.bank import Bank
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Preprocessing
 
 BATCH = 32
 Scores = NDArray[np.floating]

@@ -27,14 +27,14 @@ from peer_scripts import Peer, Scores, Task, exact, peers, reference
 from PIL import Image
 from random_vits import vits, vits_bundle
 
-from mdmf_deploy.bank import Bank
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bank import Bank
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.recipe import load_recipe
 from mdmf_deploy.compressing.bundles import compress_bundle
 from mdmf_deploy.detector import Detector
 from mdmf_deploy.inputs import expand
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.model.checkpoints import load_detector
-from mdmf_deploy.recipe import load_recipe
 from mdmf_deploy.runtime import installed
 
 POINTS = 65_536

@@ -24,7 +24,7 @@ from common import Timing, header, interleaved, number, per_second, table
 from PIL import Image
 from synthetic_jpegs import write_jpegs
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detector import Detector
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images import Limits

@@ -25,13 +25,13 @@ from common import Timing, header, interleaved, number, ratio, table
 from numpy.typing import NDArray
 from random_vits import median_distance, vits
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.recipe import Recipe, load_recipe
 from mdmf_deploy.exporting import export_detector
 from mdmf_deploy.inputs import expand
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.model.checkpoints import load_source
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Recipe, load_recipe
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.runtime.torch_reference import TorchEngine
 from mdmf_deploy.trials import center_crops

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from peer_reductions import identity, numpy_matrix, pykeops, scikit_learn, torch_matrix
 from threadpoolctl import ThreadpoolController
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.mmd.cpu import CpuReduction
 
 Signatures = NDArray[np.float32]

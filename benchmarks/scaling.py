@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from peer_reductions import cdist, numpy_matrix, pykeops, torch_matrix
 from PIL import Image
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detector import Detector
 from mdmf_deploy.images import Limits
 from mdmf_deploy.inputs import in_folder
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.preparing import prepare
-from mdmf_deploy.recipe import Preprocessing
 
 SIZES = {224: (224, 224), 512: (512, 384), 1024: (1024, 768), 2000: (2000, 1500), 4000: (4000, 3000)}
 COUNTS = (100, 300, 1000, 3000, 10_000)

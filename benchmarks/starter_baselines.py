@@ -26,11 +26,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mdmf_deploy.bundle.recipe import Recipe, load_recipe
 from mdmf_deploy.images import normalise
 from mdmf_deploy.inputs import expand
 from mdmf_deploy.model.checkpoints import load_detector
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Recipe, load_recipe
 from mdmf_deploy.training.dataset import Dataset, center_crops, collect
 from mdmf_deploy.training.fitting import CHECKPOINT, Plan, fit
 from mdmf_deploy.training.loop import STATE

@@ -21,7 +21,7 @@ import onnxruntime
 from common import header, interleaved, ms, ratio, table
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.triton_repository.reduction import CONTRIBUTIONS, SIGNATURES, reduction_graph

@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import Bank, BankSource
-from mdmf_deploy.bundle import BANK, CALIBRATION, Bundle, Manifest, check_bank, write_bundle
+from mdmf_deploy.bundle.bank import Bank, BankSource
+from mdmf_deploy.bundle.bundle import Bundle, check_bank, write_bundle
+from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, Manifest
 from mdmf_deploy.compressing.bundles import METHOD
 from mdmf_deploy.compressing.gathering import PER_BLOCK, Gathering
 from mdmf_deploy.errors import BankError, UsageError

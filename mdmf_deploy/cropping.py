@@ -9,8 +9,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import ShapeMismatch, UsageError
-from mdmf_deploy.recipe import Preprocessing
 
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]

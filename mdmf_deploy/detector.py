@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mdmf_deploy.bundle import Bundle, hint
-from mdmf_deploy.calibration import Judgement
+from mdmf_deploy.bundle.bundle import Bundle, hint
+from mdmf_deploy.bundle.calibration import Judgement
 from mdmf_deploy.errors import ImageError, MdmfError, UsageError
 from mdmf_deploy.images import Limits
 from mdmf_deploy.mmd import Reduction

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import Bank
+from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.hardware.memory import device_view
 from mdmf_deploy.mmd.cuda import CudaReduction, Pending
 from mdmf_deploy.preparing import Scored

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy import images
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.cropping import boxes, normalise, squares
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import DecodedBoxes, Limits
 from mdmf_deploy.inputs import uri
-from mdmf_deploy.recipe import Preprocessing
 
 Source = str | Path | bytes | NDArray[np.uint8]
 """The path of an image file, the bytes of one, or its pixels, (H, W, 3) RGB."""

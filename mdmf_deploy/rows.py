@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Verdict = Literal["real", "generated", "uncertain", "uncalibrated", "error"]
+from mdmf_deploy.bundle.calibration import Verdict
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):

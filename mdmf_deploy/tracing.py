@@ -11,16 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mdmf_deploy.bundle.manifest import INLINE_BYTES, INPUT, OUTPUT
+from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import RecipeError
 from mdmf_deploy.model.architectures import architecture
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Recipe
 
 INPUT, OUTPUT = "images", "signatures"
 # Name of the pooling matrix in the graph: what follows it is the PFS head.
 POOLING = "head.pooling.matrix"
-# protobuf stops at 2 GiB; the graph itself takes a few MB of that.
-INLINE_BYTES = 1_900_000_000
 
 
 def pooling_matrix(grid: int, pool: int) -> Tensor:

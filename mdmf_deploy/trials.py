@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy import images
-from mdmf_deploy.bank import Bank
 from mdmf_deploy.banking import BankReport, build_bank
-from mdmf_deploy.bundle import MODEL, MODEL_DATA, Bundle, FileEntry, Manifest, Verification
+from mdmf_deploy.bundle.bank import Bank
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, FileEntry, Manifest, Verification
+from mdmf_deploy.bundle.recipe import Precision, Preprocessing
 from mdmf_deploy.errors import ImageError, QuantisationError
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.pace import images_per_second
@@ -22,7 +24,6 @@ from mdmf_deploy.quantising.fp16 import to_fp16
 from mdmf_deploy.quantising.int8 import quantise
 from mdmf_deploy.quantising.restoring import Restorable
 from mdmf_deploy.quantising.searching import fewest, most_worth_keeping, rank
-from mdmf_deploy.recipe import Precision, Preprocessing
 from mdmf_deploy.runtime import Engine, open_engine
 from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.verifying import compare, signed_by_hash

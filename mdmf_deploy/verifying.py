@@ -16,13 +16,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import Bank
-from mdmf_deploy.bundle import PROBES, Bundle, Verification, write_bundle
+from mdmf_deploy.bundle.bank import Bank
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.manifest import PROBES, Verification
+from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
+from mdmf_deploy.bundle.recipe import Limits, Preprocessing
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch, UsageError
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.leave_one_out import leave_one_out
-from mdmf_deploy.probes import probe_crops, probes_from_bytes
-from mdmf_deploy.recipe import Limits, Preprocessing
 
 if TYPE_CHECKING:
     from mdmf_deploy.runtime import Engine

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.images import center_crop, decode, decoder_version, normalise
-from mdmf_deploy.recipe import Preprocessing
 
 GOLDEN = Path(__file__).parent.parent / "export" / "golden"
 SIZE = (48, 32)  # width, height

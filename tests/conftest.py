@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from synthetic_photos import write_photos
 
-from mdmf_deploy.recipe import Backbone, Head, Preprocessing, Recipe
+from mdmf_deploy.bundle.recipe import Backbone, Head, Preprocessing, Recipe
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -75,7 +75,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -
 @pytest.fixture(scope="session")
 def tiny_quantised(tiny_bundle: Path, tiny_recipe: Recipe) -> ModelProto:
     """The tiny bundle's graph in int8, as NNCF makes it; never change it."""
-    from mdmf_deploy.bundle import MODEL
+    from mdmf_deploy.bundle.manifest import MODEL
     from mdmf_deploy.quantising.int8 import quantise
     from mdmf_deploy.trials import center_crops
 

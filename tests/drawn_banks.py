@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.mmd.reference import bank_self_term, uniform_bank
 
 

@@ -8,21 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mdmf_deploy.bank import Bank, BankSource
-from mdmf_deploy.bundle import (
-    BANK,
-    MODEL,
-    Bundle,
-    FileEntry,
-    Manifest,
-    ModelCard,
-    Provenance,
-    Verification,
-    write_bundle,
-)
+from mdmf_deploy.bundle.bank import Bank, BankSource
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.manifest import BANK, MODEL, FileEntry, Manifest, ModelCard, Provenance, Verification
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.mmd.reference import uniform_bank
-from mdmf_deploy.recipe import Preprocessing
 
 GRAPH = b"not an ONNX graph, but bytes with a hash"
 WIDTH = 4

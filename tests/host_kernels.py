@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from mdmf_deploy.bank import Bank
+from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.mmd import Scores
 from mdmf_deploy.mmd.kernels import Kernel, Launch, PreparedBank, prepare_bank
 

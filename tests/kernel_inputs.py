@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.mmd.kernels import PreparedBank, widened
 
 

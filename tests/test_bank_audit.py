@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from handmade import GRAPH, manifest, signed
 
-from mdmf_deploy.bank import Bank
 from mdmf_deploy.bank_audit import audit_bank
 from mdmf_deploy.banking import gather_bank
-from mdmf_deploy.bundle import BANK, MODEL, write_bundle
+from mdmf_deploy.bundle.bank import Bank
+from mdmf_deploy.bundle.bundle import write_bundle
+from mdmf_deploy.bundle.manifest import BANK, MODEL
 from mdmf_deploy.compressing import compress_bundle
 from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel, uniform_bank
 

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdmf_deploy.banking import Duplicate, gather_bank, swap_bank
-from mdmf_deploy.bundle import BANK, CALIBRATION, Bundle, write_bundle
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.manifest import BANK, CALIBRATION
 from mdmf_deploy.compressing import Gathering, compress_bundle
 from mdmf_deploy.errors import BankError, BundleError, UsageError
 from mdmf_deploy.mmd.reference import ReferenceReduction

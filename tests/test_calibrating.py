@@ -8,7 +8,9 @@ import pytest
 from handmade import FakeEngine, broken, make_bundle, record, signed
 
 from mdmf_deploy.banking import Duplicate
-from mdmf_deploy.bundle import CALIBRATION, Bundle
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.calibration import Pair
+from mdmf_deploy.bundle.manifest import CALIBRATION
 from mdmf_deploy.calibrating import (
     CalibrationReport,
     calibrate,
@@ -16,7 +18,6 @@ from mdmf_deploy.calibrating import (
     gather_calibration,
     write_calibration,
 )
-from mdmf_deploy.calibration import Pair
 from mdmf_deploy.errors import CalibrationError
 from mdmf_deploy.mmd.reference import ReferenceReduction
 

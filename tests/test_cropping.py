@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.cropping import Crop, center_crop, crops, normalise
 from mdmf_deploy.errors import ShapeMismatch, UsageError
-from mdmf_deploy.recipe import Preprocessing
 
 SIDES = st.integers(1, 70)
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import mdmf_deploy.detector
-from mdmf_deploy.bank import Bank
-from mdmf_deploy.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.bank import Bank
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.calibrating import write_calibration
-from mdmf_deploy.calibration import Calibration, Pair
 from mdmf_deploy.detector import Detector
 from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable, UsageError
 from mdmf_deploy.images import Limits, decode
@@ -253,7 +253,7 @@ def test_a_bank_of_another_model_is_refused(bundle_copy: Path) -> None:
 def test_the_examples_in_the_docstrings_run(
     tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mdmf_deploy.bundle.bundled", lambda name: tiny_bundle)
+    monkeypatch.setattr("mdmf_deploy.bundle.bundle.bundled", lambda name: tiny_bundle)
     shutil.copy(photos / "photo00.jpg", tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     results = doctest.testmod(mdmf_deploy.detector)

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from mdmf_deploy import exporting, trials
-from mdmf_deploy.bank import Bank
-from mdmf_deploy.bundle import BANK, MODEL, PROBES, Bundle, Manifest, Verification
+from mdmf_deploy.bundle.bank import Bank
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.manifest import BANK, MODEL, PROBES, Manifest, Verification
+from mdmf_deploy.bundle.recipe import Export, Limits, Recipe
 from mdmf_deploy.errors import BundleError, GateFailed, UsageError
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.quantising.restoring import Restorable
-from mdmf_deploy.recipe import Export, Limits, Recipe
 from mdmf_deploy.runtime import ENGINES, Engine, installed
 from mdmf_deploy.runtime.ort import OrtEngine
 

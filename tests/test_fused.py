@@ -17,7 +17,7 @@ from on_host import host_device
 
 import mdmf_deploy.detector
 from mdmf_deploy import Detector
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable, UsageError
 from mdmf_deploy.fused import Fused
 from mdmf_deploy.hardware.memory import host_view

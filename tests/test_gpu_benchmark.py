@@ -15,13 +15,13 @@ import pytest
 from libraries import needed
 from on_host import host_device
 
+from mdmf_deploy.bundle.recipe import load_recipe
 from mdmf_deploy.hardware import gpu as probing
 from mdmf_deploy.hardware.memory import upload
 from mdmf_deploy.mmd import Scores, cuda
 from mdmf_deploy.mmd.cuda import CudaReduction
 from mdmf_deploy.mmd.kernels import Kernel, kernels
 from mdmf_deploy.mmd.reference import ReferenceReduction
-from mdmf_deploy.recipe import load_recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("gpu", "gpu_inputs", "gpu_floors", "gpu_peers", "gpu_pipeline", "gpu_timing", "common")

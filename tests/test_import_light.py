@@ -36,7 +36,7 @@ def imported_by(code: str) -> set[str]:
     return set(json.loads(answer.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("module", ["mdmf_deploy", "mdmf_deploy.cli", "mdmf_deploy.rows", "mdmf_deploy.recipe"])
+@pytest.mark.parametrize("module", ["mdmf_deploy", "mdmf_deploy.cli", "mdmf_deploy.rows", "mdmf_deploy.bundle.recipe"])
 def test_import_is_light(module: str) -> None:
     assert not imported_by(f"import {module}") & HEAVY
 

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mdmf_deploy import images, pipeline
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.cropping import Box
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import Limits
 from mdmf_deploy.pipeline import Source, sign
-from mdmf_deploy.recipe import Preprocessing
 
 Place = Callable[[int, int], Sequence[Box]]
 CROP = 16

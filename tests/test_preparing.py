@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from mdmf_deploy import cropping, images, preparing
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.images import Limits
 from mdmf_deploy.preparing import Prepared, Source, prepare
-from mdmf_deploy.recipe import Preprocessing
 
 PLAN = Preprocessing(crop=28)
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdmf_deploy.bundle.recipe import Head, Preprocessing, Recipe
 from mdmf_deploy.errors import RecipeError
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Head, Preprocessing, Recipe
 from mdmf_deploy.tracing import MatrixPooling, pooling_matrix, trace
 
 

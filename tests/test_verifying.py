@@ -11,13 +11,14 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
 from mdmf_deploy import verifying
-from mdmf_deploy.bank import BankSource
-from mdmf_deploy.bundle import PROBES, Bundle, Verification, write_bundle
+from mdmf_deploy.bundle.bank import BankSource
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.manifest import PROBES, Verification
+from mdmf_deploy.bundle.recipe import Limits
 from mdmf_deploy.compressing import compress_bundle
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch
 from mdmf_deploy.hardware import host as cgroups
 from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
-from mdmf_deploy.recipe import Limits
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks import doctor as machine
 from mdmf_deploy.verifying import (

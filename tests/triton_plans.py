@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 
 
 def write_plan(path: Path, bundle: Bundle, **changes: Any) -> Path:

@@ -10,9 +10,10 @@ import msgspec
 import numpy as np
 
 from mdmf_deploy import images
-from mdmf_deploy.bundle import BANK, MODEL, MODEL_DATA, Bundle, FileEntry, write_bundle
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.manifest import BANK, MODEL, MODEL_DATA, FileEntry
+from mdmf_deploy.bundle.recipe import Precision
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.recipe import Precision
 
 LADDER: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 HOW = "lowered here from the bundle's fp32 graph; int8 took its ranges from these images; the bank stays fp32's"

@@ -11,7 +11,7 @@ from mdmf_deploy.building.flavours import Flavour, dotted, flags
 from mdmf_deploy.building.keys import EngineKey, profile_key, this_platform
 from mdmf_deploy.building.plans import Plan, PlanCard, find, keep, timing_path
 from mdmf_deploy.building.profiles import Profile
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 
 
 def engine_key(

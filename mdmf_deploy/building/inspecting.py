@@ -14,7 +14,7 @@ from mdmf_deploy.building.flavours import Flavour
 from mdmf_deploy.building.plans import Plan, Tensor, amend, layers_path
 from mdmf_deploy.building.profiles import Profile
 from mdmf_deploy.building.watching import fused, new_log
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import EngineError
 from mdmf_deploy.files import write_to_cache
 from mdmf_deploy.hardware.gpu import probe

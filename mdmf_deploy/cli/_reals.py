@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdmf_deploy.bundle import shipped_name
+from mdmf_deploy.bundle.bundle import shipped_name
 from mdmf_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from mdmf_deploy.bundle import Bundle
+    from mdmf_deploy.bundle.bundle import Bundle
 
 _SHOWN = 10
 

@@ -45,7 +45,7 @@ def build(
     Example: mdmf bank build starter ~/photos -o mine.mdmf
     """
     from mdmf_deploy.banking import build_bank, swap_bank
-    from mdmf_deploy.bundle import Bundle
+    from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.inputs import expand
     from mdmf_deploy.runtime import open_engine
@@ -122,7 +122,7 @@ def compress(
 
     Example: mdmf bank compress mine.mdmf --max-error 0.005 -o small.mdmf
     """
-    from mdmf_deploy.bundle import Bundle
+    from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.compressing import compress_bundle
 
     old = Bundle.open(bundle)
@@ -149,7 +149,8 @@ def inspect(
     Example: mdmf bank inspect starter --json
     """
     from mdmf_deploy.bank_audit import audit_bank
-    from mdmf_deploy.bundle import BANK, Bundle
+    from mdmf_deploy.bundle.bundle import Bundle
+    from mdmf_deploy.bundle.manifest import BANK
 
     opened = Bundle.open(bundle)
     audit = audit_bank(opened.bank)

@@ -39,7 +39,7 @@ def build(
     from mdmf_deploy.building import obtain
     from mdmf_deploy.building.flavours import FLAVOURS, capability
     from mdmf_deploy.building.profiles import load_profile
-    from mdmf_deploy.bundle import Bundle
+    from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.errors import RuntimeUnavailable, UsageError
 
     if flavour not in FLAVOURS:

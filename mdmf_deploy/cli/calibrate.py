@@ -35,8 +35,9 @@ def calibrate(
 
     Example: mdmf calibrate mine.mdmf ~/more-photos --fpr 0.01 --fpr 0.05
     """
-    from mdmf_deploy import calibrating, conformal
-    from mdmf_deploy.bundle import Bundle
+    from mdmf_deploy import calibrating
+    from mdmf_deploy.bundle import conformal
+    from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.inputs import expand
     from mdmf_deploy.runtime import open_engine
 

@@ -21,7 +21,7 @@ _SHOWN = 3
 
 
 class Part(StrEnum):
-    """The parts of mdmf_deploy.splitting, as choices."""
+    """The parts of mdmf_deploy.bundle.recipe, as choices."""
 
     test = "test"
     validation = "validation"
@@ -59,11 +59,11 @@ def evaluate(
     Example: mdmf evaluate data/ --split starter --condition "as is" --condition jpeg:75
     """
     from mdmf_deploy import evaluating
+    from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.conditions import AS_IS, Condition
     from mdmf_deploy.detector import Detector
     from mdmf_deploy.errors import GateFailed, UsageError
     from mdmf_deploy.outputs import replacing
-    from mdmf_deploy.recipe import load_recipe
 
     if output is not None and output.suffix != ".jsonl":
         raise UsageError(f"-o {output}: rows of an evaluation are written as .jsonl only")

@@ -13,7 +13,8 @@ from mdmf_deploy.cli._reals import print_facts, print_json, tell
 from mdmf_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from mdmf_deploy.bundle import Bundle, Verification
+    from mdmf_deploy.bundle.bundle import Bundle
+    from mdmf_deploy.bundle.manifest import Verification
     from mdmf_deploy.exporting import Exported
     from mdmf_deploy.triton_repository import Serving, Written
 
@@ -98,7 +99,7 @@ def export(
         if triton is None:
             raise UsageError(f"{source} is a bundle already; give --triton DIR, or a checkpoint to export")
 
-        from mdmf_deploy.bundle import Bundle
+        from mdmf_deploy.bundle.bundle import Bundle
 
         bundle, done = Bundle.open(source), None
     else:
@@ -122,7 +123,7 @@ def export(
 
 
 def _is_bundle(source: str) -> bool:
-    from mdmf_deploy.bundle import shipped
+    from mdmf_deploy.bundle.bundle import shipped
 
     path = Path(source)
     return path.is_dir() or (not path.exists() and shipped(source).is_dir())
@@ -156,8 +157,8 @@ def _export(
     triton: Path | None,
     force: bool,
 ) -> Exported:
+    from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.inputs import expand
-    from mdmf_deploy.recipe import load_recipe
 
     if output.exists() and not force:
         raise UsageError(f"{output} exists; give --force to replace it, or another -o")

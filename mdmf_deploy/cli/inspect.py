@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from mdmf_deploy.bundle import Bundle
+    from mdmf_deploy.bundle.bundle import Bundle
 
 
 def inspect(
@@ -22,7 +22,7 @@ def inspect(
     """
     import msgspec
 
-    from mdmf_deploy.bundle import Bundle
+    from mdmf_deploy.bundle.bundle import Bundle
 
     facts = describe(Bundle.open(bundle))
     if as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from mdmf_deploy.recipe import Recipe
+    from mdmf_deploy.bundle.recipe import Recipe
 
 
 def train(
@@ -44,9 +44,9 @@ def train(
 
     Example: mdmf train photos/ generated/ --backbone dinov2_vitl14 --backbone-weights dinov2_vitl14.pth -o runs/vitl14
     """
+    from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.inputs import expand
-    from mdmf_deploy.recipe import load_recipe
 
     changes: dict[str, object] = {"objective": objective, "steps": steps, "seed": seed}
     changes = {name: value for name, value in changes.items() if value is not None}
@@ -85,7 +85,7 @@ def train(
 
 def _default_recipe(backbone: str | None) -> str:
     """A backbone's own recipe, where there is one: the starter's head and rates would not suit it."""
-    from mdmf_deploy.recipe import recipe_names
+    from mdmf_deploy.bundle.recipe import recipe_names
 
     return backbone if backbone is not None and backbone in recipe_names() else "starter"
 
@@ -93,8 +93,8 @@ def _default_recipe(backbone: str | None) -> str:
 def _changed(recipe: Recipe, backbone: str | None, training: dict[str, Any]) -> Recipe:
     import msgspec
 
+    from mdmf_deploy.bundle.recipe import Recipe
     from mdmf_deploy.errors import UsageError
-    from mdmf_deploy.recipe import Recipe
 
     table = msgspec.to_builtins(recipe)
     table["training"] |= training

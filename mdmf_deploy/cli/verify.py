@@ -12,7 +12,8 @@ import typer
 from mdmf_deploy.cli._reals import destination, print_json
 
 if TYPE_CHECKING:
-    from mdmf_deploy.bundle import Bundle, Verification
+    from mdmf_deploy.bundle.bundle import Bundle
+    from mdmf_deploy.bundle.manifest import Verification
     from mdmf_deploy.runtime import Engine
 
 
@@ -57,7 +58,7 @@ def verify(
 
     Example: mdmf verify mine.mdmf --runtime all
     """
-    from mdmf_deploy.bundle import Bundle
+    from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.errors import BundleError, GateFailed, UsageError
 
     if (checkpoint is None) != (not images):
@@ -143,10 +144,10 @@ def _against_checkpoint(
     recipe: str | None,
     images: list[str],
 ) -> list[Verification]:
+    from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.inputs import expand
     from mdmf_deploy.model.checkpoints import load_source, source_sha256
-    from mdmf_deploy.recipe import load_recipe
     from mdmf_deploy.runtime.torch_reference import TorchEngine
     from mdmf_deploy.verifying import verify_images
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from mdmf_deploy.bank import Bank
 from mdmf_deploy.bank_audit import bandwidth_warning, mean_kernel
-from mdmf_deploy.bundle import BANK, CALIBRATION, Bundle, FileEntry, Manifest, check_bank, hint, write_bundle
+from mdmf_deploy.bundle.bank import Bank
+from mdmf_deploy.bundle.bundle import Bundle, check_bank, hint, write_bundle
+from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, FileEntry, Manifest
 from mdmf_deploy.compressing.carrying import carry_calibration, carry_verification
 from mdmf_deploy.compressing.fitting import CANDIDATES, SAMPLE, Fitted, OutOfReach, compress
 from mdmf_deploy.compressing.rows import BankFile

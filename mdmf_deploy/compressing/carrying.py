@@ -13,9 +13,9 @@ import math
 
 import msgspec
 
-from mdmf_deploy import conformal
-from mdmf_deploy.bundle import Manifest, Verification
-from mdmf_deploy.calibration import Calibration, Threshold
+from mdmf_deploy.bundle import conformal
+from mdmf_deploy.bundle.calibration import Calibration, Threshold
+from mdmf_deploy.bundle.manifest import Manifest, Verification
 
 _SUFFIX = "; measured before the bank was compressed, bound of the score change added"
 

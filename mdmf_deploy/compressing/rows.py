@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import BankSource
+from mdmf_deploy.bundle.bank import BankSource
 from mdmf_deploy.errors import BankError
 
 BLOCK = 8192

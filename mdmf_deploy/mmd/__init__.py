@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import Bank
+from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.errors import ShapeMismatch
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import Bank
+from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.mmd import Scores, check_shapes
 from mdmf_deploy.mmd.blas import one_blas_thread

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mdmf_deploy.bank import Bank
+from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.hardware.device import Device, Event, open_device
 from mdmf_deploy.hardware.memory import device_view, is_on_device
 from mdmf_deploy.mmd import Scores, check_shape

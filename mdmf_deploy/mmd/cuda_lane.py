@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import Bank
+from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.hardware.device import Device, Graph, Memory
 from mdmf_deploy.hardware.memory import DeviceView, upload
 from mdmf_deploy.mmd.kernels import Kernel, Launch, Launches, prepare_bank

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import Bank
+from mdmf_deploy.bundle.bank import Bank
 
 # float32 sums run over this many points before float64 takes over: more would add errors past what the rule allows.
 # A tile is a whole number of runs.

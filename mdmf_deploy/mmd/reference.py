@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.mmd import Scores, check_shapes

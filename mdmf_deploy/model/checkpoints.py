@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import CheckpointError
 from mdmf_deploy.files import atomic_file, file_sha256
 from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.layouts import official
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Recipe
 
 _LISTED = 8
 

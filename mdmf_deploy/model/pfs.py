@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.model.architectures import architecture
 from mdmf_deploy.model.dinov2 import DinoV2
-from mdmf_deploy.recipe import Recipe
 
 
 class PfsHead(nn.Module):

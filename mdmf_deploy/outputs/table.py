@@ -5,7 +5,8 @@ The image comes last: the other columns have a known width, and a path is neithe
 
 from __future__ import annotations
 
-from mdmf_deploy.rows import Row, Verdict
+from mdmf_deploy.bundle.calibration import Verdict
+from mdmf_deploy.rows import Row
 
 _COLOURS: dict[Verdict, str] = {
     "real": "32",

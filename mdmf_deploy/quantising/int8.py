@@ -9,9 +9,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
+from mdmf_deploy.bundle.manifest import INPUT
 from mdmf_deploy.errors import QuantisationError, RuntimeUnavailable
 from mdmf_deploy.quantising.silence import import_nncf, silence
-from mdmf_deploy.tracing import INPUT
 
 # NNCF's own choices are 0.95, and the mean of the images' extremes, which an image unlike most exceeds: its score then
 # moves far more than the others'.  On the starter's held-back images these halve the worst change.

@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from mdmf_deploy.recipe import Precision
-from mdmf_deploy.tracing import INLINE_BYTES
+from mdmf_deploy.bundle.manifest import INLINE_BYTES
+from mdmf_deploy.bundle.recipe import Precision
 
 
 def save(model: ModelProto, destination: Path, precision: Precision) -> Path:

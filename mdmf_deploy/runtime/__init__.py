@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mdmf_deploy.errors import RuntimeUnavailable
 
 if TYPE_CHECKING:
-    from mdmf_deploy.bundle import Bundle
+    from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.runtime.needs import Lack
 
 

@@ -21,14 +21,14 @@ from mdmf_deploy.building import engine_key
 from mdmf_deploy.building.flavours import TENSORRT, allows_tf32
 from mdmf_deploy.building.keys import EngineKey
 from mdmf_deploy.building.profiles import DEFAULT, Profile, load_profile
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.files import cache_folder
 from mdmf_deploy.hardware.gpu import probe
 from mdmf_deploy.runtime.batches import OnDevice, Part, Sizes
 from mdmf_deploy.runtime.needs import Lack, preload, require, unloadable
 
-_INPUT = "images"  # mdmf_deploy.tracing.INPUT, which takes torch to import
+_INPUT = "images"  # mdmf_deploy.bundle.manifest.INPUT, which takes torch to import
 _DEVICE = "cuda"
 _CUDA, _TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _MIB = 2**20

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mdmf_deploy.building.flavours import RTX, TENSORRT, Flavour
 from mdmf_deploy.building.inspecting import load_plan
 from mdmf_deploy.building.profiles import DEFAULT, load_profile
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import EngineError, OutOfMemory
 from mdmf_deploy.hardware.device import Device, Event, Memory, open_device
 from mdmf_deploy.runtime.batches import OnDevice, Part, Sizes

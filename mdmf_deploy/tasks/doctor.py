@@ -111,7 +111,7 @@ def _extras() -> tuple[Extra, ...]:
 
 
 def _starter() -> Starter:
-    from mdmf_deploy.bundle import Bundle
+    from mdmf_deploy.bundle.bundle import Bundle
 
     try:
         bundle = Bundle.open("starter")

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mdmf_deploy.bundle.recipe import Autoencoder
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import atomic_file
-from mdmf_deploy.recipe import Autoencoder
 
 _CROP = 96
 _BATCH = 8

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mdmf_deploy.bundle.recipe import Part, Split, part_of
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import center_crop, decode, read
-from mdmf_deploy.recipe import Split
-from mdmf_deploy.splitting import Part, part_of
 
 REAL = "real"
 

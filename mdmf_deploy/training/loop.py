@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from mdmf_deploy.bundle.recipe import Training
 from mdmf_deploy.errors import TrainingFailed
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Training
 from mdmf_deploy.training.batches import Batch, Batches
 from mdmf_deploy.training.network import TrainingNet, classification_loss, criterion
 from mdmf_deploy.training.processes import processes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mdmf_deploy.bundle.recipe import Training
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Training
 from mdmf_deploy.training.objectives import image_scores, image_test_power, median_distance, pooled_test_power
 
 

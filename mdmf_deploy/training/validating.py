@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import BankSource
+from mdmf_deploy.bundle.bank import BankSource
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import uniform_bank
 from mdmf_deploy.model.pfs import Detector

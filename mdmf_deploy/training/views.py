@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mdmf_deploy.recipe import Pairs
+from mdmf_deploy.bundle.recipe import Pairs
 from mdmf_deploy.training.autoencoders import AutoencoderNet, autoencoder_name, reconstruct
 
 _SOURCE_QUALITY = 92

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mdmf_deploy.bank import Bank
+from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.errors import GateFailed
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.triton_repository.reduction import CONTRIBUTIONS, SIGNATURES

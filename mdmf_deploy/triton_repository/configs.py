@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mdmf_deploy.bundle import Manifest
+from mdmf_deploy.bundle.manifest import Manifest
 from mdmf_deploy.triton_repository.preprocessing import CROPS, IMAGES
 from mdmf_deploy.triton_repository.reduction import CONTRIBUTIONS, P_VALUE, SCORE, SIGNATURES
 from mdmf_deploy.triton_repository.serving import Serving

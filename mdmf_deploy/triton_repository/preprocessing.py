@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, TensorProto
 
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.cropping import normalise
-from mdmf_deploy.recipe import Preprocessing
 from mdmf_deploy.triton_repository.graphs import Graph, Value
 
 CROPS, IMAGES = "crops", "images"

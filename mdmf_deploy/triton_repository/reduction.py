@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
-from mdmf_deploy.bank import Bank
-from mdmf_deploy.calibration import Calibration
+from mdmf_deploy.bundle.bank import Bank
+from mdmf_deploy.bundle.calibration import Calibration
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.mmd.operands import Points
 from mdmf_deploy.triton_repository.graphs import Graph, Value
@@ -137,7 +137,7 @@ def _tile(rows: str, width: int, length: int, exponent: type[np.floating]) -> Gr
 
 
 def _p_value(graph: Graph, score: str, calibration: Calibration) -> None:
-    """(k + 1) / (n + 1), with k of the n calibration scores >= score, as mdmf_deploy.conformal.p_value has it."""
+    """(k + 1) / (n + 1), with k of the n calibration scores >= score, as mdmf_deploy.bundle.conformal.p_value has it."""
     scores = graph.constant(np.array([calibration.scores]), "calibration_scores")
     above = graph.cast(graph.op("GreaterOrEqual", scores, score), TensorProto.DOUBLE)
     count = graph.op("ReduceSum", above, graph.constant(np.array([1])), keepdims=1)

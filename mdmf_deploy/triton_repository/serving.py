@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mdmf_deploy.bundle import Bundle, hint
-from mdmf_deploy.calibration import Calibration, Pair
+from mdmf_deploy.bundle.bundle import Bundle, hint
+from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.errors import UsageError
 
 Device = Literal["cpu", "gpu"]

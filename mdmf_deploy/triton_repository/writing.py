@@ -9,8 +9,9 @@ from pathlib import Path
 import msgspec
 
 import mdmf_deploy
-from mdmf_deploy.bundle import MODEL, MODEL_DATA, Bundle
-from mdmf_deploy.calibration import Calibration
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.calibration import Calibration
+from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import atomic_folder, file_sha256
 from mdmf_deploy.triton_repository.checking import check_reduction

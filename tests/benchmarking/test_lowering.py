@@ -10,7 +10,7 @@ import pytest
 from handmade import manifest
 
 from mdmf_deploy.benchmarking.lowering import lowered
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detector import Detector
 from mdmf_deploy.errors import UsageError
 

@@ -14,7 +14,8 @@ from mdmf_deploy.building.flavours import RTX, allows_tf32, capability, flags, s
 from mdmf_deploy.building.inspecting import names
 from mdmf_deploy.building.profiles import Batch, Profile
 from mdmf_deploy.building.watching import fused, new_log, new_monitor
-from mdmf_deploy.bundle import MODEL, Bundle
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.errors import EngineError, UsageError
 
 library = needed("tensorrt_rtx")

@@ -15,7 +15,8 @@ from mdmf_deploy.building import key_for
 from mdmf_deploy.building.flavours import RTX, TENSORRT, Flavour
 from mdmf_deploy.building.keys import EngineKey
 from mdmf_deploy.building.profiles import load_profile
-from mdmf_deploy.bundle import MODEL, MODEL_DATA, Bundle, FileEntry
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, FileEntry
 
 
 def bundle(precision: str = "fp32", **hashes: str) -> Bundle:

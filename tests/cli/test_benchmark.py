@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from mdmf_deploy.benchmarking import samples, starting
 from mdmf_deploy.benchmarking.results import Settings
 from mdmf_deploy.benchmarking.subjects import opened
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.cli import app
 from mdmf_deploy.cli.benchmark import benchmark as command
 from mdmf_deploy.cli.detect import detect

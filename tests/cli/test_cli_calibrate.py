@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
-from mdmf_deploy.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.cli import app
 
 

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.recipe import Limits, Recipe
 from mdmf_deploy.cli import app
 from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.files import file_sha256
 from mdmf_deploy.model.checkpoints import save_detector
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Limits, Recipe
 from mdmf_deploy.runtime import installed
 from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.verifying import record

@@ -10,9 +10,9 @@ import pytest
 from triton_plans import write_plan
 from typer.testing import CliRunner, Result
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.cli import app
-from mdmf_deploy.recipe import Recipe
 
 RECIPE = """
 name = "tiny"

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from synthetic_photos import synthetic_photo
 from typer.testing import CliRunner, Result
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.recipe import load_recipe
 from mdmf_deploy.cli import app
 from mdmf_deploy.cli.train import _changed, _default_recipe
-from mdmf_deploy.recipe import load_recipe
 
 RECIPE = """
 name = "tiny"

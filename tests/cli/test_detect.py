@@ -19,9 +19,9 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner, Result
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.calibrating import write_calibration
-from mdmf_deploy.calibration import Calibration, Pair
 from mdmf_deploy.cli import app
 from mdmf_deploy.detector import Detector
 from mdmf_deploy.errors import RuntimeUnavailable

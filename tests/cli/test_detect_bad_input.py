@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from mdmf_deploy.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.cli import app
 
 

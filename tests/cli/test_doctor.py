@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mdmf_deploy import bundle, runtime
+from mdmf_deploy import runtime
+from mdmf_deploy.bundle import bundle
 from mdmf_deploy.cli import app
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.calibrating import write_calibration
-from mdmf_deploy.calibration import Calibration, Pair
 from mdmf_deploy.cli import app
 
 

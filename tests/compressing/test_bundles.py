@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from handmade import GRAPH, WIDTH, make_bundle, manifest, record
 
-from mdmf_deploy.bank import BankSource
-from mdmf_deploy.bundle import BANK, CALIBRATION, MODEL, Bundle, write_bundle
-from mdmf_deploy.calibration import Calibration, Pair
+from mdmf_deploy.bundle.bank import BankSource
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.calibration import Calibration, Pair
+from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MODEL
 from mdmf_deploy.compressing import compress_bundle
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.mmd.reference import uniform_bank

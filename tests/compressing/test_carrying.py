@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdmf_deploy import conformal
-from mdmf_deploy.bank import Bank
-from mdmf_deploy.calibration import Calibration, Pair
+from mdmf_deploy.bundle import conformal
+from mdmf_deploy.bundle.bank import Bank
+from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.compressing import MemoryRows, compress
 from mdmf_deploy.compressing.carrying import carry_calibration, carry_verification
 from mdmf_deploy.mmd.reference import ReferenceReduction

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.compressing import MemoryRows, compress, fitting
 from mdmf_deploy.compressing.choosing import REGULARISER
 from mdmf_deploy.compressing.fitting import Fitted, OutOfReach

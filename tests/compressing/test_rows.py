@@ -8,7 +8,7 @@ import handmade
 import numpy as np
 import pytest
 
-from mdmf_deploy.bank import Bank
+from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.compressing import BankFile, MemoryRows, compress, rows
 from mdmf_deploy.errors import BankError
 

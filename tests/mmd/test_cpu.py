@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.mmd import cpu, operands
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.operands import Points, aligned

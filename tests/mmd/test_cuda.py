@@ -16,7 +16,7 @@ from float32_mmd import EPS
 from kernel_inputs import draw
 from on_host import host_device
 
-from mdmf_deploy.bank import Bank
+from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.errors import OutOfMemory, ShapeMismatch, UsageError
 from mdmf_deploy.mmd import Scores, cuda, cuda_lane
 from mdmf_deploy.mmd.cuda import CudaReduction, Pending

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.mmd.leave_one_out import leave_one_out
 from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank

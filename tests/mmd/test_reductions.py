@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from on_host import host_device
 from sklearn.metrics.pairwise import rbf_kernel
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import ShapeMismatch
 from mdmf_deploy.mmd import Reduction, Scores, check_shapes, reference
 from mdmf_deploy.mmd.cpu import CpuReduction

@@ -12,6 +12,7 @@ from backbones import randomised
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from mdmf_deploy.bundle.recipe import Head, Recipe
 from mdmf_deploy.errors import CheckpointError
 from mdmf_deploy.model.checkpoints import (
     checkpoint_sha256,
@@ -22,7 +23,6 @@ from mdmf_deploy.model.checkpoints import (
     save_detector,
 )
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Head, Recipe
 
 
 @pytest.fixture

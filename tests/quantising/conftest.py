@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mdmf_deploy.bundle import MODEL
+from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.quantising.restoring import Restorable
 
 

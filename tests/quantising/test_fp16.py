@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from mdmf_deploy.bundle import MODEL
+from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.errors import QuantisationError
 from mdmf_deploy.quantising.fp16 import to_fp16
 

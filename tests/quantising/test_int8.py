@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mdmf_deploy.bundle import MODEL
+from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.errors import QuantisationError, RuntimeUnavailable
 from mdmf_deploy.quantising.int8 import check_symmetric, quantise
 

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from mdmf_deploy.bundle import MODEL
+from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.errors import QuantisationError
 from mdmf_deploy.quantising.restoring import Restorable
 

@@ -18,12 +18,13 @@ import torch
 from libraries import needed
 
 from mdmf_deploy import runtime
-from mdmf_deploy.bundle import MODEL, Bundle
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.manifest import MODEL
+from mdmf_deploy.bundle.recipe import Precision, Recipe
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
 from mdmf_deploy.hardware.host import saturates_int8
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.quantising.restoring import Restorable
-from mdmf_deploy.recipe import Precision, Recipe
 from mdmf_deploy.runtime import ENGINES, ON_GPU, Engine, open_engine, ort, preference
 from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.runtime.torch_reference import TorchEngine

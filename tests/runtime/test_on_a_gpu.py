@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.hardware.device import open_device
 from mdmf_deploy.hardware.gpu import probe

@@ -17,7 +17,8 @@ from mdmf_deploy.benchmarking import subjects
 from mdmf_deploy.benchmarking.results import Settings
 from mdmf_deploy.building.keys import EngineKey, profile_key
 from mdmf_deploy.building.profiles import load_profile
-from mdmf_deploy.bundle import MODEL, Bundle
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.hardware.device import Gpu
 from mdmf_deploy.hardware.memory import device_view, host_view

@@ -16,7 +16,8 @@ from host_tensorrt import HostTensorRt
 from typer.testing import CliRunner
 
 from mdmf_deploy.building import inspecting
-from mdmf_deploy.bundle import MODEL, Bundle
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.cli import app
 from mdmf_deploy.errors import EngineError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.hardware.memory import device_view, host_view

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from synthetic_photos import synthetic_photo
 
-from mdmf_deploy.recipe import Autoencoder, Pairs, Recipe, Split, Training
+from mdmf_deploy.bundle.recipe import Autoencoder, Pairs, Recipe, Split, Training
 
 
 @pytest.fixture(scope="session")

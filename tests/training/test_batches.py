@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mdmf_deploy.recipe import Preprocessing
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.training.batches import CropBatches, FeatureBatches, Images, Photograph
 
 SIZE = 28

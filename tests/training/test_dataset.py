@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_data import generated, paths
 
+from mdmf_deploy.bundle.recipe import Split
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.recipe import Split
 from mdmf_deploy.training.dataset import PixelCache, Sample, Window, collect, spread
 
 SPLIT = Split(train=0.6, validation=0.2)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from training_data import generated, paths
 
+from mdmf_deploy.bundle.recipe import Preprocessing, Recipe
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Preprocessing, Recipe
 from mdmf_deploy.training.dataset import Sample
 from mdmf_deploy.training.features import cache_key, cached_features
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from training_data import generated, paths
 
+from mdmf_deploy.bundle.recipe import Pairs, Recipe
 from mdmf_deploy.errors import CheckpointError, UsageError
 from mdmf_deploy.model.checkpoints import load_detector
 from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Pairs, Recipe
 from mdmf_deploy.training.fitting import Plan, fit
 from mdmf_deploy.training.loop import STATE, Cadence
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mdmf_deploy.bundle.recipe import Recipe, Training
 from mdmf_deploy.errors import TrainingFailed
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.recipe import Recipe, Training
 from mdmf_deploy.training import loop
 from mdmf_deploy.training.batches import Batch
 from mdmf_deploy.training.loop import Cadence, train

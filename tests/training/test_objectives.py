@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import ShapeMismatch
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.training.objectives import (

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from synthetic_photos import synthetic_photo
 
+from mdmf_deploy.bundle.recipe import Autoencoder, Pairs
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.recipe import Autoencoder, Pairs
 from mdmf_deploy.training.autoencoders import AutoencoderNet, autoencoder_name, reconstruct, train_autoencoder
 from mdmf_deploy.training.views import Treatment, treat, treatments, write_reconstructions, write_views
 

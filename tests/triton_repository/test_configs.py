@@ -14,7 +14,7 @@ from handmade import manifest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.triton_repository import Serving, write_repository
 from mdmf_deploy.triton_repository.configs import configs
 from mdmf_deploy.triton_repository.text_format import entries, text

@@ -9,7 +9,7 @@ import pytest
 from handmade import make_bundle
 from triton_plans import write_plan
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.triton_repository.plans import check_plan
 

@@ -6,8 +6,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.cropping import normalise
-from mdmf_deploy.recipe import Preprocessing
 from mdmf_deploy.triton_repository.preprocessing import CROPS, preprocessing_graph
 
 

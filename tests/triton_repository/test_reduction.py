@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 
-from mdmf_deploy import conformal
-from mdmf_deploy.bank import Bank
-from mdmf_deploy.bundle import PROBES, Bundle
-from mdmf_deploy.calibration import Calibration, Pair
+from mdmf_deploy.bundle import conformal
+from mdmf_deploy.bundle.bank import Bank
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.calibration import Calibration, Pair
+from mdmf_deploy.bundle.manifest import PROBES
+from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
 from mdmf_deploy.compressing import MemoryRows, compress
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.mmd.operands import Points
 from mdmf_deploy.mmd.reference import ReferenceReduction
-from mdmf_deploy.probes import probe_crops, probes_from_bytes
 from mdmf_deploy.triton_repository import reduction
 from mdmf_deploy.triton_repository.reduction import CONTRIBUTIONS, P_VALUE, SCORE, SIGNATURES, reduction_graph
 

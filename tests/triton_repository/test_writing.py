@@ -19,7 +19,7 @@ from PIL import Image
 from stock_server import StockServer
 from triton_plans import write_plan
 
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.cropping import center_crop
 from mdmf_deploy.detector import Detector
 from mdmf_deploy.errors import GateFailed, UsageError

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from mdmf_deploy import conformal
+from mdmf_deploy.bundle import conformal
 from mdmf_deploy.errors import CalibrationError
-from mdmf_deploy.rows import Verdict
 
 
 class Judgement(NamedTuple):
@@ -43,7 +42,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     scores: (n,) ascending.  image_sha256: (n,) of the same images, in the same order.
     thresholds: the first one decides; others are for reading.
     review: p-values above the first rate and up to this one are "uncertain".
-    holds_for: pairs that verification covered at the time; mdmf_deploy.bundle.Bundle.calibration
+    holds_for: pairs that verification covered at the time; mdmf_deploy.bundle.bundle.Bundle.calibration
         puts those in their place that it covers now.
     carried: the images were scored with another bank, from which MMD differs by at most this much; `scores` are upper
         bounds of what they would score now, so p-values are at least as large as after calibrating anew.
@@ -135,3 +134,6 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             return msgspec.json.decode(data, type=cls)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise CalibrationError(f"{name} is not a calibration ({error}); run `mdmf calibrate`") from error
+
+
+Verdict = Literal["real", "generated", "uncertain", "uncalibrated", "error"]

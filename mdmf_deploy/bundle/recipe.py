@@ -214,3 +214,20 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         return msgspec.convert(table, Recipe)
     except msgspec.ValidationError as error:
         raise RecipeError(f"recipe {path}: {error}") from error
+
+
+Part = Literal["train", "validation", "test"]
+
+
+def part_of(sha256: str, split: Split, generator: str | None = None) -> Part:
+    """The part of an image with this SHA-256 (hex); a held-out generator's images are all "test".
+
+    Copies of a file can never end up in two parts, on any machine, in any order.
+    """
+    if generator is not None and generator in split.held_out:
+        return "test"
+    # The first 52 bits, as a number in [0, 1): exact in a float64.
+    position = int(sha256[:13], 16) / 16**13
+    if position < split.train:
+        return "train"
+    return "validation" if position < split.train + split.validation else "test"

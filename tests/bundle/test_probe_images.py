@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
+from mdmf_deploy.bundle.probe_images import COUNT, probe_crops, probes_from_bytes, probes_to_bytes
 from mdmf_deploy.errors import BundleError
-from mdmf_deploy.probes import COUNT, probe_crops, probes_from_bytes, probes_to_bytes
 
 
 def test_the_same_pixels_on_every_machine() -> None:

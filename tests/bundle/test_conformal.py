@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mdmf_deploy import conformal
+from mdmf_deploy.bundle import conformal
 
 # Few distinct values, so that ties are the rule.
 SCORES = st.lists(st.integers(-3, 3).map(lambda value: value / 4), min_size=1, max_size=40).map(sorted)

@@ -10,7 +10,7 @@ from handmade import sha
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdmf_deploy.calibration import Calibration, Judgement, Pair
+from mdmf_deploy.bundle.calibration import Calibration, Judgement, Pair
 from mdmf_deploy.errors import CalibrationError
 
 PAIR = Pair("onnxruntime", "fp32")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from handmade import bank
 
-from mdmf_deploy.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.mmd.reference import gaussian_kernel, uniform_bank
 

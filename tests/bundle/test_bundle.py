@@ -11,11 +11,12 @@ import msgspec
 import pytest
 from handmade import GRAPH, bank, make_bundle, manifest, record, sha
 
-from mdmf_deploy import bundle as bundle_module
-from mdmf_deploy.bundle import BANK, CALIBRATION, MANIFEST, MODEL, Bundle, Verification, write_bundle
-from mdmf_deploy.calibration import Calibration, Pair
+from mdmf_deploy.bundle import bundle as bundle_module
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.calibration import Calibration, Pair
+from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MANIFEST, MODEL, Verification
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import BundleError, CalibrationError, MdmfError
-from mdmf_deploy.recipe import Preprocessing
 from mdmf_deploy.tasks import doctor as machine
 
 

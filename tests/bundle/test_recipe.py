@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from handmade import sha
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mdmf_deploy.bundle.recipe import Split, load_recipe, part_of, recipe_names
 from mdmf_deploy.errors import RecipeError
 from mdmf_deploy.model.architectures import architecture
-from mdmf_deploy.recipe import load_recipe, recipe_names
 
 GOOD = 'name = "x"\nsummary = "y"\n[backbone]\narchitecture = "dinov2_vits14"\n'
 
@@ -103,3 +107,37 @@ def test_a_path_that_is_not_there_or_a_folder_is_refused(tmp_path: Path) -> None
 def test_an_unknown_backbone_lists_the_known_ones() -> None:
     with pytest.raises(RecipeError, match="backbone 'vit_huge' is not known; choose one of dinov2_vits14"):
         architecture("vit_huge")
+
+
+SPLIT = Split(train=0.65, validation=0.15, held_out=("LDM",))
+
+
+def test_parts_have_the_asked_sizes() -> None:
+    counts = Counter(part_of(sha(str(i)), SPLIT, "GLIDE") for i in range(20_000))
+    assert counts["train"] / 20_000 == pytest.approx(0.65, abs=0.02)
+    assert counts["validation"] / 20_000 == pytest.approx(0.15, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("position", "part"),
+    [(0.0, "train"), (0.6499, "train"), (0.6501, "validation"), (0.7999, "validation"), (0.8001, "test")],
+)
+def test_the_hash_is_read_as_a_position(position: float, part: str) -> None:
+    assert part_of(f"{int(position * 16**13):013x}" + "f" * 51, SPLIT) == part
+
+
+def test_the_last_hash_is_still_a_position() -> None:
+    assert part_of("f" * 64, SPLIT) == "test"
+
+
+@given(content=st.text())
+def test_a_held_out_generator_is_only_ever_tested(content: str) -> None:
+    assert part_of(sha(content), SPLIT, "LDM") == "test"
+    assert part_of(sha(content), SPLIT) == part_of(sha(content), SPLIT, "GLIDE")
+
+
+@given(content=st.text(), more=st.floats(0, 0.1))
+def test_more_training_data_takes_none_away(content: str, more: float) -> None:
+    larger = Split(train=0.65 + more, validation=0.15)
+    if part_of(sha(content), SPLIT) == "train":
+        assert part_of(sha(content), larger) == "train"
