@@ -33,7 +33,7 @@ from mdmf_deploy.bundle.manifest import BANK
 from mdmf_deploy.calibrating import calibrate, write_calibration
 from mdmf_deploy.compressing import BankFile, MemoryRows, compress, compress_bundle
 from mdmf_deploy.compressing.kernel import Kernel, all_cores, embed
-from mdmf_deploy.inputs import in_folder
+from mdmf_deploy.images.inputs import in_folder
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import bank_self_term, uniform_bank
 from mdmf_deploy.pipeline import sign

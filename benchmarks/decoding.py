@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from synthetic_jpegs import write_jpegs
 
-from mdmf_deploy import jpeg_rows
 from mdmf_deploy.bundle.recipe import Preprocessing
-from mdmf_deploy.cropping import boxes, center_crop, normalise, squares
-from mdmf_deploy.images import Limits, decode, decode_boxes, read
+from mdmf_deploy.images import jpeg_rows
+from mdmf_deploy.images.crops import boxes, center_crop, normalise, squares
+from mdmf_deploy.images.decode import Limits, decode, decode_boxes, read
 from mdmf_deploy.preparing import prepare
 
 Pixels = NDArray[np.uint8]

@@ -20,7 +20,7 @@ from pathlib import Path
 from common import header, number, table
 from synthetic_jpegs import write_jpegs
 
-from mdmf_deploy.inputs import in_folder
+from mdmf_deploy.images.inputs import in_folder
 
 AIM = 1.10
 

@@ -32,7 +32,7 @@ from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.recipe import load_recipe
 from mdmf_deploy.compressing.bundles import compress_bundle
 from mdmf_deploy.detector import Detector
-from mdmf_deploy.inputs import expand
+from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.model.checkpoints import load_detector
 from mdmf_deploy.runtime import installed

@@ -28,7 +28,7 @@ from random_vits import median_distance, vits
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
 from mdmf_deploy.exporting import export_detector
-from mdmf_deploy.inputs import expand
+from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.model.checkpoints import load_source
 from mdmf_deploy.model.pfs import Detector

@@ -28,8 +28,8 @@ from PIL import Image
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detector import Detector
-from mdmf_deploy.images import Limits
-from mdmf_deploy.inputs import in_folder
+from mdmf_deploy.images.decode import Limits
+from mdmf_deploy.images.inputs import in_folder
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.preparing import prepare
 

@@ -27,8 +27,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
-from mdmf_deploy.images import normalise
-from mdmf_deploy.inputs import expand
+from mdmf_deploy.images.decode import normalise
+from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.model.checkpoints import load_detector
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.training.dataset import Dataset, center_crops, collect

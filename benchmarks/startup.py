@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common import Timing, header, interleaved, table
 
-from mdmf_deploy.inputs import expand
+from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.runtime import installed
 
 MDMF = Path(sys.executable).with_name("mdmf")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mdmf_deploy.inputs import in_folder
+from mdmf_deploy.images.inputs import in_folder
 
 SMALL, LARGE = (816, 612), (4000, 3000)
 _CHOICE = 64  # photographs that a large one is laid out of

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mdmf_deploy.bundle.recipe import load_recipe
-from mdmf_deploy.images import decode
+from mdmf_deploy.images.decode import decode
 from mdmf_deploy.training.autoencoders import AutoencoderNet, autoencoder_name, reconstruct
 from mdmf_deploy.training.views import Treatment, treat
 

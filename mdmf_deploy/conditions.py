@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.images import decode, read
+from mdmf_deploy.images.decode import decode, read
 
 AS_IS = "as is"
 _STEP = re.compile(r"(jpeg|resize):(\d+(?:\.\d+)?)")

@@ -17,7 +17,7 @@ import numpy as np
 from mdmf_deploy.bundle.bundle import Bundle, hint
 from mdmf_deploy.bundle.calibration import Judgement
 from mdmf_deploy.errors import ImageError, MdmfError, UsageError
-from mdmf_deploy.images import Limits
+from mdmf_deploy.images.decode import Limits
 from mdmf_deploy.mmd import Reduction
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.pipeline import Signed, Source, sign_batches
@@ -47,7 +47,7 @@ class Detector:
     "auto", which is cuda where the runtime leaves signatures of one crop an image on a GPU.
     Raises BundleError if the bundle is missing or damaged, RuntimeUnavailable if the runtime or the reduction is.
 
-    Importing it forwards the warnings of Pillow's readers, in the whole process, through mdmf_deploy.images, which logs
+    Importing it forwards the warnings of Pillow's readers, in the whole process, through mdmf_deploy.images.decode, which logs
     those that come while it decodes and passes on all others as they were.
     """
 

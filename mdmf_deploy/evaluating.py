@@ -19,7 +19,7 @@ from mdmf_deploy.bundle.recipe import Part, Split, part_of
 from mdmf_deploy.conditions import Condition
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import file_sha256
-from mdmf_deploy.inputs import in_folder, uri
+from mdmf_deploy.images.inputs import in_folder, uri
 from mdmf_deploy.metrics import RESAMPLES, Estimate, Figures, figures, wilson
 from mdmf_deploy.rows import Row
 

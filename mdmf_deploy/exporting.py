@@ -14,13 +14,13 @@ from typing import Literal
 import msgspec
 
 import mdmf_deploy
-from mdmf_deploy import images
 from mdmf_deploy.banking import BankReport
 from mdmf_deploy.bundle.bundle import Bundle, check_destination, write_bundle
 from mdmf_deploy.bundle.manifest import BANK, MODEL, PROBES, Manifest, ModelCard, Provenance, Refusal, Verification
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_to_bytes
 from mdmf_deploy.bundle.recipe import Precision, Recipe
 from mdmf_deploy.errors import GateFailed, ImageError, QuantisationError, UsageError
+from mdmf_deploy.images import decode as images
 from mdmf_deploy.model.checkpoints import load_source, source_sha256
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.runtime import installed

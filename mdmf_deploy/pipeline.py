@@ -25,7 +25,7 @@ from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.feeding import GLANCE, Feed, check_main_thread
 from mdmf_deploy.hardware.host import cores
-from mdmf_deploy.images import Limits
+from mdmf_deploy.images.decode import Limits
 from mdmf_deploy.preparing import Prepared, Signed, Source, prepare
 from mdmf_deploy.runtime import Engine
 

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy import images
 from mdmf_deploy.bundle.recipe import Preprocessing
-from mdmf_deploy.cropping import boxes, normalise, squares
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.images import DecodedBoxes, Limits
-from mdmf_deploy.inputs import uri
+from mdmf_deploy.images import decode as images
+from mdmf_deploy.images.crops import boxes, normalise, squares
+from mdmf_deploy.images.decode import DecodedBoxes, Limits
+from mdmf_deploy.images.inputs import uri
 
 Source = str | Path | bytes | NDArray[np.uint8]
 """The path of an image file, the bytes of one, or its pixels, (H, W, 3) RGB."""
@@ -37,7 +37,7 @@ class Scored(NamedTuple):
 class Signed:
     """What became of one source.
 
-    uri: of a path, as mdmf_deploy.inputs.uri writes it, else "bytes:<n>" or "array:<n>", the nth source from 0.
+    uri: of a path, as mdmf_deploy.images.inputs.uri writes it, else "bytes:<n>" or "array:<n>", the nth source from 0.
     sha256: of the file's bytes; of an array's pixels and shape; "" where nothing could be read.
     signatures: (N, d), of all crops, one after the other; None where error says why.
     width, height, format, crop: as in mdmf_deploy.rows.Row; None where it did not come to that.

@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy import images
 from mdmf_deploy.banking import BankReport, build_bank
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, FileEntry, Manifest, Verification
 from mdmf_deploy.bundle.recipe import Precision, Preprocessing
 from mdmf_deploy.errors import ImageError, QuantisationError
+from mdmf_deploy.images import decode as images
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.pace import images_per_second
 from mdmf_deploy.quantising.fp16 import to_fp16

@@ -180,7 +180,7 @@ def environment(runtime: str) -> dict[str, str]:
 
 def sign_crops(crops: NDArray[np.uint8], engine: Engine, preprocessing: Preprocessing) -> Signatures:
     """uint8 crops (B, S, S, 3) -> signatures (B, N, d), in small batches."""
-    from mdmf_deploy.images import normalise
+    from mdmf_deploy.images.decode import normalise
 
     batches = (crops[start : start + _BATCH] for start in range(0, len(crops), _BATCH))
     return np.concatenate([engine(normalise(batch, preprocessing)) for batch in batches])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mdmf_deploy.bundle.recipe import Preprocessing
-from mdmf_deploy.images import center_crop, decode, decoder_version, normalise
+from mdmf_deploy.images.decode import center_crop, decode, decoder_version, normalise
 
 GOLDEN = Path(__file__).parent.parent / "export" / "golden"
 SIZE = (48, 32)  # width, height

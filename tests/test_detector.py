@@ -18,7 +18,7 @@ from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.calibrating import write_calibration
 from mdmf_deploy.detector import Detector
 from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable, UsageError
-from mdmf_deploy.images import Limits, decode
+from mdmf_deploy.images.decode import Limits, decode
 from mdmf_deploy.mmd import Scores
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.pipeline import Source, sign

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdmf_deploy import cropping, images, preparing
+from mdmf_deploy import preparing
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.images import Limits
+from mdmf_deploy.images import crops as cropping
+from mdmf_deploy.images import decode as images
+from mdmf_deploy.images.decode import Limits
 from mdmf_deploy.preparing import Prepared, Source, prepare
 
 PLAN = Preprocessing(crop=28)

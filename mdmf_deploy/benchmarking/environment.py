@@ -34,7 +34,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
 
 def look_around() -> Environment:
     from mdmf_deploy import __version__
-    from mdmf_deploy.images import decoder_version
+    from mdmf_deploy.images.decode import decoder_version
 
     return Environment(
         date=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from mdmf_deploy import images
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.manifest import BANK, MODEL, MODEL_DATA, FileEntry
 from mdmf_deploy.bundle.recipe import Precision
 from mdmf_deploy.errors import UsageError
+from mdmf_deploy.images import decode as images
 
 LADDER: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 HOW = "lowered here from the bundle's fp32 graph; int8 took its ranges from these images; the bank stays fp32's"

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mdmf_deploy import images
 from mdmf_deploy.benchmarking.results import ImageSet
 from mdmf_deploy.bundle.probe_images import COUNT, probe_crops
 from mdmf_deploy.errors import ImageError, UsageError
+from mdmf_deploy.images import decode as images
 
 SIZES = {"0.5 MP": (816, 612, COUNT), "12 MP": (4000, 3000, 3)}
 MOST = 256  # each is decoded before the first measurement, and again for the verdicts

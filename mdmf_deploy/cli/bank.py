@@ -47,7 +47,7 @@ def build(
     from mdmf_deploy.banking import build_bank, swap_bank
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.errors import UsageError
-    from mdmf_deploy.inputs import expand
+    from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.runtime import open_engine
 
     if points is not None and max_signatures is not None:

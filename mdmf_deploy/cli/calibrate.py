@@ -38,7 +38,7 @@ def calibrate(
     from mdmf_deploy import calibrating
     from mdmf_deploy.bundle import conformal
     from mdmf_deploy.bundle.bundle import Bundle
-    from mdmf_deploy.inputs import expand
+    from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.runtime import open_engine
 
     opened = Bundle.open(bundle)

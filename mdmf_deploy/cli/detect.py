@@ -18,7 +18,7 @@ from mdmf_deploy.errors import CalibrationError, GateFailed, ImageError, UsageEr
 
 if TYPE_CHECKING:
     from mdmf_deploy.detector import Detector
-    from mdmf_deploy.images import Limits
+    from mdmf_deploy.images.decode import Limits
     from mdmf_deploy.rows import Row
 
 _UNREADABLE = 3
@@ -64,7 +64,7 @@ def detect(
 
     Example: mdmf detect photos/ "more/*.png" -o verdicts.csv --heatmaps maps/
     """
-    from mdmf_deploy.inputs import expand
+    from mdmf_deploy.images.inputs import expand
 
     if as_json and output is not None:
         raise UsageError("--json prints rows and -o writes them; give one of the two (-o rows.jsonl writes JSON)")
@@ -75,7 +75,7 @@ def detect(
         write = _stdout(as_json) if output is None else stack.enter_context(_file(output))
 
         from mdmf_deploy.detector import Detector
-        from mdmf_deploy.images import Limits
+        from mdmf_deploy.images.decode import Limits
 
         limits = Limits(max_pixels=max_pixels)
         detector = stack.enter_context(

@@ -158,7 +158,7 @@ def _export(
     force: bool,
 ) -> Exported:
     from mdmf_deploy.bundle.recipe import load_recipe
-    from mdmf_deploy.inputs import expand
+    from mdmf_deploy.images.inputs import expand
 
     if output.exists() and not force:
         raise UsageError(f"{output} exists; give --force to replace it, or another -o")

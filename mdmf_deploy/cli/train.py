@@ -46,7 +46,7 @@ def train(
     """
     from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.errors import UsageError
-    from mdmf_deploy.inputs import expand
+    from mdmf_deploy.images.inputs import expand
 
     changes: dict[str, object] = {"objective": objective, "steps": steps, "seed": seed}
     changes = {name: value for name, value in changes.items() if value is not None}

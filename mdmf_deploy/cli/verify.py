@@ -146,7 +146,7 @@ def _against_checkpoint(
 ) -> list[Verification]:
     from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.errors import UsageError
-    from mdmf_deploy.inputs import expand
+    from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.model.checkpoints import load_source, source_sha256
     from mdmf_deploy.runtime.torch_reference import TorchEngine
     from mdmf_deploy.verifying import verify_images

@@ -61,7 +61,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 def diagnose() -> Diagnosis:
     """Look at the whole machine; no network, nothing written."""
     from mdmf_deploy import __version__
-    from mdmf_deploy.images import decoder_version
+    from mdmf_deploy.images.decode import decoder_version
 
     machine = look_at_machine()
     return Diagnosis(

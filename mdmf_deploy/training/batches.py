@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdmf_deploy.bundle.recipe import Preprocessing
-from mdmf_deploy.images import normalise
+from mdmf_deploy.images.decode import normalise
 from mdmf_deploy.training.dataset import PixelCache, Window
 
 

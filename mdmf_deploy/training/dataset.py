@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.recipe import Part, Split, part_of
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.images import center_crop, decode, read
+from mdmf_deploy.images.decode import center_crop, decode, read
 
 REAL = "real"
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.files import atomic_file
-from mdmf_deploy.images import decode, normalise, read
+from mdmf_deploy.images.decode import decode, normalise, read
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.training.dataset import Sample, Window, center_crops
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from mdmf_deploy.bundle.recipe import Recipe
-from mdmf_deploy.images import decode, read
+from mdmf_deploy.images.decode import decode, read
 from mdmf_deploy.training.autoencoders import AutoencoderNet, autoencoder_name, train_autoencoder
 from mdmf_deploy.training.batches import Images, Photograph
 from mdmf_deploy.training.dataset import Dataset, Sample

@@ -6,14 +6,14 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from mdmf_deploy.bundle.recipe import Preprocessing
-from mdmf_deploy.cropping import normalise
+from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.triton_repository.graphs import Graph, Value
 
 CROPS, IMAGES = "crops", "images"
 
 
 def preprocessing_graph(preprocessing: Preprocessing, metadata: dict[str, str]) -> ModelProto:
-    """crops (B, S, S, 3) uint8 -> images (B, 3, S, S) float32, with the very bits of mdmf_deploy.cropping.normalise.
+    """crops (B, S, S, 3) uint8 -> images (B, 3, S, S) float32, with the very bits of mdmf_deploy.images.crops.normalise.
 
     A client sends what its decoder gave it, a quarter of the bytes of normalised planes, and has no mean and deviation
     to get wrong.  The graph looks every value up in a table of 3 x 256, since arithmetic would round another way on

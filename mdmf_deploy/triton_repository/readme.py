@@ -63,7 +63,7 @@ def detect(paths, url="localhost:8000"):
 Other decoders, and reduced decoding of JPEGs, give other pixels, which moves scores. The bundle's bank was decoded with
 {decoder}.
 The lines above do for photographs; transparency (laid over white), CMYK, 16 bits and damaged files are decoded as
-`mdmf detect` does it by `mdmf_deploy.images`: `center_crop(decode(read(path)).pixels, {crop}).pixels[0]`.
+`mdmf detect` does it by `mdmf_deploy.images.decode`: `center_crop(decode(read(path)).pixels, {crop}).pixels[0]`.
 
 ## What comes back
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mdmf_deploy import images
 from mdmf_deploy.benchmarking import samples
 from mdmf_deploy.bundle.probe_images import probe_crops
 from mdmf_deploy.errors import UsageError
+from mdmf_deploy.images import decode as images
 
 
 def test_generated_images_have_the_sizes_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

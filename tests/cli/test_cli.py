@@ -179,7 +179,7 @@ def test_readme_shows_every_command() -> None:
 
 
 def test_readme_lists_every_error_code_and_exit_code() -> None:
-    from mdmf_deploy.images import Code
+    from mdmf_deploy.images.decode import Code
 
     text = README.read_text(encoding="utf-8")
     table = text[text.index("## Error codes") :]

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 from mdmf_deploy.bundle.recipe import Preprocessing
-from mdmf_deploy.cropping import normalise
+from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.triton_repository.preprocessing import CROPS, preprocessing_graph
 
 

@@ -20,10 +20,10 @@ from stock_server import StockServer
 from triton_plans import write_plan
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.cropping import center_crop
 from mdmf_deploy.detector import Detector
 from mdmf_deploy.errors import GateFailed, UsageError
-from mdmf_deploy.inputs import expand
+from mdmf_deploy.images.crops import center_crop
+from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.triton_repository import Serving, write_repository, writing
 from mdmf_deploy.triton_repository.reduction import reduction_graph
 

@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
 
-from mdmf_deploy import jpeg_rows
-from mdmf_deploy.cropping import boxes, center_crop, crops, squares
 from mdmf_deploy.errors import ImageError
-from mdmf_deploy.images import Limits, decode, decode_boxes
+from mdmf_deploy.images import jpeg_rows
+from mdmf_deploy.images.crops import boxes, center_crop, crops, squares
+from mdmf_deploy.images.decode import Limits, decode, decode_boxes
 
 SMALL = Limits(max_pixels=1_000_000)
 VALID = valid()

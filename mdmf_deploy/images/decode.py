@@ -36,12 +36,12 @@ from PIL import (
     features,
 )
 
-from mdmf_deploy import jpeg_rows
-from mdmf_deploy.cropping import Box, Crop, Pixels, center_crop, crops, normalise
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.inputs import IMAGE_EXTENSIONS, uri
-from mdmf_deploy.pillow_warnings import PILLOW_WARNINGS
-from mdmf_deploy.rgb import to_rgb
+from mdmf_deploy.images import jpeg_rows
+from mdmf_deploy.images.crops import Box, Crop, Pixels, center_crop, crops, normalise
+from mdmf_deploy.images.inputs import IMAGE_EXTENSIONS, uri
+from mdmf_deploy.images.pillow_warnings import PILLOW_WARNINGS
+from mdmf_deploy.images.rgb import to_rgb
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -179,7 +179,7 @@ def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
 def decode_boxes(data: bytes, place: Callable[[int, int], Sequence[Box]], limits: Limits = Limits()) -> DecodedBoxes:
     """As `decode`, but only the boxes that `place(height, width)` puts into the image; pixels and errors are the same.
 
-    Of a baseline JPEG the rows below the lowest box are not decoded (mdmf_deploy.jpeg_rows).
+    Of a baseline JPEG the rows below the lowest box are not decoded (mdmf_deploy.images.jpeg_rows).
     """
     return _guarded(data, limits, lambda file: _boxes(file, place))
 

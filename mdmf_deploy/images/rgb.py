@@ -1,4 +1,4 @@
-"""Pillow's pixel layouts -> 8-bit RGB, pixel by pixel, as the decode policy in mdmf_deploy.images says."""
+"""Pillow's pixel layouts -> 8-bit RGB, pixel by pixel, as the decode policy in mdmf_deploy.images.decode says."""
 
 from __future__ import annotations
 

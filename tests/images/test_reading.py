@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mdmf_deploy.errors import ImageError
-from mdmf_deploy.images import Limits, read
+from mdmf_deploy.images.decode import Limits, read
 
 
 def test_reading_gives_the_bytes_of_a_name_that_is_not_utf_8(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.inputs import Inputs, expand, from_uri, in_folder, uri
+from mdmf_deploy.images.inputs import Inputs, expand, from_uri, in_folder, uri
 
 
 def made(folder: Path, *names: str | bytes) -> None:

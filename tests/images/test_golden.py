@@ -8,7 +8,7 @@ import bad_inputs
 import pytest
 from bad_inputs import valid
 
-from mdmf_deploy.images import decoder_version
+from mdmf_deploy.images.decode import decoder_version
 
 TABLE = json.loads((bad_inputs.GOLDEN / "decoding.json").read_text(encoding="utf-8"))
 

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from mdmf_deploy import images
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.images import Code, Decoded, Limits, decode
+from mdmf_deploy.images import decode as images
+from mdmf_deploy.images.decode import Code, Decoded, Limits, decode
 
 VALID, BROKEN = valid(), broken()
 FORMATS = {".jpg": "jpeg", ".png": "png", ".webp": "webp", ".tif": "tiff", ".bmp": "bmp", ".gif": "gif"}
@@ -275,7 +275,7 @@ def tiff_with_a_cut_tag() -> bytes:
 
 
 def test_pillow_s_warnings_are_logged_here_and_left_alone_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="mdmf_deploy.images"):
+    with caplog.at_level(logging.DEBUG, logger="mdmf_deploy.images.decode"):
         assert decode(tiff_with_a_cut_tag()).width == 2  # a warning that got out would be an error
     assert "Pillow: " in caplog.text
     filters = list(warnings.filters)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdmf_deploy.bundle.recipe import Preprocessing
-from mdmf_deploy.cropping import Crop, center_crop, crops, normalise
 from mdmf_deploy.errors import ShapeMismatch, UsageError
+from mdmf_deploy.images.crops import Crop, center_crop, crops, normalise
 
 SIDES = st.integers(1, 70)
 
