@@ -17,7 +17,6 @@ from mdmf_deploy.errors import RecipeError
 from mdmf_deploy.model.architectures import architecture
 from mdmf_deploy.model.pfs import Detector
 
-INPUT, OUTPUT = "images", "signatures"
 # Name of the pooling matrix in the graph: what follows it is the PFS head.
 POOLING = "head.pooling.matrix"
 

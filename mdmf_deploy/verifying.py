@@ -22,6 +22,7 @@ from mdmf_deploy.bundle.manifest import PROBES, Verification
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
 from mdmf_deploy.bundle.recipe import Limits, Preprocessing
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch, UsageError
+from mdmf_deploy.hardware.host import cores, this_cpu
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.leave_one_out import leave_one_out
 
@@ -158,17 +159,14 @@ def environment(runtime: str) -> dict[str, str]:
     import platform
     from importlib import metadata
 
-    from mdmf_deploy.hardware import host as cgroups
-    from mdmf_deploy.tasks import doctor as machine
-
-    processor, flags = machine.this_cpu()
+    processor, flags = this_cpu()
     found = {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "system": platform.system(),
         "processor": processor,
         "cpu": " ".join(flags),
-        "cores": str(cgroups.cores()),
+        "cores": str(cores()),
     }
     for package in ("numpy", runtime):
         try:

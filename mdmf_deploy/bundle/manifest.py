@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from mdmf_deploy.bundle.recipe import Limits, Precision, Preprocessing
 from mdmf_deploy.files import file_sha256
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -21,6 +17,9 @@ MODEL_DATA = "model.onnx.data"
 BANK = "bank.safetensors"
 PROBES = "probes.safetensors"
 CALIBRATION = "calibration.json"
+
+# The names of the graph's tensors.
+INPUT, OUTPUT = "images", "signatures"
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

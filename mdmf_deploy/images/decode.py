@@ -103,7 +103,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LOG = logging.getLogger(__name__)
+# Users filter on this name.
+_LOG = logging.getLogger("mdmf_deploy.images")
 
 
 @dataclass(frozen=True, slots=True)

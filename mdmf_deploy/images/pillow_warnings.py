@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
-_LOG = logging.getLogger("mdmf_deploy.images.decode")
+_LOG = logging.getLogger("mdmf_deploy.images")
 
 
 class PillowWarnings:

@@ -17,7 +17,6 @@ from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MANIFEST, MODEL, Verification
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import BundleError, CalibrationError, MdmfError
-from mdmf_deploy.tasks import doctor as machine
 
 
 @pytest.fixture
@@ -164,7 +163,7 @@ def test_a_gpus_record_counts_on_that_model_of_gpu_alone(bundle: Bundle) -> None
 
 
 def test_no_driver_is_asked_for_a_bundle_that_no_gpu_verified(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "this_gpu", lambda: pytest.fail("asked"))
+    monkeypatch.setattr("mdmf_deploy.hardware.gpu.this_gpu", lambda: pytest.fail("asked"))
     assert bundle.covered == (("onnxruntime", "fp32"),)
 
 
@@ -276,7 +275,7 @@ def test_a_folder_of_the_same_name_does_not_take_the_place_of_a_shipped_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = make_bundle(tmp_path / "package" / "starter.mdmf")
-    monkeypatch.setattr(bundle_module, "bundled", lambda name: tmp_path / "package" / f"{name}.mdmf")
+    monkeypatch.setattr(bundle_module, "shipped", lambda name: tmp_path / "package" / f"{name}.mdmf")
     monkeypatch.chdir(tmp_path)
     other = make_bundle(tmp_path / "starter", name="planted")
     assert Bundle.open("starter").path == shipped.path

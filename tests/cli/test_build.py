@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from mdmf_deploy.cli import app
 from mdmf_deploy.runtime import ON_GPU
-from mdmf_deploy.tasks import doctor as machine
+from mdmf_deploy.tasks import doctor
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_asking_for_a_gpu_is_answered_by_the_doctors_line(
     else:
         result = mdmf("verify", tiny_bundle, "--runtime", runtime)
     assert result.exit_code == 2
-    found = next(one for one in machine.diagnose().runtimes if one.name == runtime)
+    found = next(one for one in doctor.diagnose().runtimes if one.name == runtime)
     assert found.missing is not None
     assert "there is no NVIDIA driver" in found.missing
     assert result.stderr == f"mdmf: runtime '{runtime}': {found.missing}; {found.enable}\n"

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import mdmf_deploy
 from mdmf_deploy import cli
 from mdmf_deploy.errors import GateFailed, MdmfError, UsageError
-from mdmf_deploy.tasks import doctor as machine
+from mdmf_deploy.tasks import doctor
 
 README = Path(mdmf_deploy.__file__).parent.parent / "README.md"
 
@@ -103,7 +103,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
 def test_errors_are_one_line(
     error: Exception, exit_code: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine, "diagnose", raising(error))
+    monkeypatch.setattr(doctor, "diagnose", raising(error))
     assert run_main(monkeypatch, "doctor") == exit_code
     captured = capsys.readouterr()
     assert captured.err == text + "\n"
@@ -114,7 +114,7 @@ def test_errors_are_one_line(
 def test_a_bug_is_a_traceback_and_no_failed_gate(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine, "diagnose", raising(error))
+    monkeypatch.setattr(doctor, "diagnose", raising(error))
     assert run_main(monkeypatch, "doctor") == 70
     told = capsys.readouterr().err
     assert "Traceback" in told
@@ -122,7 +122,7 @@ def test_a_bug_is_a_traceback_and_no_failed_gate(
 
 
 def test_interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(machine, "diagnose", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(doctor, "diagnose", raising(KeyboardInterrupt()))
     assert run_main(monkeypatch, "doctor") == 130
     assert "Traceback" not in capsys.readouterr().err
 
@@ -147,9 +147,9 @@ def test_a_reader_that_went_away_is_no_error() -> None:
 
 def test_no_command_s_output_depends_on_the_encoding() -> None:
     code = (
-        "import sys\nfrom mdmf_deploy import cli, machine\n"
+        "import sys\nfrom mdmf_deploy import cli\nfrom mdmf_deploy.tasks import doctor\n"
         "def diagnose():\n    print('caf\\u00e9')\n    raise cli.MdmfError('caf\\u00e9')\n"
-        "machine.diagnose = diagnose\nsys.argv = ['mdmf', 'doctor']\ncli.main()"
+        "doctor.diagnose = diagnose\nsys.argv = ['mdmf', 'doctor']\ncli.main()"
     )
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)

@@ -39,11 +39,11 @@ def test_exits_with_1_and_says_how_to_go_on_if_nothing_runs(monkeypatch: pytest.
 
 
 def test_looks_into_the_starter(tiny_bundle: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "bundled", lambda name: tiny_bundle)
+    monkeypatch.setattr(bundle, "shipped", lambda name: tiny_bundle)
     told = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)["starter"]
     assert told == {"bundle_id": bundle.Bundle.open(tiny_bundle).bundle_id, "calibrated": False, "problem": None}
     (bundle_copy / "bank.safetensors").write_bytes(b"damaged")
-    monkeypatch.setattr(bundle, "bundled", lambda name: bundle_copy)
+    monkeypatch.setattr(bundle, "shipped", lambda name: bundle_copy)
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0
     assert "bank.safetensors: hash" in result.stdout

@@ -275,7 +275,7 @@ def tiff_with_a_cut_tag() -> bytes:
 
 
 def test_pillow_s_warnings_are_logged_here_and_left_alone_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="mdmf_deploy.images.decode"):
+    with caplog.at_level(logging.DEBUG, logger="mdmf_deploy.images"):
         assert decode(tiff_with_a_cut_tag()).width == 2  # a warning that got out would be an error
     assert "Pillow: " in caplog.text
     filters = list(warnings.filters)

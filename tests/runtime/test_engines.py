@@ -28,7 +28,6 @@ from mdmf_deploy.quantising.restoring import Restorable
 from mdmf_deploy.runtime import ENGINES, ON_GPU, Engine, open_engine, ort, preference
 from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.runtime.torch_reference import TorchEngine
-from mdmf_deploy.tasks import doctor as machine
 from mdmf_deploy.verifying import environment
 
 REFERENCE = "pytorch"
@@ -168,7 +167,7 @@ def test_openvino_refuses_int8_where_it_would_saturate_and_auto_goes_on(
 ) -> None:
     needed("mdmf_deploy.runtime.ov")
     monkeypatch.setattr("platform.machine", lambda: architecture)
-    monkeypatch.setattr(machine, "this_cpu", lambda: ("", features))
+    monkeypatch.setattr("mdmf_deploy.hardware.host.this_cpu", lambda: ("", features))
     opened = Bundle.open(tiny_bundle)
     card = msgspec.structs.replace(opened.manifest.model, precision=precision)
     only = msgspec.structs.replace(handmade.record(True, "openvino"), precision=precision)

@@ -23,7 +23,6 @@ from mdmf_deploy.errors import EngineError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.hardware.memory import device_view, host_view
 from mdmf_deploy.runtime import open_engine, trt
 from mdmf_deploy.runtime.ort import OrtEngine
-from mdmf_deploy.tasks import doctor as machine
 
 PROFILE = 'summary = "For tests."\nworkspace_mib = 64\n[batch]\nmin = {}\nopt = {}\nmax = {}\n'
 
@@ -339,7 +338,7 @@ def test_verification_holds_on_the_gpu_it_was_made_on(
     bundle_copy: Path, library: HostTensorRt, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = library.device.gpu
-    monkeypatch.setattr(machine, "this_gpu", lambda: library.device.gpu.name)
+    monkeypatch.setattr("mdmf_deploy.hardware.gpu.this_gpu", lambda: library.device.gpu.name)
     verified = CliRunner().invoke(app, ["verify", str(bundle_copy), "--runtime", "tensorrt:latency"])
     assert verified.exit_code == 0, verified.stderr
     record = Bundle.open(bundle_copy).manifest.verification[-1]
@@ -380,7 +379,7 @@ def test_auto_takes_it_where_it_is_verified_and_faster(
     )
     both = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, verification=(slow, fast)))
     for here, chosen in ((library.device.gpu.name, "tensorrt"), (None, "onnxruntime")):
-        monkeypatch.setattr(machine, "this_gpu", lambda here=here: here)
+        monkeypatch.setattr("mdmf_deploy.hardware.gpu.this_gpu", lambda here=here: here)
         engine = open_engine("auto", both)
         engine.close()
         assert engine.name == chosen

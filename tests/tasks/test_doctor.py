@@ -7,16 +7,17 @@ import shutil
 import msgspec
 import pytest
 
-from mdmf_deploy.tasks import doctor as machine
+from mdmf_deploy.hardware import host
+from mdmf_deploy.tasks import doctor
 
 X86 = "processor\t: 0\nmodel name\t: AMD EPYC 9R14\nflags\t\t: fpu avx2 avx512f avx512_vnni avx512_bf16 sse4_2\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd aes i8mm bf16\n"
 
 
 def test_cpu() -> None:
-    assert machine.read_cpuinfo(X86) == ("AMD EPYC 9R14", ("avx2", "avx512f", "avx512_vnni", "avx512_bf16"))
-    assert machine.read_cpuinfo(ARM) == ("", ("asimd", "i8mm", "bf16"))
-    assert machine.read_cpuinfo("") == ("", ())
+    assert host.read_cpuinfo(X86) == ("AMD EPYC 9R14", ("avx2", "avx512f", "avx512_vnni", "avx512_bf16"))
+    assert host.read_cpuinfo(ARM) == ("", ("asimd", "i8mm", "bf16"))
+    assert host.read_cpuinfo("") == ("", ())
 
 
 @pytest.mark.parametrize(
@@ -35,8 +36,8 @@ def test_where_int8_saturates(
     architecture: str, features: tuple[str, ...], saturates: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: architecture)
-    monkeypatch.setattr(machine, "this_cpu", lambda: ("", features))
-    assert machine.saturates_int8() is saturates
+    monkeypatch.setattr("mdmf_deploy.hardware.host.this_cpu", lambda: ("", features))
+    assert host.saturates_int8() is saturates
 
 
 @pytest.mark.parametrize(
@@ -58,11 +59,11 @@ def test_notes(
     said: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    here = msgspec.structs.replace(machine.look_at_machine(), cores=8, core_limit=core_limit, gpus=gpus)
-    monkeypatch.setattr(machine, "look_at_machine", lambda: here)
-    monkeypatch.setattr(machine, "installed", installed.__contains__)
-    monkeypatch.setattr(machine, "_providers", lambda: providers)
+    here = msgspec.structs.replace(host.look_at_machine(), cores=8, core_limit=core_limit, gpus=gpus)
+    monkeypatch.setattr(doctor, "look_at_machine", lambda: here)
+    monkeypatch.setattr(doctor, "installed", installed.__contains__)
+    monkeypatch.setattr(doctor, "_providers", lambda: providers)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi" if gpus else None)
-    notes = machine.diagnose().notes
+    notes = doctor.diagnose().notes
     assert len(notes) == len(said)
     assert all(text in note for text, note in zip(said, notes, strict=True))
