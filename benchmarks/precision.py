@@ -31,9 +31,9 @@ from mdmf_deploy.exporting import export_detector
 from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.model.checkpoints import load_source
+from mdmf_deploy.model.engine import TorchEngine
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.runtime import open_engine
-from mdmf_deploy.runtime.torch_reference import TorchEngine
 from mdmf_deploy.trials import center_crops
 from mdmf_deploy.verifying import scale_of
 

@@ -22,9 +22,9 @@ from mdmf_deploy.bundle.recipe import Precision, Recipe
 from mdmf_deploy.errors import GateFailed, ImageError, QuantisationError, UsageError
 from mdmf_deploy.images import decode as images
 from mdmf_deploy.model.checkpoints import load_source, source_sha256
+from mdmf_deploy.model.engine import TorchEngine
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.runtime import installed
-from mdmf_deploy.runtime.torch_reference import TorchEngine
 from mdmf_deploy.tracing import trace
 from mdmf_deploy.trials import Trials
 from mdmf_deploy.verifying import sign_crops, signed_by_hash
