@@ -29,8 +29,8 @@ from gpu_timing import Clock
 from mdmf_deploy.errors import MdmfError
 from mdmf_deploy.hardware.device import LEGACY_STREAM, Device, Stream, open_device
 from mdmf_deploy.hardware.memory import upload
-from mdmf_deploy.mmd.cuda import CudaReduction
-from mdmf_deploy.mmd.kernels import Kernel, kernels
+from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels
+from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
 RESULTS = Path(__file__).with_name("RESULTS.md")

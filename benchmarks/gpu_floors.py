@@ -14,7 +14,7 @@ import numpy as np
 from gpu_timing import Clock
 
 from mdmf_deploy.hardware.device import LEGACY_STREAM, Device, Stream
-from mdmf_deploy.mmd.kernels import Kernel
+from mdmf_deploy.mmd.cuda.kernels import Kernel
 
 _COPIED = 1 << 30  # bytes
 _CHAINS, _LONG, _THREADS, _WAVES = 4, 4096, 256, 8

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.mmd import Scores
-from mdmf_deploy.mmd.kernels import Kernel, prepare_bank, rounded, widened
+from mdmf_deploy.mmd.cuda.kernels import Kernel, prepare_bank, rounded, widened
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from export_parity import random_detector
 
-from mdmf_deploy.banking import swap_bank
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
@@ -23,6 +22,7 @@ from mdmf_deploy.exporting import export_detector
 from mdmf_deploy.images.decode import center_crop, decode, normalise, read
 from mdmf_deploy.mmd.reference import uniform_bank
 from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.tasks.bank.build import swap_bank
 
 RECIPE = "dinov2_vits14"
 _REALS = 40

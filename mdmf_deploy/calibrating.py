@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdmf_deploy.banking import Duplicate, Unreadable
 from mdmf_deploy.bundle import conformal
 from mdmf_deploy.bundle.bundle import Bundle, hint, write_bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.bundle.manifest import CALIBRATION
 from mdmf_deploy.errors import CalibrationError
 from mdmf_deploy.mmd.cpu import CpuReduction
+from mdmf_deploy.tasks.bank.build import Duplicate, Unreadable
 
 if TYPE_CHECKING:
     from mdmf_deploy.pipeline import Signed, Source

@@ -173,7 +173,7 @@ class Detector:
             return CpuReduction(self._threads), None
         # Here, since what only a GPU needs is not to slow the start of everything else.
         from mdmf_deploy.fused import Fused
-        from mdmf_deploy.mmd.cuda import CudaReduction
+        from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 
         try:
             reduction = CudaReduction()

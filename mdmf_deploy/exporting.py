@@ -14,7 +14,6 @@ from typing import Literal
 import msgspec
 
 import mdmf_deploy
-from mdmf_deploy.banking import BankReport
 from mdmf_deploy.bundle.bundle import Bundle, check_destination, write_bundle
 from mdmf_deploy.bundle.manifest import BANK, MODEL, PROBES, Manifest, ModelCard, Provenance, Refusal, Verification
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_to_bytes
@@ -25,6 +24,7 @@ from mdmf_deploy.model.checkpoints import load_source, source_sha256
 from mdmf_deploy.model.engine import TorchEngine
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.runtime import installed
+from mdmf_deploy.tasks.bank.build import BankReport
 from mdmf_deploy.tracing import trace
 from mdmf_deploy.trials import Trials
 from mdmf_deploy.verifying import sign_crops, signed_by_hash

@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.banking import BankReport, build_bank
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, FileEntry, Manifest, Verification
@@ -26,6 +25,7 @@ from mdmf_deploy.quantising.restoring import Restorable
 from mdmf_deploy.quantising.searching import fewest, most_worth_keeping, rank
 from mdmf_deploy.runtime import Engine, open_engine
 from mdmf_deploy.runtime.ort import OrtEngine
+from mdmf_deploy.tasks.bank.build import BankReport, build_bank
 from mdmf_deploy.verifying import compare, signed_by_hash
 
 _FATAL = OrtEngine.name

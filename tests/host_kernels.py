@@ -19,7 +19,7 @@ import pytest
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.mmd import Scores
-from mdmf_deploy.mmd.kernels import Kernel, Launch, PreparedBank, prepare_bank
+from mdmf_deploy.mmd.cuda.kernels import Kernel, Launch, PreparedBank, prepare_bank
 
 SHIM = Path(__file__).parent / "kernels"
 # Contraction off and no fast math: what the source says, as CUDA's own fmaf does.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
-from mdmf_deploy.mmd.kernels import PreparedBank, widened
+from mdmf_deploy.mmd.cuda.kernels import PreparedBank, widened
 
 
 def bank_of(signatures: np.ndarray, sigma: float, weights: np.ndarray | None = None, self_term: float = 0.37) -> Bank:

@@ -12,7 +12,7 @@ import numpy as np
 from host_device import Entry, HostDevice
 from host_kernels import HostKernel, builder, compiler
 
-from mdmf_deploy.mmd.kernels import VERSIONS, Launch
+from mdmf_deploy.mmd.cuda.kernels import VERSIONS, Launch
 
 ENTRIES = ("prepare", "cross", "within", "finish")
 C_TYPES = {np.uintp: ctypes.c_void_p, np.float32: ctypes.c_float, np.float64: ctypes.c_double, np.int32: ctypes.c_int}

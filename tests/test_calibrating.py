@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from handmade import FakeEngine, broken, make_bundle, record, signed
 
-from mdmf_deploy.banking import Duplicate
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.calibration import Pair
 from mdmf_deploy.bundle.manifest import CALIBRATION
@@ -20,6 +19,7 @@ from mdmf_deploy.calibrating import (
 )
 from mdmf_deploy.errors import CalibrationError
 from mdmf_deploy.mmd.reference import ReferenceReduction
+from mdmf_deploy.tasks.bank.build import Duplicate
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_writing_keeps_the_id_and_the_verification(bundle: Bundle) -> None:
 
 
 def test_a_calibration_of_another_bundle_is_not_written(bundle: Bundle, tmp_path: Path) -> None:
-    from mdmf_deploy.banking import gather_bank, swap_bank
+    from mdmf_deploy.tasks.bank.build import gather_bank, swap_bank
 
     other = swap_bank(bundle, gather_bank(bundle.manifest, held_out(2)).bank, tmp_path / "other")
     with pytest.raises(CalibrationError, match="does not belong"):

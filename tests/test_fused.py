@@ -21,9 +21,9 @@ from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable, UsageError
 from mdmf_deploy.fused import Fused
 from mdmf_deploy.hardware.memory import host_view
-from mdmf_deploy.mmd import cuda
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.mmd.cuda import CudaReduction
+from mdmf_deploy.mmd.cuda import reduction as cuda
+from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.pipeline import sign_batches
 from mdmf_deploy.rows import TIMINGS, Row
 from mdmf_deploy.runtime import open_engine

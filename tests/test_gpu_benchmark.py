@@ -18,9 +18,10 @@ from on_host import host_device
 from mdmf_deploy.bundle.recipe import load_recipe
 from mdmf_deploy.hardware import gpu as probing
 from mdmf_deploy.hardware.memory import upload
-from mdmf_deploy.mmd import Scores, cuda
-from mdmf_deploy.mmd.cuda import CudaReduction
-from mdmf_deploy.mmd.kernels import Kernel, kernels
+from mdmf_deploy.mmd import Scores
+from mdmf_deploy.mmd.cuda import reduction as cuda
+from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels
+from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

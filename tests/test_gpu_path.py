@@ -12,7 +12,7 @@ from on_host import host_device
 
 from mdmf_deploy import Detector
 from mdmf_deploy.building import inspecting
-from mdmf_deploy.mmd import cuda
+from mdmf_deploy.mmd.cuda import reduction as cuda
 from mdmf_deploy.runtime import trt
 
 

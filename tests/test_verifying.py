@@ -15,9 +15,9 @@ from mdmf_deploy.bundle.bank import BankSource
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.manifest import PROBES, Verification
 from mdmf_deploy.bundle.recipe import Limits
-from mdmf_deploy.compressing import compress_bundle
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch
 from mdmf_deploy.hardware import host as cgroups
+from mdmf_deploy.mmd.compress import compress_bundle
 from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.verifying import (

@@ -44,11 +44,11 @@ def build(
 
     Example: mdmf bank build starter ~/photos -o mine.mdmf
     """
-    from mdmf_deploy.banking import build_bank, swap_bank
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.runtime import open_engine
+    from mdmf_deploy.tasks.bank.build import build_bank, swap_bank
 
     if points is not None and max_signatures is not None:
         raise UsageError("bank build: give either --points or --max-signatures")
@@ -123,7 +123,7 @@ def compress(
     Example: mdmf bank compress mine.mdmf --max-error 0.005 -o small.mdmf
     """
     from mdmf_deploy.bundle.bundle import Bundle
-    from mdmf_deploy.compressing import compress_bundle
+    from mdmf_deploy.mmd.compress import compress_bundle
 
     old = Bundle.open(bundle)
     target = destination(old, output)
@@ -148,9 +148,9 @@ def inspect(
 
     Example: mdmf bank inspect starter --json
     """
-    from mdmf_deploy.bank_audit import audit_bank
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.bundle.manifest import BANK
+    from mdmf_deploy.tasks.bank.inspect import audit_bank
 
     opened = Bundle.open(bundle)
     audit = audit_bank(opened.bank)

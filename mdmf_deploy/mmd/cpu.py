@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.mmd import Scores, check_shapes
-from mdmf_deploy.mmd.blas import one_blas_thread
 from mdmf_deploy.mmd.operands import RUN, Exp, Points, aligned, image_side
-from mdmf_deploy.mmd.threads import share_out
+from mdmf_deploy.mmd.threads import one_blas_thread, share_out
 
 # Bytes of a tile of exponents: with the bank's tile it stays in a second-level cache of 1 MB.
 _TILE = 1 << 19

@@ -18,8 +18,7 @@ from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.mmd import Scores, check_shapes
-from mdmf_deploy.mmd.blas import one_blas_thread
-from mdmf_deploy.mmd.threads import share_out
+from mdmf_deploy.mmd.threads import one_blas_thread, share_out
 
 _TILE = 512
 

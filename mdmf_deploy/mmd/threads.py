@@ -7,9 +7,17 @@ blas.py.
 
 from __future__ import annotations
 
+import ctypes
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
 
 
 def share_out(count: int, threads: int, worker: Callable[[Iterator[int]], None]) -> None:
@@ -42,3 +50,65 @@ def share_out(count: int, threads: int, worker: Callable[[Iterator[int]], None])
         run()
         for future in futures:
             future.result()
+
+
+# As OpenBLAS is named in NumPy's wheels and in distributions; and MKL.
+_NAMES = [
+    *(
+        (f"{p}openblas_get_num_threads{s}", f"{p}openblas_set_num_threads{s}")
+        for p in ("scipy_", "")
+        for s in ("64_", "")
+    ),
+    ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
+]
+
+# Overlapping callers share the limit: the first sets it, the last takes it away.
+_lock = threading.Lock()
+_inside = 0
+_before = 1
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Keep NumPy's BLAS to one thread in the whole process; at the end it has as many again as it had.
+
+    Any number of threads may be inside at once.  With a BLAS that is neither OpenBLAS nor MKL this does nothing.
+    """
+    global _inside, _before
+    functions = _functions()
+    if functions is None:
+        yield
+        return
+    get, put = functions
+    with _lock:
+        if _inside == 0:
+            _before = get()
+            put(1)
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                put(_before)
+
+
+@cache
+def _functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """How to read and to set the number of threads of the BLAS that NumPy itself is linked to."""
+    for library in _libraries():
+        for get, put in _NAMES:
+            if hasattr(library, get) and hasattr(library, put):
+                return getattr(library, get), getattr(library, put)
+    return None
+
+
+def _libraries() -> Iterator[ctypes.CDLL]:
+    for name in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):
+        if path := getattr(sys.modules.get(name), "__file__", None):
+            # Finds what the library is linked to as well, except on Windows.
+            yield ctypes.CDLL(path)
+    for folder in ("numpy.libs", "numpy/.libs"):
+        for file in sorted((Path(np.__file__).parents[1] / folder).glob("*openblas*.dll")):
+            yield ctypes.CDLL(str(file))

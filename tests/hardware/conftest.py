@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from host_kernels import compile_host, compiler
 
-from mdmf_deploy.mmd.kernels import Kernel
+from mdmf_deploy.mmd.cuda.kernels import Kernel
 
 FAKES = Path(__file__).parents[1] / "fakes"
 

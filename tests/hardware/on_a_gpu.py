@@ -17,8 +17,8 @@ from kernel_inputs import draw
 
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.hardware.device import Device, Memory, Stream, open_device
-from mdmf_deploy.mmd.cuda import CudaReduction
-from mdmf_deploy.mmd.kernels import VERSIONS, Kernel
+from mdmf_deploy.mmd.cuda.kernels import VERSIONS, Kernel
+from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
 NAME = os.environ["MDMF_TEST_DEVICE"]

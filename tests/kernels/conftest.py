@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from host_kernels import Builder, builder, compiler
 
-from mdmf_deploy.mmd.kernels import Kernel
+from mdmf_deploy.mmd.cuda.kernels import Kernel
 
 WANTED = [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "bf16"), ("tensor", "tf32")]
 

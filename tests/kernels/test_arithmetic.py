@@ -7,7 +7,7 @@ import pytest
 from host_kernels import Builder
 from kernel_inputs import bank_of
 
-from mdmf_deploy.mmd.kernels import prepare_bank, rounded, widened
+from mdmf_deploy.mmd.cuda.kernels import prepare_bank, rounded, widened
 
 
 @pytest.mark.parametrize(("degree", "allowed"), [(4, 3e-6), (6, 2.0**-22)])

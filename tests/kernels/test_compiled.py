@@ -12,10 +12,10 @@ from importlib.util import find_spec
 
 import pytest
 
+from benchmarks.kernel_resources import ARCHITECTURES, cubin, dump, rows, version
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import room
-from mdmf_deploy.mmd.kernels import Kernel, kernels
-from mdmf_deploy.mmd.nvrtc import ARCHITECTURES, cubin, dump, rows, version
+from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels
 
 EVERY = [(kernel, sm) for kernel in kernels() for sm in ARCHITECTURES if kernel.supports(sm)]
 # The widest of each step have least room; 8.6 has as little shared memory as any after 7.5.

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_inputs import draw, exact_cross, kernel_values
 
-from mdmf_deploy.mmd.kernels import PreparedBank, prepare_bank, widened
+from mdmf_deploy.mmd.cuda.kernels import PreparedBank, prepare_bank, widened
 from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel
 
 ALLOWED = 2e-6

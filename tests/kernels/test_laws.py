@@ -10,7 +10,7 @@ from float32_mmd import EPS
 from host_kernels import Builder, HostKernel
 from kernel_inputs import bank_of, draw, exact_cross
 
-from mdmf_deploy.mmd.kernels import OPERANDS, VERSIONS, Kernel, kernels, prepare_bank
+from mdmf_deploy.mmd.cuda.kernels import OPERANDS, VERSIONS, Kernel, kernels, prepare_bank
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
 EVERY = [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "bf16"), ("tensor", "tf32")]

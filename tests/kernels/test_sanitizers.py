@@ -14,7 +14,7 @@ import pytest
 from host_kernels import SHIM, compile_host
 
 from mdmf_deploy.files import room
-from mdmf_deploy.mmd.kernels import Kernel
+from mdmf_deploy.mmd.cuda.kernels import Kernel
 
 SANITIZERS = {"address": ["-fsanitize=address"], "thread": ["-fsanitize=thread"]}
 UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]

@@ -18,8 +18,8 @@ from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import ShapeMismatch
 from mdmf_deploy.mmd import Reduction, Scores, check_shapes, reference
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.mmd.cuda import CudaReduction
-from mdmf_deploy.mmd.kernels import WIDTHS
+from mdmf_deploy.mmd.cuda.kernels import WIDTHS
+from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction, bank_self_term, gaussian_kernel, uniform_bank
 
 

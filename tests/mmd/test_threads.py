@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from mdmf_deploy.mmd.blas import one_blas_thread
-from mdmf_deploy.mmd.threads import share_out
+from mdmf_deploy.mmd.threads import one_blas_thread, share_out
 
 
 def blas_threads() -> set[int]:

@@ -21,8 +21,8 @@ from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.bundle.manifest import PROBES
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
-from mdmf_deploy.compressing import MemoryRows, compress
 from mdmf_deploy.errors import BankError
+from mdmf_deploy.mmd.compress import MemoryRows, compress
 from mdmf_deploy.mmd.operands import Points
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.triton_repository import reduction

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kernel_inputs import bank_of, draw, exact_cross
 
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.mmd.kernels import OPERANDS, VERSIONS, WIDTHS, Kernel, choose, kernels, prepare_bank, widened
+from mdmf_deploy.mmd.cuda.kernels import OPERANDS, VERSIONS, WIDTHS, Kernel, choose, kernels, prepare_bank, widened
 from mdmf_deploy.mmd.reference import gaussian_kernel
 
 ALL = list(kernels())
@@ -160,7 +160,7 @@ def test_a_long_bank_is_prepared_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     _, bank = draw(0, 1, 1, 150, 64)
     kernel = Kernel("tensor", "bf16", 64)
     whole = prepare_bank(bank, kernel)
-    monkeypatch.setattr("mdmf_deploy.mmd.kernels._STRIDE", 41)
+    monkeypatch.setattr("mdmf_deploy.mmd.cuda.kernels._STRIDE", 41)
     parts = prepare_bank(bank, kernel)
     assert np.array_equal(parts.operands, whole.operands)
     assert np.array_equal(parts.half_norms, whole.half_norms)

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
-from mdmf_deploy.compressing import MemoryRows, compress, fitting
-from mdmf_deploy.compressing.choosing import REGULARISER
-from mdmf_deploy.compressing.fitting import Fitted, OutOfReach
 from mdmf_deploy.errors import BankError
+from mdmf_deploy.mmd.compress import MemoryRows, compress
+from mdmf_deploy.mmd.compress import fit as fitting
+from mdmf_deploy.mmd.compress.fit import Fitted, OutOfReach
+from mdmf_deploy.mmd.compress.greedy import REGULARISER
 from mdmf_deploy.mmd.reference import ReferenceReduction, bank_self_term, gaussian_kernel
 
 SOURCES = (BankSource("a.jpg", "0" * 64),)
@@ -153,7 +154,7 @@ def test_a_large_bank_is_thinned_first_and_hardly_worse_for_it(monkeypatch: pyte
     best = fit(signatures, weights, 2.0, points=50).mmd
     monkeypatch.setattr(fitting, "SAMPLE", 1000)
     monkeypatch.setattr(fitting, "_FEW", 200)
-    monkeypatch.setattr("mdmf_deploy.compressing.thinning._NEIGHBOURHOOD", 200)
+    monkeypatch.setattr("mdmf_deploy.mmd.compress.neighbourhoods._NEIGHBOURHOOD", 200)
     thinned = fit(signatures, weights, 2.0, points=50, candidates=200)
     assert len(thinned.weights) == 50
     assert best < thinned.mmd < 1.2 * best
@@ -197,7 +198,7 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -
     signatures, weights = mixture(900, 7, 8), np.full(900, 1 / 900)
     found = []
     for threads in (1, 3):
-        monkeypatch.setattr("mdmf_deploy.compressing.kernel.cores", lambda threads=threads: threads)
+        monkeypatch.setattr("mdmf_deploy.mmd.compress.kernel.cores", lambda threads=threads: threads)
         found.append(fit(signatures, weights, 2.0, points=300))
     np.testing.assert_array_equal(found[0].weights, found[1].weights)
     assert (found[0].mmd, found[0].self_term) == (found[1].mmd, found[1].self_term)

@@ -18,8 +18,10 @@ from on_host import host_device
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.errors import OutOfMemory, ShapeMismatch, UsageError
-from mdmf_deploy.mmd import Scores, cuda, cuda_lane
-from mdmf_deploy.mmd.cuda import CudaReduction, Pending
+from mdmf_deploy.mmd import Scores
+from mdmf_deploy.mmd.cuda import lane as cuda_lane
+from mdmf_deploy.mmd.cuda import reduction as cuda
+from mdmf_deploy.mmd.cuda.reduction import CudaReduction, Pending
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
 WIDTH = 64

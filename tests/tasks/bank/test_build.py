@@ -14,12 +14,12 @@ from handmade import FakeSigned, bank, broken, make_bundle, manifest, signed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdmf_deploy.banking import Duplicate, gather_bank, swap_bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION
-from mdmf_deploy.compressing import Gathering, compress_bundle
 from mdmf_deploy.errors import BankError, BundleError, UsageError
+from mdmf_deploy.mmd.compress import Gathering, compress_bundle
 from mdmf_deploy.mmd.reference import ReferenceReduction
+from mdmf_deploy.tasks.bank.build import Duplicate, gather_bank, swap_bank
 
 
 def images(count: int, patches: int = 4) -> list[FakeSigned]:
@@ -112,7 +112,7 @@ def test_nothing_readable_is_an_error(inputs: list[FakeSigned]) -> None:
 
 
 def test_a_bank_whose_self_term_takes_hours_says_what_to_do_instead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdmf_deploy.banking._HOURS", 11)
+    monkeypatch.setattr("mdmf_deploy.tasks.bank.build._HOURS", 11)
     with pytest.raises(BankError, match=r"12 signatures takes hours.* `mdmf bank build --points 2048` compress"):
         gather_bank(manifest(), images(3))
     assert len(gather_bank(manifest(), images(3), 11).bank.signatures) == 11
@@ -133,7 +133,7 @@ def test_points_of_a_bank_that_fits_into_a_block_are_those_of_bank_compress(tmp_
 
 
 def test_a_bank_of_few_points_keeps_the_scale_of_its_images_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdmf_deploy.banking._SCORED", 7)
+    monkeypatch.setattr("mdmf_deploy.tasks.bank.build._SCORED", 7)
     taken = images(30)
     built = gather_bank(manifest(), taken, points=20).bank
     chosen = sorted(taken, key=lambda image: image.sha256)[:7]
@@ -145,7 +145,7 @@ def test_a_bank_of_few_points_keeps_the_scale_of_its_images_scores(monkeypatch: 
 
 
 def test_copies_and_broken_images_count_once_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdmf_deploy.banking.Gathering", partial(Gathering, block=20, per_block=5))
+    monkeypatch.setattr("mdmf_deploy.tasks.bank.build.Gathering", partial(Gathering, block=20, per_block=5))
     taken = images(30)
     met = [*taken, broken("/home/me/reals/x.png"), signed("/home/me/reals/0/0 again.png"), *taken]
     copied = [*met, taken[0]._replace(uri="/home/me/reals/0/-.png")]

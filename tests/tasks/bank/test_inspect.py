@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from handmade import GRAPH, manifest, signed
 
-from mdmf_deploy.bank_audit import audit_bank
-from mdmf_deploy.banking import gather_bank
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import write_bundle
 from mdmf_deploy.bundle.manifest import BANK, MODEL
-from mdmf_deploy.compressing import compress_bundle
+from mdmf_deploy.mmd.compress import compress_bundle
 from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel, uniform_bank
+from mdmf_deploy.tasks.bank.build import gather_bank
+from mdmf_deploy.tasks.bank.inspect import audit_bank
 
 
 def made(count: int = 30, strange: int = 0) -> Bank:

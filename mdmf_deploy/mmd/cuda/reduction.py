@@ -20,8 +20,8 @@ from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.hardware.device import Device, Event, open_device
 from mdmf_deploy.hardware.memory import device_view, is_on_device
 from mdmf_deploy.mmd import Scores, check_shape
-from mdmf_deploy.mmd.cuda_lane import Lane, Part, PointsOnDevice
-from mdmf_deploy.mmd.kernels import Kernel, choose
+from mdmf_deploy.mmd.cuda.kernels import Kernel, choose
+from mdmf_deploy.mmd.cuda.lane import Lane, Part, PointsOnDevice
 
 # Two batches at a time: one's copies run while the other's kernels do.
 _LANES = 2

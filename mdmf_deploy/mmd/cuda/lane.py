@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.hardware.device import Device, Graph, Memory
 from mdmf_deploy.hardware.memory import DeviceView, upload
-from mdmf_deploy.mmd.kernels import Kernel, Launch, Launches, prepare_bank
+from mdmf_deploy.mmd.cuda.kernels import Kernel, Launch, Launches, prepare_bank
 
 _SMALLER_BATCH = "lower --batch-size"
 _SMALLER_BANK = "compress the bank (`mdmf bank compress`), or close what else runs on this GPU"

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.bundle import Bundle, check_bank, write_bundle
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, Manifest
-from mdmf_deploy.compressing.bundles import METHOD
-from mdmf_deploy.compressing.gathering import PER_BLOCK, Gathering
 from mdmf_deploy.errors import BankError, UsageError
+from mdmf_deploy.mmd.compress.stream import PER_BLOCK, Gathering
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import uniform_bank
+from mdmf_deploy.tasks.bank.compress import METHOD
 from mdmf_deploy.verifying import Scale, scale_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def build_bank(
     max_signatures: a larger bank is thinned to this many; 0 keeps all.  Memory is that of the signatures kept, and the
     bank has the same bytes whatever the order of the sources.
     points: all signatures count, and the bank is compressed to this many points while it is gathered, as
-    mdmf_deploy.compressing.Gathering says; beyond one block of signatures it depends on the order of the sources.
+    mdmf_deploy.mmd.compress.Gathering says; beyond one block of signatures it depends on the order of the sources.
     Raises UsageError if both are given, BankError if no image could be read, or so many signatures are left that their
     self term takes hours.
     """

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.compressing.choosing import choose
-from mdmf_deploy.compressing.kernel import Floats, Kernel, Points, Workers, multiply
+from mdmf_deploy.mmd.compress.greedy import choose
+from mdmf_deploy.mmd.compress.kernel import Floats, Kernel, Points, Workers, multiply
 
 _NEIGHBOURHOOD = 3072
 # How many times its even share of the points a neighbourhood may name.

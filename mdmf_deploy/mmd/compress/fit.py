@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.compressing.choosing import REGULARISER, Choice, choose
-from mdmf_deploy.compressing.kernel import Embedding, Floats, Kernel, Points, Workers, all_cores, embed, multiply
-from mdmf_deploy.compressing.rows import BankRows, take
-from mdmf_deploy.compressing.thinning import Named, name_candidates
 from mdmf_deploy.errors import BankError
+from mdmf_deploy.mmd.compress.bank_rows import BankRows, take
+from mdmf_deploy.mmd.compress.greedy import REGULARISER, Choice, choose
+from mdmf_deploy.mmd.compress.kernel import Embedding, Floats, Kernel, Points, Workers, all_cores, embed, multiply
+from mdmf_deploy.mmd.compress.neighbourhoods import Named, name_candidates
 
 CANDIDATES = 32_768
 _FEW = 16_384
@@ -62,7 +62,7 @@ def compress(
     """The best of the bank's points, at most `points` or as few as certify max_mmd, with optimal weights.
 
     self_term: the bank's own, sum_jj' v_j v_j' k(r_j, r_j').  candidates: points are chosen among at most so many
-    of its rows, which mdmf_deploy.compressing.thinning names; at least twice `points`.
+    of its rows, which mdmf_deploy.mmd.compress.neighbourhoods names; at least twice `points`.
     Memory O(candidates x m), whatever the bank's size.
     Raises BankError if a weight is not finite, max_mmd is out of reach, or memory does not suffice.
     """

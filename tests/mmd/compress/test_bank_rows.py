@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mdmf_deploy.bundle.bank import Bank
-from mdmf_deploy.compressing import BankFile, MemoryRows, compress, rows
 from mdmf_deploy.errors import BankError
+from mdmf_deploy.mmd.compress import BankFile, MemoryRows, compress
+from mdmf_deploy.mmd.compress import bank_rows as rows
 
 
 def large(tmp_path: Path, count: int = 250) -> tuple[Bank, BankFile]:
@@ -49,7 +50,7 @@ def test_streaming_equals_memory_bit_for_bit_and_holds_one_block(
 ) -> None:
     bank, file = large(tmp_path)
     monkeypatch.setattr(rows, "BLOCK", 128)
-    monkeypatch.setattr("mdmf_deploy.compressing.fitting.SAMPLE", 300)
+    monkeypatch.setattr("mdmf_deploy.mmd.compress.fit.SAMPLE", 300)
     source = Counting(file)
     streamed = compress(source, bank.sigma, bank.self_term, points=30)
     whole = compress(MemoryRows(bank.signatures, bank.weights), bank.sigma, bank.self_term, points=30)

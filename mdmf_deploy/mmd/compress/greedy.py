@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.compressing.kernel import Floats, Kernel, Points, Workers
+from mdmf_deploy.mmd.compress.kernel import Floats, Kernel, Points, Workers
 
 # Added to the kernel's diagonal: keeps duplicates out and weights small, and costs lambda |w|^2 of MMD^2, say 1e-11.
 REGULARISER = 1e-9

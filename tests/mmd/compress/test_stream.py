@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
-from mdmf_deploy.compressing import Fitted, Gathered, Gathering, MemoryRows, compress, gathering
 from mdmf_deploy.errors import BankError
+from mdmf_deploy.mmd.compress import Fitted, Gathered, Gathering, MemoryRows, compress
+from mdmf_deploy.mmd.compress import stream as gathering
 from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel, uniform_bank
 
 SIGMA = 1.5

@@ -9,10 +9,10 @@ carrying.py   what a changed bank leaves of a bundle's calibration and verificat
 bundles.py    a bundle in, a bundle out
 """
 
-from mdmf_deploy.compressing.bundles import Compressed, compress_bundle
-from mdmf_deploy.compressing.fitting import Fitted, compress
-from mdmf_deploy.compressing.gathering import Gathered, Gathering
-from mdmf_deploy.compressing.rows import BankFile, BankRows, MemoryRows
+from mdmf_deploy.mmd.compress.bank_rows import BankFile, BankRows, MemoryRows
+from mdmf_deploy.mmd.compress.fit import Fitted, compress
+from mdmf_deploy.mmd.compress.stream import Gathered, Gathering
+from mdmf_deploy.tasks.bank.compress import Compressed, compress_bundle
 
 __all__ = [
     "BankFile",

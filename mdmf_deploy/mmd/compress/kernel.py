@@ -15,9 +15,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.compressing.rows import BankRows, blocks
 from mdmf_deploy.hardware.host import cores
-from mdmf_deploy.mmd.blas import one_blas_thread
+from mdmf_deploy.mmd.compress.bank_rows import BankRows, blocks
+from mdmf_deploy.mmd.threads import one_blas_thread
 
 Floats = NDArray[np.float64]
 Item = TypeVar("Item")

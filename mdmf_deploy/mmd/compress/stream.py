@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.compressing.fitting import compress
-from mdmf_deploy.compressing.kernel import Floats
-from mdmf_deploy.compressing.rows import MemoryRows
 from mdmf_deploy.errors import BankError
+from mdmf_deploy.mmd.compress.bank_rows import MemoryRows
+from mdmf_deploy.mmd.compress.fit import compress
+from mdmf_deploy.mmd.compress.kernel import Floats
 from mdmf_deploy.mmd.reference import bank_self_term
 
 BLOCK = 32_768
