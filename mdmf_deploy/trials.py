@@ -18,13 +18,13 @@ from mdmf_deploy.bundle.recipe import Precision, Preprocessing
 from mdmf_deploy.errors import ImageError, QuantisationError
 from mdmf_deploy.images import decode as images
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.pace import images_per_second
 from mdmf_deploy.quantising.fp16 import to_fp16
 from mdmf_deploy.quantising.int8 import quantise
 from mdmf_deploy.quantising.restoring import Restorable
 from mdmf_deploy.quantising.searching import fewest, most_worth_keeping, rank
 from mdmf_deploy.runtime import Engine, open_engine
 from mdmf_deploy.runtime.ort import OrtEngine
+from mdmf_deploy.runtime.speed import images_per_second
 from mdmf_deploy.tasks.bank.build import BankReport, build_bank
 from mdmf_deploy.verifying import compare, signed_by_hash
 

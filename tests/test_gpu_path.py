@@ -11,9 +11,9 @@ from host_tensorrt import HostTensorRt
 from on_host import host_device
 
 from mdmf_deploy import Detector
-from mdmf_deploy.building import inspecting
 from mdmf_deploy.mmd.cuda import reduction as cuda
 from mdmf_deploy.runtime import trt
+from mdmf_deploy.runtime.building import obtain as inspecting
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mdmf_deploy.building.plans import Plan
+    from mdmf_deploy.runtime.building.plans import Plan
 
 
 def build(
@@ -36,11 +36,11 @@ def build(
 
     Example: mdmf build mine.mdmf --flavour rtx --compute-capability 8.9 --compute-capability 12.0
     """
-    from mdmf_deploy.building import obtain
-    from mdmf_deploy.building.flavours import FLAVOURS, capability
-    from mdmf_deploy.building.profiles import load_profile
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.errors import RuntimeUnavailable, UsageError
+    from mdmf_deploy.runtime.building.flavours import FLAVOURS, capability
+    from mdmf_deploy.runtime.building.obtain import obtain
+    from mdmf_deploy.runtime.building.profiles import load_profile
 
     if flavour not in FLAVOURS:
         raise UsageError(f"--flavour {flavour!r} is not known; choose one of {', '.join(FLAVOURS)}")
@@ -57,8 +57,8 @@ def build(
         targets = dict.fromkeys(capability(text) for text in compute_capability)
         plans = [obtain(opened, made_by, made_by.load(), chosen, one, "", _say, again=force) for one in targets]
     else:
-        from mdmf_deploy.building.inspecting import load_plan
         from mdmf_deploy.hardware.gpu import probe
+        from mdmf_deploy.runtime.building.obtain import load_plan
         from mdmf_deploy.runtime.needs import require
 
         try:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
-from mdmf_deploy.telemetry import unreported
+from mdmf_deploy.runtime.telemetry import unreported
 
 
 @contextlib.contextmanager

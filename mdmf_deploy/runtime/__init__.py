@@ -91,7 +91,7 @@ def why_not(name: str) -> Lack | None:
 def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine:
     """The engine `name` for this bundle; threads: None means all cores.
 
-    A runtime on a GPU may be given a build profile: "tensorrt:throughput" (mdmf_deploy.building.profiles).
+    A runtime on a GPU may be given a build profile: "tensorrt:throughput" (mdmf_deploy.runtime.building.profiles).
     "auto" is the first of `preference` that can be opened; it says on stderr which one, and why.
     Raises RuntimeUnavailable if the runtime is unknown, not installed or has no GPU; nothing is ever silently replaced.
     """

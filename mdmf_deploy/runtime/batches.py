@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.building.profiles import Batch
+from mdmf_deploy.runtime.building.profiles import Batch
 
 
 class Part(NamedTuple):

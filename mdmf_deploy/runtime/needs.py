@@ -12,11 +12,10 @@ from importlib import util
 from pathlib import Path
 from typing import NamedTuple
 
-from mdmf_deploy.building.flavours import OLDEST, RTX, TENSORRT, Flavour, dotted, version_of
-from mdmf_deploy.building.rtx import capabilities
 from mdmf_deploy.errors import RuntimeUnavailable, install, installed
 from mdmf_deploy.hardware.gpu import OLDEST as ANY_CUDA
 from mdmf_deploy.hardware.gpu import probe
+from mdmf_deploy.runtime.building.flavours import OLDEST, RTX, TENSORRT, Flavour, capabilities, dotted, version_of
 
 
 class Lack(NamedTuple):

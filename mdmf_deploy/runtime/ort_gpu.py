@@ -17,15 +17,15 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from mdmf_deploy.building import engine_key
-from mdmf_deploy.building.flavours import TENSORRT, allows_tf32
-from mdmf_deploy.building.keys import EngineKey
-from mdmf_deploy.building.profiles import DEFAULT, Profile, load_profile
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.files import cache_folder
 from mdmf_deploy.hardware.gpu import probe
 from mdmf_deploy.runtime.batches import OnDevice, Part, Sizes
+from mdmf_deploy.runtime.building.flavours import TENSORRT, allows_tf32
+from mdmf_deploy.runtime.building.obtain import engine_key
+from mdmf_deploy.runtime.building.plans import EngineKey
+from mdmf_deploy.runtime.building.profiles import DEFAULT, Profile, load_profile
 from mdmf_deploy.runtime.needs import Lack, preload, require, unloadable
 
 _INPUT = "images"  # mdmf_deploy.bundle.manifest.INPUT, which takes torch to import
@@ -39,7 +39,7 @@ Options = dict[str, str]
 class OrtGpuEngine:
     """One session over the bundle's graph on the first GPU.  threads mean nothing here.
 
-    profile: as mdmf_deploy.building.profiles reads it; to the CUDA provider only its largest batch means something.
+    profile: as mdmf_deploy.runtime.building.profiles reads it; to the CUDA provider only its largest batch means something.
     Raises RuntimeUnavailable without a driver, a GPU or the provider, or if the session would run elsewhere;
     BundleError if the graph cannot be loaded.
     """

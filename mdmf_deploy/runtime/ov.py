@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
 from mdmf_deploy.hardware.host import cores, saturates_int8
-from mdmf_deploy.telemetry import unreported
+from mdmf_deploy.runtime.telemetry import unreported
 
 with unreported():
     import openvino

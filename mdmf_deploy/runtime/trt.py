@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.building.flavours import RTX, TENSORRT, Flavour
-from mdmf_deploy.building.inspecting import load_plan
-from mdmf_deploy.building.profiles import DEFAULT, load_profile
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import EngineError, OutOfMemory
 from mdmf_deploy.hardware.device import Device, Event, Memory, open_device
 from mdmf_deploy.runtime.batches import OnDevice, Part, Sizes
+from mdmf_deploy.runtime.building.flavours import RTX, TENSORRT, Flavour
+from mdmf_deploy.runtime.building.obtain import load_plan
+from mdmf_deploy.runtime.building.profiles import DEFAULT, load_profile
 from mdmf_deploy.runtime.needs import require
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class TensorRtEngine:
 
     threads mean nothing here.
 
-    profile: a name, or a .toml file, as mdmf_deploy.building.profiles reads it.
+    profile: a name, or a .toml file, as mdmf_deploy.runtime.building.profiles reads it.
     Raises RuntimeUnavailable without a driver, a GPU or the library, EngineError if the graph cannot be built or the
     engine not loaded, OutOfMemory if the GPU has too little.
     """

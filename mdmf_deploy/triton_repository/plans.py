@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from mdmf_deploy.building.plans import PlanCard
-from mdmf_deploy.building.profiles import Batch
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import file_sha256
+from mdmf_deploy.runtime.building.plans import PlanCard
+from mdmf_deploy.runtime.building.profiles import Batch
 from mdmf_deploy.triton_repository.preprocessing import IMAGES
 from mdmf_deploy.triton_repository.reduction import SIGNATURES
 

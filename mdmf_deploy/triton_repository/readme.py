@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 import mdmf_deploy
-from mdmf_deploy.building.plans import PlanCard
 from mdmf_deploy.bundle.calibration import Calibration
 from mdmf_deploy.bundle.manifest import Manifest
+from mdmf_deploy.runtime.building.plans import PlanCard
 from mdmf_deploy.triton_repository.serving import Serving
 
 _PLAN = (

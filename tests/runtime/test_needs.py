@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 
 from mdmf_deploy import errors as packages
-from mdmf_deploy.building.flavours import RTX
 from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.hardware.device import Gpu
 from mdmf_deploy.runtime import ENGINES, ON_GPU, installed, needs, why_not
+from mdmf_deploy.runtime.building.flavours import RTX
 
 ADA = Gpu("NVIDIA GeForce RTX 4090", (8, 9), 1 << 34, (13, 0), 128)
 DRIVER = "libcuda.so.1 is none; install one"

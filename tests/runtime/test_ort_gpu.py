@@ -15,14 +15,14 @@ import pytest
 from mdmf_deploy import tracing
 from mdmf_deploy.benchmarking import subjects
 from mdmf_deploy.benchmarking.results import Settings
-from mdmf_deploy.building.keys import EngineKey, profile_key
-from mdmf_deploy.building.profiles import load_profile
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.hardware.device import Gpu
 from mdmf_deploy.hardware.memory import device_view, host_view
 from mdmf_deploy.runtime import open_engine, ort_gpu
+from mdmf_deploy.runtime.building.plans import EngineKey, profile_key
+from mdmf_deploy.runtime.building.profiles import load_profile
 from mdmf_deploy.runtime.ort import OrtEngine
 
 GPU = Gpu("a pretended GPU", (8, 9), 1 << 34, (13, 0), 128)
@@ -109,7 +109,7 @@ def test_a_session_that_fell_back_to_the_cpu_is_an_error(
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path))
     monkeypatch.setattr(ort_gpu, "require", lambda runtime: None)
     monkeypatch.setattr(ort_gpu, "probe", lambda: GPU)
-    monkeypatch.setattr("mdmf_deploy.building.flavours.Flavour.load", lambda flavour: onnxruntime)
+    monkeypatch.setattr("mdmf_deploy.runtime.building.flavours.Flavour.load", lambda flavour: onnxruntime)
     session = onnxruntime.InferenceSession
 
     def talkative(*arguments: Any, **options: Any) -> onnxruntime.InferenceSession:

@@ -15,13 +15,13 @@ from host_device import HostDevice
 from host_tensorrt import HostTensorRt
 from typer.testing import CliRunner
 
-from mdmf_deploy.building import inspecting
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.cli import app
 from mdmf_deploy.errors import EngineError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.hardware.memory import device_view, host_view
 from mdmf_deploy.runtime import open_engine, trt
+from mdmf_deploy.runtime.building import obtain as inspecting
 from mdmf_deploy.runtime.ort import OrtEngine
 
 PROFILE = 'summary = "For tests."\nworkspace_mib = 64\n[batch]\nmin = {}\nopt = {}\nmax = {}\n'

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from libraries import needed
 
-from mdmf_deploy.building import compiling, obtain
-from mdmf_deploy.building.flavours import RTX, allows_tf32, capability, flags, set_flags
-from mdmf_deploy.building.inspecting import names
-from mdmf_deploy.building.profiles import Batch, Profile
-from mdmf_deploy.building.watching import fused, new_log, new_monitor
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.errors import EngineError, UsageError
+from mdmf_deploy.runtime.building import compile as compiling
+from mdmf_deploy.runtime.building.compile import fused, new_log, new_monitor
+from mdmf_deploy.runtime.building.flavours import RTX, allows_tf32, capability, flags, set_flags
+from mdmf_deploy.runtime.building.obtain import names, obtain
+from mdmf_deploy.runtime.building.profiles import Batch, Profile
 
 library = needed("tensorrt_rtx")
 

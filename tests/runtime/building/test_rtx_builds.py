@@ -16,10 +16,6 @@ import pytest
 import torch
 from libraries import needed
 
-from mdmf_deploy.building import obtain
-from mdmf_deploy.building.flavours import RTX
-from mdmf_deploy.building.plans import PlanCard, find
-from mdmf_deploy.building.profiles import Batch, Profile
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL, FileEntry
 from mdmf_deploy.bundle.recipe import Precision, load_recipe
@@ -27,6 +23,10 @@ from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.quantising.fp16 import to_fp16
 from mdmf_deploy.quantising.int8 import quantise
 from mdmf_deploy.quantising.saving import save
+from mdmf_deploy.runtime.building.flavours import RTX
+from mdmf_deploy.runtime.building.obtain import obtain
+from mdmf_deploy.runtime.building.plans import PlanCard, find
+from mdmf_deploy.runtime.building.profiles import Batch, Profile
 from mdmf_deploy.tracing import trace
 
 needed("tensorrt_rtx")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mdmf_deploy.building.profiles import load_profile, profile_names
 from mdmf_deploy.errors import ProfileError
+from mdmf_deploy.runtime.building.profiles import load_profile, profile_names
 
 GOOD = 'summary = "x"\nworkspace_mib = 64\n[batch]\nmin = 1\nopt = 2\nmax = 4\n'
 

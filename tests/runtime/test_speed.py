@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mdmf_deploy import pace
+from mdmf_deploy.runtime import speed as pace
 
 
 class Slow:

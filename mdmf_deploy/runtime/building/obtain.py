@@ -1,26 +1,113 @@
-"""Engines loaded and looked into.  It takes a driver: without one TensorRT crashes where it could raise."""
+"""Engines: a bundle's graph compiled for one GPU, kept with everything it depends on, and rebuilt when that changes."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mdmf_deploy.building import obtain
-from mdmf_deploy.building.flavours import Flavour
-from mdmf_deploy.building.plans import Plan, Tensor, amend, layers_path
-from mdmf_deploy.building.profiles import Profile
-from mdmf_deploy.building.watching import fused, new_log
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import EngineError
 from mdmf_deploy.files import write_to_cache
 from mdmf_deploy.hardware.gpu import probe
+from mdmf_deploy.runtime.building.compile import compile_graph, fused, new_log
+from mdmf_deploy.runtime.building.flavours import Flavour, dotted, flags
+from mdmf_deploy.runtime.building.plans import (
+    EngineKey,
+    Plan,
+    PlanCard,
+    Tensor,
+    amend,
+    find,
+    keep,
+    layers_path,
+    profile_key,
+    this_platform,
+    timing_path,
+)
+from mdmf_deploy.runtime.building.profiles import Profile
 
 if TYPE_CHECKING:
     import tensorrt as trt
+
+
+def engine_key(
+    bundle: Bundle,
+    library: str,
+    version: str,
+    flags: tuple[str, ...],
+    profile: Profile,
+    capability: tuple[int, int],
+    gpu: str,
+) -> EngineKey:
+    """gpu: the name of the GPU to build for and on, "" for any of this compute capability; the rest as in EngineKey."""
+    return EngineKey(
+        model=bundle.manifest.model_sha256,
+        library=library,
+        version=version,
+        compute_capability=dotted(capability),
+        gpu=gpu,
+        profile=profile_key(profile),
+        flags=flags,
+        platform=this_platform(),
+    )
+
+
+def key_for(
+    bundle: Bundle, flavour: Flavour, library: Any, profile: Profile, capability: tuple[int, int], gpu: str
+) -> EngineKey:
+    """gpu: the name of the GPU to build for and on; portable plans are for any."""
+    version, told = str(library.__version__), flags(flavour, library, bundle.manifest.model.precision)
+    gpu = "" if flavour.portable else gpu
+    return engine_key(bundle, flavour.module, version, told, profile, capability, gpu)
+
+
+def obtain(
+    bundle: Bundle,
+    flavour: Flavour,
+    library: Any,
+    profile: Profile,
+    capability: tuple[int, int],
+    gpu: str,
+    say: Callable[[str], None],
+    *,
+    again: bool = False,
+) -> Plan:
+    """The plan of this key, built if there is none, if it is damaged, or if `again` asks for it; say tells why.
+
+    Raises EngineError if it cannot be built, UsageError for a compute capability that is unknown or a full disk.
+    """
+    key = key_for(bundle, flavour, library, profile, capability, gpu)
+    found = "asked to build again" if again else find(key)
+    if isinstance(found, Plan):
+        return found
+    where = gpu if key.gpu else f"compute capability {key.compute_capability}"
+    say(f"{flavour.runtime}: {found}; building for {where}, profile {profile.name}")
+    made = compile_graph(
+        flavour,
+        library,
+        bundle.model_path,
+        bundle.manifest.model.precision,
+        profile,
+        capability,
+        timing_path(key),
+    )
+    card = PlanCard(
+        key=key,
+        profile=profile.name,
+        sha256=hashlib.sha256(made.data).hexdigest(),
+        size=len(made.data),
+        inputs=made.inputs,
+        outputs=made.outputs,
+        layers=made.layers,
+        fused_attention=made.fused_attention,
+        build_seconds=round(made.seconds, 3),
+    )
+    return keep(card, made.data)
 
 
 def load_plan(
@@ -34,7 +121,7 @@ def load_plan(
 ) -> tuple[Plan, Any]:
     """The plan of this key, and its engine; built if need be, and once more if it is whole but refused.
 
-    Raises as mdmf_deploy.building.obtain; RuntimeUnavailable without a GPU, EngineError if what was just built is
+    Raises as mdmf_deploy.runtime.building.obtain.obtain; RuntimeUnavailable without a GPU, EngineError if what was just built is
     refused.
     """
     order = bundle, flavour, library, profile, capability, gpu, say
