@@ -25,10 +25,10 @@ from PIL import Image
 from synthetic_jpegs import write_jpegs
 
 from mdmf_deploy.bundle.recipe import Preprocessing
+from mdmf_deploy.detection.prepare import prepare
 from mdmf_deploy.images import jpeg_rows
 from mdmf_deploy.images.crops import boxes, center_crop, normalise, squares
 from mdmf_deploy.images.decode import Limits, decode, decode_boxes, read
-from mdmf_deploy.preparing import prepare
 
 Pixels = NDArray[np.uint8]
 PLAN = Preprocessing()
@@ -119,11 +119,11 @@ def stages(name: str, path: Path) -> None:
             "look for the end of the scan": lambda: jpeg_rows.shortened(data, 400),
             "decode": lambda: ours(data),
             "crop to float32": lambda: normalise(crop, PLAN),
-            "all of it (mdmf_deploy.preparing.prepare)": lambda: prepare(0, path, PLAN, 1, Limits()),
+            "all of it (mdmf_deploy.detection.prepare.prepare)": lambda: prepare(0, path, PLAN, 1, Limits()),
         },
         ROUNDS,
     )
-    total = times["all of it (mdmf_deploy.preparing.prepare)"].median
+    total = times["all of it (mdmf_deploy.detection.prepare.prepare)"].median
     rows = [(stage, ms(timing), f"{number(100 * timing.median / total)}%") for stage, timing in times.items()]
     print(f"{name} JPEG: one image before the engine\n")
     print(table(rows, ("stage", "one core, an image", "share")))

@@ -85,7 +85,7 @@ def real() -> tuple[Given, float]:
     """
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.bundle.calibration import Calibration
-    from mdmf_deploy.pipeline import sign
+    from mdmf_deploy.detection.pipeline import sign
     from mdmf_deploy.runtime.ort import OrtEngine
 
     bundle = Bundle.open("starter")

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
+from mdmf_deploy.detection.on_gpu import Fused
+from mdmf_deploy.detection.pipeline import sign_batches
+from mdmf_deploy.detection.prepare import prepare
 from mdmf_deploy.errors import MdmfError
-from mdmf_deploy.fused import Fused
 from mdmf_deploy.images.decode import Limits
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
-from mdmf_deploy.pipeline import sign_batches
-from mdmf_deploy.preparing import prepare
 from mdmf_deploy.runtime import installed, open_engine, stays_on_device
 
 RECIPES = ("dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14")

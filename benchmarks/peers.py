@@ -30,7 +30,7 @@ from random_vits import vits, vits_bundle
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.recipe import load_recipe
-from mdmf_deploy.detector import Detector
+from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.model.checkpoints import load_detector

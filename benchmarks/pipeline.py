@@ -25,11 +25,11 @@ from PIL import Image
 from synthetic_jpegs import write_jpegs
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.detector import Detector
+from mdmf_deploy.detection.detector import Detector
+from mdmf_deploy.detection.prepare import prepare
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.decode import Limits
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.preparing import prepare
 from mdmf_deploy.runtime import open_engine
 
 BATCH = 8

@@ -27,11 +27,11 @@ from PIL import Image
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.recipe import Preprocessing
-from mdmf_deploy.detector import Detector
+from mdmf_deploy.detection.detector import Detector
+from mdmf_deploy.detection.prepare import prepare
 from mdmf_deploy.images.decode import Limits
 from mdmf_deploy.images.inputs import in_folder
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.preparing import prepare
 
 SIZES = {224: (224, 224), 512: (512, 384), 1024: (1024, 768), 2000: (2000, 1500), 4000: (4000, 3000)}
 COUNTS = (100, 300, 1000, 3000, 10_000)

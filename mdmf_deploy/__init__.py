@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mdmf_deploy.detector import Detector
+    from mdmf_deploy.detection.detector import Detector
+    from mdmf_deploy.detection.rows import Row
     from mdmf_deploy.errors import MdmfError
-    from mdmf_deploy.rows import Row
 
 _PUBLIC = {
-    "Detector": "mdmf_deploy.detector",
+    "Detector": "mdmf_deploy.detection.detector",
     "MdmfError": "mdmf_deploy.errors",
-    "Row": "mdmf_deploy.rows",
+    "Row": "mdmf_deploy.detection.rows",
 }
 
 __all__ = ["Detector", "MdmfError", "Row", "__version__"]

@@ -17,7 +17,7 @@ from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.tasks.bank.build import Duplicate, Unreadable
 
 if TYPE_CHECKING:
-    from mdmf_deploy.pipeline import Signed, Source
+    from mdmf_deploy.detection.pipeline import Signed, Source
     from mdmf_deploy.runtime import Engine
 
 
@@ -56,7 +56,7 @@ def calibrate(
     Raises CalibrationError if verification does not cover the engine, or no image is left.
     """
     check_covered(bundle, engine)
-    from mdmf_deploy.pipeline import sign
+    from mdmf_deploy.detection.pipeline import sign
 
     return gather_calibration(bundle, engine, sign(sources, engine, bundle.manifest.preprocessing), fprs, review)
 

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.recipe import Part, Split, part_of
 from mdmf_deploy.conditions import Condition
+from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import file_sha256
 from mdmf_deploy.images.inputs import in_folder, uri
 from mdmf_deploy.metrics import RESAMPLES, Estimate, Figures, figures, wilson
-from mdmf_deploy.rows import Row
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
-    from mdmf_deploy.detector import Detector
+    from mdmf_deploy.detection.detector import Detector
 
 
 @dataclass(frozen=True, slots=True)

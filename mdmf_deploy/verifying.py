@@ -186,7 +186,7 @@ def sign_crops(crops: NDArray[np.uint8], engine: Engine, preprocessing: Preproce
 
 def signed_by_hash(paths: Iterable[Path], engine: Engine, preprocessing: Preprocessing) -> dict[str, Signatures]:
     """Signatures (N, d) of every readable image, by content hash."""
-    from mdmf_deploy.pipeline import sign
+    from mdmf_deploy.detection.pipeline import sign
 
     return {s.sha256: s.signatures for s in sign(paths, engine, preprocessing) if s.signatures is not None}
 

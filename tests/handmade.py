@@ -21,7 +21,7 @@ SIGMA = 1.5
 
 
 class FakeSigned(NamedTuple):
-    """The fields of mdmf_deploy.pipeline.Signed that matter here."""
+    """The fields of mdmf_deploy.detection.pipeline.Signed that matter here."""
 
     uri: str
     sha256: str

@@ -16,9 +16,9 @@ from PIL import Image
 
 from mdmf_deploy.bundle.recipe import Split, part_of
 from mdmf_deploy.conditions import Condition
+from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.evaluating import Sample, audit, find_samples, judge, tabulate, unscored
-from mdmf_deploy.rows import Row
 
 
 def bundle(bank: Iterable[str] = (), calibration: Iterable[str] | None = None) -> Any:

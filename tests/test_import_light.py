@@ -36,7 +36,9 @@ def imported_by(code: str) -> set[str]:
     return set(json.loads(answer.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("module", ["mdmf_deploy", "mdmf_deploy.cli", "mdmf_deploy.rows", "mdmf_deploy.bundle.recipe"])
+@pytest.mark.parametrize(
+    "module", ["mdmf_deploy", "mdmf_deploy.cli", "mdmf_deploy.detection.rows", "mdmf_deploy.bundle.recipe"]
+)
 def test_import_is_light(module: str) -> None:
     assert not imported_by(f"import {module}") & HEAVY
 
@@ -52,7 +54,9 @@ def test_help_of_every_command_is_light() -> None:
 
 
 def test_detecting_and_evaluating_do_without_torch() -> None:
-    modules = "mdmf_deploy.detector, mdmf_deploy.evaluating, mdmf_deploy.calibrating, mdmf_deploy.tasks.doctor"
+    modules = (
+        "mdmf_deploy.detection.detector, mdmf_deploy.evaluating, mdmf_deploy.calibrating, mdmf_deploy.tasks.doctor"
+    )
     assert not imported_by(f"import {modules}") & UNUSED
 
 

@@ -14,7 +14,7 @@ from itertools import cycle, islice
 def main(bundle: str, runtime: str, threads: int | None, batch_size: int, paths: list[str], count: int) -> None:
     """Score `count` images, of these paths by turns."""
     start = time.perf_counter()
-    from mdmf_deploy.detector import Detector
+    from mdmf_deploy.detection.detector import Detector
 
     imported = time.perf_counter()
     with Detector(bundle, runtime, threads, batch_size=batch_size) as detector:

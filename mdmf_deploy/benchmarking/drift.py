@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.benchmarking.results import Drift
 from mdmf_deploy.benchmarking.subjects import Subject
+from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import BankError, UsageError
-from mdmf_deploy.rows import Row
 from mdmf_deploy.verifying import Scale, rank_correlation, scale_in
 
 Scores = NDArray[np.float64]

@@ -18,11 +18,11 @@ from mdmf_deploy.benchmarking.results import Settings, Stage, StageTable
 from mdmf_deploy.benchmarking.samples import Sample
 from mdmf_deploy.benchmarking.statistics import spread
 from mdmf_deploy.benchmarking.subjects import Subject
+from mdmf_deploy.detection.outputs.jsonl import JsonlWriter
+from mdmf_deploy.detection.prepare import Prepared, prepare
+from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.decode import Limits
-from mdmf_deploy.outputs.jsonl import JsonlWriter
-from mdmf_deploy.preparing import Prepared, prepare
-from mdmf_deploy.rows import Row
 
 T = TypeVar("T")
 NAMES = ("read", "decode", "crop", "engine", "reduction", "write")

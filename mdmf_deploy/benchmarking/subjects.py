@@ -10,7 +10,7 @@ from pathlib import Path
 from mdmf_deploy.benchmarking.lowering import HOW, lowered
 from mdmf_deploy.benchmarking.results import Configuration, Settings
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.detector import Detector
+from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.runtime import open_engine
 

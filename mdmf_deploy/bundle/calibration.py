@@ -14,7 +14,7 @@ from mdmf_deploy.errors import CalibrationError
 
 
 class Judgement(NamedTuple):
-    """What a calibration says about one score; p_value and threshold as in mdmf_deploy.rows.Row."""
+    """What a calibration says about one score; p_value and threshold as in mdmf_deploy.detection.rows.Row."""
 
     p_value: float | None
     threshold: float | None

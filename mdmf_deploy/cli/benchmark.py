@@ -64,8 +64,8 @@ def benchmark(
     from mdmf_deploy.benchmarking.report import check_output, to_bytes
     from mdmf_deploy.benchmarking.report.text import lines
     from mdmf_deploy.benchmarking.results import Settings
+    from mdmf_deploy.detection.outputs import replacing
     from mdmf_deploy.images.inputs import expand
-    from mdmf_deploy.outputs import replacing
 
     if output is not None:
         check_output(output)

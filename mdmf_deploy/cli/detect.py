@@ -17,9 +17,9 @@ import typer
 from mdmf_deploy.errors import CalibrationError, GateFailed, ImageError, UsageError
 
 if TYPE_CHECKING:
-    from mdmf_deploy.detector import Detector
+    from mdmf_deploy.detection.detector import Detector
+    from mdmf_deploy.detection.rows import Row
     from mdmf_deploy.images.decode import Limits
-    from mdmf_deploy.rows import Row
 
 _UNREADABLE = 3
 
@@ -74,7 +74,7 @@ def detect(
     with ExitStack() as stack:
         write = _stdout(as_json) if output is None else stack.enter_context(_file(output))
 
-        from mdmf_deploy.detector import Detector
+        from mdmf_deploy.detection.detector import Detector
         from mdmf_deploy.images.decode import Limits
 
         limits = Limits(max_pixels=max_pixels)
@@ -104,14 +104,14 @@ def detect(
 def _stdout(as_json: bool) -> Callable[[Row], None]:
     """Prints each row as it comes."""
     if as_json:
-        from mdmf_deploy.outputs.jsonl import line
+        from mdmf_deploy.detection.outputs.jsonl import line
 
         def print_json(row: Row) -> None:
             sys.stdout.buffer.write(line(row))
             sys.stdout.flush()
 
         return print_json
-    from mdmf_deploy.outputs import table
+    from mdmf_deploy.detection.outputs import table
 
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     header = [table.HEADER]
@@ -126,7 +126,7 @@ def _stdout(as_json: bool) -> Callable[[Row], None]:
 
 @contextmanager
 def _file(path: Path) -> Iterator[Callable[[Row], None]]:
-    from mdmf_deploy.outputs import open_output
+    from mdmf_deploy.detection.outputs import open_output
 
     with open_output(path) as writer:
         yield writer.write
@@ -134,7 +134,7 @@ def _file(path: Path) -> Iterator[Callable[[Row], None]]:
 
 def _heatmaps(folder: Path, detector: Detector, limits: Limits) -> Callable[[Row, Path], None]:
     """Draws each row's heat map; one that cannot be drawn or written is told, and costs no more than itself."""
-    from mdmf_deploy.outputs.heatmaps import HeatmapFolder
+    from mdmf_deploy.detection.outputs.heatmaps import HeatmapFolder
 
     manifest = detector.bundle.manifest
     maps = HeatmapFolder(folder, manifest.model.pool, manifest.preprocessing.crop, limits)

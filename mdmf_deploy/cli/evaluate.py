@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from mdmf_deploy.detection.outputs import Scratch
+    from mdmf_deploy.detection.rows import Row
     from mdmf_deploy.evaluating import Audit, Sample, Table
     from mdmf_deploy.metrics import Estimate
-    from mdmf_deploy.outputs import Scratch
-    from mdmf_deploy.rows import Row
 
 _SHOWN = 3
 
@@ -61,9 +61,9 @@ def evaluate(
     from mdmf_deploy import evaluating
     from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.conditions import AS_IS, Condition
-    from mdmf_deploy.detector import Detector
+    from mdmf_deploy.detection.detector import Detector
+    from mdmf_deploy.detection.outputs import replacing
     from mdmf_deploy.errors import GateFailed, UsageError
-    from mdmf_deploy.outputs import replacing
 
     if output is not None and output.suffix != ".jsonl":
         raise UsageError(f"-o {output}: rows of an evaluation are written as .jsonl only")
@@ -109,7 +109,7 @@ def _watched(
     from rich.console import Console
     from rich.progress import track
 
-    from mdmf_deploy.rows import COLUMNS
+    from mdmf_deploy.detection.rows import COLUMNS
 
     console = Console(stderr=True)
     for sample, row in track(

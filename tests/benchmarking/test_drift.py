@@ -11,8 +11,8 @@ from handmade import GRAPH, bank, make_bundle, manifest
 from mdmf_deploy.benchmarking.drift import _scale, compare, measure
 from mdmf_deploy.bundle.bundle import write_bundle
 from mdmf_deploy.bundle.manifest import BANK, MODEL
+from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.rows import Row
 from mdmf_deploy.verifying import Scale
 
 SCALE = Scale(spread=0.1, threshold=0.5)

@@ -11,7 +11,7 @@ from handmade import manifest
 
 from mdmf_deploy.benchmarking.lowering import lowered
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.detector import Detector
+from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.errors import UsageError
 
 

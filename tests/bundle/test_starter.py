@@ -12,10 +12,10 @@ import pytest
 
 from mdmf_deploy.bundle.bundle import Bundle, shipped
 from mdmf_deploy.bundle.recipe import load_recipe
-from mdmf_deploy.detector import Detector
+from mdmf_deploy.detection.detector import Detector
+from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.files import room
 from mdmf_deploy.images.inputs import expand
-from mdmf_deploy.rows import Row
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.verifying import verify_probes
 

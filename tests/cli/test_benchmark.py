@@ -18,7 +18,7 @@ from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.cli import app
 from mdmf_deploy.cli.benchmark import benchmark as command
 from mdmf_deploy.cli.detect import detect
-from mdmf_deploy.detector import Detector
+from mdmf_deploy.detection.detector import Detector
 
 
 def benchmark(*arguments: str) -> Result:

@@ -23,9 +23,9 @@ from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.calibrating import write_calibration
 from mdmf_deploy.cli import app
-from mdmf_deploy.detector import Detector
+from mdmf_deploy.detection.detector import Detector
+from mdmf_deploy.detection.rows import COLUMNS, TIMINGS
 from mdmf_deploy.errors import RuntimeUnavailable
-from mdmf_deploy.rows import COLUMNS, TIMINGS
 
 
 def detect(*arguments: object, stdin: str | None = None) -> Result:
@@ -288,7 +288,7 @@ def test_a_row_that_cannot_be_written_ends_the_stream_before_its_engine_is_close
         close(self)
 
     monkeypatch.setattr(Detector, "close", closed)
-    monkeypatch.setattr("mdmf_deploy.outputs.jsonl.line", lambda row: 1 / 0)
+    monkeypatch.setattr("mdmf_deploy.detection.outputs.jsonl.line", lambda row: 1 / 0)
     result = detect(photos, "--bundle", calibrated, "--batch-size", 1, "--json")
     assert isinstance(result.exception, ZeroDivisionError)
     assert {"MainThread", "mdmf-engine"} & set(running) == {"MainThread"}

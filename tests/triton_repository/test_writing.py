@@ -20,7 +20,7 @@ from stock_server import StockServer
 from triton_plans import write_plan
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.detector import Detector
+from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.errors import GateFailed, UsageError
 from mdmf_deploy.images.crops import center_crop
 from mdmf_deploy.images.inputs import expand

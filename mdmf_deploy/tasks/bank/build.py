@@ -25,7 +25,7 @@ from mdmf_deploy.tasks.bank.compress import METHOD
 from mdmf_deploy.verifying import Scale, scale_of
 
 if TYPE_CHECKING:
-    from mdmf_deploy.pipeline import Signed, Source
+    from mdmf_deploy.detection.pipeline import Signed, Source
     from mdmf_deploy.runtime import Engine
 
 
@@ -83,7 +83,7 @@ def build_bank(
     Raises UsageError if both are given, BankError if no image could be read, or so many signatures are left that their
     self term takes hours.
     """
-    from mdmf_deploy.pipeline import sign
+    from mdmf_deploy.detection.pipeline import sign
 
     return gather_bank(manifest, sign(sources, engine, manifest.preprocessing), max_signatures, points=points)
 

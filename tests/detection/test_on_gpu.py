@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from on_host import host_device
 
-import mdmf_deploy.detector
+import mdmf_deploy.detection.detector
 from mdmf_deploy import Detector
 from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.detection.on_gpu import Fused
+from mdmf_deploy.detection.pipeline import sign_batches
+from mdmf_deploy.detection.rows import TIMINGS, Row
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable, UsageError
-from mdmf_deploy.fused import Fused
 from mdmf_deploy.hardware.memory import host_view
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.cuda import reduction as cuda
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
-from mdmf_deploy.pipeline import sign_batches
-from mdmf_deploy.rows import TIMINGS, Row
 from mdmf_deploy.runtime import open_engine
 
 PATCHES, WIDTH = 49, 64
@@ -90,7 +90,7 @@ def engines(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[GpuEn
         made.append(GpuEngine(bundle, device, told_stream=name != "untold"))
         return made[-1]
 
-    monkeypatch.setattr(mdmf_deploy.detector, "open_engine", open_gpu)
+    monkeypatch.setattr(mdmf_deploy.detection.detector, "open_engine", open_gpu)
     return made
 
 

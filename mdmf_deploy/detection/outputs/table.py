@@ -6,7 +6,7 @@ The image comes last: the other columns have a known width, and a path is neithe
 from __future__ import annotations
 
 from mdmf_deploy.bundle.calibration import Verdict
-from mdmf_deploy.rows import Row
+from mdmf_deploy.detection.rows import Row
 
 _COLOURS: dict[Verdict, str] = {
     "real": "32",

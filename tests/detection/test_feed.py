@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from mdmf_deploy import feeding
-from mdmf_deploy.feeding import Feed
-from mdmf_deploy.preparing import Prepared, Signed, Source
+from mdmf_deploy.detection import feed as feeding
+from mdmf_deploy.detection.feed import Feed
+from mdmf_deploy.detection.prepare import Prepared, Signed, Source
 
 
 def named(n: int, source: Source) -> Prepared:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank
+from mdmf_deploy.detection.prepare import Scored
 from mdmf_deploy.hardware.memory import device_view
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction, Pending
-from mdmf_deploy.preparing import Scored
 from mdmf_deploy.runtime import GpuEngine
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mdmf_deploy.rows import COLUMNS, TIMINGS, Row
+from mdmf_deploy.detection.rows import COLUMNS, TIMINGS, Row
 
 
 def test_the_columns_are_those_of_the_design_in_order() -> None:

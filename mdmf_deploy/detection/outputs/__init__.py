@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO, Protocol
 
+from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import RuntimeUnavailable, UsageError
-from mdmf_deploy.outputs.interrupts import unbroken
-from mdmf_deploy.rows import Row
 
 
 class Writer(Protocol):
-    """Built as Writer(file); writes every column of mdmf_deploy.rows.COLUMNS, in their order."""
+    """Built as Writer(file); writes every column of mdmf_deploy.detection.rows.COLUMNS, in their order."""
 
     def write(self, row: Row) -> None: ...
 
@@ -27,9 +29,9 @@ class Writer(Protocol):
 
 # ending -> module, class, extra that installs what it imports
 WRITERS: dict[str, tuple[str, str, str]] = {
-    ".jsonl": ("mdmf_deploy.outputs.jsonl", "JsonlWriter", ""),
-    ".csv": ("mdmf_deploy.outputs.csv_file", "CsvWriter", ""),
-    ".parquet": ("mdmf_deploy.outputs.parquet", "ParquetWriter", "scale"),
+    ".jsonl": ("mdmf_deploy.detection.outputs.jsonl", "JsonlWriter", ""),
+    ".csv": ("mdmf_deploy.detection.outputs.text_formats", "CsvWriter", ""),
+    ".parquet": ("mdmf_deploy.detection.outputs.parquet", "ParquetWriter", "scale"),
 }
 
 
@@ -137,3 +139,20 @@ def _writer_class(path: Path) -> type:
             f"-o {path}: {ending} needs {error.name}; run: pip install 'mdmf-deploy[{extra}]'"
         ) from error
     return found
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Hold back Ctrl-C until the block has ended; outside the main thread, which alone is interrupted, do nothing."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            before(*held[0])

@@ -11,18 +11,18 @@ import msgspec
 import numpy as np
 import pytest
 
-import mdmf_deploy.detector
+import mdmf_deploy.detection.detector
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.calibrating import write_calibration
-from mdmf_deploy.detector import Detector
+from mdmf_deploy.detection.detector import Detector
+from mdmf_deploy.detection.pipeline import Source, sign
+from mdmf_deploy.detection.rows import TIMINGS, Row
 from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable, UsageError
 from mdmf_deploy.images.decode import Limits, decode
 from mdmf_deploy.mmd import Scores
 from mdmf_deploy.mmd.reference import ReferenceReduction
-from mdmf_deploy.pipeline import Source, sign
-from mdmf_deploy.rows import TIMINGS, Row
 
 PAIR = Pair("onnxruntime", "fp32")
 
@@ -222,10 +222,10 @@ def test_a_score_that_is_no_number_costs_its_own_row(
 def test_options_reach_the_pipeline_and_the_reduction(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     monkeypatch.setattr(
-        mdmf_deploy.detector, "sign_batches", lambda *_, **options: (b for b in asked.update(options) or ())
+        mdmf_deploy.detection.detector, "sign_batches", lambda *_, **options: (b for b in asked.update(options) or ())
     )
     threads: list[int | None] = []
-    monkeypatch.setattr(mdmf_deploy.detector, "CpuReduction", threads.append)
+    monkeypatch.setattr(mdmf_deploy.detection.detector, "CpuReduction", threads.append)
     limits = Limits(max_pixels=5)
     with Detector(tiny_bundle, threads=3, batch_size=5, crops=2, limits=limits) as detector:
         assert detector.detect([]) == []
@@ -256,6 +256,6 @@ def test_the_examples_in_the_docstrings_run(
     monkeypatch.setattr("mdmf_deploy.bundle.bundle.bundled", lambda name: tiny_bundle)
     shutil.copy(photos / "photo00.jpg", tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    results = doctest.testmod(mdmf_deploy.detector)
+    results = doctest.testmod(mdmf_deploy.detection.detector)
     assert results.attempted >= 8
     assert results.failed == 0

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, ShapeMismatch, UsageError
 from mdmf_deploy.images.decode import Limits, decode, read
-from mdmf_deploy.rows import Row
 
 # ColorBrewer's RdBu, from blue (below the centre) to red: told apart by colour-blind eyes too.
 _COLOURS = np.array(

@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mdmf_deploy.bundle.recipe import Preprocessing
+from mdmf_deploy.detection.feed import GLANCE, Feed, check_main_thread
+from mdmf_deploy.detection.prepare import Prepared, Signed, Source, prepare
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.feeding import GLANCE, Feed, check_main_thread
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.decode import Limits
-from mdmf_deploy.preparing import Prepared, Signed, Source, prepare
 from mdmf_deploy.runtime import Engine
 
 if TYPE_CHECKING:
-    from mdmf_deploy.fused import Fused
+    from mdmf_deploy.detection.on_gpu import Fused
 
 __all__ = ["Signed", "Source", "sign", "sign_batches"]
 

@@ -6,7 +6,7 @@ import csv
 import io
 from typing import BinaryIO
 
-from mdmf_deploy.rows import COLUMNS, Row
+from mdmf_deploy.detection.rows import COLUMNS, Row
 
 
 class CsvWriter:

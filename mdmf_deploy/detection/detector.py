@@ -16,17 +16,17 @@ import numpy as np
 
 from mdmf_deploy.bundle.bundle import Bundle, hint
 from mdmf_deploy.bundle.calibration import Judgement
+from mdmf_deploy.detection.pipeline import Signed, Source, sign_batches
+from mdmf_deploy.detection.prepare import Scored
+from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, MdmfError, UsageError
 from mdmf_deploy.images.decode import Limits
 from mdmf_deploy.mmd import Reduction
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.pipeline import Signed, Source, sign_batches
-from mdmf_deploy.preparing import Scored
-from mdmf_deploy.rows import Row
 from mdmf_deploy.runtime import Engine, open_engine, stays_on_device
 
 if TYPE_CHECKING:
-    from mdmf_deploy.fused import Fused
+    from mdmf_deploy.detection.on_gpu import Fused
 
 _WITHHELD = Judgement(None, None, "uncalibrated")
 
@@ -172,7 +172,7 @@ class Detector:
         if name == "cpu" or (name == "auto" and engine is None):
             return CpuReduction(self._threads), None
         # Here, since what only a GPU needs is not to slow the start of everything else.
-        from mdmf_deploy.fused import Fused
+        from mdmf_deploy.detection.on_gpu import Fused
         from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 
         try:

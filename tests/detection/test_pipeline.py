@@ -18,13 +18,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mdmf_deploy import pipeline
 from mdmf_deploy.bundle.recipe import Preprocessing
+from mdmf_deploy.detection import pipeline
+from mdmf_deploy.detection.pipeline import Source, sign
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import decode as images
 from mdmf_deploy.images.crops import Box
 from mdmf_deploy.images.decode import Limits
-from mdmf_deploy.pipeline import Source, sign
 
 Place = Callable[[int, int], Sequence[Box]]
 CROP = 16

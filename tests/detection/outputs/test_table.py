@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mdmf_deploy.outputs.table import HEADER, text
-from mdmf_deploy.rows import Row
+from mdmf_deploy.detection.outputs.table import HEADER, text
+from mdmf_deploy.detection.rows import Row
 
 LONG = "a/" * 60 + "name.jpg"
 ROWS = [

@@ -7,7 +7,7 @@ from typing import BinaryIO
 import pyarrow
 import pyarrow.parquet
 
-from mdmf_deploy.rows import COLUMNS, Row
+from mdmf_deploy.detection.rows import COLUMNS, Row
 
 _ROW_GROUP = 8192
 _NUMBERS = {

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdmf_deploy import preparing
 from mdmf_deploy.bundle.recipe import Preprocessing
+from mdmf_deploy.detection import prepare as preparing
+from mdmf_deploy.detection.prepare import Prepared, Source, prepare
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.images import crops as cropping
 from mdmf_deploy.images import decode as images
 from mdmf_deploy.images.decode import Limits
-from mdmf_deploy.preparing import Prepared, Source, prepare
 
 PLAN = Preprocessing(crop=28)
 

@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from mdmf_deploy.rows import COLUMNS, Row
+from mdmf_deploy.detection.rows import COLUMNS, Row
 
 
 def line(row: Row) -> bytes:

@@ -40,7 +40,7 @@ class Signed:
     uri: of a path, as mdmf_deploy.images.inputs.uri writes it, else "bytes:<n>" or "array:<n>", the nth source from 0.
     sha256: of the file's bytes; of an array's pixels and shape; "" where nothing could be read.
     signatures: (N, d), of all crops, one after the other; None where error says why.
-    width, height, format, crop: as in mdmf_deploy.rows.Row; None where it did not come to that.
+    width, height, format, crop: as in mdmf_deploy.detection.rows.Row; None where it did not come to that.
     ms_read: to read and to hash.  ms_decode: bytes to pixels.  ms_crop: pixels to the model's input.
     ms_engine: a batch's time is divided evenly among its images. None where it did not come to that.
     scored: gives what a GPU made of it, which had no need to hand out signatures; None where none did.

@@ -19,12 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdmf_deploy import outputs
+from mdmf_deploy.detection import outputs
+from mdmf_deploy.detection.outputs import WRITERS, open_output
+from mdmf_deploy.detection.outputs import parquet as parquet_module
+from mdmf_deploy.detection.outputs.parquet import SCHEMA
+from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import MdmfError, RuntimeUnavailable, UsageError
-from mdmf_deploy.outputs import WRITERS, open_output
-from mdmf_deploy.outputs import parquet as parquet_module
-from mdmf_deploy.outputs.parquet import SCHEMA
-from mdmf_deploy.rows import COLUMNS, Row
 
 NUMBERS = ("score", "p_value", "threshold", "ms_decode", "ms_engine", "ms_mmd")
 ROW = Row(
@@ -207,7 +207,7 @@ def test_an_ending_may_be_in_capitals(tmp_path: Path) -> None:
 
 
 def test_a_missing_library_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "mdmf_deploy.outputs.parquet")
+    monkeypatch.delitem(sys.modules, "mdmf_deploy.detection.outputs.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(RuntimeUnavailable, match=r"pip install 'mdmf-deploy\[scale\]'"):
         write(tmp_path / "rows.parquet", [])
@@ -247,7 +247,7 @@ def test_a_read_only_folder_is_said_at_once(tmp_path: Path) -> None:
 
 def test_parquet_is_imported_only_for_parquet(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from mdmf_deploy.outputs import open_output\n"
+        "import sys; from pathlib import Path; from mdmf_deploy.detection.outputs import open_output\n"
         f"with open_output(Path({str(tmp_path / 'rows.jsonl')!r})): pass\n"
         "sys.exit('pyarrow' in sys.modules)"
     )

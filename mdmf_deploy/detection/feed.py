@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 
+from mdmf_deploy.detection.prepare import Prepared, Source
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.preparing import Prepared, Source
 
 GLANCE = 1.0  # seconds between two looks at whether a wait still makes sense
 _PATIENCE = 1.0  # seconds that closing waits for an iterable that is itself waiting

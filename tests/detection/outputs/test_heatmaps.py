@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mdmf_deploy.detection.outputs.heatmaps import HeatmapFolder, Scale, crop_box, draw
+from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, ShapeMismatch, UsageError
-from mdmf_deploy.outputs.heatmaps import HeatmapFolder, Scale, crop_box, draw
-from mdmf_deploy.rows import Row
 
 GREY = 128
 # Of a square picture this large the left panel is the picture, pixel for pixel, with its corner here.
