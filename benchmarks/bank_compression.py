@@ -29,7 +29,6 @@ from mdmf_deploy import Detector
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import BANK
-from mdmf_deploy.calibrating import calibrate, write_calibration
 from mdmf_deploy.detection.pipeline import sign
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.images.inputs import in_folder
@@ -39,7 +38,8 @@ from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import bank_self_term, uniform_bank
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks.bank.build import gather_bank, swap_bank
-from mdmf_deploy.verifying import record, verify_probes
+from mdmf_deploy.tasks.calibrate import calibrate, write_calibration
+from mdmf_deploy.tasks.verify import record, verify_probes
 
 Array = NDArray[np.float32]
 MAX_ERROR = 0.005

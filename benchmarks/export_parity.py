@@ -21,7 +21,7 @@ import torch
 
 from mdmf_deploy.bundle.recipe import Backbone, Recipe
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.tracing import trace
+from mdmf_deploy.tasks.export.trace import trace
 
 LIMIT = 1e-4
 

@@ -108,7 +108,7 @@ def engines(model: Any, recipe: Recipe) -> Iterator[tuple[str, Callable[[], Any]
 
     def bundle(precision: str) -> Any:
         if precision not in exported:
-            from mdmf_deploy.exporting import export_detector
+            from mdmf_deploy.tasks.export.export import export_detector
 
             paths = [Path(folder.name) / f"{n}.png" for n in range(8)]
             for n, path in enumerate(paths):

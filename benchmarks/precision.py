@@ -27,15 +27,15 @@ from random_vits import median_distance, vits
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
-from mdmf_deploy.exporting import export_detector
 from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.model.checkpoints import load_source
 from mdmf_deploy.model.engine import TorchEngine
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.runtime import open_engine
-from mdmf_deploy.trials import center_crops
-from mdmf_deploy.verifying import scale_of
+from mdmf_deploy.tasks.export.export import export_detector
+from mdmf_deploy.tasks.export.ladder import center_crops
+from mdmf_deploy.tasks.verify import scale_of
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 BATCHES = {8: 4, 32: 2}  # batch -> rounds
@@ -72,8 +72,8 @@ def _with_int8(recipe: Recipe) -> Recipe:
 
 def openvinos_own(bundle: Bundle, crops: NDArray[np.float32]) -> Run:
     """NNCF's quantisation of OpenVINO's form of the fp32 graph, compiled as our engine compiles."""
-    from mdmf_deploy.quantising.silence import import_nncf, silence
     from mdmf_deploy.runtime.ov import openvino
+    from mdmf_deploy.tasks.export.int8 import import_nncf, silence
 
     nncf = import_nncf()
     core = openvino.Core()

@@ -31,10 +31,10 @@ from mdmf_deploy.images.decode import normalise
 from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.model.checkpoints import load_detector
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.training.dataset import Dataset, center_crops, collect
-from mdmf_deploy.training.fitting import CHECKPOINT, Plan, fit
-from mdmf_deploy.training.loop import STATE
-from mdmf_deploy.training.validating import scores
+from mdmf_deploy.tasks.train.data import Dataset, center_crops, collect
+from mdmf_deploy.tasks.train.loop import STATE
+from mdmf_deploy.tasks.train.train import CHECKPOINT, Plan, fit
+from mdmf_deploy.tasks.train.validate import scores
 
 Crops = NDArray[np.uint8]
 Score = Callable[[Crops], NDArray[np.float64]]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction
-from mdmf_deploy.triton_repository.reduction import CONTRIBUTIONS, SIGNATURES, reduction_graph
+from mdmf_deploy.tasks.triton.graphs import CONTRIBUTIONS, SIGNATURES, reduction_graph
 
 HEADINGS = ("what", "ours", "graph", "times ours", "memory", "in one product", "error: ours", "graph's")
 PATCHES, WIDTH = 49, 128

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from mdmf_deploy.bundle.recipe import load_recipe
 from mdmf_deploy.images.decode import decode
-from mdmf_deploy.training.autoencoders import AutoencoderNet, autoencoder_name, reconstruct
-from mdmf_deploy.training.views import Treatment, treat
+from mdmf_deploy.tasks.train.autoencoders import AutoencoderNet, autoencoder_name, reconstruct
+from mdmf_deploy.tasks.train.pairs import Treatment, treat
 
 HERE = Path(__file__).parent
 SOURCES = {

@@ -58,8 +58,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -
     """A bundle of a random model with a bank of 16 images; shared by the whole session, so never change it."""
     import torch
 
-    from mdmf_deploy.exporting import export_detector
     from mdmf_deploy.model.pfs import Detector
+    from mdmf_deploy.tasks.export.export import export_detector
 
     folder = tmp_path_factory.mktemp("tiny")
     write_photos(folder, 20, first_seed=100)
@@ -76,8 +76,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -
 def tiny_quantised(tiny_bundle: Path, tiny_recipe: Recipe) -> ModelProto:
     """The tiny bundle's graph in int8, as NNCF makes it; never change it."""
     from mdmf_deploy.bundle.manifest import MODEL
-    from mdmf_deploy.quantising.int8 import quantise
-    from mdmf_deploy.trials import center_crops
+    from mdmf_deploy.tasks.export.int8 import quantise
+    from mdmf_deploy.tasks.export.ladder import center_crops
 
     reals = sorted(path for path in tiny_bundle.parent.iterdir() if path.is_file())
     return quantise(tiny_bundle / MODEL, center_crops(reals[:8], tiny_recipe.preprocessing))

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mdmf_deploy.benchmarking.results import Configuration
-from mdmf_deploy.benchmarking.subjects import Subject
+from mdmf_deploy.tasks.benchmark.results import Configuration
+from mdmf_deploy.tasks.benchmark.subjects import Subject
 
 
 class FakeClock:

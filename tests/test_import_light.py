@@ -54,9 +54,7 @@ def test_help_of_every_command_is_light() -> None:
 
 
 def test_detecting_and_evaluating_do_without_torch() -> None:
-    modules = (
-        "mdmf_deploy.detection.detector, mdmf_deploy.evaluating, mdmf_deploy.calibrating, mdmf_deploy.tasks.doctor"
-    )
+    modules = "mdmf_deploy.detection.detector, mdmf_deploy.tasks.evaluate.evaluate, mdmf_deploy.tasks.calibrate, mdmf_deploy.tasks.doctor"
     assert not imported_by(f"import {modules}") & UNUSED
 
 

@@ -49,7 +49,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
-    """One passed or failed gate: this bundle's model on one runtime against its source (mdmf_deploy.verifying).
+    """One passed or failed gate: this bundle's model on one runtime against its source (mdmf_deploy.tasks.verify).
 
     images: how many were compared.  score_spread: standard deviation of the source's scores over real images.
     max_score_change: in units of score_spread.  The other fields are named as in mdmf_deploy.bundle.recipe.Limits.

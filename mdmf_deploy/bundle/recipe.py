@@ -69,7 +69,7 @@ class Export(_Frozen, frozen=True, kw_only=True):
 
 
 class Limits(_Frozen, frozen=True, kw_only=True):
-    """What an exported model may change about decisions; see mdmf_deploy.verifying.
+    """What an exported model may change about decisions; see mdmf_deploy.tasks.verify.
 
     max_score_change: largest |change of score| of an image, in standard deviations of real scores.
     min_rank_correlation: Spearman's, between source and exported scores.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mdmf_deploy.benchmarking import BATCH_SIZE
+from mdmf_deploy.tasks.benchmark import BATCH_SIZE
 
 
 def benchmark(
@@ -60,12 +60,12 @@ def benchmark(
 
     Example: mdmf benchmark mine.mdmf --images photos/ --precision fp32,int8 -o report.html
     """
-    from mdmf_deploy.benchmarking import run
-    from mdmf_deploy.benchmarking.report import check_output, to_bytes
-    from mdmf_deploy.benchmarking.report.text import lines
-    from mdmf_deploy.benchmarking.results import Settings
     from mdmf_deploy.detection.outputs import replacing
     from mdmf_deploy.images.inputs import expand
+    from mdmf_deploy.tasks.benchmark import run
+    from mdmf_deploy.tasks.benchmark.report import check_output, to_bytes
+    from mdmf_deploy.tasks.benchmark.results import Settings
+    from mdmf_deploy.tasks.benchmark.text import lines
 
     if output is not None:
         check_output(output)

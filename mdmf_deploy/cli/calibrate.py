@@ -35,11 +35,11 @@ def calibrate(
 
     Example: mdmf calibrate mine.mdmf ~/more-photos --fpr 0.01 --fpr 0.05
     """
-    from mdmf_deploy import calibrating
     from mdmf_deploy.bundle import conformal
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.runtime import open_engine
+    from mdmf_deploy.tasks import calibrate as calibrating
 
     opened = Bundle.open(bundle)
     target = destination(opened, output)

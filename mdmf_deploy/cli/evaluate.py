@@ -14,8 +14,8 @@ import typer
 if TYPE_CHECKING:
     from mdmf_deploy.detection.outputs import Scratch
     from mdmf_deploy.detection.rows import Row
-    from mdmf_deploy.evaluating import Audit, Sample, Table
-    from mdmf_deploy.metrics import Estimate
+    from mdmf_deploy.tasks.evaluate.evaluate import Audit, Sample, Table
+    from mdmf_deploy.tasks.evaluate.metrics import Estimate
 
 _SHOWN = 3
 
@@ -58,12 +58,12 @@ def evaluate(
 
     Example: mdmf evaluate data/ --split starter --condition "as is" --condition jpeg:75
     """
-    from mdmf_deploy import evaluating
     from mdmf_deploy.bundle.recipe import load_recipe
-    from mdmf_deploy.conditions import AS_IS, Condition
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.outputs import replacing
     from mdmf_deploy.errors import GateFailed, UsageError
+    from mdmf_deploy.tasks.evaluate import evaluate as evaluating
+    from mdmf_deploy.tasks.evaluate.conditions import AS_IS, Condition
 
     if output is not None and output.suffix != ".jsonl":
         raise UsageError(f"-o {output}: rows of an evaluation are written as .jsonl only")

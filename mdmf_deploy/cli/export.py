@@ -15,8 +15,8 @@ from mdmf_deploy.errors import UsageError
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.bundle.manifest import Verification
-    from mdmf_deploy.exporting import Exported
-    from mdmf_deploy.triton_repository import Serving, Written
+    from mdmf_deploy.tasks.export.export import Exported
+    from mdmf_deploy.tasks.triton import Serving, Written
 
 
 class Precision(StrEnum):
@@ -142,7 +142,7 @@ def _serving(
         if given := _given(context, _SERVING):
             raise UsageError(f"{given}: for Triton only; give --triton DIR, too")
         return None
-    from mdmf_deploy.triton_repository import Serving
+    from mdmf_deploy.tasks.triton import Serving
 
     return Serving(device.value if device else "cpu" if plan is None else "gpu", batch, plan)
 
@@ -165,13 +165,13 @@ def _export(
     loaded = load_recipe(recipe)
     inputs = expand(reals)
     if triton is not None:
-        from mdmf_deploy.triton_repository import check_repository, model_name
+        from mdmf_deploy.tasks.triton import check_repository, model_name
 
         # Before what may take hours.
         check_repository(triton, output, force)
         model_name(loaded.name)
 
-    from mdmf_deploy.exporting import export as run
+    from mdmf_deploy.tasks.export.export import export as run
 
     def say(text: str) -> None:
         print(f"mdmf: {text}", file=sys.stderr)
@@ -180,7 +180,7 @@ def _export(
 
 
 def _write(bundle: Bundle, triton: Path, serving: Serving | None, force: bool) -> Written:
-    from mdmf_deploy.triton_repository import write_repository
+    from mdmf_deploy.tasks.triton import write_repository
 
     return write_repository(bundle, triton, serving, force)
 

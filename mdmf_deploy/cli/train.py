@@ -55,7 +55,7 @@ def train(
         if backbone_weights is not None:
             raise UsageError("--download-backbone and --backbone-weights exclude each other; give one of them")
         from mdmf_deploy.model.download import fetch_backbone
-        from mdmf_deploy.training.processes import processes
+        from mdmf_deploy.tasks.train.loop import processes
 
         with processes().main_process_first():
             backbone_weights = fetch_backbone(chosen.backbone.architecture, output / "download")
@@ -64,9 +64,8 @@ def train(
 
     import torch
 
-    from mdmf_deploy.training.fitting import Plan, fit
-    from mdmf_deploy.training.loop import Cadence
-    from mdmf_deploy.training.processes import processes
+    from mdmf_deploy.tasks.train.loop import Cadence, processes
+    from mdmf_deploy.tasks.train.train import Plan, fit
 
     plan = Plan(
         chosen,

@@ -73,14 +73,14 @@ def verify(
     with contextlib.ExitStack() as stack:
         engines, failed = _engines(opened, runtime or ["auto"], stack)
         if checkpoint is None:
-            from mdmf_deploy.verifying import verify_probes
+            from mdmf_deploy.tasks.verify import verify_probes
 
             gates = [verify_probes(opened, engine) for engine in engines]
         else:
             gates = _against_checkpoint(opened, engines, checkpoint, backbone_weights, recipe, images or [])
         results = _with_speeds(opened, engines, gates)
     if record and results:
-        from mdmf_deploy.verifying import record as write
+        from mdmf_deploy.tasks.verify import record as write
 
         try:
             write(opened, *results, destination=destination(opened, output))
@@ -149,7 +149,7 @@ def _against_checkpoint(
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.model.checkpoints import load_source, source_sha256
     from mdmf_deploy.model.engine import TorchEngine
-    from mdmf_deploy.verifying import verify_images
+    from mdmf_deploy.tasks.verify import verify_images
 
     made_of = bundle.manifest.provenance
     if made_of.checkpoint_sha256 not in ("", source_sha256(checkpoint, backbone_weights)):
@@ -165,7 +165,7 @@ def _against_checkpoint(
 
 
 def _print_table(bundle: Bundle, results: list[Verification]) -> None:
-    from mdmf_deploy.verifying import limits_by_figure
+    from mdmf_deploy.tasks.verify import limits_by_figure
 
     def row(name: str, values: list[str], limit: str = "") -> None:
         print(f"{name:<22}{''.join(f'{value:>14}' for value in values)}  {limit}".rstrip())

@@ -17,7 +17,7 @@ from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.files import room
 from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.runtime import open_engine
-from mdmf_deploy.verifying import verify_probes
+from mdmf_deploy.tasks.verify import verify_probes
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 GOLDEN = room("export") / "golden" / "scores.json"

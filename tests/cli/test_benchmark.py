@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from mdmf_deploy.benchmarking import samples, starting
-from mdmf_deploy.benchmarking.results import Settings
-from mdmf_deploy.benchmarking.subjects import opened
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.cli import app
 from mdmf_deploy.cli.benchmark import benchmark as command
 from mdmf_deploy.cli.detect import detect
 from mdmf_deploy.detection.detector import Detector
+from mdmf_deploy.tasks.benchmark import cold_start as starting
+from mdmf_deploy.tasks.benchmark import samples
+from mdmf_deploy.tasks.benchmark.results import Settings
+from mdmf_deploy.tasks.benchmark.subjects import opened
 
 
 def benchmark(*arguments: str) -> Result:

@@ -21,7 +21,7 @@ from mdmf_deploy.model.checkpoints import save_detector
 from mdmf_deploy.model.pfs import Detector
 from mdmf_deploy.runtime import installed
 from mdmf_deploy.runtime.ort import OrtEngine
-from mdmf_deploy.verifying import record
+from mdmf_deploy.tasks.verify import record
 
 RECIPE = """
 name = "tiny"

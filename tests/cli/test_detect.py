@@ -21,11 +21,11 @@ from typer.testing import CliRunner, Result
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
-from mdmf_deploy.calibrating import write_calibration
 from mdmf_deploy.cli import app
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.rows import COLUMNS, TIMINGS
 from mdmf_deploy.errors import RuntimeUnavailable
+from mdmf_deploy.tasks.calibrate import write_calibration
 
 
 def detect(*arguments: object, stdin: str | None = None) -> Result:

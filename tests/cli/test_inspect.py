@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
-from mdmf_deploy.calibrating import write_calibration
 from mdmf_deploy.cli import app
+from mdmf_deploy.tasks.calibrate import write_calibration
 
 
 def test_json_is_the_manifest_and_more(tiny_bundle: Path) -> None:

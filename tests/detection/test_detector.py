@@ -15,7 +15,6 @@ import mdmf_deploy.detection.detector
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
-from mdmf_deploy.calibrating import write_calibration
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.pipeline import Source, sign
 from mdmf_deploy.detection.rows import TIMINGS, Row
@@ -23,6 +22,7 @@ from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable, Usage
 from mdmf_deploy.images.decode import Limits, decode
 from mdmf_deploy.mmd import Scores
 from mdmf_deploy.mmd.reference import ReferenceReduction
+from mdmf_deploy.tasks.calibrate import write_calibration
 
 PAIR = Pair("onnxruntime", "fp32")
 

@@ -25,10 +25,10 @@ from mdmf_deploy.errors import BundleError, RuntimeUnavailable
 from mdmf_deploy.hardware.host import saturates_int8
 from mdmf_deploy.model.engine import TorchEngine
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.quantising.restoring import Restorable
 from mdmf_deploy.runtime import ENGINES, ON_GPU, Engine, open_engine, ort, preference
 from mdmf_deploy.runtime.ort import OrtEngine
-from mdmf_deploy.verifying import environment
+from mdmf_deploy.tasks.export.restore import Restorable
+from mdmf_deploy.tasks.verify import environment
 
 REFERENCE = "pytorch"
 

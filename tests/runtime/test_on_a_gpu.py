@@ -14,7 +14,7 @@ from mdmf_deploy.hardware.device import open_device
 from mdmf_deploy.hardware.gpu import probe
 from mdmf_deploy.hardware.memory import DeviceView, device_view
 from mdmf_deploy.runtime import ON_GPU, Engine, open_engine
-from mdmf_deploy.verifying import verify_probes
+from mdmf_deploy.tasks.verify import verify_probes
 
 pytestmark = pytest.mark.gpu
 

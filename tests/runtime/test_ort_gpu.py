@@ -12,9 +12,6 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from mdmf_deploy import tracing
-from mdmf_deploy.benchmarking import subjects
-from mdmf_deploy.benchmarking.results import Settings
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
@@ -24,6 +21,9 @@ from mdmf_deploy.runtime import open_engine, ort_gpu
 from mdmf_deploy.runtime.building.plans import EngineKey, profile_key
 from mdmf_deploy.runtime.building.profiles import load_profile
 from mdmf_deploy.runtime.ort import OrtEngine
+from mdmf_deploy.tasks.benchmark import subjects
+from mdmf_deploy.tasks.benchmark.results import Settings
+from mdmf_deploy.tasks.export import trace as tracing
 
 GPU = Gpu("a pretended GPU", (8, 9), 1 << 34, (13, 0), 128)
 NAMES = Path(__file__).parents[1] / "building" / "names" / "onnxruntime-gpu-1.31.1.json"

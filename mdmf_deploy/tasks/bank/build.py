@@ -22,7 +22,7 @@ from mdmf_deploy.mmd.compress.stream import PER_BLOCK, Gathering
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import uniform_bank
 from mdmf_deploy.tasks.bank.compress import METHOD
-from mdmf_deploy.verifying import Scale, scale_of
+from mdmf_deploy.tasks.verify import Scale, scale_of
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.pipeline import Signed, Source

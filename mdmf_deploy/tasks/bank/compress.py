@@ -19,7 +19,7 @@ from mdmf_deploy.errors import BankError, UsageError
 from mdmf_deploy.mmd.compress.bank_rows import BankFile
 from mdmf_deploy.mmd.compress.fit import CANDIDATES, SAMPLE, Fitted, OutOfReach, compress
 from mdmf_deploy.tasks.bank.inspect import bandwidth_warning, mean_kernel
-from mdmf_deploy.verifying import newest_scale
+from mdmf_deploy.tasks.verify import newest_scale
 
 METHOD = "f/P-greedy"
 

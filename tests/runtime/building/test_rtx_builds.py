@@ -20,14 +20,14 @@ from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL, FileEntry
 from mdmf_deploy.bundle.recipe import Precision, load_recipe
 from mdmf_deploy.model.pfs import Detector
-from mdmf_deploy.quantising.fp16 import to_fp16
-from mdmf_deploy.quantising.int8 import quantise
-from mdmf_deploy.quantising.saving import save
 from mdmf_deploy.runtime.building.flavours import RTX
 from mdmf_deploy.runtime.building.obtain import obtain
 from mdmf_deploy.runtime.building.plans import PlanCard, find
 from mdmf_deploy.runtime.building.profiles import Batch, Profile
-from mdmf_deploy.tracing import trace
+from mdmf_deploy.tasks.export.fp16 import to_fp16
+from mdmf_deploy.tasks.export.int8 import quantise
+from mdmf_deploy.tasks.export.save import save
+from mdmf_deploy.tasks.export.trace import trace
 
 needed("tensorrt_rtx")
 

@@ -1,0 +1,138 @@
+"""The benchmark from end to end: samples, subjects, every measurement in its turn, one report."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+from mdmf_deploy.errors import UsageError
+from mdmf_deploy.tasks.benchmark import SCENARIOS, drift, noise, offline, samples, server, single_stream, stages
+from mdmf_deploy.tasks.benchmark import cold_start as starting
+from mdmf_deploy.tasks.benchmark.results import Benchmark, Ratio, Result, Settings, look_around
+from mdmf_deploy.tasks.benchmark.rounds import Clock, RealClock
+from mdmf_deploy.tasks.benchmark.statistics import paired_ratio
+from mdmf_deploy.tasks.benchmark.subjects import Subject, opened
+
+_PACED = 4  # images timed to guess how many fit into a run
+
+
+def run(
+    bundles: Sequence[str],
+    settings: Settings | None,
+    runtimes: Sequence[str],
+    precisions: Sequence[str],
+    images: Sequence[Path] | None,
+    clock: Clock | None,
+    say: Callable[[str], None],
+) -> Benchmark:
+    """As mdmf_deploy.tasks.benchmark.run."""
+    settings, clock = settings or Settings(), clock or RealClock()
+    check(settings)
+    if not bundles or not runtimes:
+        raise UsageError("nothing to measure: give at least one bundle and one --runtime (auto, or a name)")
+    before = noise.observe(clock)
+    environment = look_around()
+    with tempfile.TemporaryDirectory(prefix="mdmf-benchmark-") as scratch:
+        say("reading images" if images is not None else "making images")
+        sets = samples.generated(Path(scratch)) if images is None else [samples.given(images)]
+        paths = sets[0].paths
+        say("opening engines" if not precisions else "lowering precisions, opening engines")
+        with opened(bundles, runtimes, precisions, settings, paths, Path(scratch)) as subjects:
+            tables = []
+            for sample in sets:
+                say(f"stages, {sample.about.name}")
+                pace = _pace(subjects, sample.paths, clock)
+                tables.append(stages.measure(subjects, sample, settings, clock, pace))
+            pace = _pace(subjects, paths, clock)
+            streamed = rated = None
+            if "single-stream" in settings.scenarios:
+                say("single-stream")
+                streamed = single_stream.measure(subjects, paths, settings, clock, pace)
+            if "offline" in settings.scenarios:
+                say("offline")
+                rated = offline.measure(subjects, paths, settings, clock, pace)
+            results = []
+            say("verdicts")
+            drifts = drift.measure(subjects, paths)
+            for n, subject in enumerate(subjects):
+                served = None
+                if "server" in settings.scenarios:
+                    say(f"server, {subject.about.name}")
+                    own = _pace([subject], paths, clock) if rated is None else 1 / max(rated[n].rates)
+                    served = server.measure(subject, paths, settings, clock, own)
+                say(f"cold starts, {subject.about.name}")
+                results.append(
+                    Result(
+                        configuration=subject.about,
+                        stages=tuple(of_set[n] for of_set in tables),
+                        single_stream=None if streamed is None else streamed[n].result,
+                        offline=None if rated is None else rated[n].result,
+                        server=served,
+                        start=starting.measure(subject, paths, settings),
+                        drift=drifts[n],
+                    )
+                )
+    return Benchmark(
+        environment=environment,
+        settings=settings,
+        images=tuple(sample.about for sample in sets),
+        results=tuple(results),
+        ratios=(
+            *_ratios("single-stream", results, [one.rates for one in streamed or ()]),
+            *_ratios("offline", results, [one.rates for one in rated or ()]),
+        ),
+        noise=noise.judge(
+            before, noise.observe(clock), environment.cores, _unsettled(results), noise.ticks_per_second()
+        ),
+    )
+
+
+def check(settings: Settings) -> None:
+    """Raise UsageError for what cannot be measured."""
+    unknown = [name for name in settings.scenarios if name not in SCENARIOS]
+    if unknown or not settings.scenarios:
+        raise UsageError(f"--scenario {','.join(unknown)}: not known; choose from {', '.join(SCENARIOS)}")
+    if settings.rate is not None and "server" not in settings.scenarios:
+        raise UsageError("--rate is the server scenario's; add server to --scenario")
+    for name in ("batch_size", "cold_starts", "seconds", "rate", "p99_bound", "cv_limit"):
+        value = getattr(settings, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise UsageError(f"--{name.replace('_', '-')} must be a number above 0, got {value:g}")
+    if not (settings.batch_wait >= 0 and math.isfinite(settings.batch_wait)):
+        raise UsageError(f"--batch-wait must be a number of milliseconds, 0 or more, got {settings.batch_wait:g}")
+
+
+def _pace(subjects: Sequence[Subject], paths: Sequence[Path], clock: Clock) -> float:
+    """Seconds an image, end to end, of the slowest; each is run a little, to be warm."""
+    slowest = 0.0
+    for subject in subjects:
+        subject.detector.detect(paths[:1])
+        start = clock.now()
+        subject.detector.detect(list(islice(cycle(paths), _PACED)))
+        slowest = max(slowest, (clock.now() - start) / _PACED)
+    return slowest
+
+
+def _ratios(figure: str, results: Sequence[Result], rates: Sequence[Sequence[float]]) -> list[Ratio]:
+    return [
+        Ratio(
+            configuration=result.configuration.name,
+            against=results[0].configuration.name,
+            figure=figure,
+            times=paired_ratio(own, rates[0]),
+            rounds=len(own),
+        )
+        for result, own in list(zip(results, rates, strict=False))[1:]
+    ]
+
+
+def _unsettled(results: Sequence[Result]) -> tuple[str, ...]:
+    return tuple(
+        f"{result.configuration.name} {name}"
+        for result in results
+        for name, measured in (("single-stream", result.single_stream), ("offline", result.offline))
+        if measured is not None and not measured.settled
+    )

@@ -1,0 +1,210 @@
+"""A benchmark as titled tables of text, which the terminal and the page lay out each in its own way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mdmf_deploy.tasks.benchmark.results import Benchmark, Configuration, ImageSet, Latency, Ratio, Result, StageTable
+from mdmf_deploy.tasks.benchmark.rounds import BATCHES
+from mdmf_deploy.tasks.benchmark.statistics import Interval, Spread
+
+_NONE = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """The first column holds names, the others numbers.  notes: sentences below."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    notes: Sequence[str] = ()
+
+
+def number(value: float | None) -> str:
+    """Three significant digits or more, never in exponents: 0.0123, 1.23, 12.3, 1234; zero is 0."""
+    if value is None:
+        return _NONE
+    exponent = math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 2
+    return f"{value:.{max(0, 2 - exponent)}f}"
+
+
+def percent(share: float | None) -> str:
+    return _NONE if share is None else f"{100 * share:.1f}%" if share < 0.1 else f"{100 * share:.0f}%"
+
+
+def facts(benchmark: Benchmark) -> list[tuple[str, str]]:
+    """The environment, name by name."""
+    here = benchmark.environment
+    machine, settings = here.machine, benchmark.settings
+    limit = "" if machine.core_limit is None else f", container limit {machine.core_limit:g}"
+    known = [
+        ("date", here.date),
+        ("mdmf-deploy", here.version if here.commit is None else f"{here.version} ({here.commit})"),
+        ("cpu", f"{machine.cpu} ({' '.join(machine.cpu_features) or 'no known features'})"),
+        ("cores", f"{here.cores} used of {machine.cores} allowed{limit}"),
+        ("governor", here.governor or "not readable"),
+        ("memory", "unknown" if machine.memory is None else f"{machine.memory / 2**30:.1f} GiB"),
+        ("load before", number(benchmark.noise.load_before)),
+        ("system", f"{machine.system}, {machine.python}"),
+        ("decoder", here.decoder),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in here.libraries.items())),
+        ("settings", f"batch {settings.batch_size}, {settings.seconds:g} s a scenario, seed {settings.seed}"),
+    ]
+    for images in benchmark.images:
+        lost = f", {images.unreadable} unreadable left out" if images.unreadable else ""
+        chosen = f" of {images.given}, evenly spaced" if images.given > images.images + images.unreadable else ""
+        size = f"{images.megapixels:.3g} MP, {images.kilobytes:.0f} kB each"
+        known.append((f"{images.name} images", f"{images.images}{chosen}, {size}; {images.origin}{lost}"))
+    for result in benchmark.results:
+        known.append((result.configuration.name, _describe(result.configuration)))
+    return known
+
+
+def sections(benchmark: Benchmark) -> Iterator[Section]:
+    """In the order in which they are shown; those not asked for are left out."""
+    results, first = benchmark.results, f"{benchmark.images[0].name} images"
+    for result in results:
+        for table in result.stages:
+            yield _stages(result.configuration.name, table)
+    yield from _single_stream(results, first)
+    yield from _offline(results, first)
+    yield from _server(results, first)
+    yield from _comparison(results, benchmark.ratios, benchmark.images[0])
+    yield from _start(results)
+
+
+def _describe(configuration: Configuration) -> str:
+    derived = f"; {configuration.derived}" if configuration.derived else ""
+    return f"{configuration.bundle}, id {configuration.bundle_id[:12]}{derived}"
+
+
+def _stages(name: str, table: StageTable) -> Section:
+    rows = [
+        (stage.name, number(stage.ms.median), _quartiles(stage.ms), f"{stage.cores:.2f}", str(stage.lanes))
+        for stage in table.stages
+    ]
+    whole = table.end_to_end
+    rows.append(("sum", number(table.total), "", "", ""))
+    rows.append(("end to end", number(whole.ms.median), _quartiles(whole.ms), f"{whole.cores:.2f}", ""))
+    overlap = ", for stages overlap" if table.explained > 1 else ""
+    filling = "; so few that filling the pipeline weighs: give more --seconds"
+    filling = filling if table.count < BATCHES * table.batch else ""
+    return Section(
+        f"stages of {name}, {table.images} images",
+        ("stage", "ms/image", "quartiles", "cores", "at once"),
+        rows,
+        [
+            f"the sum is {percent(table.explained)} of end to end{overlap}, {percent(table.explained_cpu)} of its CPU "
+            f"time; the limit is {table.limit}, {percent(table.limit_share)} of end to end; "
+            f"runs of {table.count} images in batches of {table.batch}{filling}"
+        ],
+    )
+
+
+def _single_stream(results: Sequence[Result], images: str) -> Iterator[Section]:
+    rows = [
+        (result.configuration.name, *_latency(one.latency), str(one.latency.count), _variation(one.medians))
+        for result in results
+        if (one := result.single_stream) is not None
+    ]
+    if rows:
+        header = ("ms", "p50", "p90", "p95", "p99", "max", "images", "CV")
+        yield Section(f"single-stream, {images}", header, rows, ["CV: of the runs' medians"])
+
+
+def _offline(results: Sequence[Result], images: str) -> Iterator[Section]:
+    measured = [(result.configuration.name, one) for result in results if (one := result.offline) is not None]
+    rows = [
+        (
+            name,
+            number(one.images_per_second.median),
+            _quartiles(one.images_per_second),
+            f"{one.images_per_second.runs} x {one.images_per_run}",
+            _variation(one.images_per_second),
+            number(one.joules),
+        )
+        for name, one in measured
+    ]
+    if rows:
+        notes = list(dict.fromkeys(f"energy: {one.energy}" for _, one in measured))
+        header = ("", "images/s", "quartiles", "runs x images", "CV", "J/image")
+        yield Section(f"offline, {images}", header, rows, notes)
+
+
+def _server(results: Sequence[Result], images: str) -> Iterator[Section]:
+    measured = [(result.configuration.name, one) for result in results if (one := result.server) is not None]
+    if not measured:
+        return
+    bound = measured[0][1].bound
+    what = "a given rate" if bound is None else f"the highest rate with p99 within {bound:g} ms"
+    rows, notes = [], []
+    for name, one in measured:
+        cells = _latency(one.latency) if one.latency is not None else (_NONE,) * 5
+        rows.append((name, number(one.rate), *cells, str(one.requests), number(one.batch)))
+        unserved = f"{one.unserved} requests left unserved" if one.unserved else ""
+        notes += [f"{name}: {'; '.join(part for part in (unserved, one.note) if part)}"] if unserved or one.note else []
+    header = ("ms", "rate/s", "p50", "p90", "p95", "p99", "max", "requests", "mean batch")
+    yield Section(f"server, {images}, Poisson arrivals at {what}", header, rows, notes)
+
+
+def _comparison(results: Sequence[Result], ratios: Sequence[Ratio], images: ImageSet) -> Iterator[Section]:
+    rows, notes = [], []
+    for result in results:
+        drift = result.drift
+        if drift is None:
+            continue
+        name = result.configuration.name
+        own = {ratio.figure: _interval(ratio.times) for ratio in ratios if ratio.configuration == name}
+        rows.append(
+            (
+                name,
+                own.get("single-stream", _NONE),
+                own.get("offline", _NONE),
+                number(drift.score_change),
+                f"{drift.rank_correlation:.4f}",
+                f"{_NONE if drift.flipped is None else drift.flipped} of {drift.images}",
+            )
+        )
+        notes += [f"{name}: {drift.note}"] if drift.note else []
+    if rows:
+        header = ("", "single-stream", "offline", "score change", "rank corr.", "flipped verdicts")
+        if images.generated:
+            notes.insert(0, "scores on generated images say little of yours: give photographs with --images")
+        notes.insert(0, "times as fast, 95% interval; largest score change in spreads of real scores")
+        yield Section(f"against {results[0].configuration.name}", header, rows, notes)
+
+
+def _start(results: Sequence[Result]) -> Iterator[Section]:
+    rows = []
+    for result in results:
+        start = result.start
+        if start is not None:
+            times = (start.process.median, start.importing, start.opening, start.first_row)
+            memory = _NONE if start.peak_mib is None else f"{start.peak_mib:.0f}"
+            rows.append((result.configuration.name, *map(number, times), memory))
+    if rows:
+        header = ("ms", "process", "import", "open", "first row", "peak MiB")
+        runs = next(result.start for result in results if result.start is not None)
+        note = f"fresh processes, median of {runs.process.runs}; memory while scoring {runs.peak_images} images"
+        yield Section("cold start and memory", header, rows, [note])
+
+
+def _latency(latency: Latency) -> tuple[str, ...]:
+    return tuple(map(number, (latency.p50, latency.p90, latency.p95, latency.p99, latency.max)))
+
+
+def _quartiles(spread: Spread) -> str:
+    return f"{number(spread.low)} - {number(spread.high)}"
+
+
+def _variation(spread: Spread) -> str:
+    return percent(spread.cv)
+
+
+def _interval(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:.2f}"
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

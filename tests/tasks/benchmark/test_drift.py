@@ -1,0 +1,75 @@
+"""What a configuration's rows say beside the first one's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_time import FakeClock, FakeDetector, subject
+from handmade import GRAPH, bank, make_bundle, manifest
+
+from mdmf_deploy.bundle.bundle import write_bundle
+from mdmf_deploy.bundle.manifest import BANK, MODEL
+from mdmf_deploy.detection.rows import Row
+from mdmf_deploy.errors import UsageError
+from mdmf_deploy.tasks.benchmark.drift import _scale, compare, measure
+from mdmf_deploy.tasks.verify import Scale
+
+SCALE = Scale(spread=0.1, threshold=0.5)
+
+
+def rows(*scores: float | None) -> list[Row]:
+    return [
+        Row(uri=f"{n}.jpg", sha256=None, score=score, bundle_id="0", runtime="r", precision="fp32")
+        for n, score in enumerate(scores)
+    ]
+
+
+def test_the_same_scores_have_not_drifted() -> None:
+    drift = compare(rows(0.1, 0.4, 0.6), rows(0.1, 0.4, 0.6), SCALE, SCALE)
+    assert (drift.score_change, drift.rank_correlation, drift.flipped, drift.images) == (0, pytest.approx(1), 0, 3)
+
+
+def test_change_is_in_spreads_and_flips_are_counted_at_the_threshold() -> None:
+    drift = compare(rows(0.1, 0.4, 0.6, 0.49), rows(0.12, 0.45, 0.48, 0.51), SCALE, SCALE)
+    assert drift.score_change == pytest.approx(1.2)
+    assert drift.flipped == 2
+    assert compare(rows(0.1, 0.2, 0.3), rows(0.3, 0.2, 0.1), SCALE, SCALE).rank_correlation == pytest.approx(-1)
+
+
+def test_another_bundle_decides_by_its_own_threshold() -> None:
+    theirs = Scale(spread=1.0, threshold=50.0)
+    drift = compare(rows(0.1, 0.4, 0.6), rows(10.0, 40.0, 60.0), SCALE, theirs)
+    assert drift.flipped == 0
+    assert drift.rank_correlation == pytest.approx(1)
+
+
+def test_without_real_scores_the_rest_still_works() -> None:
+    drift = compare(rows(0.0, 2.0), rows(0.5, 2.0), None, None)
+    assert drift.flipped is None
+    assert drift.spread == pytest.approx(1.0)
+    assert drift.score_change == pytest.approx(0.5)
+    assert "no verdicts" in drift.note
+
+
+def test_images_without_a_score_are_left_out_and_counted() -> None:
+    drift = compare(rows(0.1, None, 0.3, 0.4), rows(0.1, 0.2, None, 0.4), SCALE, SCALE)
+    assert drift.images == 2
+    assert "2 images without a score" in drift.note
+    with pytest.raises(UsageError, match="no image got a score"):
+        compare(rows(None), rows(0.1), SCALE, SCALE)
+
+
+def test_a_configuration_alone_has_nothing_to_drift_from() -> None:
+    assert measure([subject(FakeDetector(FakeClock(), 0.0))], []) == [None]
+
+
+def test_a_bank_of_one_image_knows_no_real_scores(tmp_path: Path) -> None:
+    files = {MODEL: GRAPH, BANK: bank(count=1).to_bytes()}
+    detector = FakeDetector(FakeClock(), 0.0)
+    detector.bundle = write_bundle(tmp_path / "one.mdmf", manifest(), files)
+    assert _scale(subject(detector)) is None
+    detector.bundle = make_bundle(tmp_path / "six.mdmf")
+    found = _scale(subject(detector))
+    assert found is not None
+    assert found.spread > 0

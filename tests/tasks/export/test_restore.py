@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from mdmf_deploy.bundle.manifest import MODEL
+from mdmf_deploy.errors import QuantisationError
+from mdmf_deploy.tasks.export.restore import Restorable
+
+
+def sign(path: Path, images: np.ndarray) -> np.ndarray:
+    (signatures,) = onnxruntime.InferenceSession(path).run(None, {"images": images})
+    return signatures
+
+
+def test_layers_are_named_after_the_modules_they_come_from(restorable: Restorable) -> None:
+    block = [f"blocks.0.{name}" for name in ("attn.qkv", "attn.scores", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    assert restorable.layers[:6] == ("patch_embed.proj", *block)
+    assert restorable.layers[-3:] == ("head.pooling", "head.layers.0", "head.layers.1")
+    assert len(restorable.layers) == 1 + 4 * 5 + 3
+
+
+def test_with_every_layer_restored_it_is_the_fp32_graph(
+    restorable: Restorable, tiny_bundle: Path, images: np.ndarray
+) -> None:
+    path = restorable.variant(restorable.layers, "all")
+    ours, theirs = (onnx.load(p).graph for p in (path, tiny_bundle / MODEL))
+    assert [(n.name, *n.input, *n.output) for n in ours.node] == [(n.name, *n.input, *n.output) for n in theirs.node]
+    np.testing.assert_array_equal(sign(path, images), sign(tiny_bundle / MODEL, images))
+
+
+def test_with_none_restored_it_is_what_nncf_made(
+    restorable: Restorable, tiny_quantised: onnx.ModelProto, images: np.ndarray, tmp_path: Path
+) -> None:
+    onnx.save(tiny_quantised, tmp_path / MODEL)
+    expected = sign(tmp_path / MODEL, images)
+    # Not bit for bit: onnxruntime fuses more where it knows the shapes, which NNCF drops.
+    np.testing.assert_allclose(sign(restorable.variant((), "none"), images), expected, atol=1e-4 * expected.std())
+
+
+def test_a_restored_layer_has_its_fp32_inputs_and_nothing_is_left_over(
+    restorable: Restorable, tiny_bundle: Path
+) -> None:
+    before = {node.name: node for node in onnx.load(tiny_bundle / MODEL).graph.node}
+
+    def changed(kept: list[str]) -> tuple[set[str], onnx.GraphProto]:
+        graph = onnx.load(restorable.variant(kept, "part")).graph
+        return {n.name for n in graph.node if n.name in before and n.input != before[n.name].input}, graph
+
+    (product,) = (name for name in changed([])[0] - changed(["blocks.2.mlp.fc1"])[0] if "MatMul" in name)
+    (bias,) = (node for node in before.values() if before[product].output[0] in node.input)
+    assert "backbone.blocks.2.mlp.fc1.bias" in bias.input
+    graph = changed(["blocks.2.mlp.fc1"])[1]
+    made = {tensor.name for tensor in graph.initializer} | {output for node in graph.node for output in node.output}
+    used = {name for node in graph.node for name in node.input if name}
+    assert used <= made | {"images"}
+    assert made <= used | {"signatures"}
+
+
+def test_a_corrected_bias_goes_with_its_layer(
+    tiny_bundle: Path, tiny_quantised: onnx.ModelProto, tmp_path: Path
+) -> None:
+    # NNCF corrects only what is off by enough; here one is, by hand.
+    name = "backbone.blocks.1.mlp.fc2.bias"
+    corrected = onnx.ModelProto()
+    corrected.CopyFrom(tiny_quantised)
+    tensor = next(tensor for tensor in corrected.graph.initializer if tensor.name == name)
+    exact = onnx.numpy_helper.to_array(tensor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(exact + np.float32(0.25), name))
+    restorable = Restorable(tiny_bundle / MODEL, corrected, tmp_path)
+
+    def bias(kept: list[str]) -> np.ndarray:
+        model = onnx.load(restorable.variant(kept, "part"))
+        (found,) = (tensor for tensor in model.graph.initializer if tensor.name.startswith(name))
+        return onnx.numpy_helper.to_array(found)
+
+    np.testing.assert_array_equal(bias(["blocks.1.mlp.fc2"]), exact)
+    np.testing.assert_array_equal(bias(["blocks.1.mlp.fc1"]), exact + np.float32(0.25))
+
+
+def test_the_more_is_restored_the_closer_it_comes(
+    restorable: Restorable, tiny_bundle: Path, images: np.ndarray
+) -> None:
+    exact = sign(tiny_bundle / MODEL, images)
+    parts = (restorable.layers[:place] for place in (0, 12, 24))
+    errors = [np.abs(sign(restorable.variant(part, "part"), images) - exact).mean() for part in parts]
+    assert errors[0] > errors[1] > errors[2] == 0
+
+
+def test_what_is_saved_stands_alone_and_says_what_it_is(
+    restorable: Restorable, tiny_bundle: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    kept = ["patch_embed.proj"]
+    path = restorable.save(kept, tmp_path / MODEL)
+    assert [file.name for file in tmp_path.iterdir()] == [MODEL]
+    assert path.stat().st_size < 0.4 * (tiny_bundle / MODEL).stat().st_size
+    np.testing.assert_array_equal(sign(path, images), sign(restorable.variant(kept, "kept"), images))
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert metadata["mdmf.precision"] == "int8"
+    assert metadata["mdmf.sigma"] == "1.0"
+
+
+def test_a_graph_that_is_another_one_is_refused(
+    tiny_quantised: onnx.ModelProto, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    other = onnx.ModelProto()
+    other.CopyFrom(tiny_quantised)
+    node = next(node for node in other.graph.node if node.op_type == "Softmax")
+    node.name = "renamed"
+    with pytest.raises(QuantisationError, match="can no longer be restored"):
+        Restorable(tiny_bundle / MODEL, other, tmp_path)

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import spearmanr
+
+from mdmf_deploy.bundle.bank import BankSource
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.manifest import PROBES, Verification
+from mdmf_deploy.bundle.recipe import Limits
+from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch
+from mdmf_deploy.hardware import host as cgroups
+from mdmf_deploy.mmd.compress import compress_bundle
+from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
+from mdmf_deploy.runtime import open_engine
+from mdmf_deploy.tasks import verify as verifying
+from mdmf_deploy.tasks.verify import (
+    Scale,
+    compare,
+    limits_by_figure,
+    rank_correlation,
+    record,
+    scale_in,
+    verify_images,
+    verify_probes,
+)
+
+GENERATOR = np.random.default_rng(0)
+SIGNED = GENERATOR.standard_normal((40, 4, 8)).astype(np.float32)
+BANK = uniform_bank(
+    GENERATOR.standard_normal((64, 8)).astype(np.float32),
+    2.0,
+    source=np.zeros(64, np.int32),
+    sources=(BankSource("a.jpg", "0" * 64),),
+    model_sha256="0" * 64,
+)
+
+
+class Fake:
+    name = "onnxruntime"
+    precision = "fp32"
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return np.full((len(images), 4, 8), np.nan, np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+@given(
+    arrays(np.float64, st.shared(st.integers(2, 30), key="n"), elements=st.integers(0, 9)),
+    arrays(np.float64, st.shared(st.integers(2, 30), key="n"), elements=st.integers(0, 9)),
+)
+def test_rank_correlation_is_spearmans(a: np.ndarray, b: np.ndarray) -> None:
+    if np.ptp(a) and np.ptp(b):
+        assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
+    else:
+        assert rank_correlation(a, b) == (1.0 if not np.ptp(a) and not np.ptp(b) else 0.0)
+
+
+def test_nothing_changed_passes_with_every_figure_at_its_best() -> None:
+    gate = compare(SIGNED, SIGNED.copy(), BANK, Limits(), Fake(), reference="itself")
+    assert gate.passed
+    assert gate.reasons == ()
+    assert (gate.max_signature_error, gate.max_score_change, gate.flipped_verdicts, gate.fpr_change) == (0, 0, 0, 0)
+    assert gate.rank_correlation == pytest.approx(1)
+
+
+def test_the_figures_are_those_of_plain_arithmetic() -> None:
+    exported = SIGNED + 0.3 * GENERATOR.standard_normal(SIGNED.shape).astype(np.float32)
+    gate = compare(SIGNED, exported, BANK, Limits(), Fake(), reference="noise")
+    before = ReferenceReduction()(SIGNED, BANK).mmd2
+    after = ReferenceReduction()(exported, BANK).mmd2
+    threshold = np.quantile(before, 0.95)
+    assert gate.images == 40
+    assert gate.max_signature_error == pytest.approx(np.abs(exported - SIGNED).max())
+    assert gate.mean_signature_error == pytest.approx(np.abs(exported - SIGNED).mean(), rel=1e-5)
+    assert gate.score_spread == pytest.approx(before.std(), rel=1e-4)
+    assert gate.threshold == pytest.approx(threshold, rel=1e-4)
+    assert gate.max_score_change == pytest.approx(np.abs(after - before).max() / before.std(), rel=1e-4)
+    assert gate.rank_correlation == pytest.approx(spearmanr(before, after).statistic)
+    assert gate.flipped_verdicts == np.mean((before > threshold) != (after > threshold)) > 0
+    assert gate.fpr_change == pytest.approx(abs((after > threshold).mean() - (before > threshold).mean()))
+
+
+@pytest.mark.parametrize("figure", list(limits_by_figure(Limits())))
+def test_each_limit_can_fail_the_gate_alone(figure: str) -> None:
+    exported = SIGNED + 0.3 * GENERATOR.standard_normal(SIGNED.shape).astype(np.float32)
+    lax = {"max_score_change": 1e9, "min_rank_correlation": -1.0, "max_flipped_verdicts": 1.0, "max_fpr_change": 1.0}
+    strict = {"max_score_change": 0.0, "rank_correlation": 1.0, "flipped_verdicts": -1.0, "fpr_change": -1.0}
+    name = {
+        "max_score_change": "max_score_change",
+        "rank_correlation": "min_rank_correlation",
+        "flipped_verdicts": "max_flipped_verdicts",
+        "fpr_change": "max_fpr_change",
+    }[figure]
+    assert compare(SIGNED, exported, BANK, Limits(**lax), Fake(), reference="").passed
+    gate = compare(SIGNED, exported, BANK, Limits(**{**lax, name: strict[figure]}), Fake(), reference="")
+    assert not gate.passed
+    (reason,) = gate.reasons
+    assert reason.startswith(figure)
+
+
+def test_values_that_are_not_finite_fail_and_can_still_be_recorded() -> None:
+    exported = SIGNED.copy()
+    exported[3, 1, 2] = np.inf
+    gate = compare(SIGNED, exported, BANK, Limits(max_score_change=1e9), Fake(), reference="overflow")
+    assert not gate.passed
+    assert "not finite" in gate.reasons[0]
+    assert np.isfinite(gate.max_signature_error)
+
+
+def test_copies_of_one_image_leave_no_room_for_a_change() -> None:
+    same = np.repeat(SIGNED[:1], 5, axis=0)
+    assert compare(same, same, BANK, Limits(), Fake(), reference="").passed
+    assert not compare(same, same + np.float32(0.1), BANK, Limits(), Fake(), reference="").passed
+
+
+@pytest.mark.parametrize("scale", [None, Scale(0.3, 0.9)])
+def test_scores_that_are_all_the_same_pass_only_what_changed_nothing(scale: Scale | None) -> None:
+    # Every kernel value but those of a patch with itself underflows to 0.
+    blind = uniform_bank(
+        BANK.signatures, 1e-3, source=BANK.source, sources=BANK.sources, model_sha256=BANK.model_sha256
+    )
+    source = SIGNED[:, :1]
+    gate = compare(source, source + 1, blind, Limits(), Fake(), reference="", scale=scale)
+    assert not gate.passed
+    (reason,) = gate.reasons
+    assert "cannot tell engines apart" in reason
+    assert compare(source, source.copy(), blind, Limits(), Fake(), reference="", scale=scale).passed
+
+
+def test_one_image_is_enough_where_the_scale_is_known() -> None:
+    one = SIGNED[:1]
+    assert compare(one, one * np.float32(1 + 1e-6), BANK, Limits(), Fake(), reference="", scale=Scale(0.3, 0.9)).passed
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_source_that_is_not_finite_is_an_error(value: float) -> None:
+    source = SIGNED.copy()
+    source[3, 1, 2] = value
+    with pytest.raises(GateFailed, match=r"verification \(itself\): the source's own signatures or scores"):
+        compare(source, SIGNED, BANK, Limits(), Fake(), reference="itself")
+
+
+@pytest.mark.parametrize("value", [1e20, 3e38, -3e38, np.inf, -np.inf, np.nan])
+def test_every_figure_of_a_broken_engine_can_be_read_back(value: float) -> None:
+    exported = SIGNED.copy()
+    exported[3, 1, 2] = value
+    gate = compare(SIGNED, exported, BANK, Limits(), Fake(), reference="overflow")
+    assert not gate.passed
+    assert msgspec.json.decode(msgspec.json.encode(gate), type=Verification) == gate
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(ShapeMismatch, match=r"\(40, 4, 8\)"):
+        compare(SIGNED, SIGNED[:, :2], BANK, Limits(), Fake(), reference="")
+    with pytest.raises(ShapeMismatch):
+        compare(SIGNED[:0], SIGNED[:0], BANK, Limits(), Fake(), reference="")
+
+
+def test_a_bundle_verifies_itself_with_nothing_else(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    gate = verify_probes(bundle, open_engine("onnxruntime", bundle))
+    assert gate.passed
+    assert gate.images == 16
+    assert gate.max_signature_error < 1e-5
+    assert "onnxruntime" in gate.environment
+
+
+def test_a_record_tells_what_machine_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdmf_deploy.tasks.verify.this_cpu", lambda: ("EPYC", ("avx2", "avx512_vnni")))
+    monkeypatch.setattr(cgroups, "cores", lambda: 3)
+    found = verifying.environment("onnxruntime")
+    assert (found["processor"], found["cpu"], found["cores"]) == ("EPYC", "avx2 avx512_vnni", "3")
+    assert found.keys() == {"python", "machine", "system", "processor", "cpu", "cores", "numpy", "onnxruntime"}
+
+
+def test_a_broken_engine_fails_on_the_probes(tiny_bundle: Path) -> None:
+    assert not verify_probes(Bundle.open(tiny_bundle), Fake()).passed
+
+
+def test_without_calibration_the_banks_own_images_set_the_scale(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    scale = scale_in(bundle)
+    (exported,) = bundle.manifest.verification
+    assert isinstance(scale, Scale)
+    # Both are spreads of real scores: those held back at export, and those in the bank.
+    assert 0.2 < scale.spread / exported.score_spread < 5
+
+
+def squeezed(bundle: Bundle, path: Path, records: tuple[Verification, ...]) -> Bundle:
+    """The bundle with these records and a bank of 5 points."""
+    manifest = msgspec.structs.replace(bundle.manifest, verification=records)
+    bundle = write_bundle(path / "whole", manifest, bundle.files())
+    return compress_bundle(bundle, path / "small", points=5).bundle
+
+
+def test_a_compressed_bank_takes_the_newest_records_scale(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    (exported, *_) = bundle.manifest.verification
+    older, newer, blind = (
+        msgspec.structs.replace(exported, score_spread=spread, threshold=2.0 * spread) for spread in (0.25, 0.5, 0.0)
+    )
+    small = squeezed(bundle, tmp_path, (older, newer, blind))
+    # The pass that could not be carried over is gone, and its scale is still there.
+    assert small.manifest.verification == ()
+    assert scale_in(small) == Scale(0.5, 1.0)
+    assert verify_probes(small, open_engine("onnxruntime", small)).score_spread == 0.5
+    again = compress_bundle(small, tmp_path / "smaller", points=3).bundle
+    assert scale_in(again) == Scale(0.5, 1.0)
+    assert scale_in(record(again, older)) == Scale(0.25, 0.5)
+
+
+def test_a_compressed_bank_alone_has_no_scale(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    small = squeezed(Bundle.open(tiny_bundle), tmp_path, ())
+    engine = open_engine("onnxruntime", small)
+    with pytest.raises(BankError, match="and `mdmf bank compress` last, or verify with --checkpoint"):
+        verify_probes(small, engine)
+    # Real images bring their own.
+    ((gate,), _) = verify_images(small, [engine], engine, sorted(photos.iterdir()))
+    assert gate.passed
+    assert gate.score_spread > 0.0
+
+
+def test_a_record_is_appended_and_changes_nothing_else(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    failed = compare(SIGNED, SIGNED + 1, BANK, Limits(), Fake(), reference="failed")
+    record(bundle, failed)
+    again = Bundle.open(bundle_copy)
+    assert again.manifest.verification == (*bundle.manifest.verification, failed)
+    assert again.bundle_id == bundle.bundle_id
+    assert again.manifest.files == bundle.manifest.files
+    assert not again.covers("onnxruntime", "fp32")
+
+
+def test_a_bundle_without_probes_says_so(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    del bundle.manifest.files[PROBES]
+    with pytest.raises(BundleError, match=r"probes\.safetensors"):
+        verify_probes(bundle, Fake())

@@ -1,0 +1,251 @@
+"""A written repository serves a stock client with our scores, and says what they are worth."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from float32_mmd import EPS
+from handmade import GRAPH, make_bundle
+from PIL import Image
+from stock_server import StockServer
+from triton_plans import write_plan
+
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.detection.detector import Detector
+from mdmf_deploy.errors import GateFailed, UsageError
+from mdmf_deploy.images.crops import center_crop
+from mdmf_deploy.images.inputs import expand
+from mdmf_deploy.tasks.triton import Serving, write_repository
+from mdmf_deploy.tasks.triton import write as writing
+from mdmf_deploy.tasks.triton.graphs import reduction_graph
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+def client_of(repository: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The functions of the README's example, talking to a server of this repository."""
+    package, http = ModuleType("tritonclient"), StockServer(repository).client()
+    package.http = http  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tritonclient", package)
+    monkeypatch.setitem(sys.modules, "tritonclient.http", http)
+    (code,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_repository(Bundle.open("starter"), tmp_path_factory.mktemp("starter") / "models").path
+
+
+def test_a_stock_client_gets_our_scores_and_p_values(starter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = expand([str(EXAMPLES)]).paths
+    answer = client_of(starter, monkeypatch)["detect"](paths)
+    with Detector("starter", "onnxruntime") as detector:
+        rows = detector.detect(paths)
+    assert len(rows) == 12
+    shares = np.array([row.contributions for row in rows])
+    assert answer["score"][:, 0] == pytest.approx([row.score for row in rows], abs=4 * EPS)
+    assert np.abs(answer["contributions"] - shares).max() <= 4 * EPS
+    assert answer["p_value"][:, 0].tolist() == [row.p_value for row in rows]
+
+
+def test_small_and_turned_photos_too(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    for n, size in enumerate([(40, 90), (30, 20), (57, 56), (1, 200)]):
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        Image.open(folder / "photo00.jpg").resize(size).save(folder / f"small{n}.png", exif=turned)
+    paths = sorted(folder.iterdir())
+    repository = write_repository(Bundle.open(tiny_bundle), tmp_path / "models").path
+    answer = client_of(repository, monkeypatch)["detect"](paths)
+    with Detector(tiny_bundle, "onnxruntime") as detector:
+        rows = detector.detect(paths)
+    assert {row.crop for row in rows} == {"center", "reflected"}
+    assert answer["score"][:, 0] == pytest.approx([row.score for row in rows], abs=4 * EPS)
+    assert set(answer) == {"score", "contributions"}
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (224, 224), (225, 223), (100, 300), (3, 500), (1, 1), (2, 1)])
+def test_the_readmes_crop_is_ours(
+    starter: Path, shape: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    cut = client_of(starter, monkeypatch)["crop"](tmp_path / "photo.png")
+    assert np.array_equal(cut, center_crop(pixels, 224).pixels[0])
+
+
+def test_the_bundles_graph_is_in_it_byte_for_byte_and_apart(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "handmade.mdmf")
+    repository = write_repository(bundle, tmp_path / "models").path
+    graph = repository / "handmade_signatures/1/model.onnx"
+    assert graph.read_bytes() == GRAPH
+    graph.write_bytes(b"changed")
+    assert Bundle.open(bundle.path).bundle_id == bundle.bundle_id
+
+
+def test_weights_beside_the_graph_come_along(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "handmade.mdmf")
+    files = {**bundle.manifest.files, "model.onnx.data": bundle.manifest.files["model.onnx"]}
+    (bundle.path / "model.onnx.data").write_bytes(b"weights")
+    large = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, files=files))
+    large.__dict__["bank"] = bundle.bank
+    folder = write_repository(large, tmp_path / "models").path / "handmade_signatures/1"
+    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.onnx.data"]
+
+
+def test_a_plan_is_served_in_its_place(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "handmade.mdmf")
+    plan = write_plan(tmp_path / "engine.plan", bundle)
+    written = write_repository(bundle, tmp_path / "models", Serving("gpu", 8, plan))
+    folder = written.path / "handmade_signatures/1"
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("model.plan", plan.read_bytes())]
+    assert written.runtime == "tensorrt"
+    readme = (written.path / "README.md").read_text()
+    assert "--gpus=all" in readme
+    assert "TensorRT 10.13.2 for NVIDIA L4, compute capability 8.9" in readme
+
+
+def parameters(repository: Path) -> dict[str, str]:
+    name = json.loads((repository / "mdmf.json").read_text())["name"]
+    found = StockServer(repository).configs[name].parameters
+    return {key: value.string_value for key, value in found.items()}
+
+
+def test_thresholds_are_told_where_they_hold(starter: Path) -> None:
+    bundle = Bundle.open("starter")
+    assert bundle.calibration is not None
+    told = parameters(starter)
+    assert told["bundle_id"] == bundle.bundle_id
+    assert (told["runtime"], told["precision"]) == ("onnxruntime", "int8")
+    assert float(told["threshold"]) == bundle.calibration.thresholds[0].score
+    assert float(told["fpr"]) == bundle.calibration.fpr
+    assert float(told["review"]) == bundle.calibration.review
+    readme = (starter / "README.md").read_text()
+    assert f"{bundle.calibration.thresholds[0].score:.6g}" in readme
+    verified = [record for record in bundle.manifest.verification if record.runtime == "onnxruntime"]
+    assert f"in version {verified[-1].environment['onnxruntime']}." in readme
+    assert "VNNI" in readme
+
+
+def test_on_a_runtime_that_is_not_verified_there_are_none(tmp_path: Path) -> None:
+    written = write_repository(Bundle.open("starter"), tmp_path / "models", Serving("gpu"))
+    assert written.caveat is not None
+    assert "cuda int8 is not verified" in written.caveat
+    told = parameters(written.path)
+    assert not {"threshold", "fpr", "review"} & set(told)
+    assert told["verdicts"] == f"withheld: {written.caveat}"
+    readme = (written.path / "README.md").read_text()
+    assert written.caveat in readme
+    assert "p_value" not in readme
+    outputs = StockServer(written.path).configs["starter"].output
+    assert [output.name for output in outputs] == ["score", "contributions"]
+
+
+def test_without_a_calibration_there_are_none(tiny_bundle: Path, tmp_path: Path) -> None:
+    written = write_repository(Bundle.open(tiny_bundle), tmp_path / "models")
+    assert written.caveat is not None
+    assert "mdmf calibrate" in written.caveat
+
+
+def test_the_listing_has_the_hash_of_every_other_file(starter: Path) -> None:
+    listed = json.loads((starter / "mdmf.json").read_text())["sha256"]
+    there = {path.relative_to(starter).as_posix() for path in starter.rglob("*") if path.is_file()}
+    assert set(listed) == there - {"mdmf.json"}
+    assert listed["starter_signatures/1/model.onnx"] == Bundle.open("starter").manifest.files["model.onnx"].sha256
+
+
+def test_the_same_bundle_gives_the_same_bytes(starter: Path, tmp_path: Path) -> None:
+    again = write_repository(Bundle.open("starter"), tmp_path / "models").path
+    assert (again / "mdmf.json").read_bytes() == (starter / "mdmf.json").read_bytes()
+
+
+def test_what_is_there_stays_unless_it_is_ours_and_force_is_given(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "handmade.mdmf")
+    theirs, ours, empty = (tmp_path / name for name in ("theirs", "ours", "empty"))
+    (theirs / "resnet").mkdir(parents=True)
+    empty.mkdir()
+    for force in (False, True):
+        with pytest.raises(UsageError, match="was not written by"):
+            write_repository(bundle, theirs, force=force)
+    write_repository(bundle, empty)
+    write_repository(bundle, ours)
+    (ours / "stale").touch()
+    with pytest.raises(UsageError, match="--force"):
+        write_repository(bundle, ours)
+    assert (ours / "stale").exists()
+    write_repository(bundle, ours, force=True)
+    assert not (ours / "stale").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "handmade.mdmf", "ours", "theirs"]
+
+
+def test_neither_is_part_of_the_other(tmp_path: Path) -> None:
+    """Each is replaced as a whole, with all that is in it."""
+    bundle = make_bundle(tmp_path / "models/handmade.mdmf")
+    (tmp_path / "models/mdmf.json").touch()
+    for place in (bundle.path, bundle.path / "models", tmp_path / "models"):
+        with pytest.raises(UsageError, match="must lie apart"):
+            write_repository(bundle, place, force=True)
+    assert Bundle.open(bundle.path).bundle_id == bundle.bundle_id
+
+
+def test_a_file_is_no_place_for_a_repository(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "handmade.mdmf")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="was not written by"):
+        write_repository(bundle, tmp_path / "file", force=True)
+    with pytest.raises(UsageError, match="choose a folder"):
+        write_repository(bundle, tmp_path / "file" / "models")
+
+
+@pytest.mark.parametrize("name", ["my detector", "a/b", "", "..", "-x"])
+def test_names_that_no_model_can_have_are_refused(name: str, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "handmade.mdmf", name=name)
+    with pytest.raises(UsageError, match="folders and parts of addresses"):
+        write_repository(bundle, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_serving_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    plan = tmp_path / "engine"
+    for device, most, path, says in (
+        ("cpu", 0, None, "at least 1"),
+        ("cpu", 1, plan, "GPU only"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            Serving(device, most, path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"weights": -1.0}, {"weights": 1.001}, {"self_term": 0.999}, {"sigma": 1.001}, {"self_term": np.nan}]
+)
+def test_nothing_is_written_if_the_graph_does_not_give_our_scores(
+    wrong: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path / "handmade.mdmf")
+    (field, factor), fields = next(iter(wrong.items())), bundle.bank
+    other = SimpleNamespace(**{name: getattr(fields, name) for name in ("signatures", "weights", "sigma", "self_term")})
+    setattr(other, field, factor * getattr(other, field))
+    monkeypatch.setattr(writing, "reduction_graph", lambda bank, *rest: reduction_graph(other, *rest))  # type: ignore[arg-type]
+    with pytest.raises(GateFailed, match="not written"):
+        write_repository(bundle, tmp_path / "models")
+    assert [path.name for path in tmp_path.iterdir()] == ["handmade.mdmf"]
+
+
+def test_rounding_is_told(starter: Path, tmp_path: Path) -> None:
+    written = writing.write_repository(Bundle.open("starter"), tmp_path / "models")
+    assert 0 < written.rounding < 4 * EPS
