@@ -32,12 +32,14 @@ from mdmf_deploy.bundle.manifest import BANK
 from mdmf_deploy.detection.pipeline import sign
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.images.inputs import in_folder
-from mdmf_deploy.mmd.compress import BankFile, MemoryRows, compress, compress_bundle
+from mdmf_deploy.mmd.compress.bank_rows import BankFile, MemoryRows
+from mdmf_deploy.mmd.compress.fit import compress
 from mdmf_deploy.mmd.compress.kernel import Kernel, all_cores, embed
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import bank_self_term, uniform_bank
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks.bank.build import gather_bank, swap_bank
+from mdmf_deploy.tasks.bank.compress import compress_bundle
 from mdmf_deploy.tasks.calibrate import calibrate, write_calibration
 from mdmf_deploy.tasks.verify import record, verify_probes
 

@@ -115,8 +115,8 @@ def make_inputs(folder: Path, checkout: Path, odd: Path | None) -> None:
     """Images, recipes and lists in the folder; names say what they are."""
     for name, first, count, size in (
         ("reals", 0, 40, 260),
-        ("small/real", 300, 30, 64),
-        ("small/generated/one", 400, 24, 64),
+        ("small/real", 300, 30, 110),
+        ("small/generated/one", 400, 24, 110),
     ):
         (folder / name).mkdir(parents=True)
         for seed in range(first, first + count):
@@ -190,11 +190,13 @@ def runs() -> list[tuple[str, str]]:
         ("calibrate", "calibrate starter reals --fpr 0.1 -o mine.mdmf"),
         ("calibrate-json", "calibrate starter reals --fpr 0.05 --fpr 0.2 -o mine2.mdmf --json"),
         ("calibrate-few", "calibrate starter reals --fpr 0.001 -o few.mdmf"),
+        ("verify-bank", "verify bank.mdmf --runtime all"),
         ("calibrate-bank", "calibrate bank.mdmf reals --fpr 0.1"),
         ("detect-mine", "detect examples reals small/generated --bundle mine.mdmf --json"),
         ("detect-few", f"detect {one} --bundle few.mdmf --json"),
         ("compress", "bank compress mine.mdmf --points 64 -o small.mdmf"),
-        ("compress-json", "bank compress mine.mdmf --max-error 0.5 -o small2.mdmf --json"),
+        ("compress-json", "bank compress mine.mdmf --max-error 0.05 -o small2.mdmf --json"),
+        ("compress-loosely", "bank compress mine.mdmf --max-error 0.5 -o small3.mdmf --json"),
         ("bank-points", "bank build starter reals --points 100 -o points.mdmf"),
         ("detect-compressed", "detect examples --bundle small.mdmf --json"),
         ("inspect-compressed", "inspect small.mdmf --json"),
@@ -307,6 +309,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch).resolve()
         make_inputs(folder, checkout, asked.files)
+        inputs = set(folder.rglob("*"))
         environment = os.environ | {
             "PYTHONPATH": str(checkout),
             "MDMF_CACHE": str(folder / "cache"),
@@ -335,7 +338,7 @@ def main() -> None:
             (out / f"{name}.txt").write_text(masked("\n".join(parts), folder, checkout))
             print(name, result.returncode, flush=True)
         (out / "parquet.txt").write_text(parquet(folder / "rows.parquet"))
-        made = sorted(path for path in folder.rglob("*") if path.is_file())
+        made = sorted(path for path in folder.rglob("*") if path.is_file() and path not in inputs)
         lines = [f"{path.relative_to(folder)} {record_file(path)}" for path in made]
         (out / "made.txt").write_text("\n".join(lines) + "\n")
 

@@ -1,6 +1,6 @@
 """What NVIDIA's compiler makes of the kernels, without a GPU: machine code, and the registers and memory it takes.
 
-`python -m benchmarks.kernel_resources > engines/kernels/RESOURCES.md` writes the table of every kernel for every
+`python benchmarks/kernel_resources.py > engines/kernels/RESOURCES.md` writes the table of every kernel for every
 architecture; it needs the wheels of the extra `dev`, and a minute or two.
 """
 
@@ -107,7 +107,7 @@ def table() -> str:
     body = "\n".join(rows((kernel, sm) for kernel in kernels() for sm in ARCHITECTURES))
     return f"""# What the kernels take
 
-By {version()} and cuobjdump, without a GPU: `python -m benchmarks.kernel_resources > engines/kernels/RESOURCES.md`.
+By {version()} and cuobjdump, without a GPU: `python benchmarks/kernel_resources.py > engines/kernels/RESOURCES.md`.
 Registers are a thread's. Spills are bytes a thread, over all four kernels. Shared memory is bytes a block: dynamic of
 cross, and static of the others with what the system reserves.
 

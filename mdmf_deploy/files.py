@@ -66,9 +66,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a scratch path beside `path`. The file written there takes the name `path` when the block ends.
 
     Others see the old file or the whole new one, also after a crash. If the block raises, the old file stays.
-    Makes the folder if needed. Raises OSError if the file cannot be written.
+    Raises OSError if the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Unlike tempfile's, this file gets the permissions that the user's umask gives any other.
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:

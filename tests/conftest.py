@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from synthetic_photos import write_photos
+from helpers.synthetic_photos import write_photos
 
 from mdmf_deploy.bundle.recipe import Backbone, Head, Preprocessing, Recipe
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import needed
-from on_host import host_device
+from fakes.on_host import host_device
+from helpers.libraries import needed
 
 from mdmf_deploy.bundle.recipe import load_recipe
 from mdmf_deploy.hardware import gpu as probing

@@ -54,7 +54,8 @@ def test_help_of_every_command_is_light() -> None:
 
 
 def test_detecting_and_evaluating_do_without_torch() -> None:
-    modules = "mdmf_deploy.detection.detector, mdmf_deploy.tasks.evaluate.evaluate, mdmf_deploy.tasks.calibrate, mdmf_deploy.tasks.doctor"
+    tasks = "evaluate.evaluate", "calibrate", "doctor"
+    modules = ", ".join(["mdmf_deploy.detection.detector", *(f"mdmf_deploy.tasks.{task}" for task in tasks)])
     assert not imported_by(f"import {modules}") & UNUSED
 
 

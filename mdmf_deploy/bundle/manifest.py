@@ -53,7 +53,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
     images: how many were compared.  score_spread: standard deviation of the source's scores over real images.
     max_score_change: in units of score_spread.  The other fields are named as in mdmf_deploy.bundle.recipe.Limits.
-    images_per_second: the engine's own speed on that machine, batches of 8 (mdmf_deploy.runtime.speed); None if not measured.
+    images_per_second: the engine's own speed on that machine, batches of 8 (runtime/speed.py); None if not measured.
     """
 
     runtime: str

@@ -123,7 +123,7 @@ def compress(
     Example: mdmf bank compress mine.mdmf --max-error 0.005 -o small.mdmf
     """
     from mdmf_deploy.bundle.bundle import Bundle
-    from mdmf_deploy.mmd.compress import compress_bundle
+    from mdmf_deploy.tasks.bank.compress import compress_bundle
 
     old = Bundle.open(bundle)
     target = destination(old, output)

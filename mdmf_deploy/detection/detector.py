@@ -47,7 +47,7 @@ class Detector:
     "auto", which is cuda where the runtime leaves signatures of one crop an image on a GPU.
     Raises BundleError if the bundle is missing or damaged, RuntimeUnavailable if the runtime or the reduction is.
 
-    Importing it forwards the warnings of Pillow's readers, in the whole process, through mdmf_deploy.images.decode, which logs
+    Importing it forwards the warnings of Pillow's readers, in the whole process, through mdmf_deploy.images, which logs
     those that come while it decodes and passes on all others as they were.
     """
 

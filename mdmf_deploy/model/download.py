@@ -42,6 +42,7 @@ def fetch_backbone(name: str, cache_dir: Path, server: str = OFFICIAL_SERVER) ->
         return path
     url = f"{server}/{name.removesuffix('_reg')}/{file_name}"
     try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as scratch:
             with urllib.request.urlopen(url, timeout=_SECONDS) as response, scratch.open("wb") as file:
                 copyfileobj(response, file, 1 << 20)

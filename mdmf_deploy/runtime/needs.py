@@ -15,7 +15,8 @@ from typing import NamedTuple
 from mdmf_deploy.errors import RuntimeUnavailable, install, installed
 from mdmf_deploy.hardware.gpu import OLDEST as ANY_CUDA
 from mdmf_deploy.hardware.gpu import probe
-from mdmf_deploy.runtime.building.flavours import OLDEST, RTX, TENSORRT, Flavour, capabilities, dotted, version_of
+from mdmf_deploy.runtime.building.flavours import OLDEST, RTX, TENSORRT, Flavour, dotted, version_of
+from mdmf_deploy.runtime.building.rtx import capabilities
 
 
 class Lack(NamedTuple):

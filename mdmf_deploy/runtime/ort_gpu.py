@@ -39,7 +39,7 @@ Options = dict[str, str]
 class OrtGpuEngine:
     """One session over the bundle's graph on the first GPU.  threads mean nothing here.
 
-    profile: as mdmf_deploy.runtime.building.profiles reads it; to the CUDA provider only its largest batch means something.
+    profile: as building/profiles.py reads it; to the CUDA provider only its largest batch means something.
     Raises RuntimeUnavailable without a driver, a GPU or the provider, or if the session would run elsewhere;
     BundleError if the graph cannot be loaded.
     """

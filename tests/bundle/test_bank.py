@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from handmade import bank
+from helpers.handmade import bank
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import BankError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from handmade import GRAPH, bank, make_bundle, manifest, record, sha
+from helpers.handmade import GRAPH, bank, make_bundle, manifest, record, sha
 
 from mdmf_deploy.bundle import bundle as bundle_module
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from handmade import sha
+from helpers.handmade import sha
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from handmade import sha
+from helpers.handmade import sha
 from hypothesis import given
 from hypothesis import strategies as st
 

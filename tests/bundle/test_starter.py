@@ -19,7 +19,7 @@ from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks.verify import verify_probes
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 GOLDEN = room("export") / "golden" / "scores.json"
 
 

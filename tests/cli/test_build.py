@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from libraries import needed
+from helpers.libraries import needed
 from typer.testing import CliRunner
 
 from mdmf_deploy.cli import app

@@ -95,8 +95,7 @@ def test_a_bundle_of_the_package_is_not_written_in_place(
     bundle_copy: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = bundle_copy.rename(tmp_path / "starter.mdmf")
-    for module in ("bundle", "rooms"):
-        monkeypatch.setattr(f"mdmf_deploy.{module}.bundled", lambda name: tmp_path / f"{name}.mdmf")
+    monkeypatch.setattr("mdmf_deploy.bundle.bundle.shipped", lambda name: tmp_path / f"{name}.mdmf")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/link").symlink_to(shipped)
     before = (shipped / "manifest.json").read_bytes()

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from triton_plans import write_plan
+from helpers.triton_plans import write_plan
 from typer.testing import CliRunner, Result
 
 from mdmf_deploy.bundle.bundle import Bundle

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.synthetic_photos import synthetic_photo
 from PIL import Image
 from safetensors.torch import load_file
-from synthetic_photos import synthetic_photo
 from typer.testing import CliRunner, Result
 
 from mdmf_deploy.bundle.bundle import Bundle

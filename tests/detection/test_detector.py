@@ -253,7 +253,7 @@ def test_a_bank_of_another_model_is_refused(bundle_copy: Path) -> None:
 def test_the_examples_in_the_docstrings_run(
     tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mdmf_deploy.bundle.bundle.bundled", lambda name: tiny_bundle)
+    monkeypatch.setattr("mdmf_deploy.bundle.bundle.shipped", lambda name: tiny_bundle)
     shutil.copy(photos / "photo00.jpg", tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     results = doctest.testmod(mdmf_deploy.detection.detector)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from host_tensorrt import HostTensorRt
-from on_host import host_device
+from fakes.host_tensorrt import HostTensorRt
+from fakes.on_host import host_device
 
 from mdmf_deploy import Detector
 from mdmf_deploy.mmd.cuda import reduction as cuda

@@ -1,6 +1,6 @@
 """An engine that leaves signatures on the GPU: the same rows, a few bytes of them out, and no batch harms another.
 
-Engine and reduction run on tests/host_device.py, where everything comes as late as it may.
+Engine and reduction run on tests/fakes/host_device.py, where everything comes as late as it may.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from on_host import host_device
+from fakes.on_host import host_device
 
 import mdmf_deploy.detection.detector
 from mdmf_deploy import Detector

@@ -11,8 +11,8 @@ BEGIN = """
 import sys, threading, time
 from concurrent.futures import thread as pools
 import numpy as np
-from mdmf_deploy.pipeline import sign
-from mdmf_deploy.recipe import Preprocessing
+from mdmf_deploy.detection.pipeline import sign
+from mdmf_deploy.bundle.recipe import Preprocessing
 
 def engine(crops):
     return np.zeros((len(crops), 4, 3), np.float32)

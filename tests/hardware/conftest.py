@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from host_kernels import compile_host, compiler
+from fakes.host_kernels import compile_host, compiler
 
 from mdmf_deploy.mmd.cuda.kernels import Kernel
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_inputs import draw
+from helpers.kernel_inputs import draw
 
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.hardware.device import Device, Memory, Stream, open_device

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from libraries import needed
+from helpers.libraries import needed
 
 from mdmf_deploy.errors import CompilationFailed
 from mdmf_deploy.hardware.cubin import Nvrtc, cached_cubin

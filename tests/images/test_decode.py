@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
-import bad_inputs
 import numpy as np
 import pytest
-from bad_inputs import adobe_cmyk, broken, encoded, grey_tiff, photo, png, rgba, valid
+from helpers import bad_inputs
+from helpers.bad_inputs import adobe_cmyk, broken, encoded, grey_tiff, photo, png, rgba, valid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile

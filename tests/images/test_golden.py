@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-import bad_inputs
 import pytest
-from bad_inputs import valid
+from helpers import bad_inputs
+from helpers.bad_inputs import valid
 
 from mdmf_deploy.images.decode import decoder_version
 
@@ -23,5 +23,5 @@ def test_golden_files_give_the_same_tensors_on_every_machine(name: str) -> None:
     data = (bad_inputs.GOLDEN / "decoding" / name).read_bytes()
     assert bad_inputs.described(data, TABLE["crop"]) == TABLE["images"][name], (
         f"{name}: the golden values were made with {TABLE['decoder']}, this is {decoder_version()}; "
-        "if only lossy files differ, a codec has changed: see tests/bad_inputs.py"
+        "if only lossy files differ, a codec has changed: see tests/helpers/bad_inputs.py"
     )

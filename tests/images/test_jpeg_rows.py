@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from bad_inputs import adobe_cmyk, encoded, photo, valid
+from helpers.bad_inputs import adobe_cmyk, encoded, photo, valid
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from host_kernels import Builder, builder, compiler
+from fakes.host_kernels import Builder, builder, compiler
 
 from mdmf_deploy.mmd.cuda.kernels import Kernel
 

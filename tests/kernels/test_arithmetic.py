@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from host_kernels import Builder
-from kernel_inputs import bank_of
+from fakes.host_kernels import Builder
+from helpers.kernel_inputs import bank_of
 
 from mdmf_deploy.mmd.cuda.kernels import prepare_bank, rounded, widened
 

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from host_kernels import Builder
+from fakes.host_kernels import Builder
+from helpers.kernel_inputs import draw, exact_cross, kernel_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_inputs import draw, exact_cross, kernel_values
 
 from mdmf_deploy.mmd.cuda.kernels import PreparedBank, prepare_bank, widened
 from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel

@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from float32_mmd import EPS
-from host_kernels import Builder, HostKernel
-from kernel_inputs import bank_of, draw, exact_cross
+from fakes.host_kernels import Builder, HostKernel
+from helpers.float32_mmd import EPS
+from helpers.kernel_inputs import bank_of, draw, exact_cross
 
 from mdmf_deploy.mmd.cuda.kernels import OPERANDS, VERSIONS, Kernel, kernels, prepare_bank
 from mdmf_deploy.mmd.reference import ReferenceReduction

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from host_kernels import SHIM, compile_host
+from fakes.host_kernels import SHIM, compile_host
 
 from mdmf_deploy.files import room
 from mdmf_deploy.mmd.cuda.kernels import Kernel

@@ -8,10 +8,10 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from float32_mmd import EPS, naive_float32
+from fakes.on_host import host_device
+from helpers.float32_mmd import EPS, naive_float32
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from on_host import host_device
 from sklearn.metrics.pairwise import rbf_kernel
 
 from mdmf_deploy.bundle.bank import Bank, BankSource

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from backbones import randomised
+from helpers.backbones import randomised
 from safetensors import safe_open
 from safetensors.torch import save_file
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from backbones import REGISTERS, TINY, randomised, reference
+from helpers.backbones import REGISTERS, TINY, randomised, reference
 
 from mdmf_deploy.errors import ShapeMismatch
 from mdmf_deploy.model.architectures import ARCHITECTURES, Architecture

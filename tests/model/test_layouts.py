@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbones import TINY, assert_same_tokens, randomised, reference, to_timm
+from helpers.backbones import TINY, assert_same_tokens, randomised, reference, to_timm
 from safetensors.torch import save_file
 
 from mdmf_deploy.errors import CheckpointError

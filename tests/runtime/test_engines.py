@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import handmade
 import msgspec
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from libraries import needed
+from helpers import handmade
+from helpers.libraries import needed
 
 from mdmf_deploy import runtime
 from mdmf_deploy.bundle.bundle import Bundle

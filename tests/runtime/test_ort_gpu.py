@@ -26,7 +26,7 @@ from mdmf_deploy.tasks.benchmark.results import Settings
 from mdmf_deploy.tasks.export import trace as tracing
 
 GPU = Gpu("a pretended GPU", (8, 9), 1 << 34, (13, 0), 128)
-NAMES = Path(__file__).parents[1] / "building" / "names" / "onnxruntime-gpu-1.31.1.json"
+NAMES = Path(__file__).parent / "building" / "names" / "onnxruntime-gpu-1.31.1.json"
 PROFILE = 'summary = "For tests."\nworkspace_mib = 64\n[batch]\nopt = 2\nmax = 4\n'
 
 

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from libraries import needed
+from helpers.libraries import needed
 
 INTERRUPTED = """
 import gc, os, signal, sys, threading, time
-from mdmf_deploy.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.runtime.ov import OpenVinoEngine
 
 signal.signal(signal.SIGINT, signal.default_int_handler)

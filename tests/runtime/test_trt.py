@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from host_device import HostDevice
-from host_tensorrt import HostTensorRt
+from fakes.host_device import HostDevice
+from fakes.host_tensorrt import HostTensorRt
 from typer.testing import CliRunner
 
 from mdmf_deploy.bundle.bundle import Bundle

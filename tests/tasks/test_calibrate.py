@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from handmade import FakeEngine, broken, make_bundle, record, signed
+from helpers.handmade import FakeEngine, broken, make_bundle, record, signed
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.calibration import Pair
@@ -92,7 +92,7 @@ def test_an_engine_that_was_not_verified_is_sent_to_verify(bundle: Bundle, tmp_p
 
 
 def test_a_shipped_bundle_is_named_in_hints_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdmf_deploy.files.bundled", lambda name: tmp_path / f"{name}.mdmf")
+    monkeypatch.setattr("mdmf_deploy.bundle.bundle.shipped", lambda name: tmp_path / f"{name}.mdmf")
     shipped = make_bundle(tmp_path / "starter.mdmf")
     with pytest.raises(CalibrationError, match=r"run `mdmf verify starter --runtime openvino -o mine\.mdmf` first"):
         calibrate(shipped, FakeEngine("openvino"), [], [0.1])

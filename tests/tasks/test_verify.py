@@ -15,11 +15,10 @@ from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.manifest import PROBES, Verification
 from mdmf_deploy.bundle.recipe import Limits
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch
-from mdmf_deploy.hardware import host as cgroups
-from mdmf_deploy.mmd.compress import compress_bundle
 from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks import verify as verifying
+from mdmf_deploy.tasks.bank.compress import compress_bundle
 from mdmf_deploy.tasks.verify import (
     Scale,
     compare,
@@ -176,7 +175,7 @@ def test_a_bundle_verifies_itself_with_nothing_else(tiny_bundle: Path) -> None:
 
 def test_a_record_tells_what_machine_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdmf_deploy.tasks.verify.this_cpu", lambda: ("EPYC", ("avx2", "avx512_vnni")))
-    monkeypatch.setattr(cgroups, "cores", lambda: 3)
+    monkeypatch.setattr("mdmf_deploy.tasks.verify.cores", lambda: 3)
     found = verifying.environment("onnxruntime")
     assert (found["processor"], found["cpu"], found["cores"]) == ("EPYC", "avx2 avx512_vnni", "3")
     assert found.keys() == {"python", "machine", "system", "processor", "cpu", "cores", "numpy", "onnxruntime"}

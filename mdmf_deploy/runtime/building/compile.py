@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mdmf_deploy.errors import EngineError
 from mdmf_deploy.files import write_to_cache
-from mdmf_deploy.runtime.building.flavours import RTX, Flavour, aim_at, new_network, set_flags
+from mdmf_deploy.runtime.building.flavours import RTX, Flavour, new_network, set_flags
 from mdmf_deploy.runtime.building.plans import Tensor
 from mdmf_deploy.runtime.building.profiles import Profile
+from mdmf_deploy.runtime.building.rtx import aim_at
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -18,7 +19,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -28,7 +29,7 @@ _MIB = 2**20
 
 
 class Compiled(NamedTuple):
-    """A serialised engine and what is known of it; the fields are those of mdmf_deploy.runtime.building.plans.PlanCard."""
+    """A serialised engine and what is known of it; the fields are those of PlanCard (plans.py)."""
 
     data: bytes
     inputs: tuple[Tensor, ...]

@@ -15,13 +15,6 @@ from mdmf_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     import tensorrt as trt
-from typing import TYPE_CHECKING, Any
-
-from mdmf_deploy.errors import UsageError
-
-if TYPE_CHECKING:
-    import tensorrt_rtx
-
 
 OLDEST = (10, 13)
 # An image's result must not depend on its place in a batch.
@@ -95,21 +88,3 @@ def dotted(capability: tuple[int, int]) -> str:
 
 def _must_be_told(flavour: Flavour, library: Any) -> bool:
     return flavour is TENSORRT and version_of(library) < (11,)
-
-
-def capabilities(library: Any) -> list[tuple[int, int]]:
-    """The compute capabilities that this version of the library builds for."""
-    names = [name for name in library.ComputeCapability.__members__ if name.startswith("SM")]
-    return [(int(name[2:-1]), int(name[-1])) for name in names]
-
-
-def aim_at(library: Any, config: tensorrt_rtx.IBuilderConfig, capability: tuple[int, int]) -> None:
-    """Build for this compute capability.  Raises UsageError if this version of the library does not know it."""
-    known = capabilities(library)
-    if capability not in known:
-        raise UsageError(
-            f"TensorRT-RTX {library.__version__} does not build for compute capability {dotted(capability)}; it knows "
-            f"{', '.join(map(dotted, known))}; for data-centre GPUs use the tensorrt flavour"
-        )
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(library.ComputeCapability.__members__[f"SM{capability[0]}{capability[1]}"], 0)

@@ -121,7 +121,7 @@ def load_plan(
 ) -> tuple[Plan, Any]:
     """The plan of this key, and its engine; built if need be, and once more if it is whole but refused.
 
-    Raises as mdmf_deploy.runtime.building.obtain.obtain; RuntimeUnavailable without a GPU, EngineError if what was just built is
+    Raises as obtain does; RuntimeUnavailable without a GPU, EngineError if what was just built is
     refused.
     """
     order = bundle, flavour, library, profile, capability, gpu, say

@@ -128,7 +128,7 @@ def _write_card(path: Path, card: PlanCard) -> None:
 class EngineKey(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan was, or is to be, built from and for.
 
-    model: mdmf_deploy.bundle.manifest.Manifest.model_sha256.  library, version: "tensorrt" or "tensorrt_rtx", and which.
+    model: Manifest.model_sha256.  library, version: "tensorrt" or "tensorrt_rtx", and which.
     compute_capability: as "8.9".  gpu: the GPU's name, "" where the plan is for any GPU of its compute capability.
     profile: what counts of it (batch, workspace_mib, level).  flags: how the builder was told to build.
     platform: operating system and processor, as "Linux x86_64".

@@ -121,6 +121,7 @@ def train_autoencoder(
         errors.append(float(difference.detach().square().mean()))
     psnr = -10 * float(np.log10(np.mean(errors[-50:])))
     net = net.to(memory_format=torch.contiguous_format)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as scratch:
         save_file({**net.state_dict(), "psnr": torch.tensor(psnr)}, scratch)
     return net.eval(), psnr

@@ -46,6 +46,7 @@ def cached_features(
     path = folder / f"{cache_key(detector, preprocessing, samples, f'{crops}/{seed}')}.npy"
     if not path.is_file():
         features = np.stack([_features(detector, preprocessing, sample, crops, seed, progress) for sample in samples])
+        folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as scratch, scratch.open("wb") as file:
             np.save(file, features)
     loaded: NDArray[np.float16] = np.load(path, mmap_mode="r")

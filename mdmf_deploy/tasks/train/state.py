@@ -29,6 +29,7 @@ def write_state(path: Path, state: State) -> None:
     """Write the state atomically. An interrupted save leaves the last one whole. Raises OSError."""
     header = {"step": state.step, "fingerprint": state.fingerprint, "history": state.history}
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as scratch:
         scratch.write_bytes(save(tensors, metadata={"mdmf": json.dumps(header)}))
 

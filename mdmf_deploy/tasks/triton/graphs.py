@@ -139,7 +139,7 @@ def _tile(rows: str, width: int, length: int, exponent: type[np.floating]) -> Gr
 
 
 def _p_value(graph: Graph, score: str, calibration: Calibration) -> None:
-    """(k + 1) / (n + 1), with k of the n calibration scores >= score, as mdmf_deploy.bundle.conformal.p_value has it."""
+    """(k + 1) / (n + 1), with k of the n calibration scores >= score, as bundle/conformal.py has it."""
     scores = graph.constant(np.array([calibration.scores]), "calibration_scores")
     above = graph.cast(graph.op("GreaterOrEqual", scores, score), TensorProto.DOUBLE)
     count = graph.op("ReduceSum", above, graph.constant(np.array([1])), keepdims=1)
@@ -213,7 +213,7 @@ CROPS, IMAGES = "crops", "images"
 
 
 def preprocessing_graph(preprocessing: Preprocessing, metadata: dict[str, str]) -> ModelProto:
-    """crops (B, S, S, 3) uint8 -> images (B, 3, S, S) float32, with the very bits of mdmf_deploy.images.crops.normalise.
+    """crops (B, S, S, 3) uint8 -> images (B, 3, S, S) float32, with the very bits of images/crops.py.
 
     A client sends what its decoder gave it, a quarter of the bytes of normalised planes, and has no mean and deviation
     to get wrong.  The graph looks every value up in a table of 3 x 256, since arithmetic would round another way on

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import handmade
 import numpy as np
 import pytest
+from helpers import handmade
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.errors import BankError
-from mdmf_deploy.mmd.compress import BankFile, MemoryRows, compress
 from mdmf_deploy.mmd.compress import bank_rows as rows
+from mdmf_deploy.mmd.compress.bank_rows import BankFile, MemoryRows
+from mdmf_deploy.mmd.compress.fit import compress
 
 
 def large(tmp_path: Path, count: int = 250) -> tuple[Bank, BankFile]:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import BankError
-from mdmf_deploy.mmd.compress import MemoryRows, compress
 from mdmf_deploy.mmd.compress import fit as fitting
-from mdmf_deploy.mmd.compress.fit import Fitted, OutOfReach
+from mdmf_deploy.mmd.compress.bank_rows import MemoryRows
+from mdmf_deploy.mmd.compress.fit import Fitted, OutOfReach, compress
 from mdmf_deploy.mmd.compress.greedy import REGULARISER
 from mdmf_deploy.mmd.reference import ReferenceReduction, bank_self_term, gaussian_kernel
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import BankError
-from mdmf_deploy.mmd.compress import Fitted, Gathered, Gathering, MemoryRows, compress
 from mdmf_deploy.mmd.compress import stream as gathering
+from mdmf_deploy.mmd.compress.bank_rows import MemoryRows
+from mdmf_deploy.mmd.compress.fit import Fitted, compress
+from mdmf_deploy.mmd.compress.stream import Gathered, Gathering
 from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel, uniform_bank
 
 SIGMA = 1.5

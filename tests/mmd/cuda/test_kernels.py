@@ -8,9 +8,9 @@ import math
 
 import numpy as np
 import pytest
+from helpers.kernel_inputs import bank_of, draw, exact_cross
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_inputs import bank_of, draw, exact_cross
 
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.mmd.cuda.kernels import OPERANDS, VERSIONS, WIDTHS, Kernel, choose, kernels, prepare_bank, widened

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from float32_mmd import EPS
-from kernel_inputs import draw
-from on_host import host_device
+from fakes.on_host import host_device
+from helpers.float32_mmd import EPS
+from helpers.kernel_inputs import draw
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.errors import OutOfMemory, ShapeMismatch, UsageError

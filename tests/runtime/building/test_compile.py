@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from libraries import needed
+from helpers.libraries import needed
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from libraries import needed
+from helpers.libraries import needed
 
 import mdmf_deploy
 
 PACKAGE = Path(mdmf_deploy.__file__).parent
 NAMES = Path(__file__).parent / "names"
-# These touch TensorRT; what building/rtx.py uses is RTX's alone.
-SHARED = [*(path for path in sorted((PACKAGE / "building").glob("*.py")) if path.stem != "rtx")]
+# These touch TensorRT; what runtime/building/rtx.py uses is RTX's alone.
+SHARED = [*(path for path in sorted((PACKAGE / "runtime" / "building").glob("*.py")) if path.stem != "rtx")]
 SHARED.append(PACKAGE / "runtime" / "trt.py")
 LIBRARY = "library"
 OURS = {"__version__"}
@@ -106,7 +106,7 @@ def test_every_name_is_in_the_bindings(known: Known) -> None:
 
 
 def test_what_only_rtx_has_is_in_rtx() -> None:
-    uses = used_in((PACKAGE / "building" / "rtx.py").read_text(encoding="utf-8"))
+    uses = used_in((PACKAGE / "runtime" / "building" / "rtx.py").read_text(encoding="utf-8"))
     assert ("IBuilderConfig", "num_compute_capabilities") in uses
     assert [use for use in uses if not installed(*use)] == []
 

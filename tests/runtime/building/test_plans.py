@@ -7,9 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import handmade
 import msgspec
 import pytest
+from helpers import handmade
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, FileEntry

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import handmade
 import msgspec
 import numpy as np
 import pytest
 import torch
-from libraries import needed
+from helpers import handmade
+from helpers.libraries import needed
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL, FileEntry

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade import FakeSigned, bank, broken, make_bundle, manifest, signed
+from helpers.handmade import FakeSigned, bank, broken, make_bundle, manifest, signed
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION
 from mdmf_deploy.errors import BankError, BundleError, UsageError
-from mdmf_deploy.mmd.compress import Gathering, compress_bundle
+from mdmf_deploy.mmd.compress.stream import Gathering
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.tasks.bank.build import Duplicate, gather_bank, swap_bank
+from mdmf_deploy.tasks.bank.compress import compress_bundle
 
 
 def images(count: int, patches: int = 4) -> list[FakeSigned]:

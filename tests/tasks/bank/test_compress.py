@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import handmade
 import msgspec
 import numpy as np
 import pytest
-from handmade import GRAPH, WIDTH, make_bundle, manifest, record
+from helpers import handmade
+from helpers.handmade import GRAPH, WIDTH, make_bundle, manifest, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,9 +19,10 @@ from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MODEL
 from mdmf_deploy.errors import BankError
-from mdmf_deploy.mmd.compress import MemoryRows, compress, compress_bundle
+from mdmf_deploy.mmd.compress.bank_rows import MemoryRows
+from mdmf_deploy.mmd.compress.fit import compress
 from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
-from mdmf_deploy.tasks.bank.compress import carry_calibration, carry_verification
+from mdmf_deploy.tasks.bank.compress import carry_calibration, carry_verification, compress_bundle
 
 
 def bundle_at(path: Path, sigma: float, scores: tuple[float, ...] = ()) -> Bundle:
@@ -117,8 +118,8 @@ def test_a_bank_that_stays_as_it_is_says_why(tmp_path: Path) -> None:
 def test_more_candidates_are_advised_only_where_there_are_more(
     tmp_path: Path, sigma: float, candidates: int, looked_at: int, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("fitting", "bundles"):
-        monkeypatch.setattr(f"mdmf_deploy.mmd.compress.{module}.SAMPLE", looked_at)
+    for module in ("mmd.compress.fit", "tasks.bank.compress"):
+        monkeypatch.setattr(f"mdmf_deploy.{module}.SAMPLE", looked_at)
     bundle = bundle_at(tmp_path / "b", sigma, (0.01, 0.25))
     with pytest.raises(BankError, match=f"give {remedy}$"):
         compress_bundle(bundle, tmp_path / "c", max_error=1e-9, candidates=candidates)

@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from handmade import GRAPH, manifest, signed
+from helpers.handmade import GRAPH, manifest, signed
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import write_bundle
 from mdmf_deploy.bundle.manifest import BANK, MODEL
-from mdmf_deploy.mmd.compress import compress_bundle
 from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel, uniform_bank
 from mdmf_deploy.tasks.bank.build import gather_bank
+from mdmf_deploy.tasks.bank.compress import compress_bundle
 from mdmf_deploy.tasks.bank.inspect import audit_bank
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_time import FakeClock, FakeDetector, subject
+from fakes.fake_time import FakeClock, FakeDetector, subject
 
 from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.tasks.benchmark import child

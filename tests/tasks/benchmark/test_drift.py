@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake_time import FakeClock, FakeDetector, subject
-from handmade import GRAPH, bank, make_bundle, manifest
+from fakes.fake_time import FakeClock, FakeDetector, subject
+from helpers.handmade import GRAPH, bank, make_bundle, manifest
 
 from mdmf_deploy.bundle.bundle import write_bundle
 from mdmf_deploy.bundle.manifest import BANK, MODEL

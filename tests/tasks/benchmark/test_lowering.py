@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from handmade import manifest
+from helpers.handmade import manifest
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection.detector import Detector

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_time import FakeClock
+from fakes.fake_time import FakeClock
 
 from mdmf_deploy.tasks.benchmark.noise import Noise, Observation, judge, observe
 

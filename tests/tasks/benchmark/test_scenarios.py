@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fake_time import FakeClock, FakeDetector, subject
+from fakes.fake_time import FakeClock, FakeDetector, subject
 
 from mdmf_deploy.tasks.benchmark import offline, server, single_stream
 from mdmf_deploy.tasks.benchmark.results import Settings

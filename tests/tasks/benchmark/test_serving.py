@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_time import FakeClock
+from fakes.fake_time import FakeClock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from helpers.synthetic_photos import synthetic_photo
 from PIL import Image
-from synthetic_photos import synthetic_photo
 
 from mdmf_deploy.bundle.recipe import Autoencoder, Pairs, Recipe, Split, Training
 

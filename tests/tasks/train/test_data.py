@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.training_data import generated, paths
 from hypothesis import given
 from hypothesis import strategies as st
-from training_data import generated, paths
 
 from mdmf_deploy.bundle.recipe import Split
 from mdmf_deploy.errors import UsageError

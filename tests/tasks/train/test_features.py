@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from training_data import generated, paths
+from helpers.training_data import generated, paths
 
 from mdmf_deploy.bundle.recipe import Preprocessing, Recipe
 from mdmf_deploy.model.pfs import Detector

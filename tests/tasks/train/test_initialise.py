@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from synthetic_photos import synthetic_photo
+from helpers.synthetic_photos import synthetic_photo
 
 from mdmf_deploy.model.architectures import architecture
 from mdmf_deploy.model.dinov2 import DinoV2

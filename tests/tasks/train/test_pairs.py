@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.synthetic_photos import synthetic_photo
 from PIL import Image
-from synthetic_photos import synthetic_photo
 
 from mdmf_deploy.bundle.recipe import Autoencoder, Pairs
 from mdmf_deploy.errors import UsageError

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from helpers.training_data import generated, paths
 from safetensors.torch import load_file
-from training_data import generated, paths
 
 from mdmf_deploy.bundle.recipe import Pairs, Recipe
 from mdmf_deploy.errors import CheckpointError, UsageError

@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx
 import pytest
-import triton_schema
 from google.protobuf import text_format
-from handmade import manifest
+from helpers import triton_schema
+from helpers.handmade import manifest
 from hypothesis import given
 from hypothesis import strategies as st
 

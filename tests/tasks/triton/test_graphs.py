@@ -8,8 +8,8 @@ from unittest import mock
 import numpy as np
 import onnxruntime
 import pytest
-from drawn_banks import drawn
-from float32_mmd import EPS, naive_float32
+from helpers.drawn_banks import drawn
+from helpers.float32_mmd import EPS, naive_float32
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto
@@ -22,7 +22,8 @@ from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.bundle.manifest import PROBES
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
 from mdmf_deploy.errors import BankError
-from mdmf_deploy.mmd.compress import MemoryRows, compress
+from mdmf_deploy.mmd.compress.bank_rows import MemoryRows
+from mdmf_deploy.mmd.compress.fit import compress
 from mdmf_deploy.mmd.operands import Points
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.tasks.triton import graphs as reduction

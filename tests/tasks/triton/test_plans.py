@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import make_bundle
-from triton_plans import write_plan
+from helpers.handmade import make_bundle
+from helpers.triton_plans import write_plan
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import UsageError

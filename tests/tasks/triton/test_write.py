@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from float32_mmd import EPS
-from handmade import GRAPH, make_bundle
+from fakes.stock_server import StockServer
+from helpers.float32_mmd import EPS
+from helpers.handmade import GRAPH, make_bundle
+from helpers.triton_plans import write_plan
 from PIL import Image
-from stock_server import StockServer
-from triton_plans import write_plan
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection.detector import Detector
@@ -28,7 +28,7 @@ from mdmf_deploy.tasks.triton import Serving, write_repository
 from mdmf_deploy.tasks.triton import write as writing
 from mdmf_deploy.tasks.triton.graphs import reduction_graph
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def client_of(repository: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

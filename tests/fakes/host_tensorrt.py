@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
-from host_device import HostDevice
+from fakes.host_device import HostDevice
 
 from mdmf_deploy.hardware.memory import host_view
 

@@ -1,6 +1,7 @@
 """Image files made in memory: whole ones of every kind (`valid`), and ones that must fail (`broken`).
 
-Everything is seeded and small. `python tests/bad_inputs.py` remakes export/golden/decoding; do it only when the decode
+Everything is seeded and small. `python tests/helpers/bad_inputs.py` remakes export/golden/decoding; do it only when the
+decode
 policy changes on purpose, or when a lossy codec's new version changes pixels and you have looked at the change.
 """
 
@@ -22,7 +23,7 @@ from PIL import Image
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.images.decode import center_crop, decode, decoder_version, normalise
 
-GOLDEN = Path(__file__).parent.parent / "export" / "golden"
+GOLDEN = Path(__file__).parents[2] / "export" / "golden"
 SIZE = (48, 32)  # width, height
 
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from host_device import Entry, HostDevice
-from host_kernels import HostKernel, builder, compiler
+from fakes.host_device import Entry, HostDevice
+from fakes.host_kernels import HostKernel, builder, compiler
 
 from mdmf_deploy.mmd.cuda.kernels import VERSIONS, Launch
 

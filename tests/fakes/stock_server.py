@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import triton_schema
+from helpers import triton_schema
 
 from mdmf_deploy.hardware.host import saturates_int8
 

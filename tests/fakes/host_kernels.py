@@ -21,7 +21,7 @@ from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.mmd import Scores
 from mdmf_deploy.mmd.cuda.kernels import Kernel, Launch, PreparedBank, prepare_bank
 
-SHIM = Path(__file__).parent / "kernels"
+SHIM = Path(__file__).parents[1] / "kernels"
 # Contraction off and no fast math: what the source says, as CUDA's own fmaf does.
 FLAGS = ["-std=c++20", "-march=native", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 # Kernels move whatever they move as words of 16 bytes: well defined in CUDA, not in C++.

@@ -21,14 +21,20 @@ _PACED = 4  # images timed to guess how many fit into a run
 
 def run(
     bundles: Sequence[str],
-    settings: Settings | None,
-    runtimes: Sequence[str],
-    precisions: Sequence[str],
-    images: Sequence[Path] | None,
-    clock: Clock | None,
-    say: Callable[[str], None],
+    settings: Settings | None = None,
+    *,
+    runtimes: Sequence[str] = ("auto",),
+    precisions: Sequence[str] = (),
+    images: Sequence[Path] | None = None,
+    clock: Clock | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Benchmark:
-    """As mdmf_deploy.tasks.benchmark.run."""
+    """Benchmark every bundle on every runtime in every precision.
+
+    precisions: none means each bundle's own. images: None means generated ones. say: called with each line of progress.
+    Raises UsageError for settings that make no sense, for images none of which can be read, or for a precision that
+    cannot be had; BundleError; RuntimeUnavailable.
+    """
     settings, clock = settings or Settings(), clock or RealClock()
     check(settings)
     if not bundles or not runtimes:

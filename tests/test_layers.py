@@ -1,0 +1,68 @@
+"""A module imports only from its own package and from the layers below it, lazy imports included."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import mdmf_deploy
+
+PACKAGE = Path(mdmf_deploy.__file__).parent
+# From the ground up. Packages of one layer do not import each other.
+LAYERS = (
+    {"errors"},
+    {"files"},
+    {"hardware"},
+    {"bundle"},
+    {"images", "mmd", "model", "runtime"},
+    {"detection"},
+    {"tasks"},
+    {"cli"},
+)
+HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
+
+
+def module_name(path: Path) -> str:
+    """The module that a file holds, without the leading "mdmf_deploy."."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem in HEIGHT}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module of ours that a file imports, at any depth, without the leading "mdmf_deploy."."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write imports in full"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "mdmf_deploy" and rest.partition(".")[0] in HEIGHT:
+                # The last part may be a name in the module.
+                yield rest if rest in MODULES else rest.rpartition(".")[0]
+
+
+def test_imports_go_down() -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, path in MODULES.items()
+        for other in imported(path)
+        if (own := name.partition(".")[0]) != (theirs := other.partition(".")[0]) and HEIGHT[theirs] >= HEIGHT[own]
+    ]
+    assert not wrong
+
+
+def test_no_modules_import_each_other() -> None:
+    TopologicalSorter({name: set(imported(path)) - {name} for name, path in MODULES.items()}).prepare()
+
+
+def test_every_module_has_a_layer() -> None:
+    tops = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert tops - {"__init__"} == HEIGHT.keys()
