@@ -60,7 +60,9 @@ pairs = { views = 1, autoencoders = [{ factor = 4, upsampler = "nearest", channe
 TIMED = re.compile(r"^(ms_.*|images_per_second|.*seconds.*|built|created|elapsed|load_average|mean_ms|p\d+_ms)$")
 MASKS = (
     (re.compile(r"\d[\d.,]*(e[+-]?\d+)? (images/s|MB/s|ms|s)\b"), r"<time> \2"),
-    (re.compile(r"\(\d+\.\d s\)"), "(<time>)"),
+    (re.compile(r"^images a second .*$", re.MULTILINE), "images a second <time>"),
+    (re.compile(r"^mdmf: warning: noisy: .*\n", re.MULTILINE), ""),
+    (re.compile(r"/bundles/starter|/bundle/shipped/starter"), "/starter"),
 )
 SURFACE = """
 import json, sys
@@ -238,7 +240,8 @@ def runs() -> list[tuple[str, str]]:
 
 
 def masked(text: str, folder: Path, checkout: Path) -> str:
-    for path, name in ((folder, "<here>"), (checkout, "<checkout>"), (Path(sys.prefix), "<prefix>")):
+    # The environment may lie in the checkout.
+    for path, name in ((folder, "<here>"), (Path(sys.prefix), "<prefix>"), (checkout, "<checkout>")):
         text = text.replace(str(path), name)
     for pattern, replacement in MASKS:
         text = pattern.sub(replacement, text)
@@ -306,8 +309,10 @@ def main() -> None:
     asked = parser.parse_args()
     checkout, out = asked.checkout.resolve(), asked.output.resolve()
     out.mkdir(parents=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch).resolve()
+    # Always the same place: some of what is made names it.
+    folder = Path(tempfile.gettempdir()).resolve() / "mdmf-behaviour"
+    folder.mkdir()
+    try:
         make_inputs(folder, checkout, asked.files)
         inputs = set(folder.rglob("*"))
         environment = os.environ | {
@@ -334,13 +339,21 @@ def main() -> None:
         for name, arguments in listed:
             result = python("-m", "mdmf_deploy.cli", *arguments.split())
             text = documents(result.stdout, name == "benchmark-json") or result.stdout
+            if name == "benchmark-csv":
+                text = "timings"
             parts = (f"exit {result.returncode}", "-- stdout", text, "-- stderr", result.stderr)
             (out / f"{name}.txt").write_text(masked("\n".join(parts), folder, checkout))
             print(name, result.returncode, flush=True)
         (out / "parquet.txt").write_text(parquet(folder / "rows.parquet"))
-        made = sorted(path for path in folder.rglob("*") if path.is_file() and path not in inputs)
+        made = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.is_file() and path not in inputs and folder / "home" not in path.parents
+        )
         lines = [f"{path.relative_to(folder)} {record_file(path)}" for path in made]
         (out / "made.txt").write_text("\n".join(lines) + "\n")
+    finally:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

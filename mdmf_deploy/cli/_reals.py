@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdmf_deploy.bundle.bundle import shipped_name
 from mdmf_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ def destination(bundle: Bundle, output: Path | None) -> Path:
 
     Raises UsageError for a bundle shipped in the package, which is not to be changed.
     """
+    from mdmf_deploy.bundle.bundle import shipped_name
+
     target = output or bundle.path
     name = shipped_name(target)
     if name is not None:

@@ -270,7 +270,7 @@ def _libraries() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    source = Path(__file__).resolve().parents[2]
+    source = Path(__file__).resolve().parents[3]
     if not (source / ".git").exists():
         return None
     command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
