@@ -29,7 +29,7 @@ from mdmf_deploy import Detector
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import BANK
-from mdmf_deploy.detection.pipeline import sign
+from mdmf_deploy.detection.pipeline import extract
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.images.inputs import in_folder
 from mdmf_deploy.mmd.compress.bank_rows import BankFile, MemoryRows
@@ -71,7 +71,7 @@ def exact_bundle(images: Split, path: Path) -> Bundle:
     starter = Bundle.open("starter")
     engine = open_engine("onnxruntime", starter)
     try:
-        report = gather_bank(starter.manifest, sign(images.bank, engine, starter.manifest.preprocessing, crops=3))
+        report = gather_bank(starter.manifest, extract(images.bank, engine, starter.manifest.preprocessing, crops=3))
         bundle = swap_bank(starter, report.bank, path)
     finally:
         engine.close()
@@ -181,11 +181,11 @@ def on_images(data: Path, work: Path) -> None:
     )
     engine = open_engine("onnxruntime", exact)
     try:
-        signed = [s.signatures for s in sign(images.others, engine, exact.manifest.preprocessing)]
+        extracted = [s.signatures for s in extract(images.others, engine, exact.manifest.preprocessing)]
     finally:
         engine.close()
     print("The starter's model, the same bank and the same other images:\n")
-    print(comparison(exact.bank, np.stack([s for s in signed if s is not None]), spread), flush=True)
+    print(comparison(exact.bank, np.stack([s for s in extracted if s is not None]), spread), flush=True)
 
 
 def mixture(count: int, width: int, seed: int) -> Array:

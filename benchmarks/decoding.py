@@ -28,7 +28,7 @@ from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.prepare import prepare
 from mdmf_deploy.images import jpeg_rows
 from mdmf_deploy.images.crops import boxes, center_crop, normalise, squares
-from mdmf_deploy.images.decode import Limits, decode, decode_boxes, read
+from mdmf_deploy.images.decode import ReadLimits, decode, decode_boxes, read
 
 Pixels = NDArray[np.uint8]
 PLAN = Preprocessing()
@@ -119,7 +119,7 @@ def stages(name: str, path: Path) -> None:
             "look for the end of the scan": lambda: jpeg_rows.shortened(data, 400),
             "decode": lambda: ours(data),
             "crop to float32": lambda: normalise(crop, PLAN),
-            "all of it (mdmf_deploy.detection.prepare.prepare)": lambda: prepare(0, path, PLAN, 1, Limits()),
+            "all of it (mdmf_deploy.detection.prepare.prepare)": lambda: prepare(0, path, PLAN, 1, ReadLimits()),
         },
         ROUNDS,
     )

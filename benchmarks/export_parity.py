@@ -20,15 +20,15 @@ import onnxruntime
 import torch
 
 from mdmf_deploy.bundle.recipe import Backbone, Recipe
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.export.trace import trace
 
 LIMIT = 1e-4
 
 
-def random_detector(recipe: Recipe) -> Detector:
+def random_detector(recipe: Recipe) -> MdmfModel:
     torch.manual_seed(0)
-    detector = Detector(recipe)
+    detector = MdmfModel(recipe)
     for name, parameter in detector.backbone.named_parameters():
         if name.endswith("gamma"):
             torch.nn.init.constant_(parameter, 0.1)

@@ -85,13 +85,13 @@ def real() -> tuple[Given, float]:
     """
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.bundle.calibration import Calibration
-    from mdmf_deploy.detection.pipeline import sign
+    from mdmf_deploy.detection.pipeline import extract
     from mdmf_deploy.runtime.ort import OrtEngine
 
     bundle = Bundle.open("starter")
     files = sorted(path for path in EXAMPLES.rglob("*") if path.suffix in (".jpg", ".png", ".webp"))
-    signed = list(sign(files, OrtEngine(bundle), bundle.manifest.preprocessing))
-    x = np.stack([one.signatures for one in signed if one.signatures is not None])
+    extracted = list(extract(files, OrtEngine(bundle), bundle.manifest.preprocessing))
+    x = np.stack([one.signatures for one in extracted if one.signatures is not None])
     assert isinstance(bundle.calibration, Calibration)
     return Given(f"{len(x)} images, the starter's bank", x, bundle.bank), float(np.std(bundle.calibration.scores))
 

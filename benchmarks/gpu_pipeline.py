@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
 from mdmf_deploy.detection.on_gpu import Fused
-from mdmf_deploy.detection.pipeline import sign_batches
+from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.prepare import prepare
 from mdmf_deploy.errors import MdmfError
-from mdmf_deploy.images.decode import Limits
+from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.runtime import installed, open_engine, stays_on_device
 
@@ -77,7 +77,7 @@ def measure(points: int, batch: int, images: int) -> Iterator[Stages]:
     try:
         import torch
 
-        from mdmf_deploy.model.pfs import Detector as Model
+        from mdmf_deploy.model.pfs import MdmfModel as Model
     except ImportError as error:
         yield from (Stages(name, "all", missing=f"{error.name} is not installed") for name in RECIPES)
         return
@@ -129,9 +129,9 @@ def engines(model: Any, recipe: Recipe) -> Iterator[tuple[str, Callable[[], Any]
 
 def stages(name: str, engine: Any, recipe: Recipe, bank: Bank, files: list[bytes], batch: int) -> Stages:
     """files: encoded images, given in order."""
-    ready = [prepare(n, data, recipe.preprocessing, 1, Limits()) for n, data in enumerate(files[:batch])]
+    ready = [prepare(n, data, recipe.preprocessing, 1, ReadLimits()) for n, data in enumerate(files[:batch])]
     tensors = np.concatenate([prepared.tensor for prepared in ready if prepared.tensor is not None])
-    decode = _seconds(lambda: prepare(0, files[0], recipe.preprocessing, 1, Limits()))
+    decode = _seconds(lambda: prepare(0, files[0], recipe.preprocessing, 1, ReadLimits()))
     reduction = CudaReduction()
     try:
         if not stays_on_device(engine):
@@ -147,10 +147,10 @@ def stages(name: str, engine: Any, recipe: Recipe, bank: Bank, files: list[bytes
         )
 
         def everything() -> None:
-            batches = sign_batches(files, engine, recipe.preprocessing, batch_size=batch, fused=fused)
+            batches = extract_batches(files, engine, recipe.preprocessing, batch_size=batch, fused=fused)
             with closing(batches):
-                for signed in batches:
-                    for one in signed:
+                for extracted in batches:
+                    for one in extracted:
                         assert one.scored is not None
                         one.scored()
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.recipe import Preprocessing
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 
 BATCH = 32
 Scores = NDArray[np.floating]
@@ -32,7 +32,7 @@ Peer = Callable[[Sequence[Path]], Scores]
 class Task:
     """One model, its bank and the graph made of it.  detector: None where its weights are not at hand."""
 
-    detector: Detector | None
+    detector: MdmfModel | None
     graph: Path
     bank: Bank
     preprocessing: Preprocessing
@@ -98,7 +98,7 @@ def on_torch(model: Callable[[Tensor], Tensor], task: Task, workers: int = 0) ->
 class TransformersDetector(nn.Module):
     """Dinov2Model with our weights and the PFS head behind it."""
 
-    def __init__(self, detector: Detector, preprocessing: Preprocessing) -> None:
+    def __init__(self, detector: MdmfModel, preprocessing: Preprocessing) -> None:
         from transformers import Dinov2Config, Dinov2Model
 
         super().__init__()
@@ -195,12 +195,12 @@ def exact(task: Task, paths: Sequence[Path]) -> NDArray[np.float64]:
     bank = task.bank
     if task.detector is None:
         session = onnxruntime.InferenceSession(task.graph)
-        signed = [session.run(None, {"images": images.numpy()})[0] for images in batches(paths, task.preprocessing)]
+        extracted = [session.run(None, {"images": images.numpy()})[0] for images in batches(paths, task.preprocessing)]
     else:
         model = deepcopy(task.detector).double()
         with torch.inference_mode():
-            signed = [model(images.double()).numpy() for images in batches(paths, task.preprocessing)]
-    return reference(np.concatenate(signed), bank)
+            extracted = [model(images.double()).numpy() for images in batches(paths, task.preprocessing)]
+    return reference(np.concatenate(extracted), bank)
 
 
 def reference(signatures: NDArray[np.floating], bank: Bank) -> NDArray[np.float64]:

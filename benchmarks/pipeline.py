@@ -28,7 +28,7 @@ from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.prepare import prepare
 from mdmf_deploy.hardware.host import cores
-from mdmf_deploy.images.decode import Limits
+from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.runtime import open_engine
 
@@ -91,7 +91,7 @@ def measure(bundle: Bundle, name: str, arguments: argparse.Namespace, case: Case
     paths = list(case.paths) * case.repeats
     count = len(paths)
     preprocessing = bundle.manifest.preprocessing
-    ready = partial(prepare, preprocessing=preprocessing, crops=1, limits=Limits())
+    ready = partial(prepare, preprocessing=preprocessing, crops=1, limits=ReadLimits())
     tensors = [ready(n, path).tensor for n, path in enumerate(paths[:BATCH])]
     batch = np.concatenate([tensor for tensor in tensors if tensor is not None])
     engine = open_engine(arguments.runtime, bundle)

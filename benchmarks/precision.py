@@ -31,7 +31,7 @@ from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.model.checkpoints import load_source
 from mdmf_deploy.model.engine import TorchEngine
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks.export.export import export_detector
 from mdmf_deploy.tasks.export.ladder import center_crops
@@ -52,15 +52,15 @@ def spread_out(paths: Sequence[Path], count: int) -> list[Path]:
     return [paths[place] for place in np.linspace(0, len(paths) - 1, count).round().astype(int)]
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(f"precision.py: {text}", file=sys.stderr)
 
 
-def exported(make: Callable[[], Detector], recipe: Recipe, reals: Sequence[Path], folder: Path) -> list[Bundle]:
+def exported(make: Callable[[], MdmfModel], recipe: Recipe, reals: Sequence[Path], folder: Path) -> list[Bundle]:
     """The model's fp32 and int8 bundles; fp32 alone where int8 is refused."""
     # Its graph and any bank of its own are all that is wanted of the fp32 one.
-    bundles = [export_detector(make(), recipe, reals[::4], folder / "fp32.mdmf", "fp32", say=say).bundle]
-    lowered = export_detector(make(), _with_int8(recipe), reals, folder / "int8.mdmf", "auto", say=say)
+    bundles = [export_detector(make(), recipe, reals[::4], folder / "fp32.mdmf", "fp32", log=log).bundle]
+    lowered = export_detector(make(), _with_int8(recipe), reals, folder / "int8.mdmf", "auto", log=log)
     for refusal in lowered.refused:
         print(f"{recipe.name}: {refusal.precision} refused, {refusal.reason}\n")
     return bundles if lowered.refused else [*bundles, lowered.bundle]
@@ -90,7 +90,7 @@ def openvinos_own(bundle: Bundle, crops: NDArray[np.float32]) -> Run:
     return lambda images: np.array(compiled(images)[0])
 
 
-def torch_batch(detector: Detector) -> Run:
+def torch_batch(detector: MdmfModel) -> Run:
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
             return detector(torch.from_numpy(images)).numpy()
@@ -98,11 +98,13 @@ def torch_batch(detector: Detector) -> Run:
     return run
 
 
-def signed(run: Run, crops: NDArray[np.float32]) -> NDArray[np.float32]:
+def extracted(run: Run, crops: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate([run(crops[start : start + 8]) for start in range(0, len(crops), 8)])
 
 
-def measure(name: str, detector: Detector, bundles: Sequence[Bundle], images: list[Path], reals: int, ir: bool) -> None:
+def measure(
+    name: str, detector: MdmfModel, bundles: Sequence[Bundle], images: list[Path], reals: int, ir: bool
+) -> None:
     """Print one model's table.  images: the first `reals` of them are real."""
     preprocessing = bundles[0].manifest.preprocessing
     crops = center_crops(images, preprocessing)
@@ -117,7 +119,7 @@ def measure(name: str, detector: Detector, bundles: Sequence[Bundle], images: li
         for batch, rounds in BATCHES.items()
     }
     reduction, banks = CpuReduction(), {bundle.manifest.model.precision: bundle.bank for bundle in bundles}
-    source = signed(TorchEngine(detector), crops)
+    source = extracted(TorchEngine(detector), crops)
     rows = []
     for key, run in runs.items():
         speeds = []
@@ -126,7 +128,7 @@ def measure(name: str, detector: Detector, bundles: Sequence[Bundle], images: li
             speeds.append("1" if key == BASE else str(ratio(timings[BASE], timings[key])))
         # As the gate has it: source and engine against the bank of the graph that is judged.
         bank = banks.get(key.split()[1].strip(","), banks["fp32"])
-        before, after = reduction(source, bank).mmd2, reduction(signed(run, crops), bank).mmd2
+        before, after = reduction(source, bank).mmd2, reduction(extracted(run, crops), bank).mmd2
         scale = scale_of(before[:reals])
         change = (after - before) / scale.spread
         flipped = int(((before > scale.threshold) != (after > scale.threshold)).sum())
@@ -171,7 +173,7 @@ def main() -> None:
         bundles = exported(lambda: vits(sigma)[0], recipe, banked, folder / "vits")
         measure("ViT-S/14, random weights", vits(sigma)[0], bundles, *sample(banked), options.ir)
         if options.run is None:
-            say("no RUN was given: the starter is left out")
+            log("no RUN was given: the starter is left out")
             return
         recipe, checkpoint = load_recipe("starter"), options.run / "checkpoint.safetensors"
         banked = expand([f"@{options.run / 'split' / 'train-real.txt'}"]).paths

@@ -20,7 +20,7 @@ from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
 from mdmf_deploy.images.decode import center_crop, decode, normalise, read
 from mdmf_deploy.mmd.reference import uniform_bank
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.bank.build import swap_bank
 from mdmf_deploy.tasks.export.export import export_detector
 
@@ -28,7 +28,7 @@ RECIPE = "dinov2_vits14"
 _REALS = 40
 
 
-def vits(sigma: float | None = None) -> tuple[Detector, Recipe]:
+def vits(sigma: float | None = None) -> tuple[MdmfModel, Recipe]:
     """The same random detector every time, with this bandwidth."""
     recipe = load_recipe(RECIPE)
     detector = random_detector(recipe)
@@ -37,7 +37,7 @@ def vits(sigma: float | None = None) -> tuple[Detector, Recipe]:
     return detector, recipe
 
 
-def median_distance(detector: Detector, recipe: Recipe, photographs: Sequence[Path]) -> float:
+def median_distance(detector: MdmfModel, recipe: Recipe, photographs: Sequence[Path]) -> float:
     crops = [center_crop(decode(read(path)).pixels, recipe.preprocessing.crop).pixels for path in photographs]
     with torch.inference_mode():
         signatures = detector(torch.from_numpy(normalise(np.concatenate(crops), recipe.preprocessing))).flatten(0, 1)

@@ -29,7 +29,7 @@ from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.prepare import prepare
-from mdmf_deploy.images.decode import Limits
+from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.images.inputs import in_folder
 from mdmf_deploy.mmd.cpu import CpuReduction
 
@@ -110,7 +110,7 @@ def size(options: argparse.Namespace) -> tuple[dict[str, Line], str, str]:
 
 def decode(files: list[Path], preprocessing: Preprocessing) -> None:
     for n, file in enumerate(files):
-        prepare(n, file, preprocessing, 1, Limits())
+        prepare(n, file, preprocessing, 1, ReadLimits())
 
 
 def with_pillow(files: list[Path]) -> None:

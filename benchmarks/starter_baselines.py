@@ -30,7 +30,7 @@ from mdmf_deploy.bundle.recipe import Recipe, load_recipe
 from mdmf_deploy.images.decode import normalise
 from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.model.checkpoints import load_detector
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.data import Dataset, center_crops, collect
 from mdmf_deploy.tasks.train.loop import STATE
 from mdmf_deploy.tasks.train.train import CHECKPOINT, Plan, fit
@@ -43,7 +43,7 @@ BANK_IMAGES = 160
 BATCH = 32
 
 
-def signatures(detector: Detector, recipe: Recipe, crops: Crops) -> NDArray[np.float32]:
+def signatures(detector: MdmfModel, recipe: Recipe, crops: Crops) -> NDArray[np.float32]:
     """(n, S, S, 3) -> (n, N, d)."""
     with torch.inference_mode():
         parts = [crops[start : start + BATCH] for start in range(0, len(crops), BATCH)]
@@ -68,7 +68,7 @@ def logistic(features: Callable[[Crops], NDArray[np.float32]], real: Crops, gene
     return lambda crops: np.asarray(model.decision_function(features(crops)), np.float64)
 
 
-def pooled_tokens(detector: Detector, recipe: Recipe, crops: Crops) -> NDArray[np.float32]:
+def pooled_tokens(detector: MdmfModel, recipe: Recipe, crops: Crops) -> NDArray[np.float32]:
     """(n, S, S, 3) -> (n, C), the mean patch token."""
     with torch.inference_mode():
         parts = [crops[start : start + BATCH] for start in range(0, len(crops), BATCH)]

@@ -58,13 +58,13 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -
     """A bundle of a random model with a bank of 16 images; shared by the whole session, so never change it."""
     import torch
 
-    from mdmf_deploy.model.pfs import Detector
+    from mdmf_deploy.model.pfs import MdmfModel
     from mdmf_deploy.tasks.export.export import export_detector
 
     folder = tmp_path_factory.mktemp("tiny")
     write_photos(folder, 20, first_seed=100)
     torch.manual_seed(0)
-    detector = Detector(tiny_recipe)
+    detector = MdmfModel(tiny_recipe)
     torch.nn.init.trunc_normal_(detector.backbone.pos_embed, std=0.02)
     reals = sorted(path for path in folder.iterdir() if path.is_file())
     # One runtime, so that "auto" chooses the same one every time.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from mdmf_deploy.bundle.recipe import Limits, Precision, Preprocessing
+from mdmf_deploy.bundle.recipe import GateLimits, Precision, Preprocessing
 from mdmf_deploy.files import file_sha256
 
 SCHEMA_VERSION = 1
@@ -52,7 +52,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     """One passed or failed gate: this bundle's model on one runtime against its source (mdmf_deploy.tasks.verify).
 
     images: how many were compared.  score_spread: standard deviation of the source's scores over real images.
-    max_score_change: in units of score_spread.  The other fields are named as in mdmf_deploy.bundle.recipe.Limits.
+    max_score_change: in units of score_spread.  The other fields are named as in mdmf_deploy.bundle.recipe.GateLimits.
     images_per_second: the engine's own speed on that machine, batches of 8 (runtime/speed.py); None if not measured.
     """
 
@@ -101,7 +101,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelCard
     preprocessing: Preprocessing
     provenance: Provenance
-    limits: Limits = Limits()
+    limits: GateLimits = GateLimits()
     verification: tuple[Verification, ...] = ()
     refused: tuple[Refusal, ...] = ()
     files: dict[str, FileEntry] = {}

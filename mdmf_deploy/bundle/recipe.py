@@ -68,7 +68,7 @@ class Export(_Frozen, frozen=True, kw_only=True):
     precision: Precision = "fp32"
 
 
-class Limits(_Frozen, frozen=True, kw_only=True):
+class GateLimits(_Frozen, frozen=True, kw_only=True):
     """What an exported model may change about decisions; see mdmf_deploy.tasks.verify.
 
     max_score_change: largest |change of score| of an image, in standard deviations of real scores.
@@ -183,7 +183,7 @@ class Recipe(_Frozen, frozen=True, kw_only=True):
     preprocessing: Preprocessing = Preprocessing()
     head: Head = Head()
     export: Export = Export()
-    verification: Limits = Limits()
+    verification: GateLimits = GateLimits()
     bank: BankPlan = BankPlan()
     training: Training = Training()
 

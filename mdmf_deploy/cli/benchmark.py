@@ -85,7 +85,7 @@ def benchmark(
         runtimes=_split(runtime),
         precisions=_split(precision or ""),
         images=paths,
-        say=_say,
+        log=_log,
     )
     if output is not None:
         with replacing(output) as scratch:
@@ -103,7 +103,7 @@ def _split(text: str) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     """What is being measured, on a terminal's stderr: a line, for a bar that moves would take time from it."""
     if sys.stderr.isatty():
         print(f"mdmf: {text}", file=sys.stderr)

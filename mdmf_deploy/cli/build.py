@@ -55,7 +55,7 @@ def build(
 
         require_library(made_by)
         targets = dict.fromkeys(capability(text) for text in compute_capability)
-        plans = [obtain(opened, made_by, made_by.load(), chosen, one, "", _say, again=force) for one in targets]
+        plans = [obtain(opened, made_by, made_by.load(), chosen, one, "", _log, again=force) for one in targets]
     else:
         from mdmf_deploy.hardware.gpu import probe
         from mdmf_deploy.runtime.building.obtain import load_plan
@@ -69,7 +69,7 @@ def build(
             raise RuntimeUnavailable(f"{error}; or give --compute-capability, which needs no GPU") from error
         gpu = probe()
         library = made_by.load()
-        order = opened, made_by, library, chosen, gpu.compute_capability, gpu.name, _say
+        order = opened, made_by, library, chosen, gpu.compute_capability, gpu.name, _log
         if force:
             obtain(*order, again=True)
         plans = [load_plan(*order)[0]]
@@ -79,7 +79,7 @@ def build(
         typer.echo("\n".join(line for plan in plans for line in _lines(plan)))
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"mdmf: {text}", file=sys.stderr)
 
 

@@ -19,7 +19,7 @@ from mdmf_deploy.errors import CalibrationError, GateFailed, ImageError, UsageEr
 if TYPE_CHECKING:
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.rows import Row
-    from mdmf_deploy.images.decode import Limits
+    from mdmf_deploy.images.decode import ReadLimits
 
 _UNREADABLE = 3
 
@@ -75,9 +75,9 @@ def detect(
         write = _stdout(as_json) if output is None else stack.enter_context(_file(output))
 
         from mdmf_deploy.detection.detector import Detector
-        from mdmf_deploy.images.decode import Limits
+        from mdmf_deploy.images.decode import ReadLimits
 
-        limits = Limits(max_pixels=max_pixels)
+        limits = ReadLimits(max_pixels=max_pixels)
         detector = stack.enter_context(
             Detector(bundle, runtime, threads, batch_size=batch_size, crops=crops, limits=limits)
         )
@@ -132,7 +132,7 @@ def _file(path: Path) -> Iterator[Callable[[Row], None]]:
         yield writer.write
 
 
-def _heatmaps(folder: Path, detector: Detector, limits: Limits) -> Callable[[Row, Path], None]:
+def _heatmaps(folder: Path, detector: Detector, limits: ReadLimits) -> Callable[[Row, Path], None]:
     """Draws each row's heat map; one that cannot be drawn or written is told, and costs no more than itself."""
     from mdmf_deploy.detection.outputs.heatmaps import HeatmapFolder
 

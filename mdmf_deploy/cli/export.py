@@ -173,10 +173,10 @@ def _export(
 
     from mdmf_deploy.tasks.export.export import export as run
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         print(f"mdmf: {text}", file=sys.stderr)
 
-    return run(Path(checkpoint), loaded, inputs.paths, output, precision.value, say, backbone_weights)
+    return run(Path(checkpoint), loaded, inputs.paths, output, precision.value, log, backbone_weights)
 
 
 def _write(bundle: Bundle, triton: Path, serving: Serving | None, force: bool) -> Written:

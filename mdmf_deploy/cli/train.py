@@ -77,7 +77,7 @@ def train(
         cadence=Cadence(validate=validate_every, save=save_every),
     )
     with _Progress(chosen.training.steps) as progress:
-        checkpoint = fit(plan, photographs, generators, say=progress.say, watch=progress.watch)
+        checkpoint = fit(plan, photographs, generators, log=progress.log, watch=progress.watch)
     if processes().is_main_process:
         typer.echo(str(checkpoint))
 
@@ -144,7 +144,7 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def watch(self, record: dict[str, float]) -> None:
@@ -152,4 +152,4 @@ class _Progress:
         if "auroc_mean" in record:
             areas = {k.removeprefix("auroc_"): v for k, v in record.items() if k.startswith("auroc_")}
             listed = ", ".join(f"{name} {area:.3f}" for name, area in areas.items())
-            self.say(f"step {record['step']:.0f}: power {record['power']:.2f}, validation AUROC {listed}")
+            self.log(f"step {record['step']:.0f}: power {record['power']:.2f}, validation AUROC {listed}")

@@ -176,8 +176,8 @@ def _print_table(bundle: Bundle, results: list[Verification]) -> None:
     row("max signature error", [f"{result.max_signature_error:.3g}" for result in results])
     row("mean signature error", [f"{result.mean_signature_error:.3g}" for result in results])
     for name, limit in limits_by_figure(bundle.manifest.limits).items():
-        sign = ">=" if name == "rank_correlation" else "<="
-        row(name.replace("_", " "), [f"{getattr(result, name):.6g}" for result in results], f"{sign} {limit:g}")
+        comparison = ">=" if name == "rank_correlation" else "<="
+        row(name.replace("_", " "), [f"{getattr(result, name):.6g}" for result in results], f"{comparison} {limit:g}")
     row("images a second", [f"{result.images_per_second or 0:.3g}" for result in results])
     row("", ["passed" if result.passed else "failed" for result in results])
     print(

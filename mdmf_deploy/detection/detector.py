@@ -16,11 +16,11 @@ import numpy as np
 
 from mdmf_deploy.bundle.bundle import Bundle, hint
 from mdmf_deploy.bundle.calibration import Judgement
-from mdmf_deploy.detection.pipeline import Signed, Source, sign_batches
+from mdmf_deploy.detection.pipeline import Extraction, Source, extract_batches
 from mdmf_deploy.detection.prepare import Scored
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, MdmfError, UsageError
-from mdmf_deploy.images.decode import Limits
+from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.mmd import Reduction
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.runtime import Engine, open_engine, stays_on_device
@@ -59,7 +59,7 @@ class Detector:
         *,
         batch_size: int = 8,
         crops: int = 1,
-        limits: Limits | None = None,
+        limits: ReadLimits | None = None,
         reduction: str = "auto",
     ) -> None:
         self.bundle = Bundle.open(bundle)
@@ -110,7 +110,7 @@ class Detector:
         photo.jpg ok
         nowhere.jpg error
         """
-        batches = sign_batches(
+        batches = extract_batches(
             sources,
             self._engine,
             self.bundle.manifest.preprocessing,
@@ -196,20 +196,20 @@ class Detector:
     ) -> None:
         self.close()
 
-    def _rows(self, batches: Generator[list[Signed], None, None]) -> Generator[Row, None, None]:
+    def _rows(self, batches: Generator[list[Extraction], None, None]) -> Generator[Row, None, None]:
         with closing(batches):
             for batch in batches:
                 scored = self._scored(batch)
-                for n, signed in enumerate(batch):
-                    yield self._row(signed, scored[n]) if n in scored else self._unscored(signed, signed.error)
+                for n, extracted in enumerate(batch):
+                    yield self._row(extracted, scored[n]) if n in scored else self._unscored(extracted, extracted.error)
 
-    def _scored(self, batch: list[Signed]) -> dict[int, Scored]:
+    def _scored(self, batch: list[Extraction]) -> dict[int, Scored]:
         """Place in the batch -> what it scored; images with as many patches share one reduction."""
-        scored = {n: signed.scored() for n, signed in enumerate(batch) if signed.scored is not None}
+        scored = {n: extracted.scored() for n, extracted in enumerate(batch) if extracted.scored is not None}
         alike: dict[int, list[int]] = {}
-        for n, signed in enumerate(batch):
-            if signed.signatures is not None:
-                alike.setdefault(len(signed.signatures), []).append(n)
+        for n, extracted in enumerate(batch):
+            if extracted.signatures is not None:
+                alike.setdefault(len(extracted.signatures), []).append(n)
         for places in alike.values():
             start = time.perf_counter()
             scores = self._reduction(np.stack([batch[n].signatures for n in places]), self._bank)  # type: ignore[misc]
@@ -218,16 +218,16 @@ class Detector:
                 scored[n] = Scored(float(score), contributions.tolist(), batch[n].ms_engine, ms_mmd)
         return scored
 
-    def _row(self, signed: Signed, scored: Scored) -> Row:
+    def _row(self, extracted: Extraction, scored: Scored) -> Row:
         engine, score = self._engine, scored.score
-        signed = replace(signed, ms_engine=scored.ms_engine)
+        extracted = replace(extracted, ms_engine=scored.ms_engine)
         if not math.isfinite(score):
             text = f"its score on {engine.name} is {score}; run `mdmf verify`, which says whether that may be used"
-            return self._unscored(signed, ImageError("not_finite", text))
-        judgement = self._judge(score, signed.crop or "")
+            return self._unscored(extracted, ImageError("not_finite", text))
+        judgement = self._judge(score, extracted.crop or "")
         return Row(
-            uri=signed.uri,
-            sha256=signed.sha256,
+            uri=extracted.uri,
+            sha256=extracted.sha256,
             score=score,
             p_value=judgement.p_value,
             verdict=judgement.verdict,
@@ -235,32 +235,32 @@ class Detector:
             bundle_id=self._bundle_id,
             runtime=engine.name,
             precision=engine.precision,
-            width=signed.width,
-            height=signed.height,
-            format=signed.format,
-            crop=signed.crop,
-            ms_decode=_ms_prepared(signed),
-            ms_engine=signed.ms_engine,
+            width=extracted.width,
+            height=extracted.height,
+            format=extracted.format,
+            crop=extracted.crop,
+            ms_decode=_ms_prepared(extracted),
+            ms_engine=extracted.ms_engine,
             ms_mmd=scored.ms_mmd,
             contributions=tuple(scored.contributions),
         )
 
-    def _unscored(self, signed: Signed, error: ImageError | None) -> Row:
+    def _unscored(self, extracted: Extraction, error: ImageError | None) -> Row:
         return Row(
-            uri=signed.uri,
-            sha256=signed.sha256 or None,
+            uri=extracted.uri,
+            sha256=extracted.sha256 or None,
             status="error",
             error_code=error.code if error else None,
             error=str(error) if error else None,
             bundle_id=self._bundle_id,
             runtime=self._engine.name,
             precision=self._engine.precision,
-            width=signed.width,
-            height=signed.height,
-            format=signed.format,
-            crop=signed.crop,
-            ms_decode=_ms_prepared(signed),
-            ms_engine=signed.ms_engine,
+            width=extracted.width,
+            height=extracted.height,
+            format=extracted.format,
+            crop=extracted.crop,
+            ms_decode=_ms_prepared(extracted),
+            ms_engine=extracted.ms_engine,
         )
 
     def _judge(self, score: float, crop: str) -> Judgement:
@@ -270,5 +270,5 @@ class Detector:
         return self._calibration.judge(score, self._engine.name, self._engine.precision)
 
 
-def _ms_prepared(signed: Signed) -> float:
-    return sum(ms for ms in (signed.ms_read, signed.ms_decode, signed.ms_crop) if ms is not None)
+def _ms_prepared(extracted: Extraction) -> float:
+    return sum(ms for ms in (extracted.ms_read, extracted.ms_decode, extracted.ms_crop) if ms is not None)

@@ -23,21 +23,21 @@ import numpy as np
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.feed import GLANCE, Feed, check_main_thread
-from mdmf_deploy.detection.prepare import Prepared, Signed, Source, prepare
+from mdmf_deploy.detection.prepare import Extraction, Prepared, Source, prepare
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.hardware.host import cores
-from mdmf_deploy.images.decode import Limits
+from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.runtime import Engine
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.on_gpu import Fused
 
-__all__ = ["Signed", "Source", "sign", "sign_batches"]
+__all__ = ["Extraction", "Source", "extract", "extract_batches"]
 
-SignBatch = Callable[[list[Prepared]], list[Signed]]
+ExtractBatch = Callable[[list[Prepared]], list[Extraction]]
 
 
-def sign(
+def extract(
     sources: Iterable[Source],
     engine: Engine,
     preprocessing: Preprocessing,
@@ -45,9 +45,9 @@ def sign(
     batch_size: int = 8,
     crops: int = 1,
     workers: int | None = None,
-    limits: Limits | None = None,
+    limits: ReadLimits | None = None,
     max_wait: float = 0.2,
-) -> Generator[Signed, None, None]:
+) -> Generator[Extraction, None, None]:
     """One Signed for every source, in order; an unreadable one costs its own Signed only.
 
     batch_size: most crops that the engine is given at once.  crops: most that are taken of one image.
@@ -57,7 +57,7 @@ def sign(
     has, also after an error or `close` (but for an iterable that never comes back: Feed.close).
     Raises UsageError for a source of another type, or a count below 1. An error of the engine's is raised as it is.
     """
-    batches = sign_batches(
+    batches = extract_batches(
         sources,
         engine,
         preprocessing,
@@ -70,7 +70,7 @@ def sign(
     return _flat(batches)
 
 
-def sign_batches(
+def extract_batches(
     sources: Iterable[Source],
     engine: Engine,
     preprocessing: Preprocessing,
@@ -78,10 +78,10 @@ def sign_batches(
     batch_size: int = 8,
     crops: int = 1,
     workers: int | None = None,
-    limits: Limits | None = None,
+    limits: ReadLimits | None = None,
     max_wait: float = 0.2,
     fused: Fused | None = None,
-) -> Generator[list[Signed], None, None]:
+) -> Generator[list[Extraction], None, None]:
     """As `sign`, batch by batch.
 
     fused: signs and scores batches of one crop an image in the engine's place; whoever takes a batch asks for scores.
@@ -90,24 +90,24 @@ def sign_batches(
     for name, count in (("batch_size", batch_size), ("crops", crops), ("workers", workers)):
         if count < 1:
             raise UsageError(f"{name} must be at least 1, got {count}")
-    ready = partial(prepare, preprocessing=preprocessing, crops=crops, limits=limits or Limits())
+    ready = partial(prepare, preprocessing=preprocessing, crops=crops, limits=limits or ReadLimits())
     ahead = max(workers, 2 * batch_size // crops)
-    sign_batch = partial(_signed, engine=engine, batch_size=batch_size)
+    extract_batch = partial(_extracted, engine=engine, batch_size=batch_size)
     if fused is not None and crops == 1:
-        sign_batch = partial(_scored, fused=fused)
-    return _running(Feed(sources, ready, workers, ahead), sign_batch, batch_size, max_wait)
+        extract_batch = partial(_scored, fused=fused)
+    return _running(Feed(sources, ready, workers, ahead), extract_batch, batch_size, max_wait)
 
 
-def _flat(batches: Generator[list[Signed], None, None]) -> Generator[Signed, None, None]:
+def _flat(batches: Generator[list[Extraction], None, None]) -> Generator[Extraction, None, None]:
     with closing(batches):
         for batch in batches:
             yield from batch
 
 
 def _running(
-    feed: Feed, sign_batch: SignBatch, batch_size: int, max_wait: float
-) -> Generator[list[Signed], None, None]:
-    running = _EngineThread(feed, sign_batch, batch_size, max_wait)
+    feed: Feed, extract_batch: ExtractBatch, batch_size: int, max_wait: float
+) -> Generator[list[Extraction], None, None]:
+    running = _EngineThread(feed, extract_batch, batch_size, max_wait)
     try:
         running.start()  # here, since an interrupt may come while threads start
         while (result := running.next()) is not None:
@@ -120,9 +120,9 @@ def _running(
 class _EngineThread:
     """Forms batches and runs them while the caller is busy with the last."""
 
-    def __init__(self, feed: Feed, sign_batch: SignBatch, batch_size: int, max_wait: float) -> None:
-        self._feed, self._sign_batch, self._batch_size, self._max_wait = feed, sign_batch, batch_size, max_wait
-        self._results: SimpleQueue[list[Signed] | BaseException | None] = SimpleQueue()
+    def __init__(self, feed: Feed, extract_batch: ExtractBatch, batch_size: int, max_wait: float) -> None:
+        self._feed, self._extract_batch, self._batch_size, self._max_wait = feed, extract_batch, batch_size, max_wait
+        self._results: SimpleQueue[list[Extraction] | BaseException | None] = SimpleQueue()
         self._room = threading.Semaphore(1)
         self._closed = False
         # No daemon, which might be inside the runtime when the interpreter goes: it ends soon after the main thread.
@@ -132,7 +132,7 @@ class _EngineThread:
         self._feed.start()
         self._thread.start()
 
-    def next(self) -> list[Signed] | None:
+    def next(self) -> list[Extraction] | None:
         """The next batch; None after the last.  Raises what the engine or the sources did."""
         result = self._results.get()
         self._room.release()
@@ -151,11 +151,11 @@ class _EngineThread:
         result: BaseException | None = None
         try:
             while (batch := self._batch()) and not self._closed:
-                signed = self._sign_batch(batch)
+                extracted = self._extract_batch(batch)
                 del batch  # its tensors
                 while not self._room.acquire(timeout=GLANCE):
                     check_main_thread()
-                self._results.put(signed)
+                self._results.put(extracted)
         except BaseException as error:
             result = error
         self._results.put(result)
@@ -181,40 +181,40 @@ class _EngineThread:
         return batch
 
 
-def _signed(batch: list[Prepared], engine: Engine, batch_size: int) -> list[Signed]:
+def _extracted(batch: list[Prepared], engine: Engine, batch_size: int) -> list[Extraction]:
     """Sign a batch; one image with more crops than batch_size is given to the engine in parts."""
     tensors = [prepared.tensor for prepared in batch if prepared.tensor is not None]
     if not tensors:
-        return [prepared.signed for prepared in batch]
+        return [prepared.extracted for prepared in batch]
     stacked = np.concatenate(tensors)
     start = time.perf_counter()
     parts = [engine(stacked[at : at + batch_size]) for at in range(0, len(stacked), batch_size)]
     ms_engine = 1e3 * (time.perf_counter() - start) / len(tensors)
     signatures = np.concatenate(parts)
     at = 0
-    signed = []
+    extracted = []
     for prepared in batch:
         if prepared.tensor is None:
-            signed.append(prepared.signed)
+            extracted.append(prepared.extracted)
             continue
         own = signatures[at : at + prepared.crops]
         at += prepared.crops
         # A copy: a view would keep the whole batch alive with whoever keeps one image.
         pooled = own.reshape(-1, own.shape[-1]).copy()
-        signed.append(replace(prepared.signed, signatures=pooled, ms_engine=ms_engine))
-    return signed
+        extracted.append(replace(prepared.extracted, signatures=pooled, ms_engine=ms_engine))
+    return extracted
 
 
-def _scored(batch: list[Prepared], fused: Fused) -> list[Signed]:
+def _scored(batch: list[Prepared], fused: Fused) -> list[Extraction]:
     """Hand a batch of one crop an image to the GPU, without waiting for it."""
     tensors = [prepared.tensor for prepared in batch if prepared.tensor is not None]
     if not tensors:
-        return [prepared.signed for prepared in batch]
+        return [prepared.extracted for prepared in batch]
     scores = fused(np.concatenate(tensors))
     places = itertools.count()
     return [
-        prepared.signed
+        prepared.extracted
         if prepared.tensor is None
-        else replace(prepared.signed, scored=partial(scores.image, next(places)))
+        else replace(prepared.extracted, scored=partial(scores.image, next(places)))
         for prepared in batch
     ]

@@ -17,7 +17,7 @@ from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import decode as images
 from mdmf_deploy.images.crops import boxes, normalise, squares
-from mdmf_deploy.images.decode import DecodedBoxes, Limits
+from mdmf_deploy.images.decode import DecodedBoxes, ReadLimits
 from mdmf_deploy.images.inputs import uri
 
 Source = str | Path | bytes | NDArray[np.uint8]
@@ -34,7 +34,7 @@ class Scored(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Signed:
+class Extraction:
     """What became of one source.
 
     uri: of a path, as mdmf_deploy.images.inputs.uri writes it, else "bytes:<n>" or "array:<n>", the nth source from 0.
@@ -65,7 +65,7 @@ class Signed:
 class Prepared:
     """A source on its way to the engine.  tensor: (n, 3, S, S), None where signed holds an error."""
 
-    signed: Signed
+    extracted: Extraction
     tensor: NDArray[np.float32] | None
 
     @property
@@ -73,7 +73,7 @@ class Prepared:
         return 0 if self.tensor is None else len(self.tensor)
 
 
-def prepare(n: int, source: Source, preprocessing: Preprocessing, crops: int, limits: Limits) -> Prepared:
+def prepare(n: int, source: Source, preprocessing: Preprocessing, crops: int, limits: ReadLimits) -> Prepared:
     """The nth source, ready for the engine, as at most `crops` crops; what cannot be read is an error in `signed`.
 
     Raises UsageError for a source of another type.
@@ -95,12 +95,12 @@ def prepare(n: int, source: Source, preprocessing: Preprocessing, crops: int, li
             image = images.decode_boxes(data, place, limits)
     except ImageError as error:
         if ms_read is None:
-            return Prepared(Signed(name, sha256, error, ms_read=clock.lap()), None)
-        return Prepared(Signed(name, sha256, error, ms_read=ms_read, ms_decode=clock.lap()), None)
+            return Prepared(Extraction(name, sha256, error, ms_read=clock.lap()), None)
+        return Prepared(Extraction(name, sha256, error, ms_read=ms_read, ms_decode=clock.lap()), None)
     ms_decode = clock.lap()
     crop = squares(image.boxes, preprocessing.crop)
     tensor = normalise(crop.pixels, preprocessing)
-    signed = Signed(
+    extracted = Extraction(
         name,
         sha256,
         width=image.width,
@@ -111,7 +111,7 @@ def prepare(n: int, source: Source, preprocessing: Preprocessing, crops: int, li
         ms_decode=ms_decode,
         ms_crop=clock.lap(),
     )
-    return Prepared(signed, tensor)
+    return Prepared(extracted, tensor)
 
 
 class _Clock:

@@ -49,7 +49,7 @@ __all__ = [
     "Crop",
     "Decoded",
     "DecodedBoxes",
-    "Limits",
+    "ReadLimits",
     "center_crop",
     "crops",
     "decode",
@@ -64,8 +64,8 @@ Code = Literal[
     "not_a_file",  # a folder, pipe, socket or device
     "unreadable",  # the system refuses to open or read it
     "empty",  # no bytes
-    "too_many_bytes",  # more than Limits.max_bytes
-    "too_many_pixels",  # more than Limits.max_pixels, or than the memory holds
+    "too_many_bytes",  # more than ReadLimits.max_bytes
+    "too_many_pixels",  # more than ReadLimits.max_pixels, or than the memory holds
     "unsupported_format",  # not one of the formats above, whatever its name says
     "unsupported_mode",  # one of them, in a pixel layout that has no sensible 8-bit RGB
     "truncated",  # it ends before its pixels do
@@ -108,7 +108,7 @@ _LOG = logging.getLogger("mdmf_deploy.images")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ReadLimits:
     """max_pixels: width x height.  max_bytes: of the file."""
 
     max_pixels: int = 100_000_000
@@ -145,7 +145,7 @@ def decoder_version() -> str:
     return ", ".join(parts)
 
 
-def read(path: str | Path, limits: Limits = Limits()) -> bytes:
+def read(path: str | Path, limits: ReadLimits = ReadLimits()) -> bytes:
     """The bytes of a regular file; never waits on a pipe, never opens a device.
 
     Raises ImageError missing, not_a_file, unreadable, too_many_bytes.
@@ -168,7 +168,7 @@ def read(path: str | Path, limits: Limits = Limits()) -> bytes:
     raise ImageError("too_many_bytes", f"{name} is larger than the {limits.max_bytes} bytes allowed")
 
 
-def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
+def decode(data: bytes, limits: ReadLimits = ReadLimits()) -> Decoded:
     """The first image in `data`, whole, as 8-bit RGB; safe to call from many threads.
 
     Raises ImageError with one of Code's values (never missing, not_a_file, unreadable, not_finite), whatever the bytes.
@@ -177,7 +177,9 @@ def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
     return _guarded(data, limits, _whole)
 
 
-def decode_boxes(data: bytes, place: Callable[[int, int], Sequence[Box]], limits: Limits = Limits()) -> DecodedBoxes:
+def decode_boxes(
+    data: bytes, place: Callable[[int, int], Sequence[Box]], limits: ReadLimits = ReadLimits()
+) -> DecodedBoxes:
     """As `decode`, but only the boxes that `place(height, width)` puts into the image; pixels and errors are the same.
 
     Of a baseline JPEG the rows below the lowest box are not decoded (mdmf_deploy.images.jpeg_rows).
@@ -201,7 +203,7 @@ class _File:
 _T = TypeVar("_T")
 
 
-def _guarded(data: bytes, limits: Limits, work: Callable[[_File], _T]) -> _T:
+def _guarded(data: bytes, limits: ReadLimits, work: Callable[[_File], _T]) -> _T:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True in this process, so truncated images would pass for whole "
@@ -238,7 +240,7 @@ class _Source(io.BytesIO):
         return data
 
 
-def _opened(source: _Source, data: bytes, format: str, limits: Limits) -> _File:
+def _opened(source: _Source, data: bytes, format: str, limits: ReadLimits) -> _File:
     if format == "webp":  # libwebp allocates its canvas as soon as it is opened, and does not say why it fails
         _check_size(format, _webp_size(data), limits)
         source.short = int.from_bytes(data[4:8], "little") + 8 > len(data)
@@ -353,7 +355,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _check_size(format: str, size: tuple[int, int], limits: Limits) -> None:
+def _check_size(format: str, size: tuple[int, int], limits: ReadLimits) -> None:
     width, height = size
     if width * height > limits.max_pixels:
         raise ImageError(

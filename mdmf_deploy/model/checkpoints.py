@@ -26,7 +26,7 @@ from mdmf_deploy.errors import CheckpointError
 from mdmf_deploy.files import atomic_file, file_sha256
 from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.layouts import official
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 
 _LISTED = 8
 
@@ -39,7 +39,7 @@ def checkpoint_sha256(path: Path) -> str:
         raise CheckpointError(f"{path}: {error.strerror}; give the path of a readable checkpoint") from error
 
 
-def save_detector(path: Path, detector: Detector, metadata: dict[str, str]) -> None:
+def save_detector(path: Path, detector: MdmfModel, metadata: dict[str, str]) -> None:
     """Write a safetensors file atomically.
 
     The metadata go under the one key "mdmf", as JSON with sorted keys, so that equal models make equal files.
@@ -52,13 +52,13 @@ def save_detector(path: Path, detector: Detector, metadata: dict[str, str]) -> N
         raise CheckpointError(f"cannot write checkpoint {path}: {error}; choose a writable place") from error
 
 
-def load_detector(path: Path, recipe: Recipe) -> Detector:
+def load_detector(path: Path, recipe: Recipe) -> MdmfModel:
     """The detector of a checkpoint that holds backbone, head and bandwidth.
 
     Raises CheckpointError naming the file and every missing, extra or misshapen key (the first eight of each).
     """
     tensors = read_tensors(path)
-    detector = Detector(recipe)
+    detector = MdmfModel(recipe)
     prefix = _key_map(tensors, recipe).get("backbone", "backbone") + "."
     backbone = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     if not backbone:
@@ -76,21 +76,21 @@ def load_backbone(backbone: DinoV2, path: Path) -> None:
     _fill_backbone(backbone, read_tensors(path), path)
 
 
-def load_head(detector: Detector, path: Path, recipe: Recipe) -> None:
+def load_head(detector: MdmfModel, path: Path, recipe: Recipe) -> None:
     """Fill head and bandwidth from a file that may hold nothing else; a backbone in it is left alone."""
     tensors = read_tensors(path)
     prefix = _key_map(tensors, recipe).get("backbone", "backbone") + "."
     _fill_head(detector, {key: value for key, value in tensors.items() if not key.startswith(prefix)}, path, recipe)
 
 
-def load_source(checkpoint: Path, recipe: Recipe, backbone_weights: Path | None = None) -> Detector:
+def load_source(checkpoint: Path, recipe: Recipe, backbone_weights: Path | None = None) -> MdmfModel:
     """The detector of a whole checkpoint, or of a head's checkpoint and its backbone's own file.
 
     Raises CheckpointError as the functions above.
     """
     if backbone_weights is None:
         return load_detector(checkpoint, recipe)
-    detector = Detector(recipe)
+    detector = MdmfModel(recipe)
     load_head(detector, checkpoint, recipe)
     load_backbone(detector.backbone, backbone_weights)
     return detector
@@ -153,7 +153,7 @@ def _fill_backbone(backbone: DinoV2, tensors: dict[str, Tensor], path: Path) -> 
     backbone.load_state_dict(renamed)
 
 
-def _fill_head(detector: Detector, tensors: dict[str, Tensor], path: Path, recipe: Recipe) -> None:
+def _fill_head(detector: MdmfModel, tensors: dict[str, Tensor], path: Path, recipe: Recipe) -> None:
     key_map = _key_map(tensors, recipe)
     tensors = dict(tensors)
     log_sigma = _take_log_sigma(tensors, key_map, path)

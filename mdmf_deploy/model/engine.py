@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 
 
 class TorchEngine:
@@ -18,13 +18,13 @@ class TorchEngine:
     name = "pytorch"
     precision = "fp32"
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: MdmfModel) -> None:
         self._detector = detector.float().eval()
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            signed = [self._detector(torch.tensor(image[None])).numpy() for image in images]
-        return np.concatenate(signed)
+            extracted = [self._detector(torch.tensor(image[None])).numpy() for image in images]
+        return np.concatenate(extracted)
 
     def close(self) -> None:
         del self._detector

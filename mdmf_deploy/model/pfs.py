@@ -30,7 +30,7 @@ class PfsHead(nn.Module):
         pooled: Tensor = self.pooling(tokens)
         return pooled.flatten(2).transpose(1, 2)
 
-    def sign(self, patches: Tensor) -> Tensor:
+    def extract(self, patches: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, d)."""
         *inner, last = self.layers
         for layer in inner:
@@ -39,10 +39,10 @@ class PfsHead(nn.Module):
         return signatures
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.sign(self.patches(tokens))
+        return self.extract(self.patches(tokens))
 
 
-class Detector(nn.Module):
+class MdmfModel(nn.Module):
     """images (B, 3, crop, crop), normalised -> signatures (B, N, d).
 
     log_sigma: log of the kernel bandwidth, learnt with the head; not used by the forward pass.

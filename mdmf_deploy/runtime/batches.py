@@ -50,13 +50,13 @@ class Sizes:
         *whole, last = self.parts(count)
         return sum(part.rows for part in whole) + last.rows
 
-    def settle(self, sign: Callable[[NDArray[np.float32]], NDArray[np.float32]], shape: tuple[int, ...]) -> None:
+    def settle(self, extract: Callable[[NDArray[np.float32]], NDArray[np.float32]], shape: tuple[int, ...]) -> None:
         """Find out whether signatures depend on the batch, bit by bit, on random images of this shape (3, S, S)."""
         batch = self._batch
         images = np.random.default_rng(0).standard_normal((batch.max, *shape)).astype(np.float32)
-        whole = sign(images)
+        whole = extract(images)
         sizes = {batch.min, min(batch.min + 1, batch.max), (batch.min + batch.opt) // 2, batch.opt} - {batch.max}
-        self._fixed = any(not np.array_equal(sign(images[:size]), whole[:size]) for size in sorted(sizes))
+        self._fixed = any(not np.array_equal(extract(images[:size]), whole[:size]) for size in sorted(sizes))
 
 
 class OnDevice(NamedTuple):

@@ -59,7 +59,7 @@ class TensorRtEngine:
         self._device: Device = open_device()
         self._library = flavour.load()
         gpu = self._device.gpu
-        order = bundle, flavour, self._library, chosen, gpu.compute_capability, gpu.name, _say
+        order = bundle, flavour, self._library, chosen, gpu.compute_capability, gpu.name, _log
         plan, engine = load_plan(*order)
         self._remedy = _REMEDY.format(self.name)
         self._context: trt.IExecutionContext = _context(engine, gpu.name, self._remedy)
@@ -137,9 +137,9 @@ class TensorRtEngine:
             raise EngineError(f"{self.name}: the engine refuses a batch of {part.rows}; run `mdmf build` again")
         slot.consumed.record(self._stream)
         if not first:
-            signed = (part.stop - part.start) * self._nbytes(self._signature)
+            extracted = (part.stop - part.start) * self._nbytes(self._signature)
             start = part.start * self._nbytes(self._signature)
-            self._device.copy(self._made, self._part, signed, self._stream, offset=start)
+            self._device.copy(self._made, self._part, extracted, self._stream, offset=start)
 
     def _slot(self, count: int) -> _Slot:
         copied, consumed = self._device.event(), self._device.event()
@@ -172,5 +172,5 @@ def _context(engine: trt.ICudaEngine, gpu: str, remedy: str) -> Any:
     return context
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"mdmf: {text}", file=sys.stderr)

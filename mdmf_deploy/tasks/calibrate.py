@@ -17,7 +17,7 @@ from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.tasks.bank.build import Duplicate, Unreadable
 
 if TYPE_CHECKING:
-    from mdmf_deploy.detection.pipeline import Signed, Source
+    from mdmf_deploy.detection.pipeline import Extraction, Source
     from mdmf_deploy.runtime import Engine
 
 
@@ -56,9 +56,9 @@ def calibrate(
     Raises CalibrationError if verification does not cover the engine, or no image is left.
     """
     check_covered(bundle, engine)
-    from mdmf_deploy.detection.pipeline import sign
+    from mdmf_deploy.detection.pipeline import extract
 
-    return gather_calibration(bundle, engine, sign(sources, engine, bundle.manifest.preprocessing), fprs, review)
+    return gather_calibration(bundle, engine, extract(sources, engine, bundle.manifest.preprocessing), fprs, review)
 
 
 def check_covered(bundle: Bundle, engine: Engine) -> None:
@@ -71,7 +71,7 @@ def check_covered(bundle: Bundle, engine: Engine) -> None:
 
 
 def gather_calibration(
-    bundle: Bundle, engine: Engine, signed: Iterable[Signed], fprs: Sequence[float], review: float | None = None
+    bundle: Bundle, engine: Engine, extracted: Iterable[Extraction], fprs: Sequence[float], review: float | None = None
 ) -> CalibrationReport:
     """As calibrate, from images already signed."""
     reduction = CpuReduction()
@@ -81,7 +81,7 @@ def gather_calibration(
     scores: dict[str, float] = {}
     first: dict[str, str] = {}
     banked = bundle.bank.hashes
-    for image in signed:
+    for image in extracted:
         if image.error is not None or image.signatures is None:
             code, text = (image.error.code, str(image.error)) if image.error else ("unreadable", "no signatures")
             errors.append(Unreadable(image.uri, code, text))

@@ -20,7 +20,7 @@ from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.manifest import PROBES, Verification
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
-from mdmf_deploy.bundle.recipe import Limits, Preprocessing
+from mdmf_deploy.bundle.recipe import GateLimits, Preprocessing
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch, UsageError
 from mdmf_deploy.hardware.host import cores, this_cpu
 from mdmf_deploy.mmd.cpu import CpuReduction
@@ -71,7 +71,7 @@ def compare(
     source: Signatures,
     exported: Signatures,
     bank: Bank,
-    limits: Limits,
+    limits: GateLimits,
     engine: Engine,
     *,
     reference: str,
@@ -136,7 +136,7 @@ def _blind(scores: NDArray[np.float64], signatures: Signatures, scale: Scale) ->
     return scale.spread <= _NO_SPREAD or (different and float(np.ptp(scores)) <= _NO_SPREAD)
 
 
-def limits_by_figure(limits: Limits) -> dict[str, float]:
+def limits_by_figure(limits: GateLimits) -> dict[str, float]:
     """Verification's field -> its limit, in the order in which they are shown."""
     return {
         "max_score_change": limits.max_score_change,
@@ -146,7 +146,7 @@ def limits_by_figure(limits: Limits) -> dict[str, float]:
     }
 
 
-def _missed(figures: dict[str, float], limits: Limits) -> Iterable[tuple[str, float]]:
+def _missed(figures: dict[str, float], limits: GateLimits) -> Iterable[tuple[str, float]]:
     for name, limit in limits_by_figure(limits).items():
         good = figures[name] >= limit if name == "rank_correlation" else figures[name] <= limit
         # Written so that a NaN is never good.
@@ -176,7 +176,7 @@ def environment(runtime: str) -> dict[str, str]:
     return found
 
 
-def sign_crops(crops: NDArray[np.uint8], engine: Engine, preprocessing: Preprocessing) -> Signatures:
+def extract_crops(crops: NDArray[np.uint8], engine: Engine, preprocessing: Preprocessing) -> Signatures:
     """uint8 crops (B, S, S, 3) -> signatures (B, N, d), in small batches."""
     from mdmf_deploy.images.decode import normalise
 
@@ -184,11 +184,11 @@ def sign_crops(crops: NDArray[np.uint8], engine: Engine, preprocessing: Preproce
     return np.concatenate([engine(normalise(batch, preprocessing)) for batch in batches])
 
 
-def signed_by_hash(paths: Iterable[Path], engine: Engine, preprocessing: Preprocessing) -> dict[str, Signatures]:
+def signatures_by_hash(paths: Iterable[Path], engine: Engine, preprocessing: Preprocessing) -> dict[str, Signatures]:
     """Signatures (N, d) of every readable image, by content hash."""
-    from mdmf_deploy.detection.pipeline import sign
+    from mdmf_deploy.detection.pipeline import extract
 
-    return {s.sha256: s.signatures for s in sign(paths, engine, preprocessing) if s.signatures is not None}
+    return {s.sha256: s.signatures for s in extract(paths, engine, preprocessing) if s.signatures is not None}
 
 
 def verify_probes(bundle: Bundle, engine: Engine) -> Verification:
@@ -201,7 +201,7 @@ def verify_probes(bundle: Bundle, engine: Engine) -> Verification:
     preprocessing = bundle.manifest.preprocessing
     crops = probe_crops(preprocessing.crop)
     source = probes_from_bytes((bundle.path / PROBES).read_bytes(), crops, str(bundle.path / PROBES))
-    exported = sign_crops(crops, engine, preprocessing)
+    exported = extract_crops(crops, engine, preprocessing)
     reference = f"{bundle.manifest.provenance.recipe}'s source at export, {len(crops)} probes"
     return compare(
         source, exported, bundle.bank, bundle.manifest.limits, engine, reference=reference, scale=scale_in(bundle)
@@ -216,13 +216,13 @@ def verify_images(
     Raises UsageError if none could.
     """
     preprocessing, paths = bundle.manifest.preprocessing, list(paths)
-    unique = signed_by_hash(paths, source, preprocessing)
+    unique = signatures_by_hash(paths, source, preprocessing)
     if not unique:
         raise UsageError(
             f"verify: none of the {len(paths)} inputs is a readable image; give a folder of real photographs"
         )
     hashes = sorted(unique)
-    signed = np.stack([unique[sha256] for sha256 in hashes])
+    extracted = np.stack([unique[sha256] for sha256 in hashes])
     try:
         scale = scale_in(bundle)
     except BankError:
@@ -230,10 +230,10 @@ def verify_images(
         scale = None
     results = []
     for engine in engines:
-        exported = signed_by_hash(paths, engine, preprocessing)
+        exported = signatures_by_hash(paths, engine, preprocessing)
         results.append(
             compare(
-                signed,
+                extracted,
                 np.stack([exported[sha256] for sha256 in hashes]),
                 bundle.bank,
                 bundle.manifest.limits,

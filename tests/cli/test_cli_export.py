@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.bundle.recipe import Limits, Recipe
+from mdmf_deploy.bundle.recipe import GateLimits, Recipe
 from mdmf_deploy.cli import app
 from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.files import file_sha256
 from mdmf_deploy.model.checkpoints import save_detector
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.runtime import installed
 from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.tasks.verify import record
@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) ->
     """The tiny bundle's detector, as a file."""
     path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
     torch.manual_seed(0)
-    detector = Detector(tiny_recipe)
+    detector = MdmfModel(tiny_recipe)
     torch.nn.init.trunc_normal_(detector.backbone.pos_embed, std=0.02)
     save_detector(path, detector, {})
     return path
@@ -237,7 +237,7 @@ def test_verify_without_record_leaves_the_bundle_alone(bundle_copy: Path) -> Non
 
 def test_a_missed_limit_is_exit_code_1_and_recorded(bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
-    manifest = msgspec.structs.replace(bundle.manifest, limits=Limits(max_score_change=0.0))
+    manifest = msgspec.structs.replace(bundle.manifest, limits=GateLimits(max_score_change=0.0))
     record(Bundle(bundle_copy, manifest), bundle.manifest.verification[0])
     result = mdmf("verify", bundle_copy, "--runtime", "onnxruntime")
     assert result.exit_code == 1

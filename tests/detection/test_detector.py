@@ -16,10 +16,10 @@ from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.detection.detector import Detector
-from mdmf_deploy.detection.pipeline import Source, sign
+from mdmf_deploy.detection.pipeline import Source, extract
 from mdmf_deploy.detection.rows import TIMINGS, Row
 from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable, UsageError
-from mdmf_deploy.images.decode import Limits, decode
+from mdmf_deploy.images.decode import ReadLimits, decode
 from mdmf_deploy.mmd import Scores
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.tasks.calibrate import write_calibration
@@ -72,8 +72,10 @@ def test_scores_are_those_of_the_float64_reference(tiny_bundle: Path, photos: Pa
     with Detector(tiny_bundle, crops=crops) as detector:
         rows = detector.detect(sorted(photos.iterdir()))
         bank = detector.bundle.bank
-        signed = sign(sorted(photos.iterdir()), detector._engine, detector.bundle.manifest.preprocessing, crops=crops)
-        for row, image in zip(rows, signed, strict=True):
+        extracted = extract(
+            sorted(photos.iterdir()), detector._engine, detector.bundle.manifest.preprocessing, crops=crops
+        )
+        for row, image in zip(rows, extracted, strict=True):
             assert image.signatures is not None
             wanted = ReferenceReduction()(image.signatures[None], bank)
             assert row.score == pytest.approx(float(wanted.mmd2[0]), abs=4 * float(np.finfo(np.float32).eps))
@@ -222,11 +224,13 @@ def test_a_score_that_is_no_number_costs_its_own_row(
 def test_options_reach_the_pipeline_and_the_reduction(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     monkeypatch.setattr(
-        mdmf_deploy.detection.detector, "sign_batches", lambda *_, **options: (b for b in asked.update(options) or ())
+        mdmf_deploy.detection.detector,
+        "extract_batches",
+        lambda *_, **options: (b for b in asked.update(options) or ()),
     )
     threads: list[int | None] = []
     monkeypatch.setattr(mdmf_deploy.detection.detector, "CpuReduction", threads.append)
-    limits = Limits(max_pixels=5)
+    limits = ReadLimits(max_pixels=5)
     with Detector(tiny_bundle, threads=3, batch_size=5, crops=2, limits=limits) as detector:
         assert detector.detect([]) == []
     assert asked == {"batch_size": 5, "crops": 2, "workers": 3, "limits": limits, "fused": None}

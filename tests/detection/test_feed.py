@@ -11,17 +11,17 @@ import pytest
 
 from mdmf_deploy.detection import feed as feeding
 from mdmf_deploy.detection.feed import Feed
-from mdmf_deploy.detection.prepare import Prepared, Signed, Source
+from mdmf_deploy.detection.prepare import Extraction, Prepared, Source
 
 
 def named(n: int, source: Source) -> Prepared:
-    return Prepared(Signed(f"{n}:{source!r}", ""), None)
+    return Prepared(Extraction(f"{n}:{source!r}", ""), None)
 
 
 def uris(feed: Feed) -> list[str]:
     found = []
     while (prepared := feed.peek()) is not None:
-        found.append(prepared.signed.uri)
+        found.append(prepared.extracted.uri)
         feed.pop()
     return found
 

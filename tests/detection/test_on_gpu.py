@@ -19,7 +19,7 @@ import mdmf_deploy.detection.detector
 from mdmf_deploy import Detector
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection.on_gpu import Fused
-from mdmf_deploy.detection.pipeline import sign_batches
+from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.rows import TIMINGS, Row
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable, UsageError
 from mdmf_deploy.hardware.memory import host_view
@@ -196,8 +196,8 @@ def test_a_pipeline_of_several_crops_does_not_hand_them_to_the_gpu(device: Any, 
     bundle = Bundle.open("starter")
     engine = GpuEngine(bundle, device)
     fused = Fused(engine, CudaReduction(), bundle.bank)
-    [[signed]] = sign_batches(sources[:1], engine, bundle.manifest.preprocessing, crops=2, fused=fused)
-    assert (signed.scored, engine.on_host) == (None, 1)
+    [[extracted]] = extract_batches(sources[:1], engine, bundle.manifest.preprocessing, crops=2, fused=fused)
+    assert (extracted.scored, engine.on_host) == (None, 1)
     engine.close()
 
 

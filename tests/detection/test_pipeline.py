@@ -20,11 +20,11 @@ from PIL import Image
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection import pipeline
-from mdmf_deploy.detection.pipeline import Source, sign
+from mdmf_deploy.detection.pipeline import Source, extract
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import decode as images
 from mdmf_deploy.images.crops import Box
-from mdmf_deploy.images.decode import Limits
+from mdmf_deploy.images.decode import ReadLimits
 
 Place = Callable[[int, int], Sequence[Box]]
 CROP = 16
@@ -100,25 +100,25 @@ SOURCES: list[Source] = [
 def test_every_source_gives_what_it_gives_alone(which: list[int], batch_size: int, crops: int, workers: int) -> None:
     engine = Quadrants()
     sources = [SOURCES[n] for n in which]
-    signed = list(sign(sources, engine, PREPROCESSING, batch_size=batch_size, crops=crops, workers=workers))
-    assert len(signed) == len(sources)
-    for n, (source, got) in enumerate(zip(sources, signed, strict=True)):
+    extracted = list(extract(sources, engine, PREPROCESSING, batch_size=batch_size, crops=crops, workers=workers))
+    assert len(extracted) == len(sources)
+    for n, (source, got) in enumerate(zip(sources, extracted, strict=True)):
         wanted = alone(source, crops)
         assert got.uri == f"{'bytes' if isinstance(source, bytes) else 'array'}:{n}"
         assert (got.signatures is None) == (got.error is not None) == (wanted is None)
         if wanted is not None:
             np.testing.assert_array_equal(got.signatures, wanted)
     assert max(engine.batches, default=0) <= batch_size
-    assert sum(engine.batches) * PATCHES == sum(len(s.signatures) for s in signed if s.signatures is not None)
+    assert sum(engine.batches) * PATCHES == sum(len(s.signatures) for s in extracted if s.signatures is not None)
     assert not threads()
 
 
 def test_full_batches_where_the_sources_allow() -> None:
     engine = Quadrants()
-    list(sign([pixels(n) for n in range(20)], engine, PREPROCESSING, batch_size=8, max_wait=60))
+    list(extract([pixels(n) for n in range(20)], engine, PREPROCESSING, batch_size=8, max_wait=60))
     assert engine.batches == [8, 8, 4]
     engine = Quadrants()
-    list(sign([pixels(n, 90, 90) for n in range(12)], engine, PREPROCESSING, batch_size=32, crops=5, max_wait=60))
+    list(extract([pixels(n, 90, 90) for n in range(12)], engine, PREPROCESSING, batch_size=32, crops=5, max_wait=60))
     assert engine.batches == [30, 30]
 
 
@@ -126,26 +126,28 @@ def test_what_is_known_of_each_image(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(png(pixels(5, 40, 30)))
     for source in (path, str(path)):
-        [signed] = sign([source], Quadrants(), PREPROCESSING)
-        assert (signed.uri, signed.width, signed.height) == (path.as_posix(), 40, 30)
-        assert (signed.format, signed.crop, signed.error) == ("png", "center", None)
-        assert signed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-        for stage in (signed.ms_read, signed.ms_decode, signed.ms_crop, signed.ms_engine):
+        [extracted] = extract([source], Quadrants(), PREPROCESSING)
+        assert (extracted.uri, extracted.width, extracted.height) == (path.as_posix(), 40, 30)
+        assert (extracted.format, extracted.crop, extracted.error) == ("png", "center", None)
+        assert extracted.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        for stage in (extracted.ms_read, extracted.ms_decode, extracted.ms_crop, extracted.ms_engine):
             assert stage is not None
             assert stage > 0
-    [array] = sign([pixels(5, 40, 30)], Quadrants(), PREPROCESSING)
+    [array] = extract([pixels(5, 40, 30)], Quadrants(), PREPROCESSING)
     assert (array.format, array.width, array.height) == ("array", 40, 30)
     assert array.signatures is not None
-    np.testing.assert_array_equal(array.signatures, signed.signatures)
-    [small] = sign([pixels(5, 9, 30)], Quadrants(), PREPROCESSING)
+    np.testing.assert_array_equal(array.signatures, extracted.signatures)
+    [small] = extract([pixels(5, 9, 30)], Quadrants(), PREPROCESSING)
     assert small.crop == "reflected"
-    [large] = sign([pixels(5, 90, 90)], Quadrants(), PREPROCESSING, crops=3)
+    [large] = extract([pixels(5, 90, 90)], Quadrants(), PREPROCESSING, crops=3)
     assert large.crop == "center+2"
 
 
 def test_the_hash_of_an_array_tells_shapes_apart() -> None:
     flat = np.zeros((2, 8, 3), np.uint8)
-    hashes = {s.sha256 for s in sign([flat, flat.reshape(4, 4, 3), flat + 1, flat.copy()], Quadrants(), PREPROCESSING)}
+    hashes = {
+        s.sha256 for s in extract([flat, flat.reshape(4, 4, 3), flat + 1, flat.copy()], Quadrants(), PREPROCESSING)
+    }
     assert len(hashes) == 3
 
 
@@ -160,8 +162,8 @@ def test_unreadable_sources_say_why(tmp_path: Path) -> None:
         np.zeros((0, 4, 3), np.uint8),
         png(pixels(0, 40, 40)),
     ]
-    signed = list(sign(sources, Quadrants(), PREPROCESSING, limits=Limits(max_pixels=1000)))
-    assert [s.error.code if s.error else None for s in signed] == [
+    extracted = list(extract(sources, Quadrants(), PREPROCESSING, limits=ReadLimits(max_pixels=1000)))
+    assert [s.error.code if s.error else None for s in extracted] == [
         "missing",
         "not_a_file",
         "unsupported_format",
@@ -170,9 +172,9 @@ def test_unreadable_sources_say_why(tmp_path: Path) -> None:
         "empty",
         "too_many_pixels",
     ]
-    assert [s.sha256 == "" for s in signed[:3]] == [True, True, False]
-    assert "array:4 is float32 of shape (4, 4, 3)" in str(signed[4].error)
-    assert all(s.signatures is None and s.ms_engine is None for s in signed)
+    assert [s.sha256 == "" for s in extracted[:3]] == [True, True, False]
+    assert "array:4 is float32 of shape (4, 4, 3)" in str(extracted[4].error)
+    assert all(s.signatures is None and s.ms_engine is None for s in extracted)
 
 
 def test_a_batch_s_time_is_divided_evenly_among_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,14 +186,14 @@ def test_a_batch_s_time_is_divided_evenly_among_its_images(monkeypatch: pytest.M
 
     monkeypatch.setattr(pipeline, "time", SimpleNamespace(perf_counter=lambda: now))
     sources: list[Source] = [pixels(0, 90, 90), b"", pixels(1), pixels(2)]
-    signed = list(sign(sources, Quadrants(two_seconds), PREPROCESSING, crops=3))
-    assert [s.ms_engine for s in signed] == [pytest.approx(2000 / 3), None, *[pytest.approx(2000 / 3)] * 2]
+    extracted = list(extract(sources, Quadrants(two_seconds), PREPROCESSING, crops=3))
+    assert [s.ms_engine for s in extracted] == [pytest.approx(2000 / 3), None, *[pytest.approx(2000 / 3)] * 2]
 
 
 def test_a_signature_does_not_hold_its_batch() -> None:
-    for signed in sign([pixels(0), pixels(1)], Quadrants(), PREPROCESSING):
-        assert signed.signatures is not None
-        assert signed.signatures.base is None
+    for extracted in extract([pixels(0), pixels(1)], Quadrants(), PREPROCESSING):
+        assert extracted.signatures is not None
+        assert extracted.signatures.base is None
 
 
 @pytest.mark.parametrize(("batch_size", "crops"), [(4, 1), (4, 4), (8, 2)])
@@ -204,12 +206,12 @@ def test_sources_are_taken_only_as_needed(batch_size: int, crops: int) -> None:
             taken += 1
             yield pixels(taken)
 
-    signed = sign(endless(), Quadrants(), PREPROCESSING, batch_size=batch_size, crops=crops, workers=2)
+    extracted = extract(endless(), Quadrants(), PREPROCESSING, batch_size=batch_size, crops=crops, workers=2)
     for done in range(1, 30):
-        next(signed)
+        next(extracted)
         # With the caller, waiting for it, with the engine, and ahead of that.
         assert taken - done <= 3 * batch_size + max(2, 2 * batch_size // crops)
-    signed.close()
+    extracted.close()
     assert not threads()
 
 
@@ -217,7 +219,7 @@ def test_order_holds_though_threads_finish_out_of_it(monkeypatch: pytest.MonkeyP
     later = threading.Event()
     decode = images.decode_boxes
 
-    def uneven(data: bytes, place: Place, limits: Limits) -> images.DecodedBoxes:
+    def uneven(data: bytes, place: Place, limits: ReadLimits) -> images.DecodedBoxes:
         if data == first:
             assert later.wait(10)
         else:
@@ -226,15 +228,15 @@ def test_order_holds_though_threads_finish_out_of_it(monkeypatch: pytest.MonkeyP
 
     first, second = png(pixels(0)), png(pixels(1))
     monkeypatch.setattr(images, "decode_boxes", uneven)
-    signed = list(sign([first, second], Quadrants(), PREPROCESSING, workers=2))
-    assert [s.sha256 for s in signed] == [hashlib.sha256(data).hexdigest() for data in (first, second)]
+    extracted = list(extract([first, second], Quadrants(), PREPROCESSING, workers=2))
+    assert [s.sha256 for s in extracted] == [hashlib.sha256(data).hexdigest() for data in (first, second)]
 
 
 def test_the_next_batch_is_made_while_the_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = threading.Semaphore(0)
     decode = images.decode_boxes
 
-    def counted(data: bytes, place: Place, limits: Limits) -> images.DecodedBoxes:
+    def counted(data: bytes, place: Place, limits: ReadLimits) -> images.DecodedBoxes:
         decoded.release()
         return decode(data, place, limits)
 
@@ -244,7 +246,7 @@ def test_the_next_batch_is_made_while_the_engine_runs(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(images, "decode_boxes", counted)
     engine = Quadrants(until_four_are_decoded)
-    assert len(list(sign([png(pixels(n)) for n in range(4)], engine, PREPROCESSING, batch_size=2, workers=1))) == 4
+    assert len(list(extract([png(pixels(n)) for n in range(4)], engine, PREPROCESSING, batch_size=2, workers=1))) == 4
 
 
 @pytest.mark.parametrize("raised", [RuntimeError("out of memory"), KeyboardInterrupt()])
@@ -261,9 +263,9 @@ def test_an_engine_s_error_is_nobody_else_s(raised: BaseException, monkeypatch: 
         raise raised
 
     monkeypatch.setattr(pipeline, "prepare", counted)
-    signed = sign([pixels(n) for n in range(500)], Quadrants(fail), PREPROCESSING, batch_size=8, workers=2)
+    extracted = extract([pixels(n) for n in range(500)], Quadrants(fail), PREPROCESSING, batch_size=8, workers=2)
     with pytest.raises(type(raised)):
-        list(signed)
+        list(extracted)
     assert not threads()
     assert prepared <= 32
 
@@ -287,20 +289,20 @@ def test_what_waits_to_be_decoded_is_dropped_after_an_error(monkeypatch: pytest.
     failing = threading.Event()
     monkeypatch.setattr(pipeline, "prepare", slowly)
     with pytest.raises(RuntimeError):
-        list(sign([pixels(n) for n in range(16)], Quadrants(fail), PREPROCESSING, batch_size=8, workers=1))
+        list(extract([pixels(n) for n in range(16)], Quadrants(fail), PREPROCESSING, batch_size=8, workers=1))
     assert 8 <= prepared <= 12
 
 
 def test_what_is_asked_wrongly_is_said_at_once() -> None:
     for wrong in ({"batch_size": 0}, {"crops": 0}, {"workers": 0}):
         with pytest.raises(UsageError, match=f"{next(iter(wrong))} must be at least 1, got 0"):
-            sign([], Quadrants(), PREPROCESSING, **wrong)  # type: ignore[arg-type]
+            extract([], Quadrants(), PREPROCESSING, **wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="source 1 is a int"):
-        list(sign([pixels(0), 7], Quadrants(), PREPROCESSING))  # type: ignore[list-item]
+        list(extract([pixels(0), 7], Quadrants(), PREPROCESSING))  # type: ignore[list-item]
 
 
 def test_no_sources_no_rows() -> None:
-    assert list(sign([], Quadrants(), PREPROCESSING)) == []
+    assert list(extract([], Quadrants(), PREPROCESSING)) == []
 
 
 class Slow:
@@ -322,11 +324,11 @@ class Slow:
 def test_a_row_does_not_wait_for_a_source_that_is_late() -> None:
     sources = Slow([pixels(n) for n in range(4)])
     engine = Quadrants()
-    signed = sign(sources, engine, PREPROCESSING, batch_size=8, max_wait=0.01)
+    extracted = extract(sources, engine, PREPROCESSING, batch_size=8, max_wait=0.01)
     for n in range(3):
         sources.next.release()
-        assert next(signed).uri == f"array:{n}"
-    signed.close()
+        assert next(extracted).uri == f"array:{n}"
+    extracted.close()
     sources.next.release()  # the iterable comes back, sees that nobody listens, and its thread ends
     assert sources.ended.wait(10)
     assert engine.batches == [1, 1, 1]
@@ -337,29 +339,29 @@ def test_a_row_does_not_wait_for_a_source_that_is_late() -> None:
 def test_a_slow_decoder_does_not_hold_up_what_came_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     decode, seen = images.decode_boxes, threading.Event()
 
-    def slow(data: bytes, place: Place, limits: Limits) -> images.DecodedBoxes:
+    def slow(data: bytes, place: Place, limits: ReadLimits) -> images.DecodedBoxes:
         assert data != last or seen.wait(20)
         return decode(data, place, limits)
 
     monkeypatch.setattr(images, "decode_boxes", slow)
     first, last = png(pixels(0)), png(pixels(1))
-    signed = sign([first, last], Quadrants(), PREPROCESSING, batch_size=8, max_wait=0.01, workers=2)
-    assert next(signed).uri == "bytes:0"
+    extracted = extract([first, last], Quadrants(), PREPROCESSING, batch_size=8, max_wait=0.01, workers=2)
+    assert next(extracted).uri == "bytes:0"
     seen.set()
-    assert next(signed).uri == "bytes:1"
+    assert next(extracted).uri == "bytes:1"
 
 
 def test_the_engine_runs_while_the_caller_is_busy() -> None:
     engine = Quadrants()
-    signed = sign([pixels(n) for n in range(12)], engine, PREPROCESSING, batch_size=2, max_wait=60)
-    next(signed)
+    extracted = extract([pixels(n) for n in range(12)], engine, PREPROCESSING, batch_size=2, max_wait=60)
+    next(extracted)
     deadline = time.monotonic() + 10
     # One batch with the caller, one waiting for it, one that waits to be handed over.
     while len(engine.batches) < 3:
         assert time.monotonic() < deadline
     time.sleep(0.05)
     assert len(engine.batches) == 3
-    signed.close()
+    extracted.close()
     assert not threads()
 
 
@@ -371,10 +373,10 @@ def test_an_error_of_the_sources_comes_after_what_was_before_it(at: int, kind: t
             yield pixels(n)
         raise kind("the share is gone")
 
-    signed = sign(failing(), Quadrants(), PREPROCESSING, batch_size=2)
-    assert [next(signed).uri for _ in range(at)] == [f"array:{n}" for n in range(at)]
+    extracted = extract(failing(), Quadrants(), PREPROCESSING, batch_size=2)
+    assert [next(extracted).uri for _ in range(at)] == [f"array:{n}" for n in range(at)]
     with pytest.raises(kind, match="the share is gone"):
-        next(signed)
+        next(extracted)
     assert not threads()
 
 
@@ -395,6 +397,6 @@ def test_an_interrupt_of_the_caller_ends_the_threads_after_the_engine_s_call() -
     interrupter = threading.Thread(target=interrupt)
     interrupter.start()
     with pytest.raises(KeyboardInterrupt):
-        list(sign([pixels(n) for n in range(50)], Quadrants(long), PREPROCESSING, batch_size=2))
+        list(extract([pixels(n) for n in range(50)], Quadrants(long), PREPROCESSING, batch_size=2))
     assert not threads()  # so it waited for the engine
     interrupter.join()

@@ -11,7 +11,7 @@ BEGIN = """
 import sys, threading, time
 from concurrent.futures import thread as pools
 import numpy as np
-from mdmf_deploy.detection.pipeline import sign
+from mdmf_deploy.detection.pipeline import extract
 from mdmf_deploy.bundle.recipe import Preprocessing
 
 def engine(crops):
@@ -29,7 +29,7 @@ def ending():
 
 pixels = np.zeros((20, 20, 3), np.uint8)
 sources = {"unread": [pixels] * 50, "late": late(), "ending": ending()}[sys.argv[1]]
-signed = sign(sources, engine, Preprocessing(crop=16), batch_size=2)
+signed = extract(sources, engine, Preprocessing(crop=16), batch_size=2)
 next(signed)
 """
 READ_ON = """

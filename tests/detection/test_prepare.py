@@ -16,13 +16,13 @@ from mdmf_deploy.detection.prepare import Prepared, Source, prepare
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.images import crops as cropping
 from mdmf_deploy.images import decode as images
-from mdmf_deploy.images.decode import Limits
+from mdmf_deploy.images.decode import ReadLimits
 
 PLAN = Preprocessing(crop=28)
 
 
 def prepared(source: Source, crops: int = 1) -> Prepared:
-    return prepare(3, source, PLAN, crops, Limits())
+    return prepare(3, source, PLAN, crops, ReadLimits())
 
 
 def picture(width: int, height: int, format: str = "JPEG") -> bytes:
@@ -46,7 +46,7 @@ def test_files_bytes_and_pixels_give_what_the_whole_image_gives(
         assert found.tensor is not None
         np.testing.assert_array_equal(found.tensor, cropping.normalise(wanted.pixels, PLAN))
         assert found.crops == len(wanted.pixels)
-        assert (found.signed.crop, found.signed.width, found.signed.height) == (wanted.kind, *size)
+        assert (found.extracted.crop, found.extracted.width, found.extracted.height) == (wanted.kind, *size)
 
 
 def test_each_stage_has_its_own_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -68,12 +68,12 @@ def test_each_stage_has_its_own_time(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     takes(2, images, "decode_boxes")
     takes(4, preparing, "squares")
     takes(8, preparing, "normalise")
-    signed = prepared(tmp_path / "a.jpg").signed
-    assert (signed.ms_read, signed.ms_decode, signed.ms_crop) == (1000, 2000, 12000)
-    signed = prepared(b"no image").signed
-    assert (signed.ms_read, signed.ms_decode, signed.ms_crop) == (0, 2000, None)
-    signed = prepared(tmp_path / "nowhere.jpg").signed
-    assert (signed.ms_read, signed.ms_decode, signed.ms_crop) == (1000, None, None)
+    extracted = prepared(tmp_path / "a.jpg").extracted
+    assert (extracted.ms_read, extracted.ms_decode, extracted.ms_crop) == (1000, 2000, 12000)
+    extracted = prepared(b"no image").extracted
+    assert (extracted.ms_read, extracted.ms_decode, extracted.ms_crop) == (0, 2000, None)
+    extracted = prepared(tmp_path / "nowhere.jpg").extracted
+    assert (extracted.ms_read, extracted.ms_decode, extracted.ms_crop) == (1000, None, None)
 
 
 def test_what_is_no_source_is_said() -> None:

@@ -25,6 +25,6 @@ def drawn(
     bank = uniform_bank(r, sigma, source=np.zeros(points, np.int32), sources=sources, model_sha256="1" * 64)
     if weights != "equal":
         spread = 0.5 / points if weights == "signed" else 1.0
-        signed = bank.weights * (weights == "signed") + spread * generator.standard_normal(points)
-        bank = dataclasses.replace(bank, weights=signed, self_term=bank_self_term(r, signed, sigma))
+        extracted = bank.weights * (weights == "signed") + spread * generator.standard_normal(points)
+        bank = dataclasses.replace(bank, weights=extracted, self_term=bank_self_term(r, extracted, sigma))
     return x.astype(np.float32), bank

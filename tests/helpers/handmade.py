@@ -38,7 +38,7 @@ def sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def signed(name: str, patches: int = 4, shift: float = 0.0) -> FakeSigned:
+def extracted(name: str, patches: int = 4, shift: float = 0.0) -> FakeSigned:
     """An image called name; its bytes, and so its signatures, are its name's last part."""
     content = name.rpartition("/")[2]
     generator = np.random.default_rng(int(sha(content)[:8], 16))

@@ -17,7 +17,7 @@ def bank_of(signatures: np.ndarray, sigma: float, weights: np.ndarray | None = N
 
 
 def draw(
-    seed: int, images: int, patches: int, points: int, width: int, *, bandwidth: float = 1.0, signed: bool = False
+    seed: int, images: int, patches: int, points: int, width: int, *, bandwidth: float = 1.0, extracted: bool = False
 ) -> tuple[np.ndarray, Bank]:
     """Signatures off centre, as learnt ones are.  bandwidth: in units of the median distance."""
     generator = np.random.default_rng(seed)
@@ -25,7 +25,7 @@ def draw(
     centre = generator.uniform(-3, 3, width)
     x = spread * (generator.normal(0.1, 1.1, (images, patches, width)) + centre)
     r = spread * (generator.normal(0.0, 1.0, (points, width)) + centre)
-    weights = generator.normal(0, 1 / points, points) if signed else None
+    weights = generator.normal(0, 1 / points, points) if extracted else None
     return x.astype(np.float32), bank_of(r, bandwidth * spread * (2 * width) ** 0.5, weights)
 
 

@@ -21,11 +21,11 @@ from PIL import Image, ImageFile
 
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import decode as images
-from mdmf_deploy.images.decode import Code, Decoded, Limits, decode
+from mdmf_deploy.images.decode import Code, Decoded, ReadLimits, decode
 
 VALID, BROKEN = valid(), broken()
 FORMATS = {".jpg": "jpeg", ".png": "png", ".webp": "webp", ".tif": "tiff", ".bmp": "bmp", ".gif": "gif"}
-SMALL = Limits(max_pixels=1_000_000)
+SMALL = ReadLimits(max_pixels=1_000_000)
 GREY16 = (np.arange(32 * 48, dtype=np.uint32) * 42).astype(np.uint16).reshape(32, 48)
 
 
@@ -220,9 +220,9 @@ def test_of_animations_the_first_frame_counts() -> None:
 
 def test_the_pixel_cap_is_exact_and_comes_before_any_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("png-rgb.png", "jpeg-444.jpg", "webp-lossy.webp", "webp-lossless.webp", "webp-alpha.webp"):
-        assert decode(VALID[name], Limits(max_pixels=48 * 32)).width == 48
+        assert decode(VALID[name], ReadLimits(max_pixels=48 * 32)).width == 48
         with pytest.raises(ImageError, match="48 x 32") as caught:
-            decode(VALID[name], Limits(max_pixels=48 * 32 - 1))
+            decode(VALID[name], ReadLimits(max_pixels=48 * 32 - 1))
         assert caught.value.code == "too_many_pixels"
     monkeypatch.setitem(images._READERS, "webp", lambda source: pytest.fail("libwebp saw a canvas over the cap"))
     with pytest.raises(ImageError):
@@ -230,11 +230,11 @@ def test_the_pixel_cap_is_exact_and_comes_before_any_decoder(monkeypatch: pytest
 
 
 def test_the_pixel_cap_holds_for_a_tiff_s_tiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = decode(bad_inputs.tiled_tiff(64), Limits(max_pixels=64 * 64))
+    whole = decode(bad_inputs.tiled_tiff(64), ReadLimits(max_pixels=64 * 64))
     assert (whole.width, whole.height) == (16, 16)
     monkeypatch.setattr(images.TiffImagePlugin.TiffImageFile, "load", lambda self: pytest.fail("read a tile over it"))
     with pytest.raises(ImageError, match="tiff tile of 64 x 64 pixels is larger") as caught:
-        decode(bad_inputs.tiled_tiff(64), Limits(max_pixels=64 * 64 - 1))
+        decode(bad_inputs.tiled_tiff(64), ReadLimits(max_pixels=64 * 64 - 1))
     assert caught.value.code == "too_many_pixels"
 
 
@@ -246,9 +246,9 @@ def test_our_cap_rules_not_pillow_s(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_bytes_and_too_many() -> None:
     data = VALID["png-rgb.png"]
-    assert decode(data, Limits(max_bytes=len(data))).width == 48
+    assert decode(data, ReadLimits(max_bytes=len(data))).width == 48
     with pytest.raises(ImageError) as caught:
-        decode(data, Limits(max_bytes=len(data) - 1))
+        decode(data, ReadLimits(max_bytes=len(data) - 1))
     assert caught.value.code == "too_many_bytes"
 
 

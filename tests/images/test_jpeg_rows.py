@@ -16,9 +16,9 @@ from PIL import Image, JpegImagePlugin
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images import jpeg_rows
 from mdmf_deploy.images.crops import boxes, center_crop, crops, squares
-from mdmf_deploy.images.decode import Limits, decode, decode_boxes
+from mdmf_deploy.images.decode import ReadLimits, decode, decode_boxes
 
-SMALL = Limits(max_pixels=1_000_000)
+SMALL = ReadLimits(max_pixels=1_000_000)
 VALID = valid()
 KINDS = ("4:4:4", "4:2:2", "4:2:0", "4:1:1", "4:4:0", "grey", "cmyk")
 OTHER_SAMPLING = {"4:1:1": b"\x41", "4:4:0": b"\x12"}  # which Pillow does not write

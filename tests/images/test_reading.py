@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from mdmf_deploy.errors import ImageError
-from mdmf_deploy.images.decode import Limits, read
+from mdmf_deploy.images.decode import ReadLimits, read
 
 
 def test_reading_gives_the_bytes_of_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg"))
     path.write_bytes(b"abc")
     assert read(path) == b"abc"
-    assert read(path, Limits(max_bytes=3)) == b"abc"
+    assert read(path, ReadLimits(max_bytes=3)) == b"abc"
     with pytest.raises(ImageError, match=r"caf\\xe9.jpg") as caught:
-        read(path, Limits(max_bytes=2))
+        read(path, ReadLimits(max_bytes=2))
     assert caught.value.code == "too_many_bytes"
     str(caught.value).encode("utf-8")
 

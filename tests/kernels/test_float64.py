@@ -74,11 +74,11 @@ def allowed_relative(operand: str, operands: np.ndarray, prepared: PreparedBank)
 
 
 @settings(deadline=None, max_examples=60)
-@given(operand=st.sampled_from(["fp16", "bf16", "tf32"]), shape=shapes, split=splits, signed=st.booleans())
+@given(operand=st.sampled_from(["fp16", "bf16", "tf32"]), shape=shapes, split=splits, extracted=st.booleans())
 def test_tensor_cores_add_only_what_their_rounding_explains(
-    host: Builder, operand: str, shape: dict[str, int], split: tuple[int, int], signed: bool
+    host: Builder, operand: str, shape: dict[str, int], split: tuple[int, int], extracted: bool
 ) -> None:
-    x, bank = draw(**shape, signed=signed)
+    x, bank = draw(**shape, extracted=extracted)
     kernel = host("tensor", operand, shape["width"])
     prepared = prepare_bank(bank, kernel.kernel)
     operands, half_norms = kernel.prepare(x, prepared)

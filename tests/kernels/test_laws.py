@@ -132,7 +132,7 @@ def test_points_of_weight_0_change_nothing(kernel: HostKernel, operand: str) -> 
 
 @each
 def test_weights_may_be_negative_and_need_not_add_up_to_1(kernel: HostKernel, operand: str) -> None:
-    x, bank = draw(10, 2, 9, 90, 64, signed=True)
+    x, bank = draw(10, 2, 9, 90, 64, extracted=True)
     assert (bank.weights < 0).any()
     exact, scores = ReferenceReduction()(x, bank), kernel(x, bank)
     allowed = COARSE[operand] * (1 + np.abs(bank.weights).sum())

@@ -93,11 +93,11 @@ def triple_loop(x: np.ndarray, bank: Bank) -> float:
     m=st.integers(1, 6),
     d=st.integers(1, 4),
     sigma=st.floats(0.2, 5),
-    signed=st.booleans(),
+    extracted=st.booleans(),
 )
-def test_the_specification_is_the_formula(seed: int, n: int, m: int, d: int, sigma: float, signed: bool) -> None:
+def test_the_specification_is_the_formula(seed: int, n: int, m: int, d: int, sigma: float, extracted: bool) -> None:
     x, r = draw(seed, 1, n, m, d)
-    bank = make_bank(r, sigma, np.random.default_rng(seed).normal(size=m) if signed else None)
+    bank = make_bank(r, sigma, np.random.default_rng(seed).normal(size=m) if extracted else None)
     scores = ReferenceReduction()(x, bank)
     assert scores.mmd2[0] == pytest.approx(triple_loop(x[0], bank), abs=1e-12)
 

@@ -22,12 +22,12 @@ from mdmf_deploy.model.checkpoints import (
     read_tensors,
     save_detector,
 )
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 
 
 @pytest.fixture
-def detector(tiny_recipe: Recipe) -> Detector:
-    model = Detector(tiny_recipe)
+def detector(tiny_recipe: Recipe) -> MdmfModel:
+    model = MdmfModel(tiny_recipe)
     randomised(model)
     return model
 
@@ -45,7 +45,7 @@ KEY_MAP = {
 }
 
 
-def foreign(detector: Detector) -> dict[str, object]:
+def foreign(detector: MdmfModel) -> dict[str, object]:
     """A head as another project may have saved it: nested, its names, sigma itself, optimizer state beside it."""
     first, second = detector.head.layers
     mlp = {
@@ -57,7 +57,7 @@ def foreign(detector: Detector) -> dict[str, object]:
     return {"model": {"mlp": mlp}, "kernel": {"width": 2.5}, "optimizer": {"step": 7, "m": torch.zeros(3)}}
 
 
-def test_what_is_saved_comes_back(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_what_is_saved_comes_back(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_detector(path, detector, {"recipe": "tiny", "data_sha256": "00"})
     loaded = load_detector(path, tiny_recipe)
@@ -69,14 +69,14 @@ def test_what_is_saved_comes_back(detector: Detector, tiny_recipe: Recipe, tmp_p
         assert file.metadata() == {"mdmf": '{"data_sha256": "00", "recipe": "tiny"}'}
 
 
-def test_equal_models_make_equal_files(detector: Detector, tmp_path: Path) -> None:
+def test_equal_models_make_equal_files(detector: MdmfModel, tmp_path: Path) -> None:
     save_detector(tmp_path / "a.safetensors", detector, {"x": "1", "y": "2"})
     save_detector(tmp_path / "b.safetensors", detector, {"y": "2", "x": "1"})
     assert checkpoint_sha256(tmp_path / "a.safetensors") == checkpoint_sha256(tmp_path / "b.safetensors")
 
 
 def test_a_failed_save_leaves_the_old_file_whole(
-    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    detector: MdmfModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.safetensors"
     save_detector(path, detector, {"n": "1"})
@@ -92,19 +92,19 @@ def test_a_failed_save_leaves_the_old_file_whole(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_not_there_is_an_error_of_one_line(detector: Detector, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_an_error_of_one_line(detector: MdmfModel, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot write checkpoint") as caught:
         save_detector(tmp_path / "no" / "model.safetensors", detector, {})
     assert "\n" not in str(caught.value)
 
 
-def test_a_pth_state_dict_is_read_too(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_pth_state_dict_is_read_too(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
     torch.save(detector.state_dict(), tmp_path / "model.pth")
     loaded = load_detector(tmp_path / "model.pth", tiny_recipe)
     assert torch.equal(loaded.head.layers[0].weight, detector.head.layers[0].weight)
 
 
-def test_half_precision_weights_become_single(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_half_precision_weights_become_single(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
     torch.save({key: value.half() for key, value in detector.state_dict().items()}, tmp_path / "model.pth")
     loaded = load_detector(tmp_path / "model.pth", tiny_recipe)
     assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
@@ -125,7 +125,7 @@ def test_half_precision_weights_become_single(detector: Detector, tiny_recipe: R
     ],
 )
 def test_each_kind_of_wrong_key_is_named(
-    change: object, expected: str, detector: Detector, tiny_recipe: Recipe, tmp_path: Path
+    change: object, expected: str, detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     tensors = dict(detector.state_dict())
     change(tensors)  # type: ignore[operator]
@@ -137,30 +137,32 @@ def test_each_kind_of_wrong_key_is_named(
     assert "\n" not in str(caught.value)
 
 
-def test_another_width_or_depth_says_what_the_file_has(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_another_width_or_depth_says_what_the_file_has(
+    detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
     save_detector(tmp_path / "m.safetensors", detector, {})
     for hidden in ((16, 16), (32,), ()):
         with pytest.raises(CheckpointError, match=r"the file has 192 inputs, hidden = \[16\], signature = 8"):
             load_detector(tmp_path / "m.safetensors", with_key_map(tiny_recipe, {}, hidden))
 
 
-def test_a_head_alone_comes_in_beside_a_backbone(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_head_alone_comes_in_beside_a_backbone(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
     save_file(
         {k: v for k, v in detector.state_dict().items() if not k.startswith("backbone.")}, tmp_path / "h.safetensors"
     )
     save_file(dict(detector.backbone.state_dict()), tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match="holds no backbone"):
         load_detector(tmp_path / "h.safetensors", tiny_recipe)
-    other = Detector(tiny_recipe)
+    other = MdmfModel(tiny_recipe)
     load_backbone(other.backbone, tmp_path / "b.safetensors")
     load_head(other, tmp_path / "h.safetensors", tiny_recipe)
     for key, value in detector.state_dict().items():
         assert torch.equal(other.state_dict()[key], value), key
 
 
-def test_a_foreign_head_comes_in_through_the_key_map(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_foreign_head_comes_in_through_the_key_map(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
     torch.save(foreign(detector), tmp_path / "theirs.pth")
-    other = Detector(tiny_recipe)
+    other = MdmfModel(tiny_recipe)
     backbone = {key: value.clone() for key, value in other.backbone.state_dict().items()}
     recipe = with_key_map(tiny_recipe, KEY_MAP)
     load_head(other, tmp_path / "theirs.pth", recipe)
@@ -172,7 +174,7 @@ def test_a_foreign_head_comes_in_through_the_key_map(detector: Detector, tiny_re
     assert load_detector(tmp_path / "ours.safetensors", recipe).sigma == pytest.approx(2.5, rel=1e-6)
 
 
-def test_a_foreign_file_with_its_backbone_loads_whole(detector: Detector, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_foreign_file_with_its_backbone_loads_whole(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
     content = foreign(detector)
     content["encoder"] = dict(detector.backbone.state_dict())
     torch.save(content, tmp_path / "theirs.pth")
@@ -189,11 +191,11 @@ def test_any_depth_of_mlp_maps(depth: int, tiny_recipe: Recipe, tmp_path: Path) 
         "log_sigma": "f.s"
     }
     recipe = with_key_map(tiny_recipe, key_map, widths)
-    model = Detector(recipe)
+    model = MdmfModel(recipe)
     randomised(model)
     tensors = {key_map[key]: value for key, value in model.head.state_dict().items()} | {"f.s": torch.tensor(0.25)}
     save_file(tensors, tmp_path / "f.safetensors")
-    other = Detector(recipe)
+    other = MdmfModel(recipe)
     load_head(other, tmp_path / "f.safetensors", recipe)
     tokens = torch.randn(1, 192, 4, 4, generator=torch.Generator().manual_seed(1))
     assert torch.equal(other.head(tokens), model.head(tokens))
@@ -201,13 +203,13 @@ def test_any_depth_of_mlp_maps(depth: int, tiny_recipe: Recipe, tmp_path: Path) 
 
 
 def test_a_layer_left_out_of_the_key_map_is_not_left_out_of_the_head(
-    detector: Detector, tiny_recipe: Recipe, tmp_path: Path
+    detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     content = foreign(detector)
     content["model"]["mlp"]["4.weight"] = torch.zeros(8, 8)  # type: ignore[index]
     torch.save(content, tmp_path / "theirs.pth")
     with pytest.raises(CheckpointError, match=r"extra: model\.mlp\.4\.weight"):
-        load_head(Detector(tiny_recipe), tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP))
+        load_head(MdmfModel(tiny_recipe), tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP))
 
 
 @pytest.mark.parametrize(
@@ -220,15 +222,15 @@ def test_a_layer_left_out_of_the_key_map_is_not_left_out_of_the_head(
     ],
 )
 def test_a_wrong_key_map_is_explained(
-    change: dict[str, str], expected: str, detector: Detector, tiny_recipe: Recipe, tmp_path: Path
+    change: dict[str, str], expected: str, detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     torch.save(foreign(detector), tmp_path / "theirs.pth")
     with pytest.raises(CheckpointError, match=expected):
-        load_head(Detector(tiny_recipe), tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP | change))
+        load_head(MdmfModel(tiny_recipe), tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP | change))
 
 
 def test_a_head_under_names_not_mapped_at_all_lists_the_files_keys(
-    detector: Detector, tiny_recipe: Recipe, tmp_path: Path
+    detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     save_file({"z.w": torch.zeros(2, 2), "sigma": torch.tensor(1.0)}, tmp_path / "z.safetensors")
     with pytest.raises(CheckpointError, match=r"the file's keys are z\.w"):
@@ -237,7 +239,7 @@ def test_a_head_under_names_not_mapped_at_all_lists_the_files_keys(
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf")])
 def test_a_bandwidth_that_is_none_is_refused(
-    value: float, detector: Detector, tiny_recipe: Recipe, tmp_path: Path
+    value: float, detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     tensors = {k: v for k, v in detector.state_dict().items() if k != "log_sigma"}
     save_file(tensors | {"sigma": torch.tensor(value)}, tmp_path / "m.safetensors")
@@ -281,7 +283,7 @@ def test_files_that_are_no_checkpoints_cost_one_line(suffix: str, content: bytes
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_truncated_or_missing_file_costs_one_line(suffix: str, detector: Detector, tmp_path: Path) -> None:
+def test_a_truncated_or_missing_file_costs_one_line(suffix: str, detector: MdmfModel, tmp_path: Path) -> None:
     path = tmp_path / f"model{suffix}"
     with pytest.raises(CheckpointError, match="No such file") as caught:
         read_tensors(path)

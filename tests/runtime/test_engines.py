@@ -24,7 +24,7 @@ from mdmf_deploy.bundle.recipe import Precision, Recipe
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
 from mdmf_deploy.hardware.host import saturates_int8
 from mdmf_deploy.model.engine import TorchEngine
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.runtime import ENGINES, ON_GPU, Engine, open_engine, ort, preference
 from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.tasks.export.restore import Restorable
@@ -37,7 +37,7 @@ REFERENCE = "pytorch"
 def engine(request: pytest.FixtureRequest, tiny_bundle: Path, tiny_recipe: Recipe) -> Iterator[Engine]:
     if request.param == REFERENCE:
         torch.manual_seed(0)
-        yield TorchEngine(Detector(tiny_recipe))
+        yield TorchEngine(MdmfModel(tiny_recipe))
         return
     try:
         opened = open_engine(request.param, Bundle.open(tiny_bundle))
@@ -110,12 +110,12 @@ def test_onnxruntime_takes_exact_int8_products_only_where_it_must(
     exact = not saturates_int8()
     usual = OrtEngine(int8_bundle, 1)(images)
     monkeypatch.setattr(ort, "saturates_int8", lambda: saturates)
-    signed = OrtEngine(int8_bundle, 1)(images)
+    extracted = OrtEngine(int8_bundle, 1)(images)
     with nullcontext() if saturates else pytest.raises(RuntimeError, match="does not have"):
         assert opened[-1].get_session_config_entry("session.x64quantprecision") == "1"
     # The same products by another kernel.
     if exact or saturates:
-        np.testing.assert_array_equal(signed, usual)
+        np.testing.assert_array_equal(extracted, usual)
 
 
 def test_openvino_agrees_with_onnxruntime_says_nothing_and_sends_nothing(

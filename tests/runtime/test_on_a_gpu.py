@@ -62,8 +62,8 @@ def test_what_stays_on_the_gpu_is_what_a_call_gives(count: int, engine: Engine, 
     fetched = device.allocate(nbytes, "", pinned=True)
     device.copy(fetched, _At(view), nbytes, stream)
     stream.synchronize()
-    signed = fetched.host.view(np.float32).reshape(view.shape).copy()
-    np.testing.assert_array_equal(signed, engine(images[:count]))
+    extracted = fetched.host.view(np.float32).reshape(view.shape).copy()
+    np.testing.assert_array_equal(extracted, engine(images[:count]))
 
 
 class _At:
@@ -85,12 +85,12 @@ def test_a_plan_that_was_cut_short_is_built_again(
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path))
     images = np.zeros((2, 3, 56, 56), np.float32)
     first = opened_or_skipped(name, Bundle.open(tiny_bundle))
-    signed = first(images)
+    extracted = first(images)
     first.close()
     (plan,) = tmp_path.rglob("*.plan")
     plan.write_bytes(plan.read_bytes()[: -(plan.stat().st_size // 3)])
     capsys.readouterr()
     again = open_engine(name, Bundle.open(tiny_bundle))
-    np.testing.assert_allclose(again(images), signed, atol=1e-4)
+    np.testing.assert_allclose(again(images), extracted, atol=1e-4)
     again.close()
     assert "is damaged" in capsys.readouterr().err

@@ -66,8 +66,8 @@ def test_bound_memory_holds_the_signatures(
     made = engine.on_device(images[:count])
     view = device_view(made)
     assert (view.shape, view.stream) == ((count, 4, 8), None)
-    signed = host_view(view.pointer, count * 4 * 8 * 4).view(np.float32).reshape(view.shape)
-    np.testing.assert_array_equal(signed, expected[:count])
+    extracted = host_view(view.pointer, count * 4 * 8 * 4).view(np.float32).reshape(view.shape)
+    np.testing.assert_array_equal(extracted, expected[:count])
     engine.close()
     with pytest.raises(AttributeError):
         engine(images[:1])

@@ -129,8 +129,8 @@ def test_on_the_device_nothing_has_to_have_run(
         assert made.stream == view.stream
         # Whoever takes it orders himself after its stream.
         library.device.streams[view.stream].synchronize()
-        signed = host_view(view.pointer, int(np.prod(view.shape)) * 4).view(np.float32).reshape(view.shape)
-        np.testing.assert_array_equal(signed, expected[:count])
+        extracted = host_view(view.pointer, int(np.prod(view.shape)) * 4).view(np.float32).reshape(view.shape)
+        np.testing.assert_array_equal(extracted, expected[:count])
 
 
 def test_batches_follow_each_other_without_waiting(
@@ -153,8 +153,8 @@ def test_batches_follow_each_other_without_waiting(
         theirs.wait(read)
     mine.synchronize()
     for count, memory in zip(counts, kept, strict=True):
-        signed = host_view(memory.pointer, memory.nbytes).view(np.float32).reshape(count, 4, 8)
-        np.testing.assert_array_equal(signed, expected[11 - count :])
+        extracted = host_view(memory.pointer, memory.nbytes).view(np.float32).reshape(count, 4, 8)
+        np.testing.assert_array_equal(extracted, expected[11 - count :])
 
 
 def test_a_batch_comes_in_while_the_last_two_are_in_work(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.handmade import FakeEngine, broken, make_bundle, record, signed
+from helpers.handmade import FakeEngine, broken, extracted, make_bundle, record
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.calibration import Pair
@@ -28,7 +28,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def held_out(count: int) -> list[object]:
-    return [signed(f"held/out{place}.png") for place in range(count)]
+    return [extracted(f"held/out{place}.png") for place in range(count)]
 
 
 def gather(bundle: Bundle, images: list[object], *fprs: float) -> CalibrationReport:
@@ -43,7 +43,7 @@ def test_scores_are_those_of_the_reduction(bundle: Bundle) -> None:
 
 
 def test_what_the_bank_has_seen_is_left_out(bundle: Bundle) -> None:
-    seen = signed("renamed/3.png")
+    seen = extracted("renamed/3.png")
     assert seen.sha256 in bundle.bank.hashes
     report = gather(bundle, [seen, *held_out(9)])
     assert report.in_bank == ("renamed/3.png",)
@@ -51,15 +51,15 @@ def test_what_the_bank_has_seen_is_left_out(bundle: Bundle) -> None:
 
 
 def test_copies_and_broken_files_are_said(bundle: Bundle) -> None:
-    report = gather(bundle, [broken("x.png"), *held_out(3), signed("again/out1.png")])
+    report = gather(bundle, [broken("x.png"), *held_out(3), extracted("again/out1.png")])
     assert report.duplicates == (Duplicate("again/out1.png", "held/out1.png"),)
     assert [error.uri for error in report.errors] == ["x.png"]
     assert len(report.calibration.scores) == 3
 
 
 def test_a_score_that_is_no_number_does_not_calibrate(bundle: Bundle) -> None:
-    bad = signed("odd/nan.png", shift=float("nan"))
-    report = gather(bundle, [bad, *held_out(9), signed("copy/nan.png", shift=float("nan"))])
+    bad = extracted("odd/nan.png", shift=float("nan"))
+    report = gather(bundle, [bad, *held_out(9), extracted("copy/nan.png", shift=float("nan"))])
     assert report.calibration == gather(bundle, held_out(9)).calibration
     assert [(error.uri, error.code) for error in report.errors] == [("odd/nan.png", "not_finite")]
     with pytest.raises(CalibrationError, match="no image is left"):
@@ -72,7 +72,7 @@ def test_order_does_not_matter(bundle: Bundle) -> None:
 
 def test_nothing_left_is_an_error_that_says_why(bundle: Bundle) -> None:
     with pytest.raises(CalibrationError, match="1 are in the bank, 1 unreadable"):
-        gather(bundle, [signed("3.png"), broken("x.png")])
+        gather(bundle, [extracted("3.png"), broken("x.png")])
 
 
 def test_too_few_images_are_warned_of_with_the_number_needed(bundle: Bundle) -> None:

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from mdmf_deploy.bundle.bank import BankSource
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.manifest import PROBES, Verification
-from mdmf_deploy.bundle.recipe import Limits
+from mdmf_deploy.bundle.recipe import GateLimits
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch
 from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
 from mdmf_deploy.runtime import open_engine
@@ -64,7 +64,7 @@ def test_rank_correlation_is_spearmans(a: np.ndarray, b: np.ndarray) -> None:
 
 
 def test_nothing_changed_passes_with_every_figure_at_its_best() -> None:
-    gate = compare(SIGNED, SIGNED.copy(), BANK, Limits(), Fake(), reference="itself")
+    gate = compare(SIGNED, SIGNED.copy(), BANK, GateLimits(), Fake(), reference="itself")
     assert gate.passed
     assert gate.reasons == ()
     assert (gate.max_signature_error, gate.max_score_change, gate.flipped_verdicts, gate.fpr_change) == (0, 0, 0, 0)
@@ -73,7 +73,7 @@ def test_nothing_changed_passes_with_every_figure_at_its_best() -> None:
 
 def test_the_figures_are_those_of_plain_arithmetic() -> None:
     exported = SIGNED + 0.3 * GENERATOR.standard_normal(SIGNED.shape).astype(np.float32)
-    gate = compare(SIGNED, exported, BANK, Limits(), Fake(), reference="noise")
+    gate = compare(SIGNED, exported, BANK, GateLimits(), Fake(), reference="noise")
     before = ReferenceReduction()(SIGNED, BANK).mmd2
     after = ReferenceReduction()(exported, BANK).mmd2
     threshold = np.quantile(before, 0.95)
@@ -88,7 +88,7 @@ def test_the_figures_are_those_of_plain_arithmetic() -> None:
     assert gate.fpr_change == pytest.approx(abs((after > threshold).mean() - (before > threshold).mean()))
 
 
-@pytest.mark.parametrize("figure", list(limits_by_figure(Limits())))
+@pytest.mark.parametrize("figure", list(limits_by_figure(GateLimits())))
 def test_each_limit_can_fail_the_gate_alone(figure: str) -> None:
     exported = SIGNED + 0.3 * GENERATOR.standard_normal(SIGNED.shape).astype(np.float32)
     lax = {"max_score_change": 1e9, "min_rank_correlation": -1.0, "max_flipped_verdicts": 1.0, "max_fpr_change": 1.0}
@@ -99,8 +99,8 @@ def test_each_limit_can_fail_the_gate_alone(figure: str) -> None:
         "flipped_verdicts": "max_flipped_verdicts",
         "fpr_change": "max_fpr_change",
     }[figure]
-    assert compare(SIGNED, exported, BANK, Limits(**lax), Fake(), reference="").passed
-    gate = compare(SIGNED, exported, BANK, Limits(**{**lax, name: strict[figure]}), Fake(), reference="")
+    assert compare(SIGNED, exported, BANK, GateLimits(**lax), Fake(), reference="").passed
+    gate = compare(SIGNED, exported, BANK, GateLimits(**{**lax, name: strict[figure]}), Fake(), reference="")
     assert not gate.passed
     (reason,) = gate.reasons
     assert reason.startswith(figure)
@@ -109,7 +109,7 @@ def test_each_limit_can_fail_the_gate_alone(figure: str) -> None:
 def test_values_that_are_not_finite_fail_and_can_still_be_recorded() -> None:
     exported = SIGNED.copy()
     exported[3, 1, 2] = np.inf
-    gate = compare(SIGNED, exported, BANK, Limits(max_score_change=1e9), Fake(), reference="overflow")
+    gate = compare(SIGNED, exported, BANK, GateLimits(max_score_change=1e9), Fake(), reference="overflow")
     assert not gate.passed
     assert "not finite" in gate.reasons[0]
     assert np.isfinite(gate.max_signature_error)
@@ -117,8 +117,8 @@ def test_values_that_are_not_finite_fail_and_can_still_be_recorded() -> None:
 
 def test_copies_of_one_image_leave_no_room_for_a_change() -> None:
     same = np.repeat(SIGNED[:1], 5, axis=0)
-    assert compare(same, same, BANK, Limits(), Fake(), reference="").passed
-    assert not compare(same, same + np.float32(0.1), BANK, Limits(), Fake(), reference="").passed
+    assert compare(same, same, BANK, GateLimits(), Fake(), reference="").passed
+    assert not compare(same, same + np.float32(0.1), BANK, GateLimits(), Fake(), reference="").passed
 
 
 @pytest.mark.parametrize("scale", [None, Scale(0.3, 0.9)])
@@ -128,16 +128,18 @@ def test_scores_that_are_all_the_same_pass_only_what_changed_nothing(scale: Scal
         BANK.signatures, 1e-3, source=BANK.source, sources=BANK.sources, model_sha256=BANK.model_sha256
     )
     source = SIGNED[:, :1]
-    gate = compare(source, source + 1, blind, Limits(), Fake(), reference="", scale=scale)
+    gate = compare(source, source + 1, blind, GateLimits(), Fake(), reference="", scale=scale)
     assert not gate.passed
     (reason,) = gate.reasons
     assert "cannot tell engines apart" in reason
-    assert compare(source, source.copy(), blind, Limits(), Fake(), reference="", scale=scale).passed
+    assert compare(source, source.copy(), blind, GateLimits(), Fake(), reference="", scale=scale).passed
 
 
 def test_one_image_is_enough_where_the_scale_is_known() -> None:
     one = SIGNED[:1]
-    assert compare(one, one * np.float32(1 + 1e-6), BANK, Limits(), Fake(), reference="", scale=Scale(0.3, 0.9)).passed
+    assert compare(
+        one, one * np.float32(1 + 1e-6), BANK, GateLimits(), Fake(), reference="", scale=Scale(0.3, 0.9)
+    ).passed
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -145,23 +147,23 @@ def test_a_source_that_is_not_finite_is_an_error(value: float) -> None:
     source = SIGNED.copy()
     source[3, 1, 2] = value
     with pytest.raises(GateFailed, match=r"verification \(itself\): the source's own signatures or scores"):
-        compare(source, SIGNED, BANK, Limits(), Fake(), reference="itself")
+        compare(source, SIGNED, BANK, GateLimits(), Fake(), reference="itself")
 
 
 @pytest.mark.parametrize("value", [1e20, 3e38, -3e38, np.inf, -np.inf, np.nan])
 def test_every_figure_of_a_broken_engine_can_be_read_back(value: float) -> None:
     exported = SIGNED.copy()
     exported[3, 1, 2] = value
-    gate = compare(SIGNED, exported, BANK, Limits(), Fake(), reference="overflow")
+    gate = compare(SIGNED, exported, BANK, GateLimits(), Fake(), reference="overflow")
     assert not gate.passed
     assert msgspec.json.decode(msgspec.json.encode(gate), type=Verification) == gate
 
 
 def test_shapes_must_agree() -> None:
     with pytest.raises(ShapeMismatch, match=r"\(40, 4, 8\)"):
-        compare(SIGNED, SIGNED[:, :2], BANK, Limits(), Fake(), reference="")
+        compare(SIGNED, SIGNED[:, :2], BANK, GateLimits(), Fake(), reference="")
     with pytest.raises(ShapeMismatch):
-        compare(SIGNED[:0], SIGNED[:0], BANK, Limits(), Fake(), reference="")
+        compare(SIGNED[:0], SIGNED[:0], BANK, GateLimits(), Fake(), reference="")
 
 
 def test_a_bundle_verifies_itself_with_nothing_else(tiny_bundle: Path) -> None:
@@ -230,7 +232,7 @@ def test_a_compressed_bank_alone_has_no_scale(tiny_bundle: Path, photos: Path, t
 
 def test_a_record_is_appended_and_changes_nothing_else(bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
-    failed = compare(SIGNED, SIGNED + 1, BANK, Limits(), Fake(), reference="failed")
+    failed = compare(SIGNED, SIGNED + 1, BANK, GateLimits(), Fake(), reference="failed")
     record(bundle, failed)
     again = Bundle.open(bundle_copy)
     assert again.manifest.verification == (*bundle.manifest.verification, failed)

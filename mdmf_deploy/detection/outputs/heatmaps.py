@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, ShapeMismatch, UsageError
-from mdmf_deploy.images.decode import Limits, decode, read
+from mdmf_deploy.images.decode import ReadLimits, decode, read
 
 # ColorBrewer's RdBu, from blue (below the centre) to red: told apart by colour-blind eyes too.
 _COLOURS = np.array(
@@ -72,8 +72,8 @@ class HeatmapFolder:
     Raises UsageError at once if the folder cannot be made or written to.
     """
 
-    def __init__(self, folder: Path, pool: int, crop: int, limits: Limits | None = None) -> None:
-        self._folder, self._pool, self._crop, self._limits = folder, pool, crop, limits or Limits()
+    def __init__(self, folder: Path, pool: int, crop: int, limits: ReadLimits | None = None) -> None:
+        self._folder, self._pool, self._crop, self._limits = folder, pool, crop, limits or ReadLimits()
         self._taken: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ def obtain(
     profile: Profile,
     capability: tuple[int, int],
     gpu: str,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     *,
     again: bool = False,
 ) -> Plan:
@@ -86,7 +86,7 @@ def obtain(
     if isinstance(found, Plan):
         return found
     where = gpu if key.gpu else f"compute capability {key.compute_capability}"
-    say(f"{flavour.runtime}: {found}; building for {where}, profile {profile.name}")
+    log(f"{flavour.runtime}: {found}; building for {where}, profile {profile.name}")
     made = compile_graph(
         flavour,
         library,
@@ -117,18 +117,18 @@ def load_plan(
     profile: Profile,
     capability: tuple[int, int],
     gpu: str,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple[Plan, Any]:
     """The plan of this key, and its engine; built if need be, and once more if it is whole but refused.
 
     Raises as obtain does; RuntimeUnavailable without a GPU, EngineError if what was just built is
     refused.
     """
-    order = bundle, flavour, library, profile, capability, gpu, say
+    order = bundle, flavour, library, profile, capability, gpu, log
     plan = obtain(*order)
     engine = deserialise(library, plan.data)
     if engine is None:
-        say(f"{flavour.runtime}: {plan.path} is whole, but {flavour.module} does not load it")
+        log(f"{flavour.runtime}: {plan.path} is whole, but {flavour.module} does not load it")
         plan = obtain(*order, again=True)
         engine = deserialise(library, plan.data)
     if engine is None:

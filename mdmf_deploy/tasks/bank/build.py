@@ -25,7 +25,7 @@ from mdmf_deploy.tasks.bank.compress import METHOD
 from mdmf_deploy.tasks.verify import Scale, scale_of
 
 if TYPE_CHECKING:
-    from mdmf_deploy.detection.pipeline import Signed, Source
+    from mdmf_deploy.detection.pipeline import Extraction, Source
     from mdmf_deploy.runtime import Engine
 
 
@@ -83,13 +83,13 @@ def build_bank(
     Raises UsageError if both are given, BankError if no image could be read, or so many signatures are left that their
     self term takes hours.
     """
-    from mdmf_deploy.detection.pipeline import sign
+    from mdmf_deploy.detection.pipeline import extract
 
-    return gather_bank(manifest, sign(sources, engine, manifest.preprocessing), max_signatures, points=points)
+    return gather_bank(manifest, extract(sources, engine, manifest.preprocessing), max_signatures, points=points)
 
 
 def gather_bank(
-    manifest: Manifest, signed: Iterable[Signed], max_signatures: int = 0, *, points: int | None = None
+    manifest: Manifest, extracted: Iterable[Extraction], max_signatures: int = 0, *, points: int | None = None
 ) -> BankReport:
     """As build_bank, from images already signed."""
     if max_signatures < 0:
@@ -97,7 +97,7 @@ def gather_bank(
     if points is not None and max_signatures:
         raise UsageError("bank build: give either --points or --max-signatures")
     met = _Met()
-    images = met.distinct(signed)
+    images = met.distinct(extracted)
     if points is None:
         return met.report(*_thinned(images, max_signatures, manifest, met))
     return met.report(*_compressed(images, Gathering(manifest.model.sigma, points), manifest, met))
@@ -110,9 +110,9 @@ class _Met:
         self.uris: dict[str, list[str]] = {}
         self.errors: list[Unreadable] = []
 
-    def distinct(self, signed: Iterable[Signed]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    def distinct(self, extracted: Iterable[Extraction]) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """(sha256, signatures) of every readable image, copies left out.  Raises BankError if there was none."""
-        for image in signed:
+        for image in extracted:
             if image.error is not None or image.signatures is None:
                 code, text = (image.error.code, str(image.error)) if image.error else ("unreadable", "no signatures")
                 self.errors.append(Unreadable(image.uri, code, text))

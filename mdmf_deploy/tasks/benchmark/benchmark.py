@@ -27,7 +27,7 @@ def run(
     precisions: Sequence[str] = (),
     images: Sequence[Path] | None = None,
     clock: Clock | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Benchmark:
     """Benchmark every bundle on every runtime in every precision.
 
@@ -42,34 +42,34 @@ def run(
     before = noise.observe(clock)
     environment = look_around()
     with tempfile.TemporaryDirectory(prefix="mdmf-benchmark-") as scratch:
-        say("reading images" if images is not None else "making images")
+        log("reading images" if images is not None else "making images")
         sets = samples.generated(Path(scratch)) if images is None else [samples.given(images)]
         paths = sets[0].paths
-        say("opening engines" if not precisions else "lowering precisions, opening engines")
+        log("opening engines" if not precisions else "lowering precisions, opening engines")
         with opened(bundles, runtimes, precisions, settings, paths, Path(scratch)) as subjects:
             tables = []
             for sample in sets:
-                say(f"stages, {sample.about.name}")
+                log(f"stages, {sample.about.name}")
                 pace = _pace(subjects, sample.paths, clock)
                 tables.append(stages.measure(subjects, sample, settings, clock, pace))
             pace = _pace(subjects, paths, clock)
             streamed = rated = None
             if "single-stream" in settings.scenarios:
-                say("single-stream")
+                log("single-stream")
                 streamed = single_stream.measure(subjects, paths, settings, clock, pace)
             if "offline" in settings.scenarios:
-                say("offline")
+                log("offline")
                 rated = offline.measure(subjects, paths, settings, clock, pace)
             results = []
-            say("verdicts")
+            log("verdicts")
             drifts = drift.measure(subjects, paths)
             for n, subject in enumerate(subjects):
                 served = None
                 if "server" in settings.scenarios:
-                    say(f"server, {subject.about.name}")
+                    log(f"server, {subject.about.name}")
                     own = _pace([subject], paths, clock) if rated is None else 1 / max(rated[n].rates)
                     served = server.measure(subject, paths, settings, clock, own)
-                say(f"cold starts, {subject.about.name}")
+                log(f"cold starts, {subject.about.name}")
                 results.append(
                     Result(
                         configuration=subject.about,

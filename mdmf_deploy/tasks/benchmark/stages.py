@@ -15,7 +15,7 @@ from mdmf_deploy.detection.outputs.jsonl import JsonlWriter
 from mdmf_deploy.detection.prepare import Prepared, prepare
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.hardware.host import cores
-from mdmf_deploy.images.decode import Limits
+from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.tasks.benchmark.results import Settings, Stage, StageTable
 from mdmf_deploy.tasks.benchmark.rounds import Clock, filling, interleave
 from mdmf_deploy.tasks.benchmark.samples import Sample
@@ -82,7 +82,7 @@ def _written(rows: Iterable[Row]) -> list[Row]:
 def _alone(subject: Subject, paths: list[Path], batch_size: int, clock: Clock, costs: _Round) -> None:
     """Add what these images cost stage by stage."""
     engine, reduction, bundle = subject.detector.engine, subject.detector.reduction, subject.bundle
-    preprocessing, limits, together = bundle.manifest.preprocessing, Limits(), {"": Cost(0.0, 0.0)}
+    preprocessing, limits, together = bundle.manifest.preprocessing, ReadLimits(), {"": Cost(0.0, 0.0)}
 
     def prepare_all() -> list[Prepared]:
         return [prepare(n, path, preprocessing, 1, limits) for n, path in enumerate(paths)]
@@ -91,12 +91,12 @@ def _alone(subject: Subject, paths: list[Path], batch_size: int, clock: Clock, c
     cores = _over(together[""].cpu_ms, together[""].ms)
     for name in NAMES[:_IN_WORKERS]:
         # One thread did all three: the CPU time of each is its share of what they took together.
-        ms = sum(getattr(one.signed, f"ms_{name}") or 0.0 for one in prepared)
+        ms = sum(getattr(one.extracted, f"ms_{name}") or 0.0 for one in prepared)
         costs[name] = Cost(costs[name].ms + ms, costs[name].cpu_ms + ms * cores)
     crops = np.concatenate([one.tensor for one in prepared if one.tensor is not None])
     batches = [crops[at : at + batch_size] for at in range(0, len(crops), batch_size)]
-    signed = _timed(lambda: [engine(batch) for batch in batches], "engine", costs, clock)
-    _timed(lambda: [reduction(batch, bundle.bank) for batch in signed], "reduction", costs, clock)
+    extracted = _timed(lambda: [engine(batch) for batch in batches], "engine", costs, clock)
+    _timed(lambda: [reduction(batch, bundle.bank) for batch in extracted], "reduction", costs, clock)
 
 
 def _timed(work: Callable[[], T], name: str, costs: _Round, clock: Clock) -> T:

@@ -22,12 +22,12 @@ from mdmf_deploy.errors import GateFailed, ImageError, QuantisationError, UsageE
 from mdmf_deploy.images import decode as images
 from mdmf_deploy.model.checkpoints import load_source, source_sha256
 from mdmf_deploy.model.engine import TorchEngine
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.runtime import installed
 from mdmf_deploy.tasks.bank.build import BankReport
 from mdmf_deploy.tasks.export.ladder import Trials
 from mdmf_deploy.tasks.export.trace import trace
-from mdmf_deploy.tasks.verify import sign_crops, signed_by_hash
+from mdmf_deploy.tasks.verify import extract_crops, signatures_by_hash
 
 LEAST_REALS = 16
 _HELD_BACK = (8, 128)
@@ -54,7 +54,7 @@ def export(
     reals: Sequence[Path],
     destination: Path,
     precision: Literal["auto"] | Precision = "auto",
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     backbone_weights: Path | None = None,
 ) -> Exported:
     """Export a checkpoint to a bundle with a bank of these real images; see export_detector.
@@ -63,20 +63,20 @@ def export(
     Raises CheckpointError if the checkpoint is not one of this recipe's model, else as export_detector.
     """
     check_destination(destination)
-    say(f"reading {checkpoint}")
+    log(f"reading {checkpoint}")
     detector = load_source(checkpoint, recipe, backbone_weights)
     sha256 = source_sha256(checkpoint, backbone_weights)
-    return export_detector(detector, recipe, reals, destination, precision, sha256, say)
+    return export_detector(detector, recipe, reals, destination, precision, sha256, log)
 
 
 def export_detector(
-    detector: Detector,
+    detector: MdmfModel,
     recipe: Recipe,
     reals: Sequence[Path],
     destination: Path,
     precision: Literal["auto"] | Precision = "auto",
     checkpoint_sha256: str = "",
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     runtimes: Sequence[str] | None = None,
 ) -> Exported:
     """Write a verified bundle; the detector is changed by tracing and cannot be used afterwards.
@@ -94,27 +94,27 @@ def export_detector(
     banked, held = split_reals(reals)
     preprocessing = recipe.preprocessing
     # The source signs before tracing bakes and replaces its parts, so that those steps are verified too.
-    say(f"signing {len(held)} held-back images with PyTorch")
+    log(f"signing {len(held)} held-back images with PyTorch")
     source_engine = TorchEngine(detector)
-    source = signed_by_hash(held, source_engine, preprocessing)
+    source = signatures_by_hash(held, source_engine, preprocessing)
     if len(source) < _HELD_BACK[0]:
         raise UsageError(
             f"--reals: only {len(source)} of {len(held)} held-back images are readable; expected 8, add more"
         )
     probes = probe_crops(preprocessing.crop)
-    probe_signatures = sign_crops(probes, source_engine, preprocessing)
+    probe_signatures = extract_crops(probes, source_engine, preprocessing)
     sigma = detector.sigma
     destination.parent.mkdir(parents=True, exist_ok=True)
     # Beside the destination, so that gigabytes of weights are linked into the bundle rather than copied.
     scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.export.", dir=destination.parent))
     try:
-        say("tracing to ONNX")
+        log("tracing to ONNX")
         fp32 = trace(detector, recipe, _folder(scratch / "fp32") / MODEL, _graph_metadata(recipe, sigma))
         # From here on the weights are in the graph's file; a ViT-g holds 4.5 GB of them, and the session wants as much.
         detector.to("meta")
         draft = _draft(recipe, sigma, checkpoint_sha256)
         refused: list[Refusal] = []
-        trials = Trials(fp32, draft, banked, held, source, recipe.bank.max_signatures, say)
+        trials = Trials(fp32, draft, banked, held, source, recipe.bank.max_signatures, log)
         for rung in _ladder(recipe, precision):
             try:
                 trial = trials.attempt(rung)
@@ -122,11 +122,11 @@ def export_detector(
                 reason = str(error)
             else:
                 if trial.verification.passed:
-                    say(f"{rung}: passed")
+                    log(f"{rung}: passed")
                     break
                 reason = "; ".join(trial.verification.reasons)
             refused.append(Refusal(precision=rung, reason=reason))
-            say(f"{rung}: refused, {reason}")
+            log(f"{rung}: refused, {reason}")
         else:
             why = "; ".join(f"{refusal.precision}: {refusal.reason}" for refusal in refused)
             raise GateFailed(f"{destination}: not written, the model misses its recipe's limits ({why})")

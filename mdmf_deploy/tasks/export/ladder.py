@@ -25,7 +25,7 @@ from mdmf_deploy.tasks.bank.build import BankReport, build_bank
 from mdmf_deploy.tasks.export.fp16 import to_fp16
 from mdmf_deploy.tasks.export.int8 import quantise
 from mdmf_deploy.tasks.export.restore import Restorable
-from mdmf_deploy.tasks.verify import compare, signed_by_hash
+from mdmf_deploy.tasks.verify import compare, signatures_by_hash
 
 _FATAL = OrtEngine.name
 # Real images to take activation ranges from: with 64 of them, unlike images exceeded the ranges.
@@ -60,10 +60,10 @@ class Trials:
         held: Sequence[Path],
         source: Mapping[str, NDArray[np.float32]],
         max_signatures: int,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
         self._fp32, self._draft, self._banked, self._held = fp32, draft, banked, held
-        self._source, self._max_signatures, self._say = source, max_signatures, say
+        self._source, self._max_signatures, self._log = source, max_signatures, log
         self._base: Trial | None = None
         self._missed: tuple[str, ...] = ()
 
@@ -89,18 +89,18 @@ class Trials:
             for name in runtimes:
                 if name == _FATAL:
                     continue
-                self._say(f"verifying on {name}")
+                self._log(f"verifying on {name}")
                 try:
                     engine = stack.enter_context(closing(open_engine(name, bundle)))
                     record = self._gate(engine, trial.manifest, trial.bank.bank)
                 # Runtimes share no exceptions, and none of them may cost what has passed on the one that must.
                 except Exception as error:
-                    self._say(f"{name}: not verified, {' '.join(str(error).split())}")
+                    self._log(f"{name}: not verified, {' '.join(str(error).split())}")
                     continue
                 engines.append(engine)
                 records.append(record)
                 if not record.passed:
-                    self._say(f"{name}: refused, {'; '.join(record.reasons)}")
+                    self._log(f"{name}: refused, {'; '.join(record.reasons)}")
             rates = images_per_second(engines, trial.manifest.preprocessing.crop)
         return tuple(
             msgspec.structs.replace(record, images_per_second=rate) for record, rate in zip(records, rates, strict=True)
@@ -114,14 +114,14 @@ class Trials:
             if path.exists():
                 entries[name] = FileEntry.of(path)
         manifest = msgspec.structs.replace(manifest, files=entries)
-        self._say(f"{rung}: signing {len(self._banked)} bank images and {len(self._held)} held-back ones")
+        self._log(f"{rung}: signing {len(self._banked)} bank images and {len(self._held)} held-back ones")
         with closing(OrtEngine(Bundle(graph.parent, manifest))) as engine:
             report = build_bank(manifest, engine, self._banked, self._max_signatures)
             verification = self._gate(engine, manifest, report.bank)
         return Trial(graph, manifest, report, verification)
 
     def _gate(self, engine: Engine, manifest: Manifest, bank: Bank) -> Verification:
-        exported = signed_by_hash(self._held, engine, manifest.preprocessing)
+        exported = signatures_by_hash(self._held, engine, manifest.preprocessing)
         chosen = "; the layers in fp32 were chosen on them" if manifest.model.kept else ""
         return compare(
             np.stack(list(self._source.values())),
@@ -137,7 +137,7 @@ class Trials:
         if not base.verification.passed:
             raise QuantisationError("the fp32 graph that it is made from misses the limits")
         crops = center_crops(self._banked[:_RANGE_IMAGES], self._draft.preprocessing)
-        self._say(f"int8: quantising by NNCF, on {len(crops)} images")
+        self._log(f"int8: quantising by NNCF, on {len(crops)} images")
         graphs = Restorable(self._fp32, quantise(self._fp32, crops), self._folder("int8-variants"))
         most = most_worth_keeping(len(graphs.layers))
         order: list[str] = []
@@ -157,7 +157,7 @@ class Trials:
             trial = self._try(graphs.save(order[:kept], folder / MODEL), self._card("int8", tuple(order[:kept])))
             if trial.verification.passed or kept >= most:
                 return trial
-            self._say(f"int8: {kept} layers in fp32 are too few against its own bank")
+            self._log(f"int8: {kept} layers in fp32 are too few against its own bank")
             order = order or self._rank(graphs, crops[:_RANK_IMAGES], base.bank.bank)
             kept = min(most, max(kept + 1, 3 * kept // 2))
 
@@ -165,7 +165,7 @@ class Trials:
         gate = self._gate_variant(graphs, kept, bank)
         names = ", ".join([*kept[:_SHOWN], *(["..."] if len(kept) > _SHOWN else [])])
         said, self._missed = ("passes" if gate.passed else "; ".join(gate.reasons)), gate.reasons
-        self._say(f"int8: {len(kept)} of {len(graphs.layers)} layers in fp32{f' ({names})' if names else ''}: {said}")
+        self._log(f"int8: {len(kept)} of {len(graphs.layers)} layers in fp32{f' ({names})' if names else ''}: {said}")
         return gate.passed
 
     def _gate_variant(self, graphs: Restorable, kept: Sequence[str], bank: Bank) -> Verification:
@@ -173,7 +173,7 @@ class Trials:
             return self._gate(engine, self._draft, bank)
 
     def _rank(self, graphs: Restorable, crops: NDArray[np.float32], bank: Bank) -> list[str]:
-        self._say(f"int8: ranking {len(graphs.layers)} layers by the error that each causes alone")
+        self._log(f"int8: ranking {len(graphs.layers)} layers by the error that each causes alone")
         reduction = CpuReduction()
 
         def scores(kept: Sequence[str]) -> NDArray[np.float64]:

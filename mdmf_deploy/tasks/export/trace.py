@@ -15,7 +15,7 @@ from mdmf_deploy.bundle.manifest import INLINE_BYTES, INPUT, OUTPUT
 from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import RecipeError
 from mdmf_deploy.model.architectures import architecture
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 
 # Name of the pooling matrix in the graph: what follows it is the PFS head.
 POOLING = "head.pooling.matrix"
@@ -50,7 +50,7 @@ class MatrixPooling(nn.Module):
         return pooled.reshape(tokens.shape[0], tokens.shape[1], self.pool, self.pool)
 
 
-def trace(detector: Detector, recipe: Recipe, path: Path, metadata: Mapping[str, str]) -> Path:
+def trace(detector: MdmfModel, recipe: Recipe, path: Path, metadata: Mapping[str, str]) -> Path:
     """Write the detector as ONNX to path, checked, with metadata embedded; weights above 1.9 GB go to `path`.data.
 
     The batch is dynamic, the crop fixed.  The detector itself is changed: its position embedding is baked for the

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.files import atomic_file
 from mdmf_deploy.images.decode import decode, normalise, read
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.data import Sample, Window, center_crops
 
 _BATCH = 16
 
 
-def cache_key(detector: Detector, preprocessing: Preprocessing, samples: Sequence[Sample], what: str) -> str:
+def cache_key(detector: MdmfModel, preprocessing: Preprocessing, samples: Sequence[Sample], what: str) -> str:
     """Hash over all that the features depend on: weights, preprocessing, pool grid, files in order, and the crops."""
     digest = hashlib.sha256(repr((preprocessing, detector.head.pooling, what)).encode())
     for name, tensor in detector.backbone.state_dict().items():
@@ -31,7 +31,7 @@ def cache_key(detector: Detector, preprocessing: Preprocessing, samples: Sequenc
 
 
 def cached_features(
-    detector: Detector,
+    detector: MdmfModel,
     preprocessing: Preprocessing,
     samples: Sequence[Sample],
     crops: int,
@@ -55,7 +55,7 @@ def cached_features(
 
 @torch.inference_mode()
 def _features(
-    detector: Detector,
+    detector: MdmfModel,
     preprocessing: Preprocessing,
     sample: Sample,
     crops: int,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mdmf_deploy.bundle.recipe import Training
 from mdmf_deploy.errors import TrainingFailed
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.data import Batch, Batches
 from mdmf_deploy.tasks.train.network import TrainingNet, classification_loss, criterion
 from mdmf_deploy.tasks.train.state import State, optimiser_tensors, read_state, restore_optimiser, write_state
@@ -33,7 +33,7 @@ class Cadence:
 
 
 # Validation: the network in, AUROC by generator out.
-Validate = Callable[[Detector], dict[str, float]]
+Validate = Callable[[MdmfModel], dict[str, float]]
 # Called after every logged step with its record.
 Watch = Callable[[dict[str, float]], None]
 
@@ -51,7 +51,7 @@ def train(
     cadence: Cadence | None = None,
     watch: Watch = lambda record: None,
     stop_after: int | None = None,
-) -> Detector:
+) -> MdmfModel:
     """Train for plan.steps and return the trained (averaged, where the recipe averages) detector.
 
     folder: where the state is kept.  stop_after: leave early at that step, as an interruption would.
@@ -139,7 +139,7 @@ def _learning_rate(step: int, plan: Training) -> float:
 
 
 @torch.no_grad()
-def _average(average: Detector, current: Detector, step: int, decay: float) -> None:
+def _average(average: MdmfModel, current: MdmfModel, step: int, decay: float) -> None:
     """Exponential moving average of the weights; its memory grows from nothing, so the start is not remembered."""
     keep = min(decay, (step + 1) / (step + 10))
     for kept, new in zip(average.parameters(), current.parameters(), strict=True):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mdmf_deploy.bundle.recipe import Training
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.objectives import image_scores, image_test_power, median_distance, pooled_test_power
 
 
@@ -17,7 +17,7 @@ class TrainingNet(nn.Module):
     classify: an auxiliary classifier of the tokens of a backbone that is trained.
     """
 
-    def __init__(self, detector: Detector, frozen: bool, classify: bool) -> None:
+    def __init__(self, detector: MdmfModel, frozen: bool, classify: bool) -> None:
         super().__init__()
         self.detector = detector
         self.frozen = frozen
@@ -34,7 +34,7 @@ class TrainingNet(nn.Module):
         sigma = self.detector.log_sigma.exp()
         if self.frozen:
             with torch.autocast(batch.device.type, enabled=False):
-                return self.detector.head.sign(batch.float()), None, sigma
+                return self.detector.head.extract(batch.float()), None, sigma
         tokens = self.detector.backbone(batch)
         logits: Tensor | None = None
         if self.classifier is not None:

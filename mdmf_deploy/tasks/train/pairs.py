@@ -102,10 +102,10 @@ def _write(path: Path, data: bytes) -> None:
     scratch.rename(path)
 
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def prepare_images(recipe: Recipe, dataset: Dataset, folder: Path, say: Say = lambda line: None) -> Images:
+def prepare_images(recipe: Recipe, dataset: Dataset, folder: Path, log: Log = lambda line: None) -> Images:
     """Train the recipe's autoencoders and write every matched view and reconstruction, or find them there.
 
     folder: keeps autoencoders/ and views/, each file under a key of all that it depends on: what another recipe, seed
@@ -113,8 +113,8 @@ def prepare_images(recipe: Recipe, dataset: Dataset, folder: Path, say: Say = la
     """
     pairs, seed, crop = recipe.training.pairs, recipe.training.seed, recipe.preprocessing.crop
     photographs, generated = dataset.of("train", False), dataset.of("train", True)
-    nets = _autoencoders(recipe, photographs, folder / "autoencoders", say)
-    say(f"writing {pairs.views} views of {len(photographs) + len(generated)} images")
+    nets = _autoencoders(recipe, photographs, folder / "autoencoders", log)
+    log(f"writing {pairs.views} views of {len(photographs) + len(generated)} images")
     views_folder = folder / "views" / _key(pairs, crop, seed, [sample.sha256 for sample in photographs])
     real: list[Photograph] = []
     others: dict[str, list[tuple[Path, ...]]] = {}
@@ -133,7 +133,7 @@ def prepare_images(recipe: Recipe, dataset: Dataset, folder: Path, say: Say = la
     return Images(tuple(real), {name: tuple(files) for name, files in others.items()})
 
 
-def _autoencoders(recipe: Recipe, photographs: Sequence[Sample], folder: Path, say: Say) -> list[AutoencoderNet]:
+def _autoencoders(recipe: Recipe, photographs: Sequence[Sample], folder: Path, log: Log) -> list[AutoencoderNet]:
     plans, seed = recipe.training.pairs.autoencoders, recipe.training.seed
     shas = [sample.sha256 for sample in photographs]
     paths = [folder / f"{autoencoder_name(a)}-{_key(a, seed + n, shas)}.safetensors" for n, a in enumerate(plans)]
@@ -142,7 +142,7 @@ def _autoencoders(recipe: Recipe, photographs: Sequence[Sample], folder: Path, s
     nets = []
     for number, (plan, path) in enumerate(zip(plans, paths, strict=True)):
         net, psnr = train_autoencoder(plan, pixels, path, seed + number)
-        say(f"autoencoder {autoencoder_name(plan)}: PSNR {psnr:.1f} dB")
+        log(f"autoencoder {autoencoder_name(plan)}: PSNR {psnr:.1f} dB")
         nets.append(net)
     return nets
 

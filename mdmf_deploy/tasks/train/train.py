@@ -16,7 +16,7 @@ from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import CheckpointError, UsageError
 from mdmf_deploy.images.decode import normalise
 from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_backbone, save_detector
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.data import (
     Batches,
     CropBatches,
@@ -33,14 +33,14 @@ from mdmf_deploy.tasks.train.initialise import initialise
 from mdmf_deploy.tasks.train.loop import STATE, Cadence, processes, train
 from mdmf_deploy.tasks.train.network import TrainingNet
 from mdmf_deploy.tasks.train.pairs import prepare_images
-from mdmf_deploy.tasks.train.validate import BANK_IMAGES, Record, Sign, Validation, write_csv, write_plot
+from mdmf_deploy.tasks.train.validate import BANK_IMAGES, Extract, Record, Validation, write_csv, write_plot
 
 CHECKPOINT = "checkpoint.safetensors"
 _FEATURE_CROPS = 4
 _PIXEL_BUDGET = 8 << 30
 _INITIALISING_CROPS = 128
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def fit(
     plan: Plan,
     real: Sequence[Path],
     generated: Mapping[str, Sequence[Path]],
-    say: Say = lambda line: None,
+    log: Log = lambda line: None,
     watch: Callable[[Record], None] = lambda record: None,
 ) -> Path:
     """Train as planned; returns the checkpoint's path.
@@ -88,13 +88,13 @@ def fit(
     # Under `accelerate launch` every process comes through here: one makes the files and talks, the others find them.
     team = processes()
     if not team.is_main_process:
-        say, watch = (lambda line: None), (lambda record: None)
+        log, watch = (lambda line: None), (lambda record: None)
     folder.mkdir(parents=True, exist_ok=True)
     dataset = collect(real, generated, recipe.training.split)
     for path, code in dataset.unreadable:
-        say(f"left out {path}: {code}")
+        log(f"left out {path}: {code}")
     torch.manual_seed(recipe.training.seed)
-    detector = Detector(recipe)
+    detector = MdmfModel(recipe)
     if plan.backbone_weights is not None:
         load_backbone(detector.backbone, plan.backbone_weights)
     else:
@@ -103,7 +103,7 @@ def fit(
     net = TrainingNet(detector, frozen=not plan.train_backbone, classify=recipe.training.patch_cross_entropy > 0)
     with team.main_process_first():
         write_split(dataset, folder / "split")
-        batches, validation = (_crops if plan.train_backbone else _features)(plan, dataset, detector, say)
+        batches, validation = (_crops if plan.train_backbone else _features)(plan, dataset, detector, log)
     history: list[Record] = []
 
     def note(record: Record) -> None:
@@ -112,7 +112,7 @@ def fit(
             write_csv(folder / "history.csv", history)
         watch(record)
 
-    say(f"training {recipe.training.steps} steps, objective {recipe.training.objective!r}")
+    log(f"training {recipe.training.steps} steps, objective {recipe.training.objective!r}")
     trained = train(
         net,
         batches,
@@ -162,15 +162,15 @@ def _by_generator(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     return grouped
 
 
-def _crops(plan: Plan, dataset: Dataset, detector: Detector, say: Say) -> tuple[Batches, Validation]:
+def _crops(plan: Plan, dataset: Dataset, detector: MdmfModel, log: Log) -> tuple[Batches, Validation]:
     recipe = plan.recipe
     size = recipe.preprocessing.crop
-    images = prepare_images(recipe, dataset, plan.folder, say)
+    images = prepare_images(recipe, dataset, plan.folder, log)
     cache = PixelCache(_PIXEL_BUDGET)
     training = recipe.training
     batches = CropBatches(images, recipe.preprocessing, training.batch, training.pairs.share, training.seed, cache)
 
-    def sign(current: Detector, crops: NDArray[np.generic]) -> NDArray[np.float32]:
+    def extract(current: MdmfModel, crops: NDArray[np.generic]) -> NDArray[np.float32]:
         device = next(current.parameters()).device
         tensor = torch.from_numpy(normalise(np.asarray(crops, np.uint8), recipe.preprocessing)).to(device)
         signatures: NDArray[np.float32] = current(tensor).float().cpu().numpy()
@@ -179,22 +179,22 @@ def _crops(plan: Plan, dataset: Dataset, detector: Detector, say: Say) -> tuple[
     def load(samples: Sequence[Sample]) -> NDArray[np.generic]:
         return center_crops(_paths(samples), size)
 
-    return batches, _validation(sign, load, dataset)
+    return batches, _validation(extract, load, dataset)
 
 
-def _features(plan: Plan, dataset: Dataset, detector: Detector, say: Say) -> tuple[Batches, Validation]:
+def _features(plan: Plan, dataset: Dataset, detector: MdmfModel, log: Log) -> tuple[Batches, Validation]:
     recipe = plan.recipe
     seed, folder = recipe.training.seed, plan.folder / "features"
     detector.to(processes().device)
 
     def load(samples: Sequence[Sample], crops: int = 0) -> NDArray[np.float16]:
-        say(f"features of {len(samples)} images x {max(1, crops)} crops")
+        log(f"features of {len(samples)} images x {max(1, crops)} crops")
         return cached_features(detector, recipe.preprocessing, samples, crops, seed, folder)
 
-    def sign(current: Detector, features: NDArray[np.generic]) -> NDArray[np.float32]:
+    def extract(current: MdmfModel, features: NDArray[np.generic]) -> NDArray[np.float32]:
         device = next(current.parameters()).device
         tensor = torch.from_numpy(np.asarray(features, np.float32)).to(device)
-        signatures: NDArray[np.float32] = current.head.sign(tensor).float().cpu().numpy()
+        signatures: NDArray[np.float32] = current.head.extract(tensor).float().cpu().numpy()
         return signatures
 
     batches = FeatureBatches(
@@ -203,13 +203,15 @@ def _features(plan: Plan, dataset: Dataset, detector: Detector, say: Say) -> tup
         recipe.training.batch,
         seed,
     )
-    return batches, _validation(sign, lambda samples: load(samples)[:, 0], dataset)
+    return batches, _validation(extract, lambda samples: load(samples)[:, 0], dataset)
 
 
-def _validation(sign: Sign, load: Callable[[Sequence[Sample]], NDArray[np.generic]], dataset: Dataset) -> Validation:
+def _validation(
+    extract: Extract, load: Callable[[Sequence[Sample]], NDArray[np.generic]], dataset: Dataset
+) -> Validation:
     generated = _by_generator(dataset.of("validation", True))
     return Validation(
-        sign,
+        extract,
         load(spread(dataset.of("train", False), BANK_IMAGES)),
         load(dataset.of("validation", False)),
         {generator: load(samples) for generator, samples in generated.items()},

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bank import BankSource
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import uniform_bank
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 
-Sign = Callable[[Detector, NDArray[np.generic]], NDArray[np.float32]]
+Extract = Callable[[MdmfModel, NDArray[np.generic]], NDArray[np.float32]]
 
 BANK_IMAGES = 64
 _BATCH = 32
@@ -42,18 +42,18 @@ class Validation:
 
     def __init__(
         self,
-        sign: Sign,
+        extract: Extract,
         bank: NDArray[np.generic],
         real: NDArray[np.generic],
         generated: Mapping[str, NDArray[np.generic]],
     ) -> None:
-        self._sign = sign
+        self._extract = extract
         self._bank = bank[:BANK_IMAGES]
         self._real = real
         self._generated = generated
 
     @torch.inference_mode()
-    def __call__(self, detector: Detector) -> dict[str, float]:
+    def __call__(self, detector: MdmfModel) -> dict[str, float]:
         from sklearn.metrics import roc_auc_score
 
         bank = self._signatures(detector, self._bank)
@@ -65,8 +65,8 @@ class Validation:
             areas[generator] = float(roc_auc_score(labels, np.r_[real, generated]))
         return areas | {"mean": float(np.mean(list(areas.values())))}
 
-    def _signatures(self, detector: Detector, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-        parts = [self._sign(detector, inputs[start : start + _BATCH]) for start in range(0, len(inputs), _BATCH)]
+    def _signatures(self, detector: MdmfModel, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+        parts = [self._extract(detector, inputs[start : start + _BATCH]) for start in range(0, len(inputs), _BATCH)]
         return np.concatenate(parts)
 
 

@@ -113,7 +113,7 @@ def test_rows_of_many_images_are_packed() -> None:
 def test_a_prepared_bank_is_the_bank(operand: str, points: int) -> None:
     version = next(version for version, (_, operands) in VERSIONS.items() if operand in operands)
     kernel = Kernel(version, operand, 64)
-    x, bank = draw(points, 1, 5, points, 64, signed=True)
+    x, bank = draw(points, 1, 5, points, 64, extracted=True)
     prepared = prepare_bank(bank, kernel)
     rows = len(prepared.operands)
     assert rows % kernel.tile == 0

@@ -19,7 +19,7 @@ from helpers.libraries import needed
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL, FileEntry
 from mdmf_deploy.bundle.recipe import Precision, load_recipe
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.runtime.building.flavours import RTX
 from mdmf_deploy.runtime.building.obtain import obtain
 from mdmf_deploy.runtime.building.plans import PlanCard, find
@@ -46,7 +46,7 @@ def fp32(recipe_name: str, folder: Path) -> Path:
     """The recipe's graph with random weights."""
     recipe = load_recipe(recipe_name)
     torch.manual_seed(0)
-    detector = Detector(recipe)
+    detector = MdmfModel(recipe)
     torch.nn.init.trunc_normal_(detector.backbone.pos_embed, std=0.02)
     folder.mkdir()
     return trace(detector, recipe, folder / MODEL, {})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.handmade import FakeSigned, bank, broken, make_bundle, manifest, signed
+from helpers.handmade import FakeSigned, bank, broken, extracted, make_bundle, manifest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ from mdmf_deploy.tasks.bank.compress import compress_bundle
 
 
 def images(count: int, patches: int = 4) -> list[FakeSigned]:
-    return [signed(f"/home/me/reals/{place % 3}/{place}.png", patches) for place in range(count)]
+    return [extracted(f"/home/me/reals/{place % 3}/{place}.png", patches) for place in range(count)]
 
 
 @given(order=st.randoms(use_true_random=False), count=st.integers(1, 12), most=st.integers(0, 60))
@@ -55,13 +55,13 @@ def test_thinning_is_even_and_keeps_true_signatures(count: int, patches: int, mo
 
 def test_thinning_does_not_take_the_first_patches() -> None:
     report = gather_bank(manifest(), images(40, patches=9), 40)
-    first = {signed(f"{place}.png", 9).signatures[0].tobytes() for place in range(40)}
+    first = {extracted(f"{place}.png", 9).signatures[0].tobytes() for place in range(40)}
     assert sum(row.tobytes() in first for row in report.bank.signatures) < 20
 
 
 def test_memory_is_that_of_what_is_kept() -> None:
     """200 images make 1.28 MB of signatures; a bank of 100 of them takes nothing like it."""
-    stream = (signed(f"{place}.png", patches=400) for place in range(200))
+    stream = (extracted(f"{place}.png", patches=400) for place in range(200))
     tracemalloc.start()
     try:
         report = gather_bank(manifest(), stream, 100)
@@ -81,7 +81,7 @@ def test_without_a_limit_all_is_kept() -> None:
 
 
 def test_copies_count_once_and_are_said() -> None:
-    copies = [signed("/r/b/1.png"), signed("/r/a/1.png"), signed("/r/c/2.png"), signed("/r/c/1.png")]
+    copies = [extracted("/r/b/1.png"), extracted("/r/a/1.png"), extracted("/r/c/2.png"), extracted("/r/c/1.png")]
     report = gather_bank(manifest(), copies)
     assert report.duplicates == (Duplicate("/r/b/1.png", "/r/a/1.png"), Duplicate("/r/c/1.png", "/r/a/1.png"))
     assert report.bank.to_bytes() == gather_bank(manifest(), reversed(copies)).bank.to_bytes()
@@ -102,7 +102,7 @@ def test_a_bank_does_not_carry_its_makers_folders() -> None:
 
 @pytest.mark.parametrize("uris", [["a.png", "b.png"], ["x/a.png", "/y/b.png"], ["/a.png"], ["../q/a.png", "b.png"]])
 def test_any_uri_will_do(uris: list[str]) -> None:
-    report = gather_bank(manifest(), [signed(uri) for uri in uris])
+    report = gather_bank(manifest(), [extracted(uri) for uri in uris])
     assert len({source.uri for source in report.bank.sources}) == len(uris)
 
 
@@ -148,7 +148,7 @@ def test_a_bank_of_few_points_keeps_the_scale_of_its_images_scores(monkeypatch: 
 def test_copies_and_broken_images_count_once_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdmf_deploy.tasks.bank.build.Gathering", partial(Gathering, block=20, per_block=5))
     taken = images(30)
-    met = [*taken, broken("/home/me/reals/x.png"), signed("/home/me/reals/0/0 again.png"), *taken]
+    met = [*taken, broken("/home/me/reals/x.png"), extracted("/home/me/reals/0/0 again.png"), *taken]
     copied = [*met, taken[0]._replace(uri="/home/me/reals/0/-.png")]
     report = gather_bank(manifest(), copied, points=5)
     once = gather_bank(manifest(), [*taken, met[31]], points=5)
@@ -170,7 +170,7 @@ def test_thinning_and_points_exclude_each_other() -> None:
 
 
 def test_signatures_that_are_not_finite_are_refused() -> None:
-    bad = signed("a.png")._replace(signatures=np.full((4, 4), np.nan, np.float32))
+    bad = extracted("a.png")._replace(signatures=np.full((4, 4), np.nan, np.float32))
     for points in (None, 2):
         with pytest.raises(BankError, match="not finite"):
             gather_bank(manifest(), [bad], points=points)

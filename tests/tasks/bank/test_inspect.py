@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from helpers.handmade import GRAPH, manifest, signed
+from helpers.handmade import GRAPH, extracted, manifest
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import write_bundle
@@ -20,8 +20,10 @@ from mdmf_deploy.tasks.bank.inspect import audit_bank
 
 
 def made(count: int = 30, strange: int = 0) -> Bank:
-    usual = [signed(f"/r/{'ab'[place % 2]}/{place}.png", 9) for place in range(count)]
-    return gather_bank(manifest(), [*usual, *(signed(f"/r/z/odd{i}.png", 9, shift=4.0) for i in range(strange))]).bank
+    usual = [extracted(f"/r/{'ab'[place % 2]}/{place}.png", 9) for place in range(count)]
+    return gather_bank(
+        manifest(), [*usual, *(extracted(f"/r/z/odd{i}.png", 9, shift=4.0) for i in range(strange))]
+    ).bank
 
 
 def test_leave_one_out_scores_are_those_of_a_bank_built_without_the_image() -> None:
@@ -72,7 +74,7 @@ def test_a_compressed_bank_tells_the_mean_kernel_value_of_the_one_it_was_made_of
 ) -> None:
     model = manifest()
     model = msgspec.structs.replace(model, model=msgspec.structs.replace(model.model, sigma=sigma))
-    whole = gather_bank(model, [signed(f"{i}.png", 9) for i in range(6)]).bank
+    whole = gather_bank(model, [extracted(f"{i}.png", 9) for i in range(6)]).bank
     expected = audit_bank(whole).mean_kernel
     bundle = write_bundle(tmp_path / "b", model, {MODEL: GRAPH, BANK: whole.to_bytes()})
     report = compress_bundle(bundle, tmp_path / "c", points=points)
@@ -87,7 +89,7 @@ def test_a_compressed_bank_tells_the_mean_kernel_value_of_the_one_it_was_made_of
 def test_a_bandwidth_that_says_nothing_is_warned_of(sigma: float, word: str | None) -> None:
     model = manifest()
     model = msgspec.structs.replace(model, model=msgspec.structs.replace(model.model, sigma=sigma))
-    warnings = audit_bank(gather_bank(model, [signed(f"{i}.png") for i in range(6)]).bank).warnings
+    warnings = audit_bank(gather_bank(model, [extracted(f"{i}.png") for i in range(6)]).bank).warnings
     assert [word in warning for warning in warnings] == ([True] if word else [])
 
 
@@ -101,5 +103,5 @@ def test_compressed_and_single_banks_say_why_they_have_no_scores() -> None:
 
 
 def test_one_image_again_and_again_is_no_scale_to_judge_by() -> None:
-    copies = [signed(f"{place}.png")._replace(signatures=signed("x").signatures) for place in range(5)]
+    copies = [extracted(f"{place}.png")._replace(signatures=extracted("x").signatures) for place in range(5)]
     assert audit_bank(gather_bank(manifest(), copies).bank).outliers == ()

@@ -15,9 +15,9 @@ import torch
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import BANK, MODEL, PROBES, Manifest, Verification
-from mdmf_deploy.bundle.recipe import Export, Limits, Recipe
+from mdmf_deploy.bundle.recipe import Export, GateLimits, Recipe
 from mdmf_deploy.errors import BundleError, GateFailed, UsageError
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.runtime import ENGINES, Engine, installed
 from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.tasks.export import export as exporting
@@ -25,7 +25,7 @@ from mdmf_deploy.tasks.export import ladder as trials
 from mdmf_deploy.tasks.export.restore import Restorable
 
 # What two layers of int8 on a model of random weights keep to, and a coarse layer does not.
-LOOSE = Limits(max_score_change=1.0, min_rank_correlation=0.0, max_flipped_verdicts=1.0, max_fpr_change=1.0)
+LOOSE = GateLimits(max_score_change=1.0, min_rank_correlation=0.0, max_flipped_verdicts=1.0, max_fpr_change=1.0)
 
 
 def coarsened(model: onnx.ModelProto, fp32: Path, layers: set[str], folder: Path) -> onnx.ModelProto:
@@ -52,11 +52,11 @@ def numbered(folder: Path, count: int) -> list[Path]:
 
 
 @pytest.fixture
-def detector(tiny_bundle: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Detector:
+def detector(tiny_bundle: Path, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> MdmfModel:
     """The tiny bundle's, whose graph is taken from there: tracing has tests of its own, and takes seconds."""
     monkeypatch.setattr(exporting, "trace", lambda d, r, path, m: Path(shutil.copy(tiny_bundle / MODEL, path)))
     torch.manual_seed(0)
-    detector = Detector(tiny_recipe)
+    detector = MdmfModel(tiny_recipe)
     torch.nn.init.trunc_normal_(detector.backbone.pos_embed, std=0.02)
     return detector
 
@@ -124,10 +124,10 @@ def test_the_graph_says_what_it_is(tiny_bundle: Path, tiny_recipe: Recipe) -> No
 
 
 def test_a_refused_rung_falls_back_and_says_why(
-    detector: Detector, tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path
+    detector: MdmfModel, tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     # Between the rounding of int8 and that of fp32 on this model.
-    strict = Limits(max_score_change=1e-4)
+    strict = GateLimits(max_score_change=1e-4)
     recipe = msgspec.structs.replace(tiny_recipe, export=Export(precision="int8"), verification=strict)
     reals = [path for path in tiny_bundle.parent.iterdir() if path.is_file()]
     done = exporting.export_detector(detector, recipe, reals, tmp_path / "b.mdmf")
@@ -142,7 +142,7 @@ def test_a_refused_rung_falls_back_and_says_why(
 
 
 def test_layers_that_change_decisions_stay_in_fp32(
-    detector: Detector,
+    detector: MdmfModel,
     tiny_bundle: Path,
     tiny_recipe: Recipe,
     tiny_quantised: onnx.ModelProto,
@@ -156,7 +156,7 @@ def test_layers_that_change_decisions_stay_in_fp32(
     recipe = msgspec.structs.replace(tiny_recipe, verification=LOOSE)
     reals = [path for path in tiny_bundle.parent.iterdir() if path.is_file()]
     said: list[str] = []
-    done = exporting.export_detector(detector, recipe, reals, tmp_path / "b.mdmf", "int8", say=said.append)
+    done = exporting.export_detector(detector, recipe, reals, tmp_path / "b.mdmf", "int8", log=said.append)
     manifest = Bundle.open(tmp_path / "b.mdmf").manifest
     assert set(manifest.model.kept) == bad, said
     assert manifest.model.precision == "int8"
@@ -168,7 +168,7 @@ def test_layers_that_change_decisions_stay_in_fp32(
 
 
 def test_what_the_search_passed_and_its_own_bank_does_not_gets_more_layers(
-    detector: Detector,
+    detector: MdmfModel,
     tiny_bundle: Path,
     tiny_recipe: Recipe,
     tiny_quantised: onnx.ModelProto,
@@ -191,7 +191,7 @@ def test_what_the_search_passed_and_its_own_bank_does_not_gets_more_layers(
 
 
 def test_where_int8_passes_at_once_nothing_is_ranked(
-    detector: Detector,
+    detector: MdmfModel,
     tiny_bundle: Path,
     tiny_recipe: Recipe,
     tiny_quantised: onnx.ModelProto,
@@ -202,7 +202,7 @@ def test_where_int8_passes_at_once_nothing_is_ranked(
     recipe = msgspec.structs.replace(tiny_recipe, verification=LOOSE)
     reals = [path for path in tiny_bundle.parent.iterdir() if path.is_file()]
     said: list[str] = []
-    exporting.export_detector(detector, recipe, reals, tmp_path / "b.mdmf", "int8", say=said.append, runtimes=[])
+    exporting.export_detector(detector, recipe, reals, tmp_path / "b.mdmf", "int8", log=said.append, runtimes=[])
     manifest = Bundle.open(tmp_path / "b.mdmf").manifest
     assert manifest.model.kept == (), said
     assert [gate.runtime for gate in manifest.verification] == ["onnxruntime"]
@@ -211,13 +211,13 @@ def test_where_int8_passes_at_once_nothing_is_ranked(
 
 
 def test_a_runtime_that_cannot_be_opened_costs_only_its_own_record(
-    detector: Detector, tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path
+    detector: MdmfModel, tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     reals = [path for path in tiny_bundle.parent.iterdir() if path.is_file()]
     said: list[str] = []
     runtimes = ["quantum", "onnxruntime"]
     done = exporting.export_detector(
-        detector, tiny_recipe, reals, tmp_path / "b.mdmf", say=said.append, runtimes=runtimes
+        detector, tiny_recipe, reals, tmp_path / "b.mdmf", log=said.append, runtimes=runtimes
     )
     assert [gate.runtime for gate in done.verification] == ["onnxruntime"]
     assert any(line.startswith("quantum: not verified, runtime 'quantum' is not known") for line in said)
@@ -261,19 +261,19 @@ def _counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_counted")
 def test_a_runtime_that_raises_while_it_runs_costs_only_its_own_record(
-    detector: Detector, tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path
+    detector: MdmfModel, tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     reals = [path for path in tiny_bundle.parent.iterdir() if path.is_file()]
     said: list[str] = []
     runtimes = ["broken", "onnxruntime"]
-    exporting.export_detector(detector, tiny_recipe, reals, tmp_path / "b.mdmf", say=said.append, runtimes=runtimes)
+    exporting.export_detector(detector, tiny_recipe, reals, tmp_path / "b.mdmf", log=said.append, runtimes=runtimes)
     assert [gate.runtime for gate in Bundle.open(tmp_path / "b.mdmf").manifest.verification] == ["onnxruntime"]
     assert "broken: not verified, Exception from src/core.cpp:97: no memory" in said
 
 
 @pytest.mark.usefixtures("_counted")
 def test_where_onnxruntime_raises_nothing_is_written(
-    detector: Detector, tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    detector: MdmfModel, tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Counted, "broken", True)
     reals = [path for path in tiny_bundle.parent.iterdir() if path.is_file()]
@@ -283,9 +283,9 @@ def test_where_onnxruntime_raises_nothing_is_written(
 
 
 def test_nothing_is_written_when_no_rung_passes(
-    detector: Detector, tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path
+    detector: MdmfModel, tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    recipe = msgspec.structs.replace(tiny_recipe, verification=Limits(max_score_change=0.0))
+    recipe = msgspec.structs.replace(tiny_recipe, verification=GateLimits(max_score_change=0.0))
     reals = [path for path in tiny_bundle.parent.iterdir() if path.is_file()]
     with pytest.raises(GateFailed, match=r"not written.*fp32: max_score_change") as failure:
         exporting.export_detector(detector, recipe, reals, tmp_path / "b.mdmf")
@@ -296,4 +296,4 @@ def test_nothing_is_written_when_no_rung_passes(
 def test_what_is_not_a_bundle_is_not_replaced(tiny_recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "keep.txt").write_text("mine")
     with pytest.raises(BundleError, match="not a bundle"):
-        exporting.export_detector(Detector(tiny_recipe), tiny_recipe, [], tmp_path)
+        exporting.export_detector(MdmfModel(tiny_recipe), tiny_recipe, [], tmp_path)

@@ -18,16 +18,16 @@ def half(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return to_fp16(tiny_bundle / MODEL, tmp_path_factory.mktemp("half") / MODEL)
 
 
-def sign(path: Path, images: np.ndarray) -> np.ndarray:
+def extract(path: Path, images: np.ndarray) -> np.ndarray:
     (signatures,) = onnxruntime.InferenceSession(path).run(None, {"images": images})
     return signatures
 
 
 def test_fp16_halves_the_file_and_keeps_the_signatures(half: Path, tiny_bundle: Path) -> None:
     images = np.random.default_rng(0).standard_normal((4, 3, 56, 56)).astype(np.float32)
-    exact = sign(tiny_bundle / MODEL, images)
+    exact = extract(tiny_bundle / MODEL, images)
     assert half.stat().st_size < 0.6 * (tiny_bundle / MODEL).stat().st_size
-    error = np.abs(sign(half, images) - exact).max()
+    error = np.abs(extract(half, images) - exact).max()
     assert 0 < error < 0.01 * exact.std()
     assert {entry.key: entry.value for entry in onnx.load(half).metadata_props}["mdmf.precision"] == "fp16"
 

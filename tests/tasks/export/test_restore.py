@@ -12,7 +12,7 @@ from mdmf_deploy.errors import QuantisationError
 from mdmf_deploy.tasks.export.restore import Restorable
 
 
-def sign(path: Path, images: np.ndarray) -> np.ndarray:
+def extract(path: Path, images: np.ndarray) -> np.ndarray:
     (signatures,) = onnxruntime.InferenceSession(path).run(None, {"images": images})
     return signatures
 
@@ -30,16 +30,16 @@ def test_with_every_layer_restored_it_is_the_fp32_graph(
     path = restorable.variant(restorable.layers, "all")
     ours, theirs = (onnx.load(p).graph for p in (path, tiny_bundle / MODEL))
     assert [(n.name, *n.input, *n.output) for n in ours.node] == [(n.name, *n.input, *n.output) for n in theirs.node]
-    np.testing.assert_array_equal(sign(path, images), sign(tiny_bundle / MODEL, images))
+    np.testing.assert_array_equal(extract(path, images), extract(tiny_bundle / MODEL, images))
 
 
 def test_with_none_restored_it_is_what_nncf_made(
     restorable: Restorable, tiny_quantised: onnx.ModelProto, images: np.ndarray, tmp_path: Path
 ) -> None:
     onnx.save(tiny_quantised, tmp_path / MODEL)
-    expected = sign(tmp_path / MODEL, images)
+    expected = extract(tmp_path / MODEL, images)
     # Not bit for bit: onnxruntime fuses more where it knows the shapes, which NNCF drops.
-    np.testing.assert_allclose(sign(restorable.variant((), "none"), images), expected, atol=1e-4 * expected.std())
+    np.testing.assert_allclose(extract(restorable.variant((), "none"), images), expected, atol=1e-4 * expected.std())
 
 
 def test_a_restored_layer_has_its_fp32_inputs_and_nothing_is_left_over(
@@ -85,9 +85,9 @@ def test_a_corrected_bias_goes_with_its_layer(
 def test_the_more_is_restored_the_closer_it_comes(
     restorable: Restorable, tiny_bundle: Path, images: np.ndarray
 ) -> None:
-    exact = sign(tiny_bundle / MODEL, images)
+    exact = extract(tiny_bundle / MODEL, images)
     parts = (restorable.layers[:place] for place in (0, 12, 24))
-    errors = [np.abs(sign(restorable.variant(part, "part"), images) - exact).mean() for part in parts]
+    errors = [np.abs(extract(restorable.variant(part, "part"), images) - exact).mean() for part in parts]
     assert errors[0] > errors[1] > errors[2] == 0
 
 
@@ -98,7 +98,7 @@ def test_what_is_saved_stands_alone_and_says_what_it_is(
     path = restorable.save(kept, tmp_path / MODEL)
     assert [file.name for file in tmp_path.iterdir()] == [MODEL]
     assert path.stat().st_size < 0.4 * (tiny_bundle / MODEL).stat().st_size
-    np.testing.assert_array_equal(sign(path, images), sign(restorable.variant(kept, "kept"), images))
+    np.testing.assert_array_equal(extract(path, images), extract(restorable.variant(kept, "kept"), images))
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert metadata["mdmf.precision"] == "int8"
     assert metadata["mdmf.sigma"] == "1.0"

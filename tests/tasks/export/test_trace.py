@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mdmf_deploy.bundle.recipe import Head, Preprocessing, Recipe
 from mdmf_deploy.errors import RecipeError
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.export.trace import MatrixPooling, pooling_matrix, trace
 
 
@@ -39,7 +39,7 @@ def uneven(tiny_recipe: Recipe) -> Recipe:
 def traced(uneven: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor, np.ndarray]:
     """The graph, images, and what PyTorch made of them before tracing."""
     torch.manual_seed(3)
-    detector = Detector(uneven).eval()
+    detector = MdmfModel(uneven).eval()
     torch.nn.init.normal_(detector.backbone.pos_embed)
     images = torch.randn(3, 3, 70, 70)
     with torch.inference_mode():
@@ -77,4 +77,4 @@ def test_no_path_of_this_machine_is_in_the_file(traced: tuple[Path, torch.Tensor
 def test_a_crop_that_does_not_fit_is_an_error(tiny_recipe: Recipe, tmp_path: Path, crop: int, pool: int) -> None:
     recipe = msgspec.structs.replace(tiny_recipe, preprocessing=Preprocessing(crop=crop), head=Head(pool=pool))
     with pytest.raises(RecipeError, match="tiny"):
-        trace(Detector(recipe), recipe, tmp_path / "model.onnx", {})
+        trace(MdmfModel(recipe), recipe, tmp_path / "model.onnx", {})

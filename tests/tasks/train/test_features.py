@@ -9,7 +9,7 @@ import torch
 from helpers.training_data import generated, paths
 
 from mdmf_deploy.bundle.recipe import Preprocessing, Recipe
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.data import Sample
 from mdmf_deploy.tasks.train.features import cache_key, cached_features
 
@@ -20,7 +20,7 @@ def samples(files: list[Path]) -> list[Sample]:
 
 def test_the_key_is_of_all_that_features_depend_on(tiny_recipe: Recipe) -> None:
     torch.manual_seed(0)
-    detector, other = Detector(tiny_recipe), Detector(tiny_recipe)
+    detector, other = MdmfModel(tiny_recipe), MdmfModel(tiny_recipe)
     plain, larger = Preprocessing(crop=56), Preprocessing(crop=70)
     three = samples([Path("a"), Path("b"), Path("c")])
     keys = [
@@ -36,7 +36,7 @@ def test_the_key_is_of_all_that_features_depend_on(tiny_recipe: Recipe) -> None:
 
 
 def test_features_are_those_of_the_images_asked_for(training_folder: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
-    detector = Detector(tiny_recipe).eval()
+    detector = MdmfModel(tiny_recipe).eval()
     real = samples(paths(training_folder / "real")[:3])
     fake = [
         Sample(p, "f" * 63 + str(i), "checker", "train")

@@ -10,7 +10,7 @@ import torch
 
 from mdmf_deploy.bundle.recipe import Recipe, Training
 from mdmf_deploy.errors import TrainingFailed
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train import loop
 from mdmf_deploy.tasks.train.data import Batch
 from mdmf_deploy.tasks.train.loop import Cadence, train
@@ -24,7 +24,7 @@ def features(step: int) -> Batch:
 
 def net(recipe: Recipe) -> TrainingNet:
     torch.manual_seed(0)
-    return TrainingNet(Detector(recipe), frozen=True, classify=False)
+    return TrainingNet(MdmfModel(recipe), frozen=True, classify=False)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
@@ -38,7 +38,7 @@ def test_the_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
 
 
 def test_every_trained_parameter_is_in_one_group_and_biases_do_not_decay(tiny_recipe: Recipe) -> None:
-    whole = TrainingNet(Detector(tiny_recipe), frozen=False, classify=True)
+    whole = TrainingNet(MdmfModel(tiny_recipe), frozen=False, classify=True)
     decayed, plain, bandwidth = loop._groups(whole, Training(weight_decay=0.3))
     assert decayed["weight_decay"] == 0.3
     assert plain["weight_decay"] == bandwidth["weight_decay"] == 0
@@ -92,8 +92,8 @@ def test_bfloat16_stays_close_to_float32(tiny_recipe: Recipe, tmp_path: Path) ->
 
 def test_the_classifier_exists_only_where_it_is_in_the_loss(tiny_recipe: Recipe) -> None:
     crops = torch.zeros(2, 3, 56, 56)
-    assert TrainingNet(Detector(tiny_recipe), frozen=False, classify=False)(crops)[1] is None
-    logits = TrainingNet(Detector(tiny_recipe), frozen=False, classify=True)(crops)[1]
+    assert TrainingNet(MdmfModel(tiny_recipe), frozen=False, classify=False)(crops)[1] is None
+    logits = TrainingNet(MdmfModel(tiny_recipe), frozen=False, classify=True)(crops)[1]
     assert logits is not None
     assert logits.shape == (2, 16)
 

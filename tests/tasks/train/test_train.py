@@ -16,7 +16,7 @@ from mdmf_deploy.bundle.recipe import Pairs, Recipe
 from mdmf_deploy.errors import CheckpointError, UsageError
 from mdmf_deploy.model.checkpoints import load_detector
 from mdmf_deploy.model.dinov2 import DinoV2
-from mdmf_deploy.model.pfs import Detector
+from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.loop import STATE, Cadence
 from mdmf_deploy.tasks.train.train import Plan, fit
 
@@ -79,7 +79,7 @@ def test_resuming_with_other_data_is_refused(training_folder: Path, training_rec
 def frozen(training_recipe: Recipe, tmp_path: Path) -> Plan:
     """A frozen backbone whose weights are a file; 60 steps of the head alone."""
     torch.manual_seed(3)
-    detector = Detector(training_recipe)
+    detector = MdmfModel(training_recipe)
     weights = tmp_path / "backbone.pth"
     torch.save(detector.backbone.state_dict(), weights)
     training = msgspec.structs.replace(training_recipe.training, steps=60, learning_rate=3e-3, warmup=5)
