@@ -130,7 +130,7 @@ def _engines(bundle: Bundle, asked: list[str], stack: contextlib.ExitStack) -> t
 def _with_speeds(bundle: Bundle, engines: list[Engine], gates: list[Verification]) -> list[Verification]:
     import msgspec
 
-    from mdmf_deploy.runtime.speed import images_per_second
+    from mdmf_deploy.runtime import images_per_second
 
     rates = images_per_second(engines, bundle.manifest.preprocessing.crop)
     return [msgspec.structs.replace(gate, images_per_second=rate) for gate, rate in zip(gates, rates, strict=True)]

@@ -17,7 +17,7 @@ from onnx import ModelProto, numpy_helper
 
 from mdmf_deploy.bundle.manifest import INPUT
 from mdmf_deploy.errors import QuantisationError, RuntimeUnavailable
-from mdmf_deploy.runtime.telemetry import unreported
+from mdmf_deploy.runtime import without_telemetry
 
 # NNCF's own choices are 0.95, and the mean of the images' extremes, which an image unlike most exceeds: its score then
 # moves far more than the others'.  On the starter's held-back images these halve the worst change.
@@ -90,7 +90,7 @@ def import_nncf() -> ModuleType:
     """
     logger_class = logging.getLoggerClass()
     try:
-        with silence(), unreported():
+        with silence(), without_telemetry():
             import nncf
             import nncf.onnx.quantization.quantize_model
             import nncf.quantization.range_estimator

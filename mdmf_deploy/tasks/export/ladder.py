@@ -18,9 +18,8 @@ from mdmf_deploy.bundle.recipe import Precision, Preprocessing
 from mdmf_deploy.errors import ImageError, QuantisationError
 from mdmf_deploy.images import decode as images
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.runtime import Engine, open_engine
+from mdmf_deploy.runtime import Engine, images_per_second, open_engine
 from mdmf_deploy.runtime.ort import OrtEngine
-from mdmf_deploy.runtime.speed import images_per_second
 from mdmf_deploy.tasks.bank.build import BankReport, build_bank
 from mdmf_deploy.tasks.export.fp16 import to_fp16
 from mdmf_deploy.tasks.export.int8 import quantise
