@@ -148,7 +148,7 @@ def _against_checkpoint(
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.model.checkpoints import load_source, source_sha256
-    from mdmf_deploy.model.engine import TorchEngine
+    from mdmf_deploy.model.pfs import TorchEngine
     from mdmf_deploy.tasks.verify import verify_images
 
     made_of = bundle.manifest.provenance

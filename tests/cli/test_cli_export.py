@@ -17,7 +17,7 @@ from mdmf_deploy.bundle.recipe import GateLimits, Recipe
 from mdmf_deploy.cli import app
 from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.files import file_sha256
-from mdmf_deploy.model.checkpoints import save_detector
+from mdmf_deploy.model.checkpoints import save_model
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.runtime import installed
 from mdmf_deploy.runtime.ort import OrtEngine
@@ -50,7 +50,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) ->
     torch.manual_seed(0)
     detector = MdmfModel(tiny_recipe)
     torch.nn.init.trunc_normal_(detector.backbone.pos_embed, std=0.02)
-    save_detector(path, detector, {})
+    save_model(path, detector, {})
     return path
 
 

@@ -84,13 +84,13 @@ def test_right_after_a_checkpoint(
 ) -> None:
     import torch
 
-    from mdmf_deploy.model.checkpoints import save_detector
+    from mdmf_deploy.model.checkpoints import save_model
     from mdmf_deploy.model.pfs import MdmfModel
 
     torch.manual_seed(0)
     detector = MdmfModel(tiny_recipe)
     torch.nn.init.trunc_normal_(detector.backbone.pos_embed, std=0.02)
-    save_detector(tmp_path / "model.safetensors", detector, {})
+    save_model(tmp_path / "model.safetensors", detector, {})
     (tmp_path / "tiny.toml").write_text(RECIPE)
     reals = tmp_path / "reals"
     reals.mkdir()

@@ -17,10 +17,10 @@ from mdmf_deploy.errors import CheckpointError
 from mdmf_deploy.model.checkpoints import (
     checkpoint_sha256,
     load_backbone,
-    load_detector,
     load_head,
+    load_model,
     read_tensors,
-    save_detector,
+    save_model,
 )
 from mdmf_deploy.model.pfs import MdmfModel
 
@@ -59,8 +59,8 @@ def foreign(detector: MdmfModel) -> dict[str, object]:
 
 def test_what_is_saved_comes_back(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save_detector(path, detector, {"recipe": "tiny", "data_sha256": "00"})
-    loaded = load_detector(path, tiny_recipe)
+    save_model(path, detector, {"recipe": "tiny", "data_sha256": "00"})
+    loaded = load_model(path, tiny_recipe)
     assert loaded.state_dict().keys() == detector.state_dict().keys()
     for key, value in detector.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
@@ -70,8 +70,8 @@ def test_what_is_saved_comes_back(detector: MdmfModel, tiny_recipe: Recipe, tmp_
 
 
 def test_equal_models_make_equal_files(detector: MdmfModel, tmp_path: Path) -> None:
-    save_detector(tmp_path / "a.safetensors", detector, {"x": "1", "y": "2"})
-    save_detector(tmp_path / "b.safetensors", detector, {"y": "2", "x": "1"})
+    save_model(tmp_path / "a.safetensors", detector, {"x": "1", "y": "2"})
+    save_model(tmp_path / "b.safetensors", detector, {"y": "2", "x": "1"})
     assert checkpoint_sha256(tmp_path / "a.safetensors") == checkpoint_sha256(tmp_path / "b.safetensors")
 
 
@@ -79,7 +79,7 @@ def test_a_failed_save_leaves_the_old_file_whole(
     detector: MdmfModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.safetensors"
-    save_detector(path, detector, {"n": "1"})
+    save_model(path, detector, {"n": "1"})
     before = path.read_bytes()
 
     def full(_: int) -> None:
@@ -87,26 +87,26 @@ def test_a_failed_save_leaves_the_old_file_whole(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*No space left"):
-        save_detector(path, detector, {"n": "2"})
+        save_model(path, detector, {"n": "2"})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_is_not_there_is_an_error_of_one_line(detector: MdmfModel, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot write checkpoint") as caught:
-        save_detector(tmp_path / "no" / "model.safetensors", detector, {})
+        save_model(tmp_path / "no" / "model.safetensors", detector, {})
     assert "\n" not in str(caught.value)
 
 
 def test_a_pth_state_dict_is_read_too(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
     torch.save(detector.state_dict(), tmp_path / "model.pth")
-    loaded = load_detector(tmp_path / "model.pth", tiny_recipe)
+    loaded = load_model(tmp_path / "model.pth", tiny_recipe)
     assert torch.equal(loaded.head.layers[0].weight, detector.head.layers[0].weight)
 
 
 def test_half_precision_weights_become_single(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
     torch.save({key: value.half() for key, value in detector.state_dict().items()}, tmp_path / "model.pth")
-    loaded = load_detector(tmp_path / "model.pth", tiny_recipe)
+    loaded = load_model(tmp_path / "model.pth", tiny_recipe)
     assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
 
 
@@ -132,7 +132,7 @@ def test_each_kind_of_wrong_key_is_named(
     path = tmp_path / "model.safetensors"
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=expected) as caught:
-        load_detector(path, tiny_recipe)
+        load_model(path, tiny_recipe)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -140,10 +140,10 @@ def test_each_kind_of_wrong_key_is_named(
 def test_another_width_or_depth_says_what_the_file_has(
     detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    save_detector(tmp_path / "m.safetensors", detector, {})
+    save_model(tmp_path / "m.safetensors", detector, {})
     for hidden in ((16, 16), (32,), ()):
         with pytest.raises(CheckpointError, match=r"the file has 192 inputs, hidden = \[16\], signature = 8"):
-            load_detector(tmp_path / "m.safetensors", with_key_map(tiny_recipe, {}, hidden))
+            load_model(tmp_path / "m.safetensors", with_key_map(tiny_recipe, {}, hidden))
 
 
 def test_a_head_alone_comes_in_beside_a_backbone(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_head_alone_comes_in_beside_a_backbone(detector: MdmfModel, tiny_recip
     )
     save_file(dict(detector.backbone.state_dict()), tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match="holds no backbone"):
-        load_detector(tmp_path / "h.safetensors", tiny_recipe)
+        load_model(tmp_path / "h.safetensors", tiny_recipe)
     other = MdmfModel(tiny_recipe)
     load_backbone(other.backbone, tmp_path / "b.safetensors")
     load_head(other, tmp_path / "h.safetensors", tiny_recipe)
@@ -170,15 +170,15 @@ def test_a_foreign_head_comes_in_through_the_key_map(detector: MdmfModel, tiny_r
     assert other.sigma == pytest.approx(2.5, rel=1e-6)
     assert all(torch.equal(value, backbone[key]) for key, value in other.backbone.state_dict().items())
     # Saved again it has our own names, and the same recipe reads it.
-    save_detector(tmp_path / "ours.safetensors", other, {})
-    assert load_detector(tmp_path / "ours.safetensors", recipe).sigma == pytest.approx(2.5, rel=1e-6)
+    save_model(tmp_path / "ours.safetensors", other, {})
+    assert load_model(tmp_path / "ours.safetensors", recipe).sigma == pytest.approx(2.5, rel=1e-6)
 
 
 def test_a_foreign_file_with_its_backbone_loads_whole(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
     content = foreign(detector)
     content["encoder"] = dict(detector.backbone.state_dict())
     torch.save(content, tmp_path / "theirs.pth")
-    loaded = load_detector(tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP | {"backbone": "encoder"}))
+    loaded = load_model(tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP | {"backbone": "encoder"}))
     images = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(loaded(images), detector(images))
@@ -244,7 +244,7 @@ def test_a_bandwidth_that_is_none_is_refused(
     tensors = {k: v for k, v in detector.state_dict().items() if k != "log_sigma"}
     save_file(tensors | {"sigma": torch.tensor(value)}, tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match="sigma must be one finite number"):
-        load_detector(tmp_path / "m.safetensors", tiny_recipe)
+        load_model(tmp_path / "m.safetensors", tiny_recipe)
 
 
 class Bomb:
@@ -291,7 +291,7 @@ def test_a_truncated_or_missing_file_costs_one_line(suffix: str, detector: MdmfM
     if suffix == ".pth":
         torch.save(detector.state_dict(), path)
     else:
-        save_detector(path, detector, {})
+        save_model(path, detector, {})
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(CheckpointError) as caught:
         read_tensors(path)

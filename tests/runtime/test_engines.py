@@ -23,8 +23,7 @@ from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.bundle.recipe import Precision, Recipe
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
 from mdmf_deploy.hardware.host import saturates_int8
-from mdmf_deploy.model.engine import TorchEngine
-from mdmf_deploy.model.pfs import MdmfModel
+from mdmf_deploy.model.pfs import MdmfModel, TorchEngine
 from mdmf_deploy.runtime import ENGINES, ON_GPU, Engine, open_engine, ort, preference
 from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.tasks.export.restore import Restorable

@@ -21,8 +21,7 @@ from mdmf_deploy.bundle.recipe import Precision, Recipe
 from mdmf_deploy.errors import GateFailed, ImageError, QuantisationError, UsageError
 from mdmf_deploy.images import decode as images
 from mdmf_deploy.model.checkpoints import load_source, source_sha256
-from mdmf_deploy.model.engine import TorchEngine
-from mdmf_deploy.model.pfs import MdmfModel
+from mdmf_deploy.model.pfs import MdmfModel, TorchEngine
 from mdmf_deploy.runtime import installed
 from mdmf_deploy.tasks.bank.build import BankReport
 from mdmf_deploy.tasks.export.ladder import Trials

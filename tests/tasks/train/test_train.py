@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mdmf_deploy.bundle.recipe import Pairs, Recipe
 from mdmf_deploy.errors import CheckpointError, UsageError
-from mdmf_deploy.model.checkpoints import load_detector
+from mdmf_deploy.model.checkpoints import load_model
 from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.loop import STATE, Cadence
@@ -46,7 +46,7 @@ def test_a_run_leaves_a_checkpoint_a_history_a_plot_and_the_split(
     training_folder: Path, training_recipe: Recipe, tmp_path: Path
 ) -> None:
     checkpoint = run(training_folder, Plan(training_recipe, tmp_path, train_backbone=True, cadence=EVERY))
-    load_detector(checkpoint, training_recipe)
+    load_model(checkpoint, training_recipe)
     with (tmp_path / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == [str(step) for step in range(1, 9)]
