@@ -121,7 +121,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         with warnings.catch_warnings():
-            # Torch warns of odd pickles before it refuses them. The refusal says enough.
+            # Torch warns of odd pickles before it refuses them. The error is enough.
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""DINOv2's vision transformer with the official key names (Oquab et al., TMLR 2024; facebookresearch/dinov2)."""
+"""DINOv2's vision transformer with the official key names (Oquab et al., TMLR 2024, facebookresearch/dinov2)."""
 
 from __future__ import annotations
 

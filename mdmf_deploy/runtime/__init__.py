@@ -101,7 +101,7 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
     """Open the runtime `name` for a bundle. threads: None means all cores.
 
     A runtime on a GPU takes a build profile after a colon: "tensorrt:throughput" (runtime/building/profiles.py).
-    "auto" opens the first runtime of `preference` that works. It says on stderr which one it chose and why.
+    "auto" opens the first runtime of `preference` that works. It reports on stderr which one it chose and why.
     Raises RuntimeUnavailable if the runtime is unknown, not installed or has no GPU. Nothing is replaced silently.
     """
     if name == "auto":

@@ -32,7 +32,7 @@ class BatchSplitter:
         self._fixed = self._reported = False
 
     def split(self, count: int) -> Iterator[BatchSlice]:
-        """Yield the slices of `count` images, in order. The first time a batch is split, say so on stderr."""
+        """Yield the slices of `count` images, in order. Report the first batch that is split, on stderr."""
         most = self._batch.opt if self._fixed else self._batch.max
         if count > most and not self._reported:
             self._reported = True

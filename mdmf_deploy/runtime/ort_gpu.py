@@ -203,6 +203,6 @@ def _session(bundle: Bundle, name: str, providers: list[tuple[str, Options]]) ->
         onnxruntime.set_default_logger_severity(_WARNING)
     asked, given = providers[0][0], session.get_providers()[0]
     if given != asked:
-        found = find_unloadable(name) or Missing("onnxruntime does not say why", "see `mdmf doctor`")
+        found = find_unloadable(name) or Missing("onnxruntime gives no reason", "see `mdmf doctor`")
         raise RuntimeUnavailable(f"runtime {name!r}: asked for {asked}, got {given}: {found.missing}; {found.enable}")
     return session

@@ -177,7 +177,7 @@ def _described(tensor: trt.ITensor) -> Tensor:
 
 
 def _failure(request: BuildRequest, verb: str, problems: list[str]) -> EngineError:
-    reason = " ".join((problems[0] if problems else "it does not say why").split())
+    reason = " ".join((problems[0] if problems else "it gives no reason").split())
     library = request.library
     return EngineError(
         f"{request.bundle.model_path}: {request.flavour.module} {library.__version__} cannot {verb} it ({reason}); "

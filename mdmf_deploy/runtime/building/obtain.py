@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def obtain(request: BuildRequest, log: Callable[[str], None], *, again: bool = False) -> Plan:
     """Return the requested plan. Build it if there is none, if it is damaged, or if `again` is true.
 
-    log: takes one line that says why a build starts.
+    log: takes one line with the reason for a build.
     Raises EngineError if the build fails, UsageError if the compute capability is unknown or the disk is full.
     """
     key = request.key
