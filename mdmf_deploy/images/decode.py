@@ -75,7 +75,7 @@ Code = Literal[
 """Every code of an ImageError; stable."""
 
 # Called directly, not through Image.open: that one turns MPO into another format, and warns at a pixel limit not ours.
-_READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "jpeg": JpegImagePlugin.JpegImageFile,
     "png": PngImagePlugin.PngImageFile,
     "webp": WebPImagePlugin.WebPImageFile,
@@ -245,7 +245,7 @@ def _opened(source: _Source, data: bytes, format: str, limits: ReadLimits) -> _F
         _check_size(format, _webp_size(data), limits)
         source.short = int.from_bytes(data[4:8], "little") + 8 > len(data)
         source.in_header = False
-    image = _READERS[format](source)
+    image = READERS[format](source)
     _check_size(format, image.size, limits)
     source.in_header = False
     if isinstance(image, TiffImagePlugin.TiffImageFile):

@@ -15,7 +15,7 @@ import re
 _SOF0, _SOF1, _SOS, _EOI = 0xC0, 0xC1, 0xDA, 0xD9
 _HIGHEST = 65_500  # libjpeg refuses more (JPEG_MAX_DIMENSION)
 _TABLES = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # DHT, DQT, DRI, COM, APPn
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # not a stuffed FF, a restart or a fill byte
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # not a stuffed FF, a restart or a fill byte
 
 
 def shortened(data: bytes, rows: int) -> bytes | None:
@@ -40,7 +40,7 @@ def _shortened(data: bytes, rows: int) -> bytes | None:
     height = (-(-rows // block) + 1) * block
     if not height < _length(data, frame + 3) <= _HIGHEST:
         return None
-    end = _MARKER.search(data, scan + _length(data, scan))
+    end = MARKER.search(data, scan + _length(data, scan))
     if end is None or end[0][1] != _EOI:
         return None
     return b"".join((data[: frame + 3], height.to_bytes(2, "big"), data[frame + 5 :]))

@@ -224,7 +224,7 @@ def test_the_pixel_cap_is_exact_and_comes_before_any_decoder(monkeypatch: pytest
         with pytest.raises(ImageError, match="48 x 32") as caught:
             decode(VALID[name], ReadLimits(max_pixels=48 * 32 - 1))
         assert caught.value.code == "too_many_pixels"
-    monkeypatch.setitem(images._READERS, "webp", lambda source: pytest.fail("libwebp saw a canvas over the cap"))
+    monkeypatch.setitem(images.READERS, "webp", lambda source: pytest.fail("libwebp saw a canvas over the cap"))
     with pytest.raises(ImageError):
         decode(BROKEN["huge-header.webp"][0])
 
@@ -256,7 +256,7 @@ def test_memory_that_runs_out_costs_a_row(monkeypatch: pytest.MonkeyPatch) -> No
     def exhausted(source: io.BytesIO) -> ImageFile.ImageFile:
         raise MemoryError
 
-    monkeypatch.setitem(images._READERS, "png", exhausted)
+    monkeypatch.setitem(images.READERS, "png", exhausted)
     with pytest.raises(ImageError) as caught:
         decode(VALID["png-rgb.png"])
     assert caught.value.code == "too_many_pixels"

@@ -214,7 +214,7 @@ def test_a_header_without_sampling_or_components_is_left_to_the_decoder(header: 
 
 def test_the_end_is_not_looked_for_where_nothing_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     data = jpeg("4:2:0", 40, 160)
-    monkeypatch.setattr(jpeg_rows, "_MARKER", None)
+    monkeypatch.setattr(jpeg_rows, "MARKER", None)
     assert jpeg_rows.shortened(data, 129) is None
 
 
