@@ -152,10 +152,10 @@ def p_value(score: float, scores: Sequence[float]) -> float:
 
 
 def alarms(n: int, fpr: float) -> int:
-    """Return the largest integer l with l / (n + 1) <= fpr. A p-value is at most fpr iff k < l.
+    """Return the largest integer l with l / (n + 1) <= fpr, for fpr in (0, 1).
 
-    fpr: in (0, 1).  Compares floats as p_value computes them, so both agree to the last bit. With l = 0, no p-value can
-    reach fpr.
+    A p-value is at most fpr iff k < l, so with l = 0 none can be. The comparison uses the floats that p_value returns,
+    and both agree to the last bit.
     """
     rank = math.floor(fpr * (n + 1))
     while rank / (n + 1) > fpr:

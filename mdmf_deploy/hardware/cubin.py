@@ -32,15 +32,15 @@ class Compiler(Protocol):
 
 
 def cached_cubin(
-    source: Path, options: tuple[str, ...], sm: int, driver: str, compiler: Compiler, *, anew: bool = False
+    source: Path, options: tuple[str, ...], sm: int, driver: str, compiler: Compiler, *, fresh: bool = False
 ) -> bytes:
     """Return the cubin of a source, from the cache or freshly compiled.
 
-    driver: the driver that will load it.  anew: skip the cache, because the driver refused the cached cubin.
+    driver: the driver that will load it.  fresh: skip the cache, because the driver refused the cached cubin.
     A damaged cache file counts as missing. Raises CompilationFailed if the source does not compile.
     """
     file = cache_folder("kernels") / f"{source.stem}-{key(source, options, sm, driver, compiler.version)}.cubin"
-    if not anew and (kept := _read(file)) is not None:
+    if not fresh and (kept := _read(file)) is not None:
         return kept
     cubin = compiler(source, options, sm)
     write_to_cache(file, hashlib.sha256(cubin).digest() + cubin)

@@ -58,7 +58,7 @@ class CudaCoreDevice:
         try:
             return _Module(cubin)
         except Exception:  # cuda-core's errors share no public base
-            return _Module(cached_cubin(source, options, self.gpu.sm, version, self._compiler, anew=True))
+            return _Module(cached_cubin(source, options, self.gpu.sm, version, self._compiler, fresh=True))
 
     def launch(
         self,

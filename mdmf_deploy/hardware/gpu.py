@@ -88,6 +88,28 @@ def gpus(needs: tuple[int, int] = OLDEST) -> tuple[Gpu, ...]:
     return tuple(_gpu(call, index, serves) for index in range(count.value))
 
 
+def driver() -> Callable[..., int]:
+    """Return a function that calls a driver function by name and returns its CUresult, 0 for success.
+
+    Raises RuntimeUnavailable if there is no driver, or if the driver has no such function.
+    """
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        # Only the loader's message distinguishes a missing library from one that does not fit this machine.
+        there = "cannot open shared object file" not in str(error) and os.name == "posix"
+        problem = f"{LIBRARY} cannot be loaded ({error})" if there else f"there is no NVIDIA driver ({LIBRARY})"
+        raise RuntimeUnavailable(f"no GPU: {problem}; {_INSTALL}") from error
+
+    def call(name: str, *arguments: object) -> int:
+        function = getattr(library, name, None)
+        if function is None:
+            raise RuntimeUnavailable(f"no GPU: {LIBRARY} has no {name}; update the driver")
+        return int(function(*arguments))
+
+    return call
+
+
 def _gpu(call: Callable[..., int], index: int, serves: tuple[int, int]) -> Gpu:
     device, memory, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(256)
     numbers = [ctypes.c_int() for _ in range(3)]
@@ -104,31 +126,10 @@ def _gpu(call: Callable[..., int], index: int, serves: tuple[int, int]) -> Gpu:
     return Gpu(name.value.decode(errors="replace"), (major, minor), memory.value, serves, processors)
 
 
-def driver() -> Callable[..., int]:
-    """Return a function that calls a driver function by name and returns its CUresult, 0 for success.
-
-    Raises RuntimeUnavailable if there is no driver, or if the driver has no such function.
-    """
-    try:
-        library = ctypes.CDLL(LIBRARY)
-    except OSError as error:
-        # Only the loader's message distinguishes a missing library from one that does not fit this machine.
-        there = "cannot open shared object file" not in str(error) and os.name == "posix"
-        what = f"{LIBRARY} cannot be loaded ({error})" if there else f"there is no NVIDIA driver ({LIBRARY})"
-        raise RuntimeUnavailable(f"no GPU: {what}; {_INSTALL}") from error
-
-    def call(name: str, *arguments: object) -> int:
-        function = getattr(library, name, None)
-        if function is None:
-            raise RuntimeUnavailable(f"no GPU: {LIBRARY} has no {name}; update the driver")
-        return int(function(*arguments))
-
-    return call
-
-
 def _refuse(code: int) -> None:
-    what, remedy = _REASONS.get(code, (f"the NVIDIA driver fails with CUDA error {code}", "see what `nvidia-smi` says"))
-    raise RuntimeUnavailable(f"no GPU: {what}; {remedy}")
+    unknown = f"the NVIDIA driver fails with CUDA error {code}", "see what `nvidia-smi` says"
+    problem, remedy = _REASONS.get(code, unknown)
+    raise RuntimeUnavailable(f"no GPU: {problem}; {remedy}")
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -40,7 +40,7 @@ def is_on_device(array: object) -> bool:
 
 
 def device_view(array: Any) -> DeviceView:
-    """Read an array's `__cuda_array_interface__`, version 3 or older.
+    """Read an array's `__cuda_array_interface__` (version 3, or an older one, which names no stream).
 
     See numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html.
     Raises ShapeMismatch if the array is not C-contiguous float32.
@@ -59,7 +59,7 @@ def device_view(array: Any) -> DeviceView:
                     "contiguous copy first"
                 )
             dense *= length
-    # Before version 3 the interface names no stream. Most libraries write on the default one.
+    # Most libraries with an older interface write on the default stream.
     stream = interface.get("stream") if interface["version"] >= 3 else LEGACY_STREAM
     if stream == 0:
         raise ShapeMismatch("signatures on the GPU: stream 0 is ambiguous; give 1 or 2 for the default stream")

@@ -80,7 +80,7 @@ class PycudaDevice:
             try:
                 return _Module(cached_cubin(*arguments), self._current)
             except cuda.Error:
-                return _Module(cached_cubin(*arguments, anew=True), self._current)
+                return _Module(cached_cubin(*arguments, fresh=True), self._current)
 
     def launch(
         self,

@@ -4,9 +4,9 @@ Formats: JPEG, PNG, WebP, TIFF, BMP and GIF, recognised by their first bytes, ne
 pages, the first counts. EXIF orientation is applied, and ICC profiles are ignored. Conversion to 8-bit RGB:
   grey, 1-bit, palette    repeated, or looked up
   alpha, colour keys      laid over white: (a * c + (255 - a) * 255) / 255, rounded to the nearest
-  16-bit colour           the high byte, v >> 8; the colour key of a 16-bit colour PNG is ignored
-  16-bit and 12-bit grey  the highest 8 bits; inverted if the TIFF declares white to be zero
-  CMYK, YCCK              (255 - c) * (255 - k) / 255; in a JPEG as Adobe writes them (inverted)
+  16-bit colour           the high byte, v >> 8. The colour key of a 16-bit colour PNG is ignored.
+  16-bit and 12-bit grey  the highest 8 bits, inverted if the TIFF declares white to be zero
+  CMYK, YCCK              (255 - c) * (255 - k) / 255. A JPEG stores them inverted, as Adobe does.
   Lab, float, 32-bit or signed integers: refused ("unsupported_mode"), because they declare no range to map to 8 bits
 A JPEG whose entropy-coded data are complete but damaged decodes as libjpeg decodes it, because Pillow hides libjpeg's
 warnings.

@@ -3,10 +3,10 @@
 The kinds of argument, tried in this order:
   "-"        a list of paths on standard input, separated by NULs if it contains any, else one per line
   "@FILE"    the same list in FILE (write "./@name" for a path that begins with "@")
-  a folder   every file below it with an image extension, hidden or not, sorted by the bytes of its path; other files
-             are counted as skipped; links are followed, each real folder once
+  a folder   every file below it with an image extension, hidden or not, sorted by the bytes of its path. Other files
+             are counted as skipped. Links are followed, each real folder once.
   a file     always an input, whatever its name, even if it does not exist (its own row then reports that)
-  a glob     only if no path of that very name exists; each match counts as if it were named itself
+  a glob     only if no path of that very name exists. Each match counts as if it were named itself.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def test_a_damaged_file_is_compiled_again(source: Path, damage: str) -> None:
 def test_a_refused_cubin_is_compiled_again(source: Path) -> None:
     compiler = Counting()
     cached_cubin(source, (), 80, "13.0", compiler)
-    cached_cubin(source, (), 80, "13.0", compiler, anew=True)
+    cached_cubin(source, (), 80, "13.0", compiler, fresh=True)
     assert compiler.calls == 2
 
 

@@ -1,7 +1,7 @@
 """Image files made in memory: whole ones of every kind (`valid`), and ones that must fail (`broken`).
 
-Everything is seeded and small. `python tests/helpers/bad_inputs.py` remakes export/golden/decoding. Run it only when the
-decode policy changes on purpose, or when a lossy codec's new version changes pixels and you have looked at the change.
+Everything is seeded and small. `python tests/helpers/bad_inputs.py` remakes export/golden/decoding. Run it only when
+the decode policy changes on purpose, or when a lossy codec's new version changes pixels and you have looked at it.
 """
 
 from __future__ import annotations
