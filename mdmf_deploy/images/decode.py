@@ -38,14 +38,12 @@ from PIL import (
 
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import jpeg_rows
-from mdmf_deploy.images.crops import Box, Crop, Pixels, center_crop, crops, normalise
-from mdmf_deploy.images.inputs import IMAGE_EXTENSIONS, uri
+from mdmf_deploy.images.crops import Box, Pixels, center_crop, crops, normalise
+from mdmf_deploy.images.inputs import uri
 from mdmf_deploy.images.rgb import LOG, PILLOW_WARNINGS, to_rgb
 
 __all__ = [
-    "IMAGE_EXTENSIONS",
     "Code",
-    "Crop",
     "Decoded",
     "DecodedBoxes",
     "ReadLimits",
