@@ -155,7 +155,7 @@ def shipped_name(bundle: Path) -> str | None:
 
 
 def hint(command: str, bundle: Path, *rest: str) -> str:
-    """Return the suggestion `mdmf <command> <bundle> <rest>`. A shipped bundle gets -o, because it is read-only."""
+    """Return the suggestion `mdmf <command> <bundle> <rest>`. A shipped bundle gets -o, to stay unchanged."""
     name = shipped_name(bundle)
     words = (str(bundle), *rest) if name is None else (name, *rest, "-o", "mine.mdmf")
     return f"`mdmf {command} {' '.join(words)}`"
