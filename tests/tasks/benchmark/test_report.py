@@ -17,19 +17,19 @@ from mdmf_deploy.tasks.benchmark.noise import Noise
 from mdmf_deploy.tasks.benchmark.report import to_bytes
 from mdmf_deploy.tasks.benchmark.results import (
     Benchmark,
+    ColdStart,
     Configuration,
     Drift,
     Environment,
     ImageSet,
     Latency,
     Offline,
+    RateTrial,
     Ratio,
     Result,
     Server,
     Settings,
     SingleStream,
-    Start,
-    Trial,
 )
 from mdmf_deploy.tasks.benchmark.stages import END_TO_END, NAMES, Cost, table
 from mdmf_deploy.tasks.benchmark.statistics import Interval, spread
@@ -60,10 +60,10 @@ def result(name: str, ms: float, **changes: object) -> Result:
             requests=2,
             unserved=0,
             batch=1.5,
-            trials=(Trial(rate=12.5, requests=2, p99=76.5, held=True),),
+            trials=(RateTrial(rate=12.5, requests=2, p99=76.5, held=True),),
             note="found in 7 trials",
         ),
-        "start": Start(
+        "start": ColdStart(
             process=spread([612.0]), importing=301.0, opening=202.0, first_row=33.3, peak_mib=345.6, peak_images=9
         ),
         "drift": None,
