@@ -40,7 +40,7 @@ def measure_drift(subjects: Sequence[Subject], paths: Sequence[Path]) -> list[Dr
     rows, scale = first.detector.detect(paths), _scale(first)
     drifts: list[Drift | None] = [None]
     for other in others:
-        # The first one's threshold also decides for what was lowered from its bundle. Other bundles have their own.
+        # A bundle lowered from the first one is judged by the first one's threshold. Other bundles have their own.
         theirs = scale if other.about.bundle == first.about.bundle else _scale(other)
         drifts.append(drift(rows, other.detector.detect(paths), scale, theirs))
     return drifts

@@ -70,7 +70,7 @@ def observe(clock: Clock, proc: Path = Path("/proc")) -> Observation:
 def judge(before: Observation, after: Observation, cores: int, unsettled: tuple[str, ...], per_second: int) -> Noise:
     """Return the noise between two observations.
 
-    cores: those that this process may use.
+    cores: number that this process may use.
     unsettled: figures whose coefficient of variation stayed above its limit.
     per_second: ticks of one core in a second.
     """

@@ -48,7 +48,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
 
     date: UTC, ISO 8601.
     commit: of the source tree that the package runs from, or None for an installed wheel.
-    cores: those worth using, by affinity and quota.
+    cores: number worth using, by affinity and quota.
     governor: of the cores' frequency, or None where the system does not say.
     libraries: installed ones that time or pixels depend on, with their versions.
     """
@@ -210,10 +210,10 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
     rate: float | None
     bound: float | None
-    latency: Latency | None
-    requests: int
-    unserved: int
-    batch: float | None
+    latency: Latency | None = None
+    requests: int = 0
+    unserved: int = 0
+    batch: float | None = None
     trials: tuple[RateTrial, ...]
     note: str
 

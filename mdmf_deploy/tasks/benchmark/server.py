@@ -128,7 +128,7 @@ def poisson(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
 
 
 class _Session:
-    """The trials of one subject. Each sees other arrivals."""
+    """The trials of one subject. Each has its own random arrivals."""
 
     def __init__(self, subject: Subject, paths: list[Path], settings: Settings, clock: Clock) -> None:
         self._subject, self._paths, self._settings, self._clock = subject, paths, settings, clock
@@ -202,16 +202,7 @@ class _Session:
         )
 
     def _none(self, why: str) -> Server:
-        return Server(
-            rate=None,
-            bound=self._settings.p99_bound,
-            latency=None,
-            requests=0,
-            unserved=0,
-            batch=None,
-            trials=tuple(self._trials),
-            note=why,
-        )
+        return Server(rate=None, bound=self._settings.p99_bound, trials=tuple(self._trials), note=why)
 
 
 def _bisected(holds: Callable[[float], bool], low: float, high: float, steps: int) -> tuple[float, float | None]:

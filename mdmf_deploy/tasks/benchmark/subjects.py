@@ -77,13 +77,13 @@ def opened(
 
 
 def lowered(bundle: Bundle, precision: str, paths: Sequence[Path], folder: Path) -> Bundle:
-    """Return the bundle itself if it has this precision, else write one that does into an existing folder.
+    """Return the bundle itself if it has this precision, else write a lowered copy into an existing folder.
 
     Its bank keeps the fp32 graph's signatures, so that a drift common to images and bank counts in full, as in
     tasks/verify.py. It has no calibration, because nothing has verified its graph.
 
     paths: readable images, from which int8 takes its ranges.
-    Raises UsageError for an unknown precision, or one that this bundle cannot be lowered to.
+    Raises UsageError for an unknown precision, or if this bundle cannot be lowered to it.
     """
     own = bundle.manifest.model.precision
     if precision == own:

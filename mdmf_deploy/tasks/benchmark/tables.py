@@ -143,7 +143,7 @@ def _server(results: Sequence[Result], images: str) -> Iterator[Section]:
     if not measured:
         return
     bound = measured[0][1].bound
-    what = "a given rate" if bound is None else f"the highest rate with p99 within {bound:g} ms"
+    rate = "a given rate" if bound is None else f"the highest rate with p99 within {bound:g} ms"
     rows, notes = [], []
     for name, one in measured:
         cells = _latency(one.latency) if one.latency is not None else (_NONE,) * 5
@@ -151,7 +151,7 @@ def _server(results: Sequence[Result], images: str) -> Iterator[Section]:
         unserved = f"{one.unserved} requests left unserved" if one.unserved else ""
         notes += [f"{name}: {'; '.join(part for part in (unserved, one.note) if part)}"] if unserved or one.note else []
     header = ("ms", "rate/s", "p50", "p90", "p95", "p99", "max", "requests", "mean batch")
-    yield Section(f"server, {images}, Poisson arrivals at {what}", header, rows, notes)
+    yield Section(f"server, {images}, Poisson arrivals at {rate}", header, rows, notes)
 
 
 def _comparison(results: Sequence[Result], ratios: Sequence[Ratio], images: ImageSet) -> Iterator[Section]:

@@ -272,9 +272,7 @@ def test_scenarios_that_were_not_measured_are_left_out() -> None:
 
 
 def test_a_server_that_keeps_no_rate_gives_the_reason() -> None:
-    none = Server(
-        rate=None, bound=5.0, latency=None, requests=0, unserved=0, batch=None, trials=(), note="an image alone takes 9"
-    )
+    none = Server(rate=None, bound=5.0, trials=(), note="an image alone takes 9")
     report = make(result("a fp32", 20.0, server=none))
     assert "a fp32: an image alone takes 9" in "\n".join(lines(report))
     assert len(Page(report).charts) == 2

@@ -83,7 +83,7 @@ def test_end_to_end_writes_each_row_as_it_comes(
     tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    settings = Settings(batch_size=1, seconds=0.003)
+    settings = Settings(batch_size=1, seconds=0.0035)
     sample = samples.given(sorted(photos.iterdir())[:3])
     with opened([str(tiny_bundle)], ["onnxruntime"], [], settings, [], tmp_path) as (subject,):
         stream = subject.detector.stream
