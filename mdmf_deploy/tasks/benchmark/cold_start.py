@@ -22,7 +22,9 @@ from mdmf_deploy.tasks.benchmark.subjects import Subject
 
 @dataclass(frozen=True, slots=True)
 class _ProcessRun:
-    """seconds: from starting the process to its first row.
+    """The figures of one process.
+
+    seconds: from its start to its first row.
     times: the parts of that time that child.main printed.
     """
 

@@ -41,7 +41,7 @@ class Figure(NamedTuple):
 
 
 class _Bar(NamedTuple):
-    """low, high: the ends of a line drawn across the bar's end."""
+    """A bar of the length `value`, and a line from `low` to `high` across its end."""
 
     value: float
     low: float

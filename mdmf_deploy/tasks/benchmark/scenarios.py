@@ -44,8 +44,10 @@ class EnergyReading:
 
 @dataclass(frozen=True, slots=True)
 class _OfflineRun:
-    """rate: images a second.
-    joules: energy per image, or None with the reason in `energy`.
+    """One run of one subject.
+
+    rate: images a second.
+    joules: energy an image, or None with the reason in `energy`.
     """
 
     rate: float
