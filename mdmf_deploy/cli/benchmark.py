@@ -63,9 +63,8 @@ def benchmark(
     from mdmf_deploy.detection.outputs import replacing
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.tasks.benchmark.benchmark import run
-    from mdmf_deploy.tasks.benchmark.report import check_output, to_bytes
+    from mdmf_deploy.tasks.benchmark.report import check_output, lines, to_bytes
     from mdmf_deploy.tasks.benchmark.results import Settings
-    from mdmf_deploy.tasks.benchmark.text import lines
 
     if output is not None:
         check_output(output)

@@ -35,8 +35,8 @@ def calibrate(
 
     Example: mdmf calibrate mine.mdmf ~/more-photos --fpr 0.01 --fpr 0.05
     """
-    from mdmf_deploy.bundle import conformal
     from mdmf_deploy.bundle.bundle import Bundle
+    from mdmf_deploy.bundle.calibration import fpr_interval
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.runtime import open_engine
     from mdmf_deploy.tasks import calibrate as calibrating
@@ -57,7 +57,7 @@ def calibrate(
     tell([f"{duplicate.uri} is {duplicate.kept}" for duplicate in report.duplicates], "duplicate, left out")
     tell(report.warnings, "warning")
     n = len(calibration.scores)
-    intervals = [conformal.fpr_interval(n, entry.fpr) for entry in calibration.thresholds]
+    intervals = [fpr_interval(n, entry.fpr) for entry in calibration.thresholds]
     if as_json:
         print_json(
             {

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdmf_deploy.bundle import conformal
 from mdmf_deploy.bundle.bundle import Bundle, hint, write_bundle
-from mdmf_deploy.bundle.calibration import Calibration, Pair
+from mdmf_deploy.bundle.calibration import Calibration, Pair, images_needed
 from mdmf_deploy.bundle.manifest import CALIBRATION
 from mdmf_deploy.errors import CalibrationError
 from mdmf_deploy.mmd.cpu import CpuReduction
@@ -36,7 +35,7 @@ class CalibrationReport:
         n = len(self.calibration.scores)
         return tuple(
             f"{n} images cannot show a false positive rate of {entry.fpr:g}: no score can be called generated at it; "
-            f"give at least {conformal.images_needed(entry.fpr)} images"
+            f"give at least {images_needed(entry.fpr)} images"
             for entry in self.calibration.thresholds
             if entry.score is None
         )

@@ -10,35 +10,6 @@ import pytest
 from mdmf_deploy.hardware import host
 from mdmf_deploy.tasks import doctor
 
-X86 = "processor\t: 0\nmodel name\t: AMD EPYC 9R14\nflags\t\t: fpu avx2 avx512f avx512_vnni avx512_bf16 sse4_2\n"
-ARM = "processor\t: 0\nFeatures\t: fp asimd aes i8mm bf16\n"
-
-
-def test_cpu() -> None:
-    assert host.read_cpuinfo(X86) == ("AMD EPYC 9R14", ("avx2", "avx512f", "avx512_vnni", "avx512_bf16"))
-    assert host.read_cpuinfo(ARM) == ("", ("asimd", "i8mm", "bf16"))
-    assert host.read_cpuinfo("") == ("", ())
-
-
-@pytest.mark.parametrize(
-    ("architecture", "features", "saturates"),
-    [
-        ("x86_64", ("avx2", "avx512f"), True),
-        ("x86_64", ("avx2", "avx_vnni"), False),
-        ("x86_64", ("avx2", "avx512f", "avx512_vnni"), False),
-        # Windows and macOS have no /proc/cpuinfo.
-        ("AMD64", (), True),
-        ("aarch64", ("asimd",), False),
-        ("arm64", (), False),
-    ],
-)
-def test_where_int8_saturates(
-    architecture: str, features: tuple[str, ...], saturates: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("platform.machine", lambda: architecture)
-    monkeypatch.setattr("mdmf_deploy.hardware.host.this_cpu", lambda: ("", features))
-    assert host.saturates_int8() is saturates
-
 
 @pytest.mark.parametrize(
     ("installed", "providers", "gpus", "core_limit", "said"),

@@ -10,10 +10,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from mdmf_deploy.bundle import conformal
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, check_bank, hint, write_bundle
-from mdmf_deploy.bundle.calibration import Calibration, Threshold
+from mdmf_deploy.bundle.calibration import Calibration, Threshold, threshold
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, FileEntry, Manifest, Verification
 from mdmf_deploy.errors import BankError, UsageError
 from mdmf_deploy.mmd.compress.bank_rows import BankFile
@@ -254,9 +253,7 @@ def carry_calibration(calibration: Calibration, mmd: float, bundle_id: str) -> C
         calibration,
         bundle_id=bundle_id,
         scores=scores,
-        thresholds=tuple(
-            Threshold(entry.fpr, conformal.threshold(scores, entry.fpr)) for entry in calibration.thresholds
-        ),
+        thresholds=tuple(Threshold(entry.fpr, threshold(scores, entry.fpr)) for entry in calibration.thresholds),
         carried=calibration.carried + mmd,
     )
 

@@ -139,7 +139,7 @@ def _tile(rows: str, width: int, length: int, exponent: type[np.floating]) -> Gr
 
 
 def _p_value(graph: Graph, score: str, calibration: Calibration) -> None:
-    """(k + 1) / (n + 1), with k of the n calibration scores >= score, as bundle/conformal.py has it."""
+    """(k + 1) / (n + 1), with k of the n calibration scores >= score, as bundle/calibration.py has it."""
     scores = graph.constant(np.array([calibration.scores]), "calibration_scores")
     above = graph.cast(graph.op("GreaterOrEqual", scores, score), TensorProto.DOUBLE)
     count = graph.op("ReduceSum", above, graph.constant(np.array([1])), keepdims=1)

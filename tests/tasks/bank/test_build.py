@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.handmade import FakeSigned, bank, broken, extracted, make_bundle, manifest
+from helpers.handmade import FakeExtraction, bank, broken, extracted, make_bundle, manifest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ from mdmf_deploy.tasks.bank.build import Duplicate, gather_bank, swap_bank
 from mdmf_deploy.tasks.bank.compress import compress_bundle
 
 
-def images(count: int, patches: int = 4) -> list[FakeSigned]:
+def images(count: int, patches: int = 4) -> list[FakeExtraction]:
     return [extracted(f"/home/me/reals/{place % 3}/{place}.png", patches) for place in range(count)]
 
 
@@ -107,7 +107,7 @@ def test_any_uri_will_do(uris: list[str]) -> None:
 
 
 @pytest.mark.parametrize("inputs", [[], [broken("a.png")]])
-def test_nothing_readable_is_an_error(inputs: list[FakeSigned]) -> None:
+def test_nothing_readable_is_an_error(inputs: list[FakeExtraction]) -> None:
     with pytest.raises(BankError, match="none of the"):
         gather_bank(manifest(), inputs)
 

@@ -13,10 +13,9 @@ from helpers.handmade import GRAPH, WIDTH, make_bundle, manifest, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdmf_deploy.bundle import conformal
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
-from mdmf_deploy.bundle.calibration import Calibration, Pair
+from mdmf_deploy.bundle.calibration import Calibration, Pair, p_value
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MODEL
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.mmd.compress.bank_rows import MemoryRows
@@ -157,7 +156,7 @@ def test_p_values_are_at_least_those_of_a_new_calibration(seed: int, points: int
     assert carried.carried == fitted.mmd
     assert carried.image_sha256 == calibration(old[:25]).image_sha256
     for score in new[25:]:
-        assert conformal.p_value(score, carried.scores) >= conformal.p_value(score, exact.scores)
+        assert p_value(score, carried.scores) >= p_value(score, exact.scores)
     decided = carried.thresholds[0].score, exact.thresholds[0].score
     assert decided[0] is not None
     assert decided[1] is not None

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 
-from mdmf_deploy.bundle import conformal
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.bundle.calibration import Calibration, Pair
+from mdmf_deploy.bundle.calibration import Calibration, Pair, p_value
 from mdmf_deploy.bundle.manifest import PROBES
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
 from mdmf_deploy.errors import BankError
@@ -206,7 +205,7 @@ def test_p_values_are_the_calibrations_ties_included() -> None:
     known = calibration(bank, scores[:10])
     outputs = scored(x, bank, known)
     assert np.array_equal(outputs[SCORE][:, 0], scores)
-    assert outputs[P_VALUE][:, 0].tolist() == [conformal.p_value(score, known.scores) for score in scores]
+    assert outputs[P_VALUE][:, 0].tolist() == [p_value(score, known.scores) for score in scores]
 
 
 def test_without_a_calibration_there_is_no_p_value() -> None:

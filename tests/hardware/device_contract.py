@@ -1,4 +1,4 @@
-"""What every device library must do, on a GPU or on the fake driver (test_libraries.py runs this file on both)."""
+"""The contract of every device library. test_device.py runs this file on the fake driver and on a real GPU."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ FAKE = "FAKE_KERNELS" in os.environ
 SOURCE = Path(__file__).with_name("blend.cu")
 COUNT = 1000
 if FAKE:
-    # The fake driver has what is used here; pycuda looks for all that a driver has, unless it is told to wait.
+    # The fake driver has only the functions used here. Lazy binding keeps pycuda from looking for all the others.
     ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
     sys.setdlopenflags(os.RTLD_LAZY)
-fake_only = pytest.mark.skipif(not FAKE, reason="needs a driver that can be told what to say")
+fake_only = pytest.mark.skipif(not FAKE, reason="needs a driver whose answers can be chosen")
 
 
 @pytest.fixture(scope="module")
@@ -60,33 +60,33 @@ def blend(
     device.launch(kernel, (2, 2, 2), 128, shared, arguments, stream)
 
 
-def rooms(device: Device) -> tuple[Memory, Memory, Memory]:
-    """Pinned, on the GPU, pinned."""
+def blocks(device: Device) -> tuple[Memory, Memory, Memory]:
+    """Return three blocks of memory: pinned, on the GPU, pinned."""
     return tuple(device.allocate(4 * COUNT, "-", pinned=pinned) for pinned in (True, False, True))  # type: ignore[return-value]
 
 
-def test_it_is_the_gpu_that_the_driver_names(device: Device) -> None:
+def test_the_device_is_the_driver_s_first_gpu(device: Device) -> None:
     assert device.name == NAME
     assert device.gpu.multiprocessors > 0
     if FAKE:
         assert (device.gpu.name, device.gpu.sm) == ("Made-up 4090", 89)
 
 
-def test_there_and_back_again(device: Device, kernel: object, stream: Stream) -> None:
-    source, memory, result = rooms(device)
+def test_an_array_travels_to_the_gpu_and_back(device: Device, kernel: object, stream: Stream) -> None:
+    source, memory, result = blocks(device)
     values(source)[:] = np.arange(COUNT)
     device.copy(memory, source, 4 * COUNT, stream)
     blend(device, kernel, memory, 0.5, 3.0, stream)
     device.copy(result, memory, 4 * COUNT, stream)
     if FAKE:
-        # Nothing has run yet: whoever looks now has not waited.
+        # Nothing has run yet, because nobody has waited.
         assert np.isnan(values(result)).all()
     stream.synchronize()
     np.testing.assert_array_equal(values(result), np.float32(0.5) * np.arange(COUNT) + 3)
 
 
-def test_a_part_can_be_copied_to_the_middle(device: Device, stream: Stream) -> None:
-    source, memory, result = rooms(device)
+def test_part_of_a_block_can_be_copied_to_an_offset(device: Device, stream: Stream) -> None:
+    source, memory, result = blocks(device)
     values(source)[:] = 1
     device.copy(memory, source, 4 * COUNT, stream)
     stream.synchronize()
@@ -102,13 +102,13 @@ def test_a_part_can_be_copied_to_the_middle(device: Device, stream: Stream) -> N
 
 
 def test_a_kernel_may_take_more_shared_memory_than_by_default(device: Device, kernel: object, stream: Stream) -> None:
-    _, memory, _ = rooms(device)
+    _, memory, _ = blocks(device)
     blend(device, kernel, memory, 1.0, 0.0, stream, shared=60 << 10)
     stream.synchronize()
 
 
-def test_a_graph_does_again_what_was_recorded(device: Device, kernel: object, stream: Stream) -> None:
-    source, memory, result = rooms(device)
+def test_a_graph_repeats_the_recorded_work(device: Device, kernel: object, stream: Stream) -> None:
+    source, memory, result = blocks(device)
     values(source)[:] = 1
     device.copy(memory, source, 4 * COUNT, stream)
 
@@ -126,7 +126,7 @@ def test_a_graph_does_again_what_was_recorded(device: Device, kernel: object, st
 
 def test_streams_wait_for_each_other_through_events(device: Device, kernel: object) -> None:
     first, second = device.stream(), device.stream()
-    source, memory, result = rooms(device)
+    source, memory, result = blocks(device)
     values(source)[:] = 1
     made, looked = device.event(), device.event()
     device.copy(memory, source, 4 * COUNT, first)
@@ -143,18 +143,18 @@ def test_streams_wait_for_each_other_through_events(device: Device, kernel: obje
     assert looked.since(made) >= 0.0
 
 
-def test_an_event_can_be_put_on_the_default_stream(device: Device) -> None:
+def test_an_event_can_be_recorded_on_the_default_stream(device: Device) -> None:
     event = device.event()
     event.record(device.stream(1))
     event.synchronize()
 
 
-def test_any_thread_may_use_it(device: Device, kernel: object) -> None:
+def test_any_thread_may_use_the_device(device: Device, kernel: object) -> None:
     results: list[float] = []
 
     def work() -> None:
         stream = device.stream()
-        source, memory, result = rooms(device)
+        source, memory, result = blocks(device)
         values(source)[:] = 4
         device.copy(memory, source, 4 * COUNT, stream)
         blend(device, kernel, memory, 1.0, 1.0, stream)
@@ -174,13 +174,13 @@ def test_any_thread_may_use_it(device: Device, kernel: object) -> None:
 
 
 def test_a_thread_that_has_never_seen_the_gpu_may_wait(device: Device, kernel: object, stream: Stream) -> None:
-    source, memory, result = rooms(device)
+    source, memory, result = blocks(device)
     values(source)[:] = 3
     begun, ended = device.event(), device.event()
     begun.record(stream)
     device.copy(memory, source, 4 * COUNT, stream)
     graph = device.graph(lambda: device.copy(result, memory, 4 * COUNT, stream), stream)
-    told: list[object] = []
+    seen: list[object] = []
 
     def wait() -> None:
         try:
@@ -188,26 +188,26 @@ def test_a_thread_that_has_never_seen_the_gpu_may_wait(device: Device, kernel: o
             ended.record(stream)
             stream.wait(begun)
             ended.synchronize()
-            told.extend([values(result)[0], ended.since(begun) >= 0])
+            seen.extend([values(result)[0], ended.since(begun) >= 0])
             stream.synchronize()
             memory.free()
         except Exception as error:
-            told.append(error)
+            seen.append(error)
 
     thread = threading.Thread(target=wait)
     thread.start()
     thread.join()
-    assert told == [3.0, True]
+    assert seen == [3.0, True]
 
 
-def test_too_little_memory_says_how_much_was_asked_for_and_what_to_lower(device: Device) -> None:
+def test_too_little_memory_is_an_error_with_sizes_and_a_remedy(device: Device) -> None:
     with pytest.raises(OutOfMemory, match=r"1048576\.0 MiB asked for, [\d.]+ MiB free; lower --batch-size") as caught:
         device.allocate(1 << 40, "lower --batch-size")
     assert "\n" not in str(caught.value)
 
 
 @fake_only
-def test_memory_is_given_back(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_freed_memory_can_be_allocated_again(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_MEMORY", str(64 << 20))
     for _ in range(5):
         memory = device.allocate(40 << 20, "-")
@@ -227,13 +227,13 @@ def test_a_cubin_that_the_driver_refuses_is_compiled_again(
     file.write_bytes(hashlib.sha256(b"not for this GPU").digest() + b"not for this GPU")
     again = device.module(SOURCE, ("--std=c++17",))["blend"]
     assert file.read_bytes() == whole
-    _, memory, _ = rooms(device)
+    _, memory, _ = blocks(device)
     blend(device, again, memory, 1.0, 0.0, stream)
     stream.synchronize()
 
 
 @fake_only
-def test_a_driver_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_is_too_old_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CUDA", "11040")
     with pytest.raises(RuntimeUnavailable, match=r"serves CUDA 11\.4, and 12\.0 is needed"):
         open_device(NAME)
@@ -244,8 +244,8 @@ def test_a_driver_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("version", ["plain"] if FAKE else list(VERSIONS))
-def test_the_reduction_says_what_the_reference_says(device: Device, version: str) -> None:
-    """With this library's own launches, copies and graphs; on a GPU, of every version."""
+def test_the_reduction_agrees_with_the_reference(device: Device, version: str) -> None:
+    """Use this library's own launches, copies and graphs. On a GPU, test every version of the kernels."""
     for operand in VERSIONS[version][1]:
         kernel = Kernel(version, operand, 64)
         if (FAKE and operand != "fp32") or not kernel.supports(device.gpu.sm):
@@ -261,12 +261,12 @@ def test_the_reduction_says_what_the_reference_says(device: Device, version: str
             assert np.abs(scores.mmd2 - exact.mmd2[start : start + 3]).max() <= allowed
             assert np.abs(scores.contributions - exact.contributions[start : start + 3]).max() <= allowed
             assert waiting.milliseconds > 0
-            # The same bits, one by one and as a graph.
+            # The same bits, launched one by one and as a graph.
             np.testing.assert_array_equal(scores.mmd2, pending[place % 3].scores().mmd2)
         reduction.close()
 
 
-def test_torch_s_tensors_are_scored_where_they_are(device: Device) -> None:
+def test_torch_tensors_are_scored_on_the_gpu(device: Device) -> None:
     torch = pytest.importorskip("torch")
     if FAKE or not torch.cuda.is_available():
         pytest.skip("needs a GPU and a torch for it")

@@ -1,4 +1,4 @@
-"""A lower precision for the benchmark alone: another graph, the same bank, no verification."""
+"""Bundles lowered for the benchmark have another graph, the same bank and no verification."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mdmf_deploy.errors import UsageError
 from mdmf_deploy.tasks.benchmark.subjects import lowered
 
 
-def test_the_bundles_own_precision_is_itself(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_lowering_to_its_own_precision_returns_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     assert lowered(bundle, "fp32", [], tmp_path) is bundle
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lower_one_is_a_whole_bundle_with_the_same_bank(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_lowered_bundle_is_complete_and_has_the_same_bank(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     half = Bundle.open(lowered(bundle, "fp16", [], tmp_path).path)
     assert half.manifest.model.precision == "fp16"
@@ -36,7 +36,7 @@ def test_a_lower_one_is_a_whole_bundle_with_the_same_bank(tiny_bundle: Path, pho
     assert scores[0] != scores[1]
 
 
-def test_lost_precision_does_not_come_back(tmp_path: Path) -> None:
+def test_a_bundle_is_never_raised_to_a_higher_precision(tmp_path: Path) -> None:
     card = msgspec.structs.replace(manifest().model, precision="int8")
     bundle = Bundle(Path("mine.mdmf"), manifest(model=card))
     with pytest.raises(UsageError, match=r"mine.mdmf is int8.*only an fp32 graph can be lowered.*--precision fp32"):

@@ -1,4 +1,4 @@
-"""What a configuration's rows say beside the first one's, on the same images: a speed without this says little."""
+"""Configurations compared with the first one: how much faster they are, and how far their verdicts drift."""
 
 from __future__ import annotations
 
@@ -6,35 +6,52 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import BankError, UsageError
-from mdmf_deploy.tasks.benchmark.results import Drift
+from mdmf_deploy.tasks.benchmark.results import Drift, Ratio, Result
+from mdmf_deploy.tasks.benchmark.statistics import paired_ratio
 from mdmf_deploy.tasks.benchmark.subjects import Subject
 from mdmf_deploy.tasks.verify import Scale, rank_correlation, scale_in
 
-Scores = NDArray[np.float64]
+
+def ratios(figure: str, results: Sequence[Result], rates: Sequence[Sequence[float]]) -> list[Ratio]:
+    """Return how many times as fast as the first result each other one is.
+
+    rates: the rates of every round, for each result, or nothing if the figure was not measured.
+    """
+    return [
+        Ratio(
+            configuration=result.configuration.name,
+            against=results[0].configuration.name,
+            figure=figure,
+            times=paired_ratio(own, rates[0]),
+            rounds=len(own),
+        )
+        for result, own in list(zip(results, rates, strict=False))[1:]
+    ]
 
 
-def measure(subjects: Sequence[Subject], paths: Sequence[Path]) -> list[Drift | None]:
-    """One for each subject, None for the first, which the others are held against."""
+def measure_drift(subjects: Sequence[Subject], paths: Sequence[Path]) -> list[Drift | None]:
+    """Return each subject's drift against the first, which has None itself."""
     first, *others = subjects
     if not others:
         return [None]
     rows, scale = first.detector.detect(paths), _scale(first)
     drifts: list[Drift | None] = [None]
     for other in others:
-        # Of one bundle and what was lowered from it the first's threshold decides; other bundles have their own.
+        # A bundle lowered from the first one is judged by the first one's threshold. Other bundles have their own.
         theirs = scale if other.about.bundle == first.about.bundle else _scale(other)
-        drifts.append(compare(rows, other.detector.detect(paths), scale, theirs))
+        drifts.append(drift(rows, other.detector.detect(paths), scale, theirs))
     return drifts
 
 
-def compare(before: Sequence[Row], after: Sequence[Row], scale: Scale | None, theirs: Scale | None) -> Drift:
-    """Rows of the same images.  scale, theirs: of real scores, for either; without both no verdict can be compared.
+def drift(before: Sequence[Row], after: Sequence[Row], scale: Scale | None, theirs: Scale | None) -> Drift:
+    """Compare two configurations' rows of the same images.
 
-    Raises UsageError if there is no image that both could score.
+    scale, theirs: spread and threshold of real scores, for `before` and `after`. Verdicts are compared if both are
+        known.
+    Raises UsageError if no image has a score in both.
     """
     pairs = [
         (one.score, other.score)
@@ -51,7 +68,7 @@ def compare(before: Sequence[Row], after: Sequence[Row], scale: Scale | None, th
     lost = len(before) - len(pairs)
     notes = [f"{lost} images without a score left out"] if lost else []
     if scale is None:
-        notes.append("no real scores to take a spread from: it is that of these images; no verdicts")
+        notes.append("no real scores are known, so the spread is that of these images, and verdicts are not compared")
     return Drift(
         images=len(pairs),
         # A spread of zero (copies of one image) leaves no unit to measure in.
