@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdmf_deploy.errors import RuntimeUnavailable, install, installed
+from mdmf_deploy.hardware.device import outdated
 from mdmf_deploy.hardware.gpu import OLDEST as ANY_CUDA
 from mdmf_deploy.hardware.gpu import probe
 from mdmf_deploy.runtime.building.flavours import OLDEST, RTX, TENSORRT, Flavour, dotted, version_of
@@ -111,9 +112,10 @@ def _missing_library(flavour: Flavour) -> list[Missing]:
 
 def _tensorrt(flavour: Flavour) -> _Needed:
     # We allocate TensorRT's inputs and outputs ourselves, through mdmf_deploy.hardware.device.
-    memory = Missing("cuda-core is not installed", install(flavour.extra))
+    problem = outdated("cuda-core") if _importable("cuda.core") else "cuda-core is not installed"
+    device = [Missing(problem, install(flavour.extra))] if problem else []
     cuda = next(((major, 0) for major in (14, 13, 12) if installed(f"{flavour.module}_cu{major}")), ANY_CUDA)
-    return cuda, [*_missing_library(flavour), *([] if _importable("cuda.core") else [memory])]
+    return cuda, [*_missing_library(flavour), *device]
 
 
 def _rtx() -> _Needed:

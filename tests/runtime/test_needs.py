@@ -32,7 +32,8 @@ class Machine:
         self.modules: dict[str, object] = {"cuda.core": object()}
         self.asked: list[tuple[int, int]] = []
         patch.setattr(needs, "probe", self._probe)
-        patch.setattr("mdmf_deploy.errors.version", self.distributions.get)
+        for module in ("errors", "hardware.device"):
+            patch.setattr(f"mdmf_deploy.{module}.version", self.distributions.get)
         patch.setattr(util, "find_spec", self.modules.get)
         patch.setattr("importlib.import_module", self._import)
 
@@ -193,6 +194,15 @@ def test_only_tensorrt_needs_cuda_core(machine: Machine) -> None:
     assert found is not None
     assert found.missing == "tensorrt is not installed, and cuda-core is not installed"
     assert found.enable.count("pip install") == 1
+
+
+def test_an_old_cuda_core_is_reported(machine: Machine) -> None:
+    machine.modules["tensorrt"] = tensorrt("11.4")
+    machine.distributions["cuda-core"] = "0.3.1"
+    found = needs.find_missing("tensorrt")
+    assert found is not None
+    assert found.missing == "cuda-core 0.3.1 is too old, expected 1.0 or newer"
+    assert "mdmf-deploy[gpu]" in found.enable
 
 
 def test_every_runtime_on_a_gpu_has_requirements() -> None:
