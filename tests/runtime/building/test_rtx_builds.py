@@ -36,7 +36,7 @@ needed("tensorrt_rtx")
 
 TURING, ADA, BLACKWELL = (7, 5), (8, 9), (12, 0)
 # Blocks are all alike, so ViT-S is built with fewer of its 12.
-BLOCKS = 3
+BLOCKS = 4
 SMALL = Profile(summary="For tests.", batch=BatchRange(min=1, opt=4, max=8), workspace_mib=512, name="small")
 
 
