@@ -1,4 +1,4 @@
-"""A fresh patch embedding hears every frequency of photographs equally loud."""
+"""A fresh patch embedding hears every frequency equally loud, and the classifier exists only where it is used."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from helpers.synthetic_photos import synthetic_photo
 
+from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.model.architectures import architecture
 from mdmf_deploy.model.dinov2 import DinoV2
-from mdmf_deploy.tasks.train.initialise import initialise
+from mdmf_deploy.model.pfs import MdmfModel
+from mdmf_deploy.tasks.train.network import TrainingNet, initialise
 
 
 def test_the_patch_embedding_whitens() -> None:
@@ -30,3 +32,11 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     initialise(first, crops, seed=4)
     initialise(second, crops, seed=4)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_the_classifier_exists_only_where_it_is_in_the_loss(tiny_recipe: Recipe) -> None:
+    crops = torch.zeros(2, 3, 56, 56)
+    assert TrainingNet(MdmfModel(tiny_recipe), frozen=False, classify=False)(crops)[1] is None
+    logits = TrainingNet(MdmfModel(tiny_recipe), frozen=False, classify=True)(crops)[1]
+    assert logits is not None
+    assert logits.shape == (2, 16)
