@@ -27,7 +27,7 @@ def bundle(bank: Iterable[str] = (), calibration: Iterable[str] | None = None) -
 
 @pytest.fixture
 def dataset(photos: Path, tmp_path: Path) -> Path:
-    """6 real images, one in a sub-folder; 4 of generator a; 2 of generator b."""
+    """A data set of 6 real images, one of them in a sub-folder, 4 of generator a and 2 of generator b."""
     names = sorted(photos.iterdir())
     for folder, files in {
         "real": names[:5],

@@ -83,7 +83,7 @@ def test_figures_are_those_of_scikit_learn_and_lie_within_their_intervals() -> N
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    # AUROC of N(0, 1) against N(1, 1) is Phi(1 / sqrt 2); 90% of 200 is 4 standard errors below 95%.
+    # AUROC of N(0, 1) against N(1, 1) is Phi(1 / sqrt 2). 90% of 200 is 4 standard errors below 95%.
     truth, rng = 0.7602499389, np.random.default_rng(2)
     estimates = [
         figures(rng.normal(0, 1, 60), rng.normal(1, 1, 60), None, None, resamples=200).auroc for _ in range(200)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from helpers.synthetic_photos import synthetic_photo
+from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.model.architectures import architecture
@@ -13,11 +15,22 @@ from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.network import TrainingNet, initialise
 
 
-def test_the_patch_embedding_whitens() -> None:
+@pytest.fixture(scope="module")
+def crops() -> NDArray[np.float32]:
     photos = np.stack([synthetic_photo(seed, 112, 112) for seed in range(40)])
-    crops = ((photos / 255 - 0.45) / 0.226).transpose(0, 3, 1, 2).astype(np.float32)
-    backbone = DinoV2(architecture("starter_vit14"))
-    initialise(backbone, crops, seed=0)
+    normalised: NDArray[np.float32] = ((photos / 255 - 0.45) / 0.226).transpose(0, 3, 1, 2).astype(np.float32)
+    return normalised
+
+
+@pytest.fixture(scope="module")
+def backbone(crops: NDArray[np.float32]) -> DinoV2:
+    """A backbone that starts from scratch with seed 0."""
+    fresh = DinoV2(architecture("starter_vit14"))
+    initialise(fresh, crops, seed=0)
+    return fresh
+
+
+def test_the_patch_embedding_whitens(backbone: DinoV2, crops: NDArray[np.float32]) -> None:
     with torch.no_grad():
         embedded = backbone.patch_embed(torch.from_numpy(crops)).flatten(0, 1).numpy().astype(np.float64)
     assert abs(embedded.mean(axis=0)).max() < 1e-2
@@ -26,12 +39,10 @@ def test_the_patch_embedding_whitens() -> None:
     assert variances[-1] / np.median(variances) < 20 < pixels[-1] / np.median(pixels)
 
 
-def test_the_same_seed_gives_the_same_weights() -> None:
-    crops = np.random.default_rng(0).standard_normal((40, 3, 56, 56)).astype(np.float32)
-    first, second = (DinoV2(architecture("starter_vit14")) for _ in range(2))
-    initialise(first, crops, seed=4)
-    initialise(second, crops, seed=4)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+def test_the_same_seed_gives_the_same_weights(backbone: DinoV2, crops: NDArray[np.float32]) -> None:
+    again = DinoV2(architecture("starter_vit14"))
+    initialise(again, crops, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), again.parameters(), strict=True))
 
 
 def test_the_classifier_exists_only_where_it_is_in_the_loss(tiny_recipe: Recipe) -> None:

@@ -44,7 +44,7 @@ def test_photographs_too_small_to_train_on_are_refused(tmp_path: Path) -> None:
 def test_training_lowers_the_error_and_is_kept(tmp_path: Path) -> None:
     images = [synthetic_photo(seed, 112, 104) for seed in range(4)]
     untrained = Autoencoder(factor=2, upsampler="nearest", channels=8, width=8, steps=1)
-    trained = Autoencoder(factor=2, upsampler="nearest", channels=8, width=8, steps=60)
+    trained = Autoencoder(factor=2, upsampler="nearest", channels=8, width=8, steps=30)
     _, before = train_autoencoder(untrained, images, tmp_path / "before.safetensors")
     net, after = train_autoencoder(trained, images, tmp_path / "after.safetensors")
     assert after > before + 1

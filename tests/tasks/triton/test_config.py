@@ -14,8 +14,7 @@ from helpers.handmade import manifest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.tasks.triton import Serving, write_repository
+from mdmf_deploy.tasks.triton import Serving
 from mdmf_deploy.tasks.triton.config import config_text, configs, entries
 
 _ONNX_TYPES = {"TYPE_UINT8": "UINT8", "TYPE_FP32": "FLOAT", "TYPE_FP64": "DOUBLE"}
@@ -27,15 +26,10 @@ def parsed(serving: Serving, p_values: bool = True) -> dict[str, Any]:
     return {name: triton_schema.parse(config_text(config)) for name, config in made.items()}
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_repository(Bundle.open("starter"), tmp_path_factory.mktemp("triton") / "models").path
-
-
 @pytest.mark.parametrize("model", _STEPS)
-def test_inputs_and_outputs_are_those_of_the_graph(repository: Path, model: str) -> None:
-    config = triton_schema.parse((repository / model / "config.pbtxt").read_text())
-    graph = onnx.load(repository / model / "1" / "model.onnx").graph
+def test_inputs_and_outputs_are_those_of_the_graph(starter: Path, model: str) -> None:
+    config = triton_schema.parse((starter / model / "config.pbtxt").read_text())
+    graph = onnx.load(starter / model / "1" / "model.onnx").graph
     for declared, values in ((config.input, graph.input), (config.output, graph.output)):
         assert [one.name for one in declared] == [value.name for value in values]
         for one, value in zip(declared, values, strict=True):
@@ -47,9 +41,9 @@ def test_inputs_and_outputs_are_those_of_the_graph(repository: Path, model: str)
             assert [size.dim_value for size in tensor.shape.dim[1:]] == list(one.dims)
 
 
-def test_every_tensor_of_the_ensemble_comes_from_somewhere(repository: Path) -> None:
-    models = {name: triton_schema.parse((repository / name / "config.pbtxt").read_text()) for name in _STEPS}
-    ensemble = triton_schema.parse((repository / "starter/config.pbtxt").read_text())
+def test_every_tensor_of_the_ensemble_comes_from_somewhere(starter: Path) -> None:
+    models = {name: triton_schema.parse((starter / name / "config.pbtxt").read_text()) for name in _STEPS}
+    ensemble = triton_schema.parse((starter / "starter/config.pbtxt").read_text())
     assert [step.model_name for step in ensemble.ensemble_scheduling.step] == _STEPS
     known = {one.name: (one.data_type, list(one.dims)) for one in ensemble.input}
     for step in ensemble.ensemble_scheduling.step:

@@ -69,7 +69,9 @@ def assert_ours(outputs: Outputs, x: np.ndarray, bank: Bank) -> None:
 @pytest.mark.parametrize(
     "preprocessing", [Preprocessing(crop=28), Preprocessing(crop=28, mean=(0.1, 0.2, 0.3), std=(0.9, 0.7, 0.3))]
 )
-def test_the_same_bits_for_every_value_of_every_channel(preprocessing: Preprocessing, batch: int) -> None:
+def test_the_preprocessing_gives_our_bits_for_every_value_of_every_channel(
+    preprocessing: Preprocessing, batch: int
+) -> None:
     crops = np.random.default_rng(0).integers(0, 256, (batch, 28, 28, 3), dtype=np.uint8)
     crops[0, :16, :16] = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
     graph = preprocessing_graph(preprocessing, {})
@@ -89,7 +91,7 @@ def test_the_same_bits_for_every_value_of_every_channel(preprocessing: Preproces
     weights=st.sampled_from(["equal", "signed", "wild"]),
     tile=st.sampled_from([1, 32, 33, 1024]),
 )
-def test_it_is_the_specification(
+def test_the_reduction_is_the_specification(
     seed: int, images: int, patches: int, points: int, width: int, sigma: float, weights: str, tile: int
 ) -> None:
     x, bank = drawn(seed, images, patches, points, width, sigma, weights)
@@ -191,7 +193,7 @@ def test_signatures_that_are_not_finite_get_no_score(sigma: float) -> None:
 
 @pytest.mark.parametrize("sigma", [3.0, 0.5])
 @pytest.mark.parametrize("far", [1e4, 1e18, 3e38])
-def test_signatures_far_from_all_others_are_just_that(sigma: float, far: float) -> None:
+def test_a_signature_far_from_all_others_is_like_none_but_itself(sigma: float, far: float) -> None:
     _, bank = drawn(5, 1, 1, 100, 16, sigma)
     x = np.zeros((1, 3, 16), np.float32)
     # Towards one point of the bank, so that not even its product with it is a float32.
@@ -202,7 +204,7 @@ def test_signatures_far_from_all_others_are_just_that(sigma: float, far: float) 
 
 
 def test_an_image_far_from_the_bank_is_still_like_itself() -> None:
-    """So far that a float64 holds no squared norm of it."""
+    """The image is so far away that float64 cannot hold its squared norm exactly."""
     x, bank = drawn(6, 1, 9, 100, 256, 64.0)
     x = 4 * x + np.float32(8e6)
     assert (ReferenceReduction()(x, bank).contributions > 0.2).all()

@@ -26,7 +26,7 @@ from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.errors import GateFailed, UsageError
 from mdmf_deploy.images.crops import center_crop
 from mdmf_deploy.images.inputs import expand
-from mdmf_deploy.tasks.triton import Serving, write, write_repository
+from mdmf_deploy.tasks.triton import Serving, Written, write, write_repository
 from mdmf_deploy.tasks.triton.graphs import reduction_graph
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -45,8 +45,9 @@ def client_of(repository: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
 
 
 @pytest.fixture(scope="module")
-def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_repository(Bundle.open("starter"), tmp_path_factory.mktemp("starter") / "models").path
+def unverified(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """The starter on a runtime that it is not verified for."""
+    return write_repository(Bundle.open("starter"), tmp_path_factory.mktemp("unverified") / "models", Serving("gpu"))
 
 
 def test_a_stock_client_gets_our_scores_and_p_values(starter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,17 +144,16 @@ def test_thresholds_are_stated_where_they_hold(starter: Path) -> None:
     assert "VNNI" in readme
 
 
-def test_an_unverified_runtime_gets_no_thresholds(tmp_path: Path) -> None:
-    written = write_repository(Bundle.open("starter"), tmp_path / "models", Serving("gpu"))
-    assert written.caveat is not None
-    assert "cuda int8 is not verified" in written.caveat
-    stated = parameters(written.path)
+def test_an_unverified_runtime_gets_no_thresholds(unverified: Written) -> None:
+    assert unverified.caveat is not None
+    assert "cuda int8 is not verified" in unverified.caveat
+    stated = parameters(unverified.path)
     assert not {"threshold", "fpr", "review"} & set(stated)
-    assert stated["verdicts"] == f"withheld: {written.caveat}"
-    readme = (written.path / "README.md").read_text()
-    assert written.caveat in readme
+    assert stated["verdicts"] == f"withheld: {unverified.caveat}"
+    readme = (unverified.path / "README.md").read_text()
+    assert unverified.caveat in readme
     assert "p_value" not in readme
-    outputs = StockServer(written.path).configs["starter"].output
+    outputs = StockServer(unverified.path).configs["starter"].output
     assert [output.name for output in outputs] == ["score", "contributions"]
 
 
@@ -238,33 +238,22 @@ def test_nothing_is_written_if_the_graph_does_not_give_our_scores(
     assert [path.name for path in tmp_path.iterdir()] == ["handmade.mdmf"]
 
 
-PLACEHOLDER = re.compile(r"\$(?!PWD)|\{[a-z_]+\}")
-
-
-def commands_of(readme: str) -> list[str]:
-    """Subcommands of `mdmf` that a README names."""
-    return re.findall(r"`mdmf (\w+)", readme)
-
-
-@pytest.mark.parametrize("kind", ["calibrated", "withheld", "plan"])
-def test_the_readme_is_complete_and_names_things_that_exist(kind: str, starter: Path, tmp_path: Path) -> None:
-    if kind == "calibrated":
-        repository, name = starter, "starter"
-    elif kind == "withheld":
-        repository = write_repository(Bundle.open("starter"), tmp_path / "models", Serving("gpu")).path
-        name = "starter"
-    else:
-        bundle = make_bundle(tmp_path / "handmade.mdmf")
-        plan = write_plan(tmp_path / "engine.plan", bundle)
-        repository, name = write_repository(bundle, tmp_path / "models", Serving("gpu", 8, plan)).path, "handmade"
-    readme = (repository / "README.md").read_text()
-    assert not PLACEHOLDER.search(readme)
-    named = set(re.findall(rf"`({name}(?:_\w+)?)`", readme))
-    assert named == {path.name for path in repository.iterdir() if path.is_dir()}
-    commands = commands_of(readme)
-    assert commands
-    assert set(commands) <= set(COMMANDS)
-    (module,) = set(re.findall(r"`(mdmf_deploy[\w.]+)`", readme))
-    for function in ("center_crop", "decode", "read"):
-        assert f"{function}(" in readme
-        assert callable(getattr(importlib.import_module(module), function))
+def test_no_placeholder_is_left_and_the_readme_names_things_that_exist(
+    starter: Path, unverified: Written, tmp_path: Path
+) -> None:
+    bundle = make_bundle(tmp_path / "handmade.mdmf")
+    serving = Serving("gpu", 8, write_plan(tmp_path / "engine.plan", bundle))
+    planned = write_repository(bundle, tmp_path / "models", serving)
+    for repository in (starter, unverified.path, planned.path):
+        readme = (repository / "README.md").read_text()
+        assert not re.search(r"\$(?!PWD)|\$?\{[a-z_]+\}", readme)
+        name = json.loads((repository / "mdmf.json").read_text())["name"]
+        named = set(re.findall(rf"`({name}(?:_\w+)?)`", readme))
+        assert named == {path.name for path in repository.iterdir() if path.is_dir()}
+        commands = set(re.findall(r"`mdmf (\w+)", readme))
+        assert commands
+        assert commands <= set(COMMANDS)
+        (module,) = set(re.findall(r"`(mdmf_deploy[\w.]+)`", readme))
+        for function in ("center_crop", "decode", "read"):
+            assert f"{function}(" in readme
+            assert callable(getattr(importlib.import_module(module), function))
