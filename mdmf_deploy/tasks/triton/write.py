@@ -101,6 +101,7 @@ def write_repository(bundle: Bundle, destination: Path, serving: Serving | None 
     reduction = reduction_graph(bundle.bank, manifest.model.pool**2, calibration, metadata)
     parameters = _parameters(bundle, serving, calibration, why)
     messages = configs(name, manifest, serving, calibration is not None, parameters)
+    readme = _readme(manifest, serving, plan, calibration, why)
     try:
         with atomic_folder(destination) as scratch:
             for model, config in messages.items():
@@ -111,7 +112,7 @@ def write_repository(bundle: Bundle, destination: Path, serving: Serving | None 
             (scratch / f"{name}_{PREPROCESSING}/1" / MODEL).write_bytes(preprocessing.SerializeToString())
             (scratch / f"{name}_{REDUCTION}/1" / MODEL).write_bytes(reduction.SerializeToString())
             _place_engine(bundle, serving, scratch / f"{name}_{EXTRACTION}/1")
-            (scratch / _README).write_text(_readme(manifest, serving, plan, calibration, why), encoding="utf-8")
+            (scratch / _README).write_text(readme, encoding="utf-8")
             rounding = check_reduction(scratch / f"{name}_{REDUCTION}/1" / MODEL, bundle.bank, manifest.model.pool**2)
             (scratch / LISTING).write_bytes(_listing(scratch, parameters))
     except OSError as error:
