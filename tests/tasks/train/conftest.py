@@ -11,16 +11,18 @@ import pytest
 import torch
 from helpers.synthetic_photos import synthetic_photo
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from mdmf_deploy.bundle.recipe import Autoencoder, Pairs, Recipe, Split, Training
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Keep PyTorch on one thread. Models this small lose more by waiting for other threads than they gain."""
+    """Keep PyTorch and NumPy on one thread. Models this small lose more by waiting for other threads than they gain."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(threads)
 
 

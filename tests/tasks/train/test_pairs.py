@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from helpers.synthetic_photos import synthetic_photo
+from helpers.training_data import generated, paths
 from PIL import Image
 
-from mdmf_deploy.bundle.recipe import Autoencoder, Pairs
+from mdmf_deploy.bundle.recipe import Autoencoder, Pairs, Recipe
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.tasks.train.autoencoders import AutoencoderNet, autoencoder_name, reconstruct, train_autoencoder
-from mdmf_deploy.tasks.train.pairs import Treatment, Views, treat
+from mdmf_deploy.tasks.train.data import collect
+from mdmf_deploy.tasks.train.pairs import Treatment, Views, prepare_images, treat
 
 UPSAMPLERS = ("nearest", "bilinear", "transposed", "pixelshuffle")
 SHA = "3f" * 32
@@ -60,12 +63,12 @@ def test_both_halves_of_a_pair_are_treated_alike(tmp_path: Path) -> None:
     views = writer.write(image, SHA, tmp_path)
     halves = writer.write_reconstructions(image, SHA, [AutoencoderNet(autoencoder)], tmp_path)
     assert len(views) == len(halves) == 4
-    for real, generated in zip(views, halves, strict=True):
-        with Image.open(real) as a, Image.open(generated) as b:
+    for real, reconstructed in zip(views, halves, strict=True):
+        with Image.open(real) as a, Image.open(reconstructed) as b:
             assert a.size == b.size
             assert a.quantization == b.quantization  # type: ignore[attr-defined]
-        assert real.read_bytes() != generated.read_bytes()
-        assert autoencoder_name(autoencoder) in generated.name
+        assert real.read_bytes() != reconstructed.read_bytes()
+        assert autoencoder_name(autoencoder) in reconstructed.name
 
 
 def test_treatments_depend_on_the_image_alone_and_never_shrink_below_the_crop() -> None:
@@ -82,3 +85,16 @@ def test_treatments_depend_on_the_image_alone_and_never_shrink_below_the_crop() 
 def test_a_treatment_is_a_jpeg_of_the_asked_scale() -> None:
     image = Image.open(io.BytesIO(treat(synthetic_photo(6, 200, 100), Treatment(0.5, 80))))
     assert (image.format, image.size) == ("JPEG", (100, 50))
+
+
+def test_without_views_training_uses_the_originals_alone(
+    training_folder: Path, training_recipe: Recipe, tmp_path: Path
+) -> None:
+    training = msgspec.structs.replace(training_recipe.training, pairs=Pairs(views=0))
+    recipe = msgspec.structs.replace(training_recipe, training=training)
+    dataset = collect(paths(training_folder / "real"), generated(training_folder), training.split)
+    images = prepare_images(recipe, dataset, tmp_path)
+    assert [photograph.original for photograph in images.photographs] == [x.path for x in dataset.of("train", False)]
+    assert not any(photograph.views or photograph.reconstructions for photograph in images.photographs)
+    assert images.generated == {"checker": tuple((x.path,) for x in dataset.of("train", True))}
+    assert not list(tmp_path.iterdir())

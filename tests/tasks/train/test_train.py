@@ -13,7 +13,7 @@ import torch
 from helpers.training_data import generated, paths
 from safetensors.torch import load_file
 
-from mdmf_deploy.bundle.recipe import Pairs, Recipe
+from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import CheckpointError, UsageError
 from mdmf_deploy.model.checkpoints import load_detector
 from mdmf_deploy.model.dinov2 import DinoV2
@@ -89,10 +89,8 @@ def test_a_run_leaves_a_checkpoint_a_history_a_plot_and_the_split(training_folde
     assert sorted(listed) == sorted(map(str, paths(training_folder)))
 
 
-def test_resuming_with_other_data_is_refused(training_folder: Path, training_recipe: Recipe, tmp_path: Path) -> None:
-    plan = TrainingRun(training_recipe, tmp_path, train_backbone=True, cadence=EVERY)
-    plan = with_training(plan, steps=1, pairs=Pairs(views=0))
-    run(training_folder, plan)
+def test_resuming_with_other_data_is_refused(training_folder: Path, frozen: TrainingRun, tmp_path: Path) -> None:
+    plan = replace(frozen, folder=Path(shutil.copytree(frozen.folder, tmp_path / "run")))
     real = paths(training_folder / "real")
     for other in (real[1:], real[::-1]):  # the order decides what is drawn
         with pytest.raises(CheckpointError, match="other images"):
