@@ -54,7 +54,7 @@ class TrainingNet(nn.Module):
 
     @torch.no_grad()
     def start_bandwidth(self, batch: Tensor) -> None:
-        """Set sigma to the median distance between a batch's signatures (METHOD.md)."""
+        """Set sigma to the median distance between a batch's signatures (docs/method.md)."""
         signatures = self(batch)[0].float().flatten(0, 1)
         # 2,000 signatures give the median to a percent or two. All pairs of a large batch would not fit into memory.
         self.detector.log_sigma.copy_(median_distance(signatures[:: max(1, len(signatures) // 2000)]).log())
