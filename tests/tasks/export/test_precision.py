@@ -1,3 +1,5 @@
+"""fp16 graphs keep what would overflow in float32."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,7 +12,7 @@ from onnx import TensorProto
 
 from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.errors import QuantisationError
-from mdmf_deploy.tasks.export.fp16 import to_fp16
+from mdmf_deploy.tasks.export.precision import to_fp16
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def test_fp16_halves_the_file_and_keeps_the_signatures(half: Path, tiny_bundle: 
 
 
 def test_fp16_keeps_norms_softmax_and_attention_scores_in_fp32(half: Path) -> None:
-    """Typed by inference alone, so whatever the converter noted on the way."""
+    """Types come from inference alone, not from the converter's notes."""
     model = onnx.shape_inference.infer_shapes(onnx.load(half), check_type=True, strict_mode=True, data_prop=True)
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     made_by = {output: node for node in model.graph.node for output in node.output}
