@@ -129,16 +129,16 @@ def lowered(bundle: Bundle, precision: str, paths: Sequence[Path], folder: Path)
 
 def _write_graph(bundle: Bundle, precision: Precision, paths: Sequence[Path], graph: Path) -> None:
     if precision == "fp16":
-        from mdmf_deploy.tasks.export.fp16 import to_fp16
+        from mdmf_deploy.tasks.export.precision import to_fp16
 
         to_fp16(bundle.model_path, graph)
         return
     from mdmf_deploy.tasks.export.int8 import quantise
-    from mdmf_deploy.tasks.export.save import save
+    from mdmf_deploy.tasks.export.precision import save_graph
 
     preprocessing = bundle.manifest.preprocessing
     crops = [
         images.center_crop(images.decode(images.read(path)).pixels, preprocessing.crop).pixels
         for path in paths[:_RANGES]
     ]
-    save(quantise(bundle.model_path, images.normalise(np.concatenate(crops), preprocessing)), graph, precision)
+    save_graph(quantise(bundle.model_path, images.normalise(np.concatenate(crops), preprocessing)), graph, precision)
