@@ -256,7 +256,7 @@ def scale_of(real_scores: NDArray[np.float64]) -> Scale:
 
 
 def scale_in(bundle: Bundle) -> Scale:
-    """Return the scale of real scores that the bundle knows: its calibration's, or else its bank's own images'.
+    """Return the scale of the bundle's real scores: those of its calibration, or else of its bank's own images.
 
     The images of a compressed bank can no longer be scored. Its scale is that of the newest verification record, or
     else the one that was newest when the bank was compressed.
@@ -288,9 +288,9 @@ def _recorded_scale(bundle: Bundle) -> Scale:
     if isinstance(kept, list):
         return Scale(*map(float, kept))
     raise BankError(
-        f"{bundle.path}: its bank is compressed, and neither calibration nor verification record tells how real scores "
-        "spread; build it whole, run `mdmf verify` and `mdmf calibrate`, and `mdmf bank compress` last, or verify with "
-        "--checkpoint and real images"
+        f"{bundle.path}: its bank is compressed, and neither a calibration nor a verification record gives the spread "
+        "of real scores; build it whole, run `mdmf verify` and `mdmf calibrate`, and `mdmf bank compress` last, or "
+        "verify with --checkpoint and real images"
     )
 
 

@@ -42,7 +42,7 @@ def test_scores_are_those_of_the_reduction(bundle: Bundle) -> None:
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_the_bank_has_seen_is_left_out(bundle: Bundle) -> None:
+def test_images_in_the_bank_are_left_out(bundle: Bundle) -> None:
     seen = extracted("renamed/3.png")
     assert seen.sha256 in bundle.bank.hashes
     report = gather(bundle, [seen, *held_out(9)])

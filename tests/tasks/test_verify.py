@@ -126,7 +126,7 @@ def test_copies_of_one_image_leave_no_room_for_a_change() -> None:
 
 
 @pytest.mark.parametrize("scale", [None, Scale(0.3, 0.9)])
-def test_scores_that_are_all_the_same_pass_only_what_changed_nothing(scale: Scale | None) -> None:
+def test_where_all_scores_are_the_same_only_an_unchanged_engine_passes(scale: Scale | None) -> None:
     # Every kernel value but those of a patch with itself underflows to 0.
     blind = uniform_bank(
         BANK.signatures, 1e-3, source=BANK.source, sources=BANK.sources, model_sha256=BANK.model_sha256
@@ -243,7 +243,7 @@ def test_a_record_is_appended_and_changes_nothing_else(bundle_copy: Path) -> Non
     assert not again.covers("onnxruntime", "fp32")
 
 
-def test_a_bundle_without_probes_says_so(bundle_copy: Path) -> None:
+def test_a_bundle_without_probes_is_an_error(bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
     del bundle.manifest.files[PROBES]
     with pytest.raises(BundleError, match=r"probes\.safetensors"):

@@ -82,7 +82,7 @@ def build_bank(
 ) -> BankReport:
     """Build the bank of these real images for this model.
 
-    max_signatures: a larger bank is thinned to this many; 0 keeps all. Memory is that of the signatures kept, and the
+    max_signatures: a larger bank is thinned to this many. 0 keeps all. Memory is that of the signatures kept, and the
         bank has the same bytes whatever the order of the sources.
     points: every signature counts, and the bank is compressed to this many points while it is gathered (see Gathering
         in mmd/compress/stream.py). Beyond one block of signatures it depends on the order of the sources.
@@ -160,7 +160,7 @@ def _thinned(
         total += len(signatures)
         kept[sha256] = _in_drawing_order(signatures, sha256) if max_signatures else signatures
         held += len(kept[sha256])
-        # With n images seen, none can end up with more than this many. Dropping the others now bounds the memory.
+        # With n images seen, none can end up with more rows than this. Dropping the others now bounds the memory.
         if max_signatures and held > 2 * max_signatures + total // len(kept):
             quota = math.ceil(max_signatures / len(kept))
             kept = {sha256: signatures[:quota].copy() for sha256, signatures in kept.items()}
@@ -222,7 +222,7 @@ def _smallest(some: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.floa
 
 
 def _scale(bank: Bank, images: Iterable[NDArray[np.float32]]) -> Scale:
-    """Return the scale by which `mdmf verify` judges changes of score. A compressed bank no longer contains it.
+    """Return the scale by which `mdmf verify` judges changes of score. A compressed bank cannot give it.
 
     The images are in the bank themselves, so their scores are a little low: by one image's share of its signatures.
     """

@@ -60,7 +60,7 @@ class Ladder:
     draft: the fp32 graph's manifest, without files.
     banked: real images for the bank. They also give int8 its ranges.
     held: real images held back from the bank, with the signatures that PyTorch extracted.
-    max_signatures: a larger bank is thinned to this many; 0 keeps all.
+    max_signatures: a larger bank is thinned to this many. 0 keeps all.
     """
 
     fp32: Path

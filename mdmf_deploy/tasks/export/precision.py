@@ -59,7 +59,9 @@ def _score_nodes(model: ModelProto) -> Iterator[str]:
             yield node.name
             node = made_by.get(node.input[0])
         if node is None or node.op_type != "MatMul":
-            raise QuantisationError(f"fp16: {softmax.name} is over no product; export with --precision fp32")
+            raise QuantisationError(
+                f"fp16: the input of {softmax.name} is not a product of queries and keys; export with --precision fp32"
+            )
         yield node.name
 
 
