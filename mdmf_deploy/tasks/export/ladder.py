@@ -56,14 +56,15 @@ class Candidate:
 class Ladder:
     """The rungs of one traced model.
 
-    fp32: its graph, in a folder of its own. The other graphs are written beside that folder.
+    graph: the fp32 graph, in a folder of its own. The other graphs are written beside that folder.
     draft: the fp32 graph's manifest, without files.
     banked: real images for the bank. They also give int8 its ranges.
     held: real images held back from the bank, with the signatures that PyTorch extracted.
     max_signatures: a larger bank is thinned to this many. 0 keeps all.
+    quantise: makes the int8 graph of an fp32 graph and normalised crops.
     """
 
-    fp32: Path
+    graph: Path
     draft: Manifest
     banked: Sequence[Path]
     held: SourceSignatures
@@ -72,7 +73,7 @@ class Ladder:
     quantise: Callable[[Path, NDArray[np.float32]], ModelProto] = quantise
 
     def climb(self, rungs: Sequence[Precision]) -> tuple[Candidate | None, tuple[Refusal, ...]]:
-        """Return the first candidate that passes the gate, or None, and the rungs refused before it."""
+        """Return the first candidate that passes the gate, or None, and the refusals before it."""
         refused: list[Refusal] = []
         for rung in rungs:
             try:
@@ -91,26 +92,27 @@ class Ladder:
     def candidate(self, rung: Precision) -> Candidate:
         """Lower the graph to a rung, extract its bank, and judge it.
 
-        Raises QuantisationError if int8 is not worth having, because too many layers would have to stay in fp32.
+        Raises QuantisationError for int8 if fp32 itself misses the limits, or if so many layers would have to stay in
+        fp32 that int8 is not worth having.
         """
         if rung == "int8":
             return self._int8()
         if rung == "fp16":
-            return self._judged(to_fp16(self.fp32, self._folder("fp16") / MODEL), self._manifest("fp16"))
-        return self._base
+            return self._judged(to_fp16(self.graph, self._folder("fp16") / MODEL), self._manifest("fp16"))
+        return self._fp32
 
     @cached_property
-    def _base(self) -> Candidate:
-        return self._judged(self.fp32, self.draft)
+    def _fp32(self) -> Candidate:
+        return self._judged(self.graph, self.draft)
 
     def _int8(self) -> Candidate:
-        if not self._base.verification.passed:
+        if not self._fp32.verification.passed:
             raise QuantisationError("the fp32 graph that it is made from misses the limits")
         crops = center_crops(self.banked[:_RANGE_IMAGES], self.draft.preprocessing)
         self.log(f"int8: quantising by NNCF, on {len(crops)} images")
-        graphs = Restorable(self.fp32, self.quantise(self.fp32, crops), self._folder("int8-variants"))
+        graphs = Restorable(self.graph, self.quantise(self.graph, crops), self._folder("int8-variants"))
         # The search judges against fp32's bank, which is at hand. The bundle's bank is made by the graph itself.
-        bank = self._base.bank.bank
+        bank = self._fp32.bank.bank
         search = LayerSearch(graphs, self._manifest("int8"), bank, crops[:_RANK_IMAGES], self.judge, self.log)
         kept = search.first_to_pass()
         while True:
@@ -144,7 +146,7 @@ class Ladder:
         return msgspec.structs.replace(self.draft, model=model)
 
     def _folder(self, name: str) -> Path:
-        path = self.fp32.parent.parent / name
+        path = self.graph.parent.parent / name
         path.mkdir(exist_ok=True)
         return path
 
