@@ -1,4 +1,4 @@
-"""A bundle: everything a verdict depends on, in one folder with a hash (DESIGN.md, "Bundle")."""
+"""A bundle: everything a verdict depends on, in one folder with a hash (docs/bundle.md)."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class Pairs(_Frozen, frozen=True, kw_only=True):
 class Training(_Frozen, frozen=True, kw_only=True):
     """How `mdmf train` fits the PFS head, the bandwidth and, on request, the backbone.
 
-    objective: "image" (METHOD: per-image scores) or "pooled" (the paper's test power over pools of patches).
+    objective: "image" (docs/method.md: per-image scores) or "pooled" (the paper's test power over pools of patches).
     batch: images of each class per step.
     regulariser: lambda in the objective's denominator.
     patch_cross_entropy: weight of an auxiliary per-patch real/generated logistic loss on the backbone's tokens. Used

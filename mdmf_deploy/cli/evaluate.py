@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from mdmf_deploy.detection.outputs import Scratch
     from mdmf_deploy.detection.rows import Row
-    from mdmf_deploy.tasks.evaluate.evaluate import Audit, Sample, Table
+    from mdmf_deploy.tasks.evaluate.evaluate import Audit, KnownImage, Table
     from mdmf_deploy.tasks.evaluate.metrics import Estimate
 
 _SHOWN = 3
@@ -63,7 +63,7 @@ def evaluate(
     from mdmf_deploy.detection.outputs import replacing
     from mdmf_deploy.errors import GateFailed, UsageError
     from mdmf_deploy.tasks.evaluate import evaluate as evaluating
-    from mdmf_deploy.tasks.evaluate.conditions import AS_IS, Condition
+    from mdmf_deploy.tasks.evaluate.evaluate import AS_IS, Condition
 
     if output is not None and output.suffix != ".jsonl":
         raise UsageError(f"-o {output}: rows of an evaluation are written as .jsonl only")
@@ -74,7 +74,7 @@ def evaluate(
     tables = []
     with ExitStack() as stack:
         detector = stack.enter_context(Detector(bundle, runtime=runtime))
-        samples, audit = evaluating.audit(evaluating.find_samples(dataset), detector.bundle, fractions, part.value)
+        samples, audit = evaluating.audit(evaluating.find_images(dataset), detector.bundle, fractions, part.value)
         _tell(audit)
         file = None if output is None else stack.enter_context(replacing(output))
         if detector.caveat:
@@ -102,8 +102,8 @@ def evaluate(
 
 
 def _watched(
-    judged: Iterable[tuple[Sample, Row]], total: int, condition: str, scratch: Scratch | None
-) -> Iterator[tuple[Sample, Row]]:
+    judged: Iterable[tuple[KnownImage, Row]], total: int, condition: str, scratch: Scratch | None
+) -> Iterator[tuple[KnownImage, Row]]:
     """The same pairs, each written to the file and counted on a terminal's stderr on its way."""
     import msgspec
     from rich.console import Console

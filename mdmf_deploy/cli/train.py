@@ -65,9 +65,9 @@ def train(
     import torch
 
     from mdmf_deploy.tasks.train.loop import Cadence, processes
-    from mdmf_deploy.tasks.train.train import Plan, fit
+    from mdmf_deploy.tasks.train.train import TrainingRun, fit
 
-    plan = Plan(
+    run = TrainingRun(
         chosen,
         output,
         backbone_weights=backbone_weights,
@@ -77,7 +77,7 @@ def train(
         cadence=Cadence(validate=validate_every, save=save_every),
     )
     with _Progress(chosen.training.steps) as progress:
-        checkpoint = fit(plan, photographs, generators, log=progress.log, watch=progress.watch)
+        checkpoint = fit(run, photographs, generators, log=progress.log, watch=progress.watch)
     if processes().is_main_process:
         typer.echo(str(checkpoint))
 

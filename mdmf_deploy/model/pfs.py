@@ -1,4 +1,4 @@
-"""The Patch Forensic Signature (PFS) head and the whole model in PyTorch (METHOD.md, pipeline steps 1 to 3)."""
+"""The Patch Forensic Signature (PFS) head and the whole model in PyTorch (docs/method.md, pipeline steps 1 to 3)."""
 
 from __future__ import annotations
 

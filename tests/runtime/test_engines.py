@@ -20,7 +20,7 @@ from mdmf_deploy.hardware.host import saturates_int8
 from mdmf_deploy.model.pfs import MdmfModel, TorchEngine
 from mdmf_deploy.runtime import ENGINES, Engine, open_engine
 from mdmf_deploy.runtime.ort import OrtEngine
-from mdmf_deploy.tasks.export.restore import Restorable
+from mdmf_deploy.tasks.export.int8 import Restorable
 
 REFERENCE = "pytorch"
 

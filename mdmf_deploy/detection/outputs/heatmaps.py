@@ -1,7 +1,7 @@
 """Heat maps: the original, and what each patch of the crop that was scored contributes to its score.
 
-Contributions average to the score (METHOD.md), so one above the threshold pushes the image towards "generated" and one
-below it away: colours are centred there, and a patch at the centre shows the picture as it is.
+Contributions average to the score (docs/method.md), so one above the threshold pushes the image towards "generated" and
+one below it away: colours are centred there, and a patch at the centre shows the picture as it is.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def allows_tf32(precision: str) -> bool:
     """Return whether float32 products may round their operands to TF32's 11 significant bits, to use tensor cores.
 
     In an fp16 graph this loses nothing: its only float32 products are attention scores, whose operands are float16
-    (mdmf_deploy.tasks.export.fp16). In any other graph it would not be the precision that the bundle names.
+    (mdmf_deploy.tasks.export.precision). In any other graph it would not be the precision that the bundle names.
     """
     return precision == "fp16"
 

@@ -132,16 +132,16 @@ def _about(name: str, among: Sequence[str], bundle: Bundle, runtime: str, derive
 
 def _write_graph(bundle: Bundle, precision: Precision, paths: Sequence[Path], graph: Path) -> None:
     if precision == "fp16":
-        from mdmf_deploy.tasks.export.fp16 import to_fp16
+        from mdmf_deploy.tasks.export.precision import to_fp16
 
         to_fp16(bundle.model_path, graph)
         return
     from mdmf_deploy.tasks.export.int8 import quantise
-    from mdmf_deploy.tasks.export.save import save
+    from mdmf_deploy.tasks.export.precision import save_graph
 
     preprocessing = bundle.manifest.preprocessing
     crops = [
         decode.center_crop(decode.decode(decode.read(path)).pixels, preprocessing.crop).pixels
         for path in paths[:_RANGE_IMAGES]
     ]
-    save(quantise(bundle.model_path, decode.normalise(np.concatenate(crops), preprocessing)), graph, precision)
+    save_graph(quantise(bundle.model_path, decode.normalise(np.concatenate(crops), preprocessing)), graph, precision)

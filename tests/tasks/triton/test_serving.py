@@ -1,4 +1,4 @@
-"""Only a plan that is this bundle's, whole, and made for the batches asked for is served."""
+"""Triton gets a plan only if it is intact, this bundle's, and built for the batches asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from helpers.triton_plans import write_plan
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.tasks.triton.serving import check_plan
+from mdmf_deploy.tasks.triton.serving import Serving, check_plan
 
 
 @pytest.fixture
@@ -19,14 +19,14 @@ def bundle(tmp_path: Path) -> Bundle:
     return make_bundle(tmp_path / "handmade.mdmf")
 
 
-def test_one_that_fits_is_taken(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_plan_that_fits_is_accepted(bundle: Bundle, tmp_path: Path) -> None:
     plan = write_plan(tmp_path / "engine.plan", bundle)
     for most in (1, 32):
         assert check_plan(plan, bundle, most).key.gpu == "NVIDIA L4"
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"model": "0" * 64}, "another model"),
         ({"library": "tensorrt_rtx"}, "which Triton does not run"),
@@ -41,13 +41,15 @@ def test_one_that_fits_is_taken(bundle: Bundle, tmp_path: Path) -> None:
         ({"outputs": []}, "expected float32"),
     ],
 )
-def test_one_that_does_not_fit_is_refused(changes: dict[str, Any], says: str, bundle: Bundle, tmp_path: Path) -> None:
+def test_a_plan_that_does_not_fit_is_refused(
+    changes: dict[str, Any], message: str, bundle: Bundle, tmp_path: Path
+) -> None:
     plan = write_plan(tmp_path / "engine.plan", bundle, **changes)
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         check_plan(plan, bundle, 8)
 
 
-def test_one_that_is_missing_or_says_nothing_of_itself_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_plan_without_file_or_card_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     plan = tmp_path / "engine.plan"
     with pytest.raises(UsageError, match=r"engine\.plan: No such file"):
         check_plan(plan, bundle, 8)
@@ -57,3 +59,13 @@ def test_one_that_is_missing_or_says_nothing_of_itself_is_refused(bundle: Bundle
     plan.with_suffix(".json").write_bytes(b"\xff{")
     with pytest.raises(UsageError, match="does not describe a plan"):
         check_plan(plan, bundle, 8)
+
+
+def test_an_empty_batch_and_a_plan_on_the_cpu_are_refused(tmp_path: Path) -> None:
+    plan = tmp_path / "engine"
+    for device, most, path, message in (
+        ("cpu", 0, None, "at least 1"),
+        ("cpu", 1, plan, "GPU only"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Serving(device, most, path)  # type: ignore[arg-type]

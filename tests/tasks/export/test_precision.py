@@ -1,3 +1,5 @@
+"""fp16 graphs keep what would overflow in float32."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,7 +12,7 @@ from onnx import TensorProto
 
 from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.errors import QuantisationError
-from mdmf_deploy.tasks.export.fp16 import to_fp16
+from mdmf_deploy.tasks.export.precision import to_fp16
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def test_fp16_halves_the_file_and_keeps_the_signatures(half: Path, tiny_bundle: 
 
 
 def test_fp16_keeps_norms_softmax_and_attention_scores_in_fp32(half: Path) -> None:
-    """Typed by inference alone, so whatever the converter noted on the way."""
+    """Types come from inference alone, not from the converter's notes."""
     model = onnx.shape_inference.infer_shapes(onnx.load(half), check_type=True, strict_mode=True, data_prop=True)
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     made_by = {output: node for node in model.graph.node for output in node.output}
@@ -60,9 +62,9 @@ def test_fp16_does_its_products_in_fp16(half: Path) -> None:
     assert sum(types.get(node.output[0]) == TensorProto.FLOAT for node in products) == attention
 
 
-def test_a_softmax_over_no_product_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_softmax_of_something_else_than_a_product_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     model = onnx.load(tiny_bundle / MODEL)
     next(node for node in model.graph.node if node.op_type == "Softmax").input[0] = "images"
     onnx.save(model, tmp_path / "odd.onnx")
-    with pytest.raises(QuantisationError, match="over no product"):
+    with pytest.raises(QuantisationError, match="is not a product of queries and keys"):
         to_fp16(tmp_path / "odd.onnx", tmp_path / MODEL)
