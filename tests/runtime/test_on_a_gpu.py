@@ -20,7 +20,7 @@ pytestmark = pytest.mark.gpu
 
 
 def opened_or_skipped(name: str, bundle: Bundle) -> Engine:
-    """Open an engine. Skip the test if its library is missing, but fail if the GPU is."""
+    """Open an engine. Skip the test if its library is missing, and fail if the GPU is missing."""
     probe()
     try:
         return open_engine(name, bundle)
