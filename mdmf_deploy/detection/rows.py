@@ -10,16 +10,16 @@ from mdmf_deploy.bundle.calibration import Verdict
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One verdict on one input; fields in the order in which every output writes them.
+    """One verdict on one input. Every output writes the fields in this order.
 
-    score: biased squared MMD against the reference bank, no unit; higher is less like the bank.
-    p_value: conformal, (k + 1) / (n + 1), from the bundle's calibration; None where none holds.
-    threshold: the score above which the verdict is "generated"; None where no calibration holds.
-    width, height: of the whole image after EXIF orientation, in pixels.
+    score: biased squared MMD against the reference bank, without a unit. A higher score is less like the bank.
+    p_value: conformal, (k + 1) / (n + 1), from the bundle's calibration. None if no calibration holds.
+    threshold: the score above which the verdict is "generated". None if no calibration holds.
+    width, height: size of the whole image after EXIF orientation, in pixels.
     crop: "center", "reflected" (smaller than the crop, mirrored at its edges), or "center+N" for several crops.
-    ms_*: milliseconds spent on this image; a batch's time is divided evenly among its images.
-    contributions: (N,) each patch's share of the score, row-major over the pool grid; averages to score.
-        Not written by the tabular outputs.
+    ms_*: milliseconds spent on this image. The time of a batch is divided evenly among its images.
+    contributions: (N,) each patch's share of the score, row-major over the pool grid. Their mean is the score.
+        The tabular outputs leave it out.
     """
 
     uri: str

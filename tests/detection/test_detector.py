@@ -11,16 +11,18 @@ import msgspec
 import numpy as np
 import pytest
 
-import mdmf_deploy.detection.detector
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
+from mdmf_deploy.detection import detector as detector_module
 from mdmf_deploy.detection.detector import Detector
-from mdmf_deploy.detection.pipeline import Source, extract
+from mdmf_deploy.detection.feed import Source
+from mdmf_deploy.detection.pipeline import extract
 from mdmf_deploy.detection.rows import TIMINGS, Row
 from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable, UsageError
 from mdmf_deploy.images.decode import ReadLimits, decode
 from mdmf_deploy.mmd import Scores
+from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.tasks.calibrate import write_calibration
 
@@ -73,7 +75,7 @@ def test_scores_are_those_of_the_float64_reference(tiny_bundle: Path, photos: Pa
         rows = detector.detect(sorted(photos.iterdir()))
         bank = detector.bundle.bank
         extracted = extract(
-            sorted(photos.iterdir()), detector._engine, detector.bundle.manifest.preprocessing, crops=crops
+            sorted(photos.iterdir()), detector.engine, detector.bundle.manifest.preprocessing, crops=crops
         )
         for row, image in zip(rows, extracted, strict=True):
             assert image.signatures is not None
@@ -169,17 +171,19 @@ def test_too_few_calibration_images_are_said(bundle_copy: Path, photos: Path) ->
     assert (row.verdict, row.threshold) == ("uncertain", None)
 
 
-def test_a_batch_is_one_reduction_for_each_number_of_patches(tiny_bundle: Path) -> None:
+def test_a_batch_is_one_reduction_for_each_number_of_patches(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small, large = np.zeros((60, 60, 3), np.uint8), np.zeros((200, 200, 3), np.uint8)
-    with Detector(tiny_bundle, batch_size=8, crops=3) as detector:
-        shapes: list[tuple[int, ...]] = []
-        reduce = detector._reduction
+    shapes: list[tuple[int, ...]] = []
 
-        def counted(signatures: np.ndarray, bank: Bank) -> Scores:
+    class Recording(CpuReduction):
+        def __call__(self, signatures: np.ndarray, bank: Bank) -> Scores:
             shapes.append(signatures.shape[:2])
-            return reduce(signatures, bank)
+            return super().__call__(signatures, bank)
 
-        detector._reduction = counted  # type: ignore[assignment]
+    monkeypatch.setattr(detector_module, "CpuReduction", Recording)
+    with Detector(tiny_bundle, batch_size=8, crops=3) as detector:
         rows = detector.detect([small, large, b"", small])
         assert sorted(shapes) == [(1, 12), (2, 4)]
         assert [row.crop for row in rows] == ["center", "center+2", None, "center"]
@@ -206,12 +210,12 @@ def test_a_score_that_is_no_number_costs_its_own_row(
     sources = [photos / f"photo{n:02}.jpg" for n in (0, 2, 4)]
     with Detector(bundle_copy, batch_size=1) as detector:
         whole = timeless(detector.detect(sources))
-        call, calls = type(detector._engine).__call__, iter(range(3))
+        call, calls = type(detector.engine).__call__, iter(range(3))
 
         def second_fails(self: object, crops: np.ndarray) -> np.ndarray:
             return call(self, crops) * (np.nan if next(calls) == 1 else 1)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(type(detector._engine), "__call__", second_fails)
+        monkeypatch.setattr(type(detector.engine), "__call__", second_fails)
         before, bad, after = timeless(detector.detect(sources))
     assert [before, after] == [whole[0], whole[2]]
     assert (bad.status, bad.verdict, bad.error_code) == ("error", "error", "not_finite")
@@ -224,12 +228,12 @@ def test_a_score_that_is_no_number_costs_its_own_row(
 def test_options_reach_the_pipeline_and_the_reduction(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     monkeypatch.setattr(
-        mdmf_deploy.detection.detector,
+        detector_module,
         "extract_batches",
         lambda *_, **options: (b for b in asked.update(options) or ()),
     )
     threads: list[int | None] = []
-    monkeypatch.setattr(mdmf_deploy.detection.detector, "CpuReduction", threads.append)
+    monkeypatch.setattr(detector_module, "CpuReduction", threads.append)
     limits = ReadLimits(max_pixels=5)
     with Detector(tiny_bundle, threads=3, batch_size=5, crops=2, limits=limits) as detector:
         assert detector.detect([]) == []
@@ -260,6 +264,11 @@ def test_the_examples_in_the_docstrings_run(
     monkeypatch.setattr("mdmf_deploy.bundle.bundle.shipped", lambda name: tiny_bundle)
     shutil.copy(photos / "photo00.jpg", tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    results = doctest.testmod(mdmf_deploy.detection.detector)
+    results = doctest.testmod(detector_module)
     assert results.attempted >= 8
     assert results.failed == 0
+
+
+def test_a_row_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Row(uri="a.jpg").score = 1.0  # type: ignore[misc]

@@ -5,6 +5,7 @@ Engine and reduction run on tests/fakes/host_device.py, where everything comes a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from fakes.host_tensorrt import HostTensorRt
 from fakes.on_host import host_device
 
-import mdmf_deploy.detection.detector
 from mdmf_deploy import Detector
 from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.detection import detector as detector_module
 from mdmf_deploy.detection.on_gpu import Fused
 from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.rows import TIMINGS, Row
@@ -26,7 +28,8 @@ from mdmf_deploy.hardware.memory import host_view
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.cuda import reduction as cuda
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
-from mdmf_deploy.runtime import open_engine
+from mdmf_deploy.runtime import open_engine, trt
+from mdmf_deploy.runtime.building import obtain
 
 PATCHES, WIDTH = 49, 64
 
@@ -90,7 +93,7 @@ def engines(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[GpuEn
         made.append(GpuEngine(bundle, device, told_stream=name != "untold"))
         return made[-1]
 
-    monkeypatch.setattr(mdmf_deploy.detection.detector, "open_engine", open_gpu)
+    monkeypatch.setattr(detector_module, "open_engine", open_gpu)
     return made
 
 
@@ -187,7 +190,7 @@ def test_an_engine_s_next_call_does_not_overwrite_what_is_not_yet_read(told_stre
     # Where streams are told, two are under way at a time: the third took the first one's place.
     assert device.launched.count("mdmf_prepare") == (1 if told_stream else 3)
     engine._stream.synchronize()
-    scores = [batch.image(place).score for batch in batches for place in range(2)]
+    scores = [batch.score(place).score for batch in batches for place in range(2)]
     np.testing.assert_allclose(scores, exact, rtol=1e-6)
     engine.close()
 
@@ -196,8 +199,8 @@ def test_a_pipeline_of_several_crops_does_not_hand_them_to_the_gpu(device: Any, 
     bundle = Bundle.open("starter")
     engine = GpuEngine(bundle, device)
     fused = Fused(engine, CudaReduction(), bundle.bank)
-    [[extracted]] = extract_batches(sources[:1], engine, bundle.manifest.preprocessing, crops=2, fused=fused)
-    assert (extracted.scored, engine.on_host) == (None, 1)
+    [[extraction]] = extract_batches(sources[:1], engine, bundle.manifest.preprocessing, crops=2, fused=fused)
+    assert (extraction.gpu_score, engine.on_host) == (None, 1)
     engine.close()
 
 
@@ -251,3 +254,33 @@ def test_a_gpu_that_fills_up_ends_the_run_in_one_line(
         object.__setattr__(device.gpu, "memory", device.allocated + 1000)
         with pytest.raises(OutOfMemory, match="lower --batch-size"):
             detector.detect(sources)
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostTensorRt:
+    """TensorRT's engine by ONNX Runtime and our kernels by g++, on a pretended GPU."""
+    device = host_device()
+    made = HostTensorRt(device)
+    monkeypatch.setenv("MDMF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "tensorrt", made)
+    monkeypatch.setattr(trt, "open_device", lambda: device)
+    monkeypatch.setattr(trt, "require", lambda runtime: None)
+    monkeypatch.setattr(obtain, "probe", lambda: device.gpu)
+    monkeypatch.setattr(cuda, "open_device", lambda: device)
+    return made
+
+
+def test_tensorrt_rows_of_the_starter_equal_those_of_the_cpu(library: HostTensorRt, photos: Path) -> None:
+    paths = sorted(photos.iterdir())[:5]
+    with Detector("starter", "onnxruntime") as on_cpu:
+        expected = on_cpu.detect(paths)
+    # Batches that the engine splits, and a last one that is smaller.
+    with Detector("starter", "tensorrt:latency", batch_size=3) as on_gpu:
+        assert on_gpu.reduction.name == "cuda"
+        rows = on_gpu.detect(paths)
+    assert library.device.launched
+    for row, other in zip(rows, expected, strict=True):
+        assert (row.runtime, row.precision, row.verdict) == ("tensorrt", "int8", "uncalibrated")
+        assert row.score == pytest.approx(other.score, rel=1e-4, abs=1e-6)
+        np.testing.assert_allclose(row.contributions, other.contributions, rtol=1e-3, atol=1e-5)
+    assert not library.device.allocated

@@ -1,4 +1,4 @@
-"""sign: one Signed a source, in order, the same whatever the batch, in bounded memory, with no thread left behind."""
+"""extract: one Extraction per source, in order, independent of its batch, in bounded memory, with no thread left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from PIL import Image
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection import pipeline
-from mdmf_deploy.detection.pipeline import Source, extract
+from mdmf_deploy.detection.feed import Source
+from mdmf_deploy.detection.pipeline import extract
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import decode as images
 from mdmf_deploy.images.crops import Box

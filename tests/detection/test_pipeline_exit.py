@@ -1,4 +1,4 @@
-"""A program ends though it left a stream unfinished, and whoever still reads one then is told."""
+"""A program can exit with an unfinished stream, and a thread that still reads it gets an error."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def ending():
 
 pixels = np.zeros((20, 20, 3), np.uint8)
 sources = {"unread": [pixels] * 50, "late": late(), "ending": ending()}[sys.argv[1]]
-signed = extract(sources, engine, Preprocessing(crop=16), batch_size=2)
-next(signed)
+extracted = extract(sources, engine, Preprocessing(crop=16), batch_size=2)
+next(extracted)
 """
 READ_ON = """
 def read():
@@ -38,7 +38,7 @@ def read():
     while any(thread.name == "mdmf-engine" for thread in threading.enumerate()):
         time.sleep(0.01)
     try:
-        list(signed)
+        list(extracted)
     except Exception as error:
         print(error)
 
@@ -58,7 +58,7 @@ def test_an_unfinished_stream_does_not_keep_a_program_alive(sources: str) -> Non
 
 
 def test_nor_does_one_held_by_an_error() -> None:
-    ended = run(f"{BEGIN}\ndef fail(rows):\n    raise ValueError('mine')\n\nfail(signed)", "late")
+    ended = run(f"{BEGIN}\ndef fail(rows):\n    raise ValueError('mine')\n\nfail(extracted)", "late")
     assert ended.returncode == 1
     assert ended.stderr.endswith("ValueError: mine\n")
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mdmf_deploy.detection.outputs.heatmaps import HeatmapFolder, Scale, crop_box, draw
+from mdmf_deploy.detection.outputs.heatmaps import ColourScale, HeatmapFolder, crop_box, draw
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, ShapeMismatch, UsageError
 
@@ -92,7 +92,7 @@ def test_the_box_is_the_central_crop(width: int, height: int, crop: int) -> None
 
 
 def test_colours_are_symmetric_about_the_centre() -> None:
-    scale = Scale.of(row())
+    scale = ColourScale.of(row())
     assert (scale.centre, scale.name) == (0.1, "threshold")
     assert scale.half == pytest.approx(0.2)
     _, opacity = scale(np.array([-0.1, 0.0, 0.1, 0.2, 0.3]))
@@ -102,9 +102,9 @@ def test_colours_are_symmetric_about_the_centre() -> None:
 
 
 def test_without_a_threshold_the_centre_is_the_mean() -> None:
-    scale = Scale.of(row(threshold=None))
+    scale = ColourScale.of(row(threshold=None))
     assert (scale.centre, scale.name) == (pytest.approx(0.1), "mean")
-    assert Scale.of(row((0.2, 0.2, 0.2, 0.2), threshold=None)).half > 0
+    assert ColourScale.of(row((0.2, 0.2, 0.2, 0.2), threshold=None)).half > 0
 
 
 def test_several_crops_have_no_map() -> None:

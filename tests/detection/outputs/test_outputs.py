@@ -1,9 +1,10 @@
-"""open_output: every format gives the rows back, and a file is there whole or not at all."""
+"""Outputs: every format reads back as the same rows, a file is complete or absent, and the table is aligned."""
 
 from __future__ import annotations
 
 import csv
 import errno
+import importlib
 import json
 import os
 import signal
@@ -19,10 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdmf_deploy.detection import outputs
-from mdmf_deploy.detection.outputs import WRITERS, open_output
-from mdmf_deploy.detection.outputs import parquet as parquet_module
-from mdmf_deploy.detection.outputs.parquet import SCHEMA
+from mdmf_deploy.detection.outputs import WRITERS, open_output, parquet
+from mdmf_deploy.detection.outputs.text_formats import TABLE_HEADER, table_line
 from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import MdmfError, RuntimeUnavailable, UsageError
 
@@ -30,6 +29,13 @@ NUMBERS = ("score", "p_value", "threshold", "ms_decode", "ms_engine", "ms_mmd")
 ROW = Row(
     uri='odd, "quoted" name.jpg', sha256="ab", score=0.1, verdict="real", width=7, height=9, contributions=(0.1, 0.1)
 )
+
+LONG = "a/" * 60 + "name.jpg"
+TABLE_ROWS = [
+    Row(uri=LONG, score=0.1234567, p_value=1e-5, threshold=0.1, verdict="generated", width=12000, height=9000),
+    Row(uri="b.png", score=-0.01, verdict="uncalibrated", width=1, height=1),
+    Row(uri="c.gif", status="error", error_code="empty", error="the input holds no bytes"),
+]
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=12)
 floats = st.none() | st.floats(allow_nan=False, allow_infinity=False)
@@ -68,13 +74,19 @@ def read(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_bytes().decode().split("\n")[:-1]]
     if path.suffix == ".parquet":
         table = pyarrow.parquet.read_table(path)
-        assert table.schema.equals(SCHEMA)
+        assert table.schema.equals(parquet.SCHEMA)
         found: list[dict[str, Any]] = table.to_pylist()
         return found
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     types = dict.fromkeys(NUMBERS, float) | {"width": int, "height": int}
     return [{name: None if text == "" else types.get(name, str)(text) for name, text in line.items()} for line in lines]
+
+
+def writer_class(ending: str) -> type:
+    module, name, _ = WRITERS[ending]
+    found: type = getattr(importlib.import_module(module), name)
+    return found
 
 
 def as_columns(row: Row) -> dict[str, Any]:
@@ -113,7 +125,7 @@ def test_a_second_interrupt_waits_for_the_file(
 
         return wrapped
 
-    owner: Any = {"close": outputs._Counted, "fsync": os, "replace": Path}[step]
+    owner: Any = {"close": writer_class(ending), "fsync": os, "replace": Path}[step]
     monkeypatch.setattr(owner, step, interrupted(getattr(owner, step)))
     path = tmp_path / f"rows{ending}"
     before = signal.getsignal(signal.SIGINT)
@@ -132,7 +144,7 @@ def test_an_interrupt_between_rows_and_their_end_leaves_nothing_that_cannot_be_r
         raise KeyboardInterrupt
 
     path = tmp_path / "rows.jsonl"
-    monkeypatch.setattr(outputs._Counted, "close", refused)
+    monkeypatch.setattr(writer_class(".jsonl"), "close", refused)
     with pytest.raises(KeyboardInterrupt):
         write(path, [ROW])
     assert not list(tmp_path.iterdir())
@@ -188,7 +200,7 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
 
 
 def test_parquet_holds_one_row_group_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_module, "_ROW_GROUP", 3)
+    monkeypatch.setattr(parquet, "ROW_GROUP", 3)
     write(tmp_path / "rows.parquet", [ROW] * 7)
     file = pyarrow.parquet.ParquetFile(tmp_path / "rows.parquet")
     assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [3, 3, 1]
@@ -252,3 +264,28 @@ def test_parquet_is_imported_only_for_parquet(tmp_path: Path) -> None:
         "sys.exit('pyarrow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_table_columns_end_under_their_names() -> None:
+    for row in TABLE_ROWS:
+        line = table_line(row)
+        for name in ("score", "p ", "threshold", "size"):
+            end = TABLE_HEADER.index(name) + len(name.strip())
+            assert line[end - 1] != " "
+            assert line[end] == " "
+        assert line.startswith(row.verdict)
+        assert line[TABLE_HEADER.index("image") :].startswith(row.uri)
+
+
+def test_table_values() -> None:
+    assert table_line(TABLE_ROWS[0]).split() == ["generated", "0.123457", "1e-05", "0.100000", "12000x9000", LONG]
+    assert table_line(TABLE_ROWS[1]).split() == ["uncalibrated", "-0.010000", "-", "-", "1x1", "b.png"]
+    assert table_line(TABLE_ROWS[2]).endswith("c.gif  (empty: the input holds no bytes)")
+
+
+def test_colour_changes_nothing_else_in_the_table() -> None:
+    for row in TABLE_ROWS:
+        coloured = table_line(row, colour=True)
+        assert coloured.startswith("\x1b[")
+        start, end = coloured.index("m") + 1, coloured.index("\x1b[0m")
+        assert coloured[start:end] + coloured[end + 4 :] == table_line(row)
