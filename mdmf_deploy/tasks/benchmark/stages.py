@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from mdmf_deploy.detection.outputs.jsonl import JsonlWriter
-from mdmf_deploy.detection.prepare import Prepared, prepare
+from mdmf_deploy.detection.feed import Prepared, prepare
+from mdmf_deploy.detection.outputs.text_formats import JsonlWriter
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.decode import ReadLimits
@@ -91,7 +91,7 @@ def _alone(subject: Subject, paths: list[Path], batch_size: int, clock: Clock, c
     cores = _over(together[""].cpu_ms, together[""].ms)
     for name in NAMES[:_IN_WORKERS]:
         # One thread did all three: the CPU time of each is its share of what they took together.
-        ms = sum(getattr(one.extracted, f"ms_{name}") or 0.0 for one in prepared)
+        ms = sum(getattr(one.extraction, f"ms_{name}") or 0.0 for one in prepared)
         costs[name] = Cost(costs[name].ms + ms, costs[name].cpu_ms + ms * cores)
     crops = np.concatenate([one.tensor for one in prepared if one.tensor is not None])
     batches = [crops[at : at + batch_size] for at in range(0, len(crops), batch_size)]
