@@ -1,4 +1,4 @@
-"""Detector: rows from a bundle, the same on every run and for every batch, with verdicts only where they hold."""
+"""Detector: rows from a bundle, identical on every run and for every batch, with verdicts only where they hold."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PAIR = Pair("onnxruntime", "fp32")
 
 @pytest.fixture(scope="module")
 def paths(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """40 inputs: every photograph thrice, and files that cannot be read among them."""
+    """40 inputs: every photograph three times, with unreadable files between them."""
     broken = tmp_path_factory.mktemp("broken")
     (broken / "empty.jpg").write_bytes(b"")
     (broken / "cut.jpg").write_bytes((photos / "photo00.jpg").read_bytes()[:400])
@@ -96,7 +96,7 @@ def test_a_path_its_bytes_and_its_pixels_score_alike(tiny_bundle: Path, photos: 
     assert [row.format for row in rows] == ["png", "png", "array", "png"]
 
 
-def test_one_source_alone_is_a_list_of_one(tiny_bundle: Path, photos: Path) -> None:
+def test_a_single_source_gives_a_list_of_one_row(tiny_bundle: Path, photos: Path) -> None:
     path = photos / "photo00.jpg"
     alone: list[Source] = [path, str(path), path.read_bytes(), np.zeros((60, 60, 3), np.uint8)]
     with Detector(tiny_bundle) as detector:
@@ -106,7 +106,7 @@ def test_one_source_alone_is_a_list_of_one(tiny_bundle: Path, photos: Path) -> N
         assert detector.detect([]) == []
 
 
-def test_every_row_says_with_what_it_was_scored(tiny_bundle: Path, photos: Path) -> None:
+def test_every_row_names_its_bundle_runtime_and_precision(tiny_bundle: Path, photos: Path) -> None:
     with Detector(tiny_bundle) as detector:
         good, bad = detector.detect([photos / "photo00.jpg", b"?"])
         assert detector.runtime == "onnxruntime"
@@ -162,7 +162,7 @@ def test_thresholds_hold_for_one_crop(bundle_copy: Path) -> None:
     assert (one.crop, one.verdict == "uncalibrated") == ("center", False)
 
 
-def test_too_few_calibration_images_are_said(bundle_copy: Path, photos: Path) -> None:
+def test_too_few_calibration_images_are_a_caveat(bundle_copy: Path, photos: Path) -> None:
     calibrate(bundle_copy, [0.0] * 5, fpr=0.01)
     with Detector(bundle_copy) as detector:
         assert detector.caveat is not None
@@ -203,7 +203,7 @@ def test_rows_stream_before_the_sources_end(tiny_bundle: Path) -> None:
         assert [next(rows).uri for _ in range(5)] == [f"array:{n}" for n in range(5)]
 
 
-def test_a_score_that_is_no_number_costs_its_own_row(
+def test_a_non_finite_score_costs_only_its_own_row(
     bundle_copy: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibrate(bundle_copy, [0.1] * 20)
@@ -241,7 +241,7 @@ def test_options_reach_the_pipeline_and_the_reduction(tiny_bundle: Path, monkeyp
     assert threads == [3]
 
 
-def test_what_cannot_be_opened_says_so(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_errors_name_a_runtime_bundle_or_option_that_is_wrong(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailable, match="'quantum' is not known"):
         Detector(tiny_bundle, runtime="quantum")
     with pytest.raises(BundleError, match="not a folder"):

@@ -35,7 +35,7 @@ def picture(width: int, height: int, format: str = "JPEG") -> bytes:
 
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("size", [(120, 90), (28, 28), (20, 100), (9, 9)])
-def test_files_bytes_and_pixels_give_what_the_whole_image_gives(
+def test_files_bytes_and_pixels_give_the_crops_of_the_whole_image(
     size: tuple[int, int], count: int, tmp_path: Path
 ) -> None:
     data = picture(*size)
@@ -77,6 +77,40 @@ def test_each_stage_has_its_own_time(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert (extraction.ms_read, extraction.ms_decode, extraction.ms_crop) == (1000, None, None)
 
 
+def test_the_hash_of_an_array_tells_shapes_apart() -> None:
+    flat = np.zeros((2, 8, 3), np.uint8)
+    hashes = [prepared(array).extraction.sha256 for array in (flat, flat.reshape(4, 4, 3), flat + 1, flat.copy())]
+    assert len(set(hashes)) == 3
+    assert hashes[0] == hashes[3]
+
+
+def test_unreadable_sources_give_an_error_code(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_bytes(b"hello")
+    sources: list[Source] = [
+        tmp_path / "nowhere.jpg",
+        tmp_path,
+        tmp_path / "text.jpg",
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),  # type: ignore[list-item]
+        np.zeros((0, 4, 3), np.uint8),
+        picture(40, 40, "PNG"),
+    ]
+    limits = decode.ReadLimits(max_pixels=1000)
+    found = [prepare(n, source, PLAN, 1, limits).extraction for n, source in enumerate(sources)]
+    assert [one.error.code if one.error else None for one in found] == [
+        "missing",
+        "not_a_file",
+        "unsupported_format",
+        "unsupported_mode",
+        "unsupported_mode",
+        "empty",
+        "too_many_pixels",
+    ]
+    assert [one.sha256 == "" for one in found[:3]] == [True, True, False]
+    assert "array:4 is float32 of shape (4, 4, 3)" in str(found[4].error)
+    assert all(one.signatures is None for one in found)
+
+
 def test_a_source_of_another_type_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="source 3 is a int"):
         prepared(7)  # type: ignore[arg-type]
@@ -99,7 +133,7 @@ def running() -> list[str]:
 
 
 @pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (3, 4), (4, 1)])
-def test_order_is_kept_and_the_end_stays_the_end(workers: int, ahead: int) -> None:
+def test_order_is_kept_and_the_end_can_be_read_again(workers: int, ahead: int) -> None:
     def unevenly(n: int, source: Source) -> Prepared:
         time.sleep(0.002 * (n % 3))
         return named(n, source)
@@ -134,7 +168,7 @@ def test_no_more_sources_are_taken_than_ahead() -> None:
     assert not running()
 
 
-def test_a_source_that_is_late_is_a_timeout_and_then_comes() -> None:
+def test_a_late_source_is_a_timeout_and_comes_later() -> None:
     come = threading.Event()
 
     def late() -> Iterator[Source]:

@@ -57,14 +57,14 @@ def test_an_unfinished_stream_does_not_keep_a_program_alive(sources: str) -> Non
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_nor_does_one_held_by_an_error() -> None:
+def test_a_stream_held_by_an_error_does_not_keep_a_program_alive() -> None:
     ended = run(f"{BEGIN}\ndef fail(rows):\n    raise ValueError('mine')\n\nfail(extracted)", "late")
     assert ended.returncode == 1
     assert ended.stderr.endswith("ValueError: mine\n")
 
 
 @pytest.mark.parametrize("sources", ["unread", "ending"])
-def test_who_reads_on_after_the_main_thread_gets_an_error_and_no_early_end(sources: str) -> None:
+def test_reading_on_after_the_main_thread_is_an_error_and_no_early_end(sources: str) -> None:
     ended = run(BEGIN + READ_ON, sources)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("the main thread has ended before this stream")

@@ -69,7 +69,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows as written, each value in its column's type."""
+    """The rows of a file, each value in its column's type."""
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_bytes().decode().split("\n")[:-1]]
     if path.suffix == ".parquet":
@@ -105,7 +105,7 @@ def test_rows_read_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, e
 
 
 @pytest.mark.parametrize("ending", WRITERS)
-def test_an_interrupt_keeps_what_was_finished(tmp_path: Path, ending: str) -> None:
+def test_an_interrupt_keeps_the_finished_rows(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"rows{ending}"
     with pytest.raises(KeyboardInterrupt):
         write(path, then_raise(KeyboardInterrupt()))
@@ -137,7 +137,7 @@ def test_a_second_interrupt_waits_for_the_file(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_interrupt_between_rows_and_their_end_leaves_nothing_that_cannot_be_read(
+def test_an_interrupt_before_the_last_bytes_leaves_no_unreadable_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(self: object) -> None:
@@ -151,7 +151,7 @@ def test_an_interrupt_between_rows_and_their_end_leaves_nothing_that_cannot_be_r
 
 
 @pytest.mark.parametrize("ending", WRITERS)
-def test_a_crash_leaves_what_was_there_and_keeps_finished_rows_beside_it(tmp_path: Path, ending: str) -> None:
+def test_a_crash_keeps_the_older_file_and_the_finished_rows_beside_it(tmp_path: Path, ending: str) -> None:
     path, partial = tmp_path / f"rows{ending}", tmp_path / f"rows.partial{ending}"
     for there in (False, True):
         if there:
@@ -172,7 +172,7 @@ def test_a_crash_before_the_first_row_leaves_nothing(tmp_path: Path, ending: str
 
 
 @pytest.mark.parametrize("ending", WRITERS)
-def test_rows_that_could_not_be_written_out_are_not_called_finished(
+def test_rows_that_did_not_reach_the_disk_are_not_kept(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
@@ -184,7 +184,7 @@ def test_rows_that_could_not_be_written_out_are_not_called_finished(
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_under_the_name_until_the_end(tmp_path: Path) -> None:
+def test_no_file_has_the_name_until_the_end(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with open_output(path) as writer:
         writer.write(ROW)
@@ -226,7 +226,7 @@ def test_a_missing_library_names_its_extra(tmp_path: Path, monkeypatch: pytest.M
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "file").touch()
     for path, why in (
@@ -238,7 +238,7 @@ def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
             pytest.fail("opened")
 
 
-def test_a_read_only_file_system_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_file_system_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
@@ -248,7 +248,7 @@ def test_a_read_only_file_system_is_said_at_once(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_folder_is_said_at_once(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_an_error_at_once(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     try:
         with pytest.raises(UsageError, match="Permission denied; choose a place"), open_output(tmp_path / "rows.csv"):
