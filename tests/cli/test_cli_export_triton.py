@@ -131,7 +131,7 @@ def test_what_makes_no_sense_is_one_line(tiny_bundle: Path, tmp_path: Path) -> N
     shutil.copy(next(path for path in tiny_bundle.parent.iterdir() if path.is_file()), tmp_path / "photos")
     making = ("some.safetensors", "--triton", models, "--reals", tmp_path / "photos")
     assert "must lie apart" in refused(*making, "-o", models)
-    assert "still to be made" in refused(*making, "-o", tmp_path / "b.mdmf", "--triton-plan", "x")
+    assert "export the bundle first" in refused(*making, "-o", tmp_path / "b.mdmf", "--triton-plan", "x")
     (tmp_path / "odd.toml").write_text(RECIPE.replace('"tiny"', '"a/b"'))
     named = (*making, "-o", tmp_path / "b.mdmf", "--recipe", tmp_path / "odd.toml")
     assert "parts of addresses" in refused(*named)
