@@ -179,10 +179,13 @@ def test_withheld_verdicts_give_one_warning(tiny_bundle: Path, photos: Path) -> 
 
 
 def test_heat_maps(calibrated: Path, mixed: Path, tmp_path: Path) -> None:
-    result = detect(mixed, "--bundle", calibrated, "--heatmaps", tmp_path / "maps")
+    given = [mixed / name for name in ("photo00.jpg", "cut.jpg", "photo01.png")]
+    result = detect(*given, "--bundle", calibrated, "--heatmaps", tmp_path / "maps")
     assert result.exit_code == 3
-    names = sorted(path.name for path in (tmp_path / "maps").iterdir())
-    assert names == [f"photo{n:02}.heatmap.png" for n in range(12)]
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
+        "photo00.heatmap.png",
+        "photo01.heatmap.png",
+    ]
     assert detect(mixed, "--bundle", calibrated, "--heatmaps", tmp_path / "maps", "--crops", 2).exit_code == 2
 
 
@@ -197,10 +200,11 @@ def test_a_full_disk_costs_heat_maps_not_rows(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     rows = tmp_path / "rows.jsonl"
-    result = detect(photos, "--bundle", calibrated, "--heatmaps", tmp_path / "maps", "-o", rows)
+    given = sorted(photos.iterdir())[:3]
+    result = detect(*given, "--bundle", calibrated, "--heatmaps", tmp_path / "maps", "-o", rows)
     assert result.exit_code == 0
-    assert len(timeless(rows.read_text())) == 12
-    assert result.stderr.count("mdmf: no heat map of ") == 12
+    assert len(timeless(rows.read_text())) == 3
+    assert result.stderr.count("mdmf: no heat map of ") == 3
     assert "No space left on device" in result.stderr
     assert list((tmp_path / "maps").iterdir()) == []
 
@@ -297,7 +301,7 @@ def test_a_row_that_cannot_be_written_ends_the_stream_before_its_engine_is_close
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
 def test_an_interrupt_exits_130_with_what_was_finished(calibrated: Path, photos: Path, tmp_path: Path) -> None:
     path = photos / "photo00.jpg"
-    (tmp_path / "list").write_text(f"{path}\n" * 200_000)
+    (tmp_path / "list").write_text(f"{path}\n" * 20_000)
     output = tmp_path / "rows.jsonl"
     process = run(f"@{tmp_path / 'list'}", "--bundle", calibrated, "-o", output)
     try:
@@ -314,9 +318,9 @@ def test_an_interrupt_exits_130_with_what_was_finished(calibrated: Path, photos:
         process.wait()
     assert process.returncode == 130
     rows = timeless(output.read_text())
-    assert 0 < len(rows) < 200_000
+    assert 0 < len(rows) < 20_000
     assert all(row["uri"] == path.as_posix() and row["status"] == "ok" for row in rows)
-    assert f"{len(rows)} of 200000 images".encode() in errors
+    assert f"{len(rows)} of 20000 images".encode() in errors
     assert b"Traceback" not in errors
     assert sorted(file.name for file in tmp_path.iterdir()) == ["list", "rows.jsonl"]
 
