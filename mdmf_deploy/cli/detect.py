@@ -105,23 +105,23 @@ def detect(
 
 def _stdout(as_json: bool) -> Callable[[Row], None]:
     """Return a function that prints each row as it comes."""
-    from mdmf_deploy.detection.outputs import text_formats
+    from mdmf_deploy.detection.rows import TABLE_HEADER, json_line, table_line
 
     if as_json:
 
         def print_json(row: Row) -> None:
-            sys.stdout.buffer.write(text_formats.json_line(row))
+            sys.stdout.buffer.write(json_line(row))
             sys.stdout.flush()
 
         return print_json
 
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    header = [text_formats.TABLE_HEADER]
+    header = [TABLE_HEADER]
 
     def print_line(row: Row) -> None:
         while header:
             print(header.pop())
-        print(text_formats.table_line(row, colour), flush=True)
+        print(table_line(row, colour), flush=True)
 
     return print_line
 

@@ -1,4 +1,4 @@
-"""A row: one verdict on one input, with its evidence."""
+"""A row: one verdict on one input, with its evidence, and its text as a line of a table and as JSON."""
 
 from __future__ import annotations
 
@@ -46,3 +46,33 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 COLUMNS = tuple(name for name in Row.__struct_fields__ if name != "contributions")
 TIMINGS = ("ms_decode", "ms_engine", "ms_mmd")
+TABLE_HEADER = f"{'verdict':<12}  {'score':>9}  {'p':>7}  {'threshold':>9}  {'size':>11}  image"
+
+_COLOURS: dict[Verdict, str] = {
+    "real": "32",
+    "generated": "1;31",
+    "uncertain": "33",
+    "uncalibrated": "36",
+    "error": "35",
+}
+
+
+def table_line(row: Row, colour: bool = False) -> str:
+    """Return the row as one line under TABLE_HEADER. An unreadable image's line gives the reason.
+
+    The image comes last because its path has no known width. It is never cut.
+    """
+    verdict = f"{row.verdict:<12}"
+    if colour:
+        verdict = f"\x1b[{_COLOURS[row.verdict]}m{verdict}\x1b[0m"
+    score = "-" if row.score is None else f"{row.score:.6f}"
+    p_value = "-" if row.p_value is None else f"{row.p_value:.3g}"
+    threshold = "-" if row.threshold is None else f"{row.threshold:.6f}"
+    size = "-" if row.width is None else f"{row.width}x{row.height}"
+    reason = "" if row.status == "ok" else f"  ({row.error_code}: {row.error})"
+    return f"{verdict}  {score:>9}  {p_value:>7}  {threshold:>9}  {size:>11}  {row.uri}{reason}"
+
+
+def json_line(row: Row) -> bytes:
+    """Return the row as a JSON object with its newline. Numbers read back unchanged and a missing value is null."""
+    return msgspec.json.encode({name: getattr(row, name) for name in COLUMNS}) + b"\n"

@@ -292,7 +292,7 @@ def test_a_row_that_cannot_be_written_ends_the_stream_before_its_engine_is_close
         close(self)
 
     monkeypatch.setattr(Detector, "close", closed)
-    monkeypatch.setattr("mdmf_deploy.detection.outputs.text_formats.json_line", lambda row: 1 / 0)
+    monkeypatch.setattr("mdmf_deploy.detection.rows.json_line", lambda row: 1 / 0)
     result = detect(photos, "--bundle", calibrated, "--batch-size", 1, "--json")
     assert isinstance(result.exception, ZeroDivisionError)
     assert {"MainThread", "mdmf-engine"} & set(running) == {"MainThread"}

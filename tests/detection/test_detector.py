@@ -267,8 +267,3 @@ def test_the_examples_in_the_docstrings_run(
     results = doctest.testmod(detector_module)
     assert results.attempted >= 8
     assert results.failed == 0
-
-
-def test_a_row_cannot_be_changed() -> None:
-    with pytest.raises(AttributeError):
-        Row(uri="a.jpg").score = 1.0  # type: ignore[misc]

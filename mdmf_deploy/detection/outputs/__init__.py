@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
+import io
 import os
 import signal
 import threading
@@ -13,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, Protocol
 
-from mdmf_deploy.detection.rows import Row
+from mdmf_deploy.detection.rows import COLUMNS, Row, json_line
 from mdmf_deploy.errors import RuntimeUnavailable, UsageError, install
 from mdmf_deploy.files import replace_durably
 
@@ -30,8 +32,8 @@ class Writer(Protocol):
 
 # ending -> module, class, extra that installs the module's imports
 WRITERS: dict[str, tuple[str, str, str]] = {
-    ".jsonl": ("mdmf_deploy.detection.outputs.text_formats", "JsonlWriter", ""),
-    ".csv": ("mdmf_deploy.detection.outputs.text_formats", "CsvWriter", ""),
+    ".jsonl": ("mdmf_deploy.detection.outputs", "JsonlWriter", ""),
+    ".csv": ("mdmf_deploy.detection.outputs", "CsvWriter", ""),
     ".parquet": ("mdmf_deploy.detection.outputs.parquet", "ParquetWriter", "scale"),
 }
 
@@ -100,6 +102,34 @@ def replacing(path: Path) -> Iterator[Scratch]:
     finally:
         with _uninterrupted():
             _settle(scratch, temporary, target)
+
+
+class JsonlWriter:
+    """One JSON object a line."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, row: Row) -> None:
+        self._file.write(json_line(row))
+
+    def close(self) -> None:
+        """Do nothing: every line is written at once."""
+
+
+class CsvWriter:
+    """CSV (RFC 4180, except that a line ends in a bare newline), UTF-8, with a header. A missing value is empty."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        self._rows = csv.writer(self._text, lineterminator="\n")
+        self._rows.writerow(COLUMNS)
+
+    def write(self, row: Row) -> None:
+        self._rows.writerow(getattr(row, name) for name in COLUMNS)
+
+    def close(self) -> None:
+        self._text.detach()
 
 
 def _settle(scratch: Scratch, temporary: Path, target: Path | None) -> None:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from mdmf_deploy.detection.feed import Prepared, prepare
-from mdmf_deploy.detection.outputs.text_formats import JsonlWriter
+from mdmf_deploy.detection.outputs import JsonlWriter
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.decode import ReadLimits

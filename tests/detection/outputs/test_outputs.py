@@ -1,4 +1,4 @@
-"""Outputs: every format reads back as the same rows, a file is complete or absent, and the table is aligned."""
+"""Outputs: every format reads back as the same rows, and a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdmf_deploy.detection.outputs import WRITERS, open_output, parquet
-from mdmf_deploy.detection.outputs.text_formats import TABLE_HEADER, table_line
 from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import MdmfError, RuntimeUnavailable, UsageError
 
@@ -29,13 +28,6 @@ NUMBERS = ("score", "p_value", "threshold", "ms_decode", "ms_engine", "ms_mmd")
 ROW = Row(
     uri='odd, "quoted" name.jpg', sha256="ab", score=0.1, verdict="real", width=7, height=9, contributions=(0.1, 0.1)
 )
-
-LONG = "a/" * 60 + "name.jpg"
-TABLE_ROWS = [
-    Row(uri=LONG, score=0.1234567, p_value=1e-5, threshold=0.1, verdict="generated", width=12000, height=9000),
-    Row(uri="b.png", score=-0.01, verdict="uncalibrated", width=1, height=1),
-    Row(uri="c.gif", status="error", error_code="empty", error="the input holds no bytes"),
-]
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=12)
 floats = st.none() | st.floats(allow_nan=False, allow_infinity=False)
@@ -264,28 +256,3 @@ def test_parquet_is_imported_only_for_parquet(tmp_path: Path) -> None:
         "sys.exit('pyarrow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_table_columns_end_under_their_names() -> None:
-    for row in TABLE_ROWS:
-        line = table_line(row)
-        for name in ("score", "p ", "threshold", "size"):
-            end = TABLE_HEADER.index(name) + len(name.strip())
-            assert line[end - 1] != " "
-            assert line[end] == " "
-        assert line.startswith(row.verdict)
-        assert line[TABLE_HEADER.index("image") :].startswith(row.uri)
-
-
-def test_table_values() -> None:
-    assert table_line(TABLE_ROWS[0]).split() == ["generated", "0.123457", "1e-05", "0.100000", "12000x9000", LONG]
-    assert table_line(TABLE_ROWS[1]).split() == ["uncalibrated", "-0.010000", "-", "-", "1x1", "b.png"]
-    assert table_line(TABLE_ROWS[2]).endswith("c.gif  (empty: the input holds no bytes)")
-
-
-def test_colour_changes_nothing_else_in_the_table() -> None:
-    for row in TABLE_ROWS:
-        coloured = table_line(row, colour=True)
-        assert coloured.startswith("\x1b[")
-        start, end = coloured.index("m") + 1, coloured.index("\x1b[0m")
-        assert coloured[start:end] + coloured[end + 4 :] == table_line(row)
