@@ -1,4 +1,4 @@
-"""`mdmf benchmark`."""
+"""`mdmf benchmark`: where the time goes."""
 
 from __future__ import annotations
 

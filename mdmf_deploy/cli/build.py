@@ -1,4 +1,4 @@
-"""`mdmf build`."""
+"""`mdmf build`: engines for GPUs."""
 
 from __future__ import annotations
 

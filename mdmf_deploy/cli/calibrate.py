@@ -1,4 +1,4 @@
-"""`mdmf calibrate`."""
+"""`mdmf calibrate`: thresholds from real images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mdmf detect`."""
+"""`mdmf detect`: images to rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mdmf doctor`."""
+"""`mdmf doctor`: the abilities of this machine."""
 
 from __future__ import annotations
 

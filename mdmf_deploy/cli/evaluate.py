@@ -1,4 +1,4 @@
-"""`mdmf evaluate`."""
+"""`mdmf evaluate`: figures on images of known class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mdmf export`."""
+"""`mdmf export`: a checkpoint to a bundle, a bundle to a Triton repository."""
 
 from __future__ import annotations
 
@@ -109,7 +109,23 @@ def export(
             raise UsageError(f"{source}: exporting a checkpoint needs --reals PHOTOS and -o BUNDLE; give both")
         if triton_plan is not None:
             raise UsageError(f"{triton_plan}: a plan is made of a bundle; export the bundle first, then give --triton")
-        done = _export(source, reals, output, recipe, precision, backbone_weights, triton, force)
+        if output.exists() and not force:
+            raise UsageError(f"{output} exists; give --force to replace it, or another -o")
+
+        from mdmf_deploy.bundle.recipe import load_recipe
+        from mdmf_deploy.images.inputs import expand
+
+        loaded, photographs = load_recipe(recipe), expand(reals).paths
+        if triton is not None:
+            from mdmf_deploy.tasks.triton import check_repository, model_name
+
+            # Checked before an export, which may take hours.
+            check_repository(triton, output, force)
+            model_name(loaded.name)
+
+        from mdmf_deploy.tasks.export.export import export as export_checkpoint
+
+        done = export_checkpoint(Path(source), loaded, photographs, output, precision.value, log, backbone_weights)
         bundle = done.bundle
         log_unreadable(done.bank.errors)
     written = None
@@ -149,35 +165,6 @@ def _serving(
     from mdmf_deploy.tasks.triton import Serving
 
     return Serving(device.value if device else "cpu" if plan is None else "gpu", batch, plan)
-
-
-def _export(
-    checkpoint: str,
-    reals: list[str],
-    output: Path,
-    recipe: str,
-    precision: ExportPrecision,
-    backbone_weights: Path | None,
-    triton: Path | None,
-    force: bool,
-) -> Exported:
-    from mdmf_deploy.bundle.recipe import load_recipe
-    from mdmf_deploy.images.inputs import expand
-
-    if output.exists() and not force:
-        raise UsageError(f"{output} exists; give --force to replace it, or another -o")
-    loaded = load_recipe(recipe)
-    inputs = expand(reals)
-    if triton is not None:
-        from mdmf_deploy.tasks.triton import check_repository, model_name
-
-        # Checked before an export, which may take hours.
-        check_repository(triton, output, force)
-        model_name(loaded.name)
-
-    from mdmf_deploy.tasks.export.export import export as run
-
-    return run(Path(checkpoint), loaded, inputs.paths, output, precision.value, log, backbone_weights)
 
 
 def _facts_of(bundle: Bundle, place: str, done: Exported | None) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`mdmf inspect`."""
+"""`mdmf inspect`: the contents of a bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mdmf train`."""
+"""`mdmf train`: images to a checkpoint."""
 
 from __future__ import annotations
 

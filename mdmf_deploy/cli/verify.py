@@ -1,4 +1,4 @@
-"""`mdmf verify`."""
+"""`mdmf verify`: a gate for each runtime."""
 
 from __future__ import annotations
 
