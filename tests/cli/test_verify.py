@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fakes.broken_engines import Broken, Closed
 from helpers.mdmf import mdmf
 
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.recipe import GateLimits
-from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.runtime import installed
 from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.tasks.verify import record
@@ -41,32 +41,9 @@ def test_all_installed_runtimes_are_verified_in_one_go(bundle_copy: Path) -> Non
     assert all(name in table for name in installed())
 
 
-class Broken:
-    """An engine that opens and cannot run."""
-
-    name, precision = "broken", "fp32"
-
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        pass
-
-    def __call__(self, images: object) -> None:
-        raise RuntimeError("Unsupported operator:\n Foo")
-
-    def close(self) -> None:
-        pass
-
-
-class Closed(Broken):
-    """An engine that does not even open."""
-
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        raise RuntimeUnavailable("runtime 'closed': no such device")
-
-
 def engines(monkeypatch: pytest.MonkeyPatch, **own: type) -> None:
-    """Replace the table of runtimes by these. ONNX Runtime is the real one."""
-    table = {name: (__name__, kind.__name__, "cpu") for name, kind in own.items() if kind is not OrtEngine}
-    table |= {name: ("mdmf_deploy.runtime.ort", "OrtEngine", "cpu") for name, kind in own.items() if kind is OrtEngine}
+    """Replace the table of runtimes by these."""
+    table = {name: (kind.__module__, kind.__name__, "cpu") for name, kind in own.items()}
     monkeypatch.setattr("mdmf_deploy.runtime.ENGINES", table)
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from fakes.gpu_engine import PATCHES, WIDTH, GpuEngine
 from fakes.host_tensorrt import HostTensorRt
 from fakes.on_host import host_device
 
@@ -24,57 +24,11 @@ from mdmf_deploy.detection.on_gpu import Fused
 from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.rows import TIMINGS, Row
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable, UsageError
-from mdmf_deploy.hardware.memory import host_view
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.cuda import reduction as cuda
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
-from mdmf_deploy.runtime import open_engine, trt
+from mdmf_deploy.runtime import trt
 from mdmf_deploy.runtime.building import obtain
-
-PATCHES, WIDTH = 49, 64
-
-
-class GpuEngine:
-    """ONNX Runtime's signatures, on a stream of the pretended GPU, always in the same memory."""
-
-    def __init__(self, bundle: Bundle, device: Any, names_stream: bool = True) -> None:
-        self._inner = open_engine("onnxruntime", bundle)
-        self.name, self.precision = self._inner.name, self._inner.precision
-        self._device, self._stream, self._names_stream = device, device.stream(), names_stream
-        self._out = device.allocate(4 * 8 * PATCHES * WIDTH, "-")
-        self.on_host = 0
-        self.closed = False
-        self.spoil: tuple[int, float] | None = None
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        self.on_host += 1
-        return self._inner(images)
-
-    def on_device(self, images: np.ndarray) -> object:
-        given, shape = images.copy(), (len(images), PATCHES, WIDTH)
-
-        def run() -> None:
-            signatures = self._inner(given)
-            if self.spoil is not None and len(signatures) > self.spoil[0]:
-                signatures[self.spoil[0], 3, 7] = self.spoil[1]
-            host_view(self._out.pointer, signatures.nbytes)[:] = signatures.reshape(-1).view(np.uint8)
-
-        self._stream.give(run)
-        if not self._names_stream:
-            self._stream.synchronize()
-        stream = self._stream.handle if self._names_stream else None
-        interface = {
-            "shape": shape,
-            "typestr": "<f4",
-            "data": (self._out.pointer, False),
-            "version": 3,
-            "stream": stream,
-        }
-        return SimpleNamespace(__cuda_array_interface__=interface)
-
-    def close(self) -> None:
-        self.closed = True
-        self._inner.close()
 
 
 @pytest.fixture
@@ -191,7 +145,7 @@ def test_the_next_call_of_an_engine_does_not_overwrite_unread_signatures(names_s
     batches = [fused(crops[start : start + 2]) for start in (0, 2, 4)]
     # With a known stream two batches run at a time, and the third takes the place of the first.
     assert device.launched.count("mdmf_prepare") == (1 if names_stream else 3)
-    engine._stream.synchronize()
+    engine.stream.synchronize()
     scores = [batch.score(place).score for batch in batches for place in range(2)]
     np.testing.assert_allclose(scores, exact, rtol=1e-6)
     engine.close()

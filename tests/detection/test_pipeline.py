@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fakes.quadrants import CROP, PATCHES, Quadrants
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -29,30 +30,7 @@ from mdmf_deploy.images.crops import Box
 from mdmf_deploy.images.decode import ReadLimits
 
 Place = Callable[[int, int], Sequence[Box]]
-CROP = 16
 PREPROCESSING = Preprocessing(crop=CROP)
-PATCHES = 4
-
-
-class Quadrants:
-    """An engine whose signatures are the means of a crop's quarters. It records the sizes of its batches."""
-
-    name = "onnxruntime"
-    precision = "fp32"
-
-    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
-        self.batches: list[int] = []
-        self._before = before
-
-    def __call__(self, tensor: np.ndarray) -> np.ndarray:
-        self._before()
-        self.batches.append(len(tensor))
-        half = CROP // 2
-        quarters = tensor.reshape(len(tensor), 3, 2, half, 2, half).mean(axis=(3, 5))
-        return quarters.reshape(len(tensor), 3, PATCHES).transpose(0, 2, 1).copy()
-
-    def close(self) -> None:
-        pass
 
 
 def pixels(seed: int, width: int = 20, height: int = 24) -> np.ndarray:
