@@ -25,7 +25,7 @@ from mdmf_deploy.tasks.bank.compress import METHOD
 from mdmf_deploy.tasks.verify import Scale, scale_of
 
 if TYPE_CHECKING:
-    from mdmf_deploy.detection.pipeline import Extraction, Source
+    from mdmf_deploy.detection.feed import Extraction, Source
     from mdmf_deploy.runtime import Engine
 
 
