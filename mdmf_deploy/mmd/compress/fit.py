@@ -119,7 +119,7 @@ def _fit(
     if max_mmd is not None:
         # The certificate adds rounding; weights may weigh three times what the bank's do before this is too little.
         rounding = (4.0 * seen.mass) ** 2 * kernel.rounding(seen.gamma_radius, rows.rows)
-        enough = 0.99 * max_mmd**2 - rounding
+        enough = 0.99 * (max_mmd * max_mmd) - rounding
     choice = choose(among, seen.z, self_term, kernel, run, most=most, enough=enough)
     problem = _Problem(kernel, among, seen, choice, self_term, rows.rows, run)
     solution = problem.solve(len(choice.order)) if max_mmd is None else problem.smallest(max_mmd)
@@ -162,7 +162,7 @@ class _Problem:
 
     def smallest(self, max_mmd: float) -> _Solution:
         """The fewest points that certify max_mmd.  Raises OutOfReach."""
-        enough = self.choice.remaining <= max_mmd**2
+        enough = self.choice.remaining <= max_mmd * max_mmd
         low, high = int(np.argmax(enough)) if enough.any() else len(enough) - 1, len(enough)
         best = self.solve(low + 1)
         if best.mmd <= max_mmd:
@@ -185,7 +185,7 @@ def _trials(named: Named, points: int | None, max_mmd: float | None) -> list[NDA
     """Candidates to choose among, ascending: enough by the neighbourhoods' own estimate, then all of them."""
     wanted = points or 0
     if max_mmd is not None:
-        reached = named.remaining <= max_mmd**2
+        reached = named.remaining <= max_mmd * max_mmd
         wanted = int(np.argmax(reached)) + 1 if reached.any() else len(reached)
     size = max(min(8 * wanted, _FEW), wanted + wanted // 8)
     return [np.sort(named.places[:size])] + [np.sort(named.places)] * (size < len(named.places))

@@ -44,7 +44,9 @@ class Choice:
 def choose(
     points: Points, z: Floats, self_term: float, kernel: Kernel, run: Workers, *, most: int, enough: float = -np.inf
 ) -> Choice:
-    """At most `most` of the n candidates; fewer where MMD^2 comes down to `enough`, or all others are explained.
+    """At most `most` >= 1 of the n candidates; fewer where MMD^2 comes down to `enough`, or all others are explained.
+
+    At least one, even if `enough` asks for none or none lowers MMD^2.
 
     points: (n, d).  z: (n,) the bank's mean embedding at them.  Time O(n m^2), memory O(n m).
     """
@@ -57,13 +59,14 @@ def choose(
     arranged = Points(x, norms)
     remaining = [self_term]
     m = 0
-    while m < most and remaining[-1] > enough:
+    # The first step is always taken: a bank has at least one point.
+    while m == 0 or (m < most and remaining[-1] > enough):
         gain = np.where(variance[m:] > _SPENT, left[m:] ** 2 / np.maximum(variance[m:], _SPENT), 0.0)
         size = min(max(16, m // 8), _BLOCK, most - m)
         pool, rival = _best(gain, _POOL * size)
-        if not len(pool):
+        if not len(pool) and m:
             break
-        pool += m
+        pool = pool + m if len(pool) else np.zeros(1, np.intp)
         inner = _residual(basis[pool, :m], arranged[pool], kernel, run)
         taken, factor, coefficients = _steps(inner, left[pool], size, rival, remaining[-1] - enough)
         end = m + len(taken)

@@ -115,6 +115,26 @@ def test_an_error_that_no_choice_certifies_says_what_was_reached() -> None:
     assert caught.value.mmd > 1e-12
 
 
+@pytest.mark.parametrize("kind", ["any", "identical", "weightless"])
+@pytest.mark.parametrize("options", [{"points": 1}, {"max_mmd": 0.9}, {"max_mmd": 1e9}, {"max_mmd": 1e200}])
+@pytest.mark.parametrize("few", [16, 16_384])
+def test_at_least_one_point_is_kept(
+    kind: str, options: dict[str, float], few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bound that an empty bank would meet, and a bank that no point brings nearer to its mean embedding."""
+    monkeypatch.setattr(fitting, "_FEW", few)
+    signatures, weights = mixture(60, 4, 7), np.full(60, 1 / 60)
+    if kind == "identical":
+        signatures[:] = signatures[0]
+    if kind == "weightless":
+        weights[:] = 0.0
+    fitted = fit(signatures, weights, 3.0, **options)
+    assert len(fitted.weights) == 1
+    before = bank_of(signatures, weights, 3.0, 0.0)
+    assert distance(before, fitted) <= fitted.mmd + 1e-8
+    assert fitted.mmd <= options.get("max_mmd", 1.0)
+
+
 def test_duplicates_are_taken_once() -> None:
     signatures = np.repeat(mixture(5, 3, 3), 20, axis=0)
     fitted = fit(signatures, np.full(100, 0.01), 1.0, points=50)
