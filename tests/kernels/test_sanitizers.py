@@ -47,7 +47,7 @@ PLANTED = {
         "address", "tensor", "3_tensor.cu", "mine.last - 1).last;", "mine.last - 1).last + 1;"
     ),
     "within reads patches that are not there": Fault(
-        "address", "plain", "around.cuh", "here = min(LANES, patches - start)", "here = LANES"
+        "address", "plain", "common.cuh", "here = min(LANES, patches - start)", "here = LANES"
     ),
     "tiled begins before its columns are there": Fault(
         "thread", "tiled", "2_tiled.cu", BARRIER + "        copy_step", "        copy_step"
@@ -62,7 +62,7 @@ PLANTED = {
         "thread", "tensor", "3_tensor.cu", "copy(tile + STAGES - 1);", "copy(tile + STAGES);"
     ),
     "finish adds up before all have written": Fault(
-        "thread", "tensor", "around.cuh", BARRIER + "        if (threadIdx.x < half)", "        if (threadIdx.x < half)"
+        "thread", "tensor", "common.cuh", BARRIER + "        if (threadIdx.x < half)", "        if (threadIdx.x < half)"
     ),
 }
 SAID = {"address": "AddressSanitizer", "thread": "data race"}

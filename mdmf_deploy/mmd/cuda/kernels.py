@@ -34,7 +34,7 @@ VERSIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 # Compute capabilities that have what a kernel uses: matrix products in tf32 and bf16 came with 8.0.
 _OLDEST = 75
 _OLDEST_TENSOR = {"fp16": 75, "tf32": 80, "bf16": 80}
-# As in operand.cuh: no sum of products overflows, and fp16 holds nothing larger.
+# As in common.cuh: no sum of products overflows, and fp16 holds nothing larger.
 _LIMITS = {"fp32": 2.0**56, "tf32": 2.0**56, "fp16": 65504.0, "bf16": 2.0**56}
 _BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 # A bank is cut into this many slices, so that one image occupies a large GPU; a long one into more, none of which has
@@ -45,7 +45,7 @@ _LONGEST_SLICE = 512
 _START = 3
 # Most blocks that share the slices of a row tile: more than any GPU runs at a time, few enough to try all.
 _MOST_SHARES = 1024
-# Threads and rows of a block of the kernels around the cross term (around.cuh).
+# Threads and rows of a block of the kernels around the cross term (common.cuh, part 4).
 _AROUND_THREADS, _PREPARED_ROWS, _WITHIN_ROWS = 128, 32, 32
 # Rows of a bank that are prepared at a time.
 _STRIDE = 1 << 15
