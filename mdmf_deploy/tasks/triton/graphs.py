@@ -23,7 +23,7 @@ from mdmf_deploy.bundle.calibration import Calibration
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.images.crops import normalise
-from mdmf_deploy.mmd.operands import Points
+from mdmf_deploy.mmd.operands import BankOperands
 
 SIGNATURES, SCORE, CONTRIBUTIONS, P_VALUE = "signatures", "score", "contributions", "p_value"
 
@@ -41,7 +41,7 @@ def reduction_graph(bank: Bank, patches: int, calibration: Calibration | None, m
     calibration: also gives p_value (B, 1) float64, NaN where the score is; its rates are the client's to apply.
     Raises BankError for a bank that does not fit into one file.
     """
-    points = Points(bank)
+    points = BankOperands(bank)
     d = bank.signatures.shape[1]
     size = points.rows * (d + 2) * np.dtype(points.exponent).itemsize
     if size > _LARGEST:
@@ -90,7 +90,7 @@ def _within(graph: Graph, x: str, gamma: float) -> str:
     return graph.op("ReduceMean", kernel, axes=[2], keepdims=0)
 
 
-def _rows(graph: Graph, x: str, points: Points) -> str:
+def _rows(graph: Graph, x: str, points: BankOperands) -> str:
     """(2g x, -g |x|^2, -g) in rows, (B, N, d + 2), x centred on the bank's mean; of the exponents' type."""
     gamma = points.gamma
     centred = graph.op("Sub", x, graph.constant(points.centre, "centre"))
@@ -107,7 +107,7 @@ def _rows(graph: Graph, x: str, points: Points) -> str:
     return graph.cast(rows, _type(points.exponent))
 
 
-def _tiles(points: Points) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
+def _tiles(points: BankOperands) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
     """The bank as tiles (K, d + 2, T) of columns (r, 1, |r|^2), and -2 w, (K, T, 1); filled up with weights of 0."""
     bank = points.tile(0, points.rows)
     count = -(-len(bank) // _TILE)
