@@ -113,7 +113,7 @@ def test_rows_of_many_images_are_packed() -> None:
 def test_a_prepared_bank_is_the_bank(operand: str, points: int) -> None:
     version = next(version for version, (_, operands) in VERSIONS.items() if operand in operands)
     kernel = Kernel(version, operand, 64)
-    x, bank = draw(points, 1, 5, points, 64, extracted=True)
+    x, bank = draw(points, 1, 5, points, 64, signed=True)
     prepared = prepare_bank(bank, kernel)
     rows = len(prepared.operands)
     assert rows % kernel.tile == 0
@@ -160,7 +160,7 @@ def test_a_long_bank_is_prepared_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     _, bank = draw(0, 1, 1, 150, 64)
     kernel = Kernel("tensor", "bf16", 64)
     whole = prepare_bank(bank, kernel)
-    monkeypatch.setattr("mdmf_deploy.mmd.cuda.kernels._STRIDE", 41)
+    monkeypatch.setattr("mdmf_deploy.mmd.cuda.kernels.PREPARED_AT_ONCE", 41)
     parts = prepare_bank(bank, kernel)
     assert np.array_equal(parts.operands, whole.operands)
     assert np.array_equal(parts.half_norms, whole.half_norms)

@@ -19,8 +19,7 @@ from helpers.kernel_inputs import draw
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.errors import OutOfMemory, ShapeMismatch, UsageError
 from mdmf_deploy.mmd import Scores
-from mdmf_deploy.mmd.cuda import lane as cuda_lane
-from mdmf_deploy.mmd.cuda import reduction as cuda
+from mdmf_deploy.mmd.cuda import reduction as cuda_reduction
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction, Pending
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
@@ -101,7 +100,7 @@ def test_every_operand_gives_the_score_and_the_same_bits_in_any_batch(
 
 
 def test_tf32_is_taken_where_it_is_faster() -> None:
-    chosen = {sm: CudaReduction(host_device(sm=sm))._operand for sm in (75, 80, 89, 90, 120)}
+    chosen = {sm: CudaReduction(host_device(sm=sm)).operand for sm in (75, 80, 89, 90, 120)}
     assert chosen == {75: "fp32", 80: "tf32", 89: "fp32", 90: "tf32", 120: "fp32"}
 
 
@@ -124,7 +123,7 @@ def test_two_batches_are_under_way_before_anybody_waits(drawn: tuple[np.ndarray,
     reduction = quick()
     for _ in range(4):
         reduction(x[:2], bank)
-    launched = reduction._device.launched
+    launched = reduction.device.launched
     launched.clear()
     pending = [reduction.submit(x[i : i + 2], bank) for i in (0, 2)]
     assert launched == []
@@ -189,13 +188,15 @@ def test_shapes_without_end_leave_no_graphs_without_end(
     drawn: tuple[np.ndarray, Bank], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, bank = drawn
-    monkeypatch.setattr(cuda_lane, "_GRAPHS", 2)
-    reduction = quick()
+    monkeypatch.setattr(cuda_reduction, "MAX_GRAPHS", 2)
+    device = host_device()
+    reduction = CudaReduction(device, operand="fp32", version="plain")
     whole = reduction(x, bank)
     for _ in range(3):
         for count in (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3):
             np.testing.assert_array_equal(reduction(x[:count], bank).mmd2, whole.mmd2[:count])
-    assert all(len(lane._graphs) <= 2 for lane in reduction._lanes)
+            # Two in each of two lanes.
+            assert len(device.graphs) <= 4
 
 
 def test_a_batch_that_is_too_large_for_one_pass_is_cut(
@@ -204,14 +205,14 @@ def test_a_batch_that_is_too_large_for_one_pass_is_cut(
     x, bank = drawn
     reduction = quick()
     whole = reduction(x, bank)
-    monkeypatch.setattr(cuda, "_ROWS", 15)
+    monkeypatch.setattr(cuda_reduction, "MAX_ROWS", 15)
     same(reduction(x, bank), whole)
-    same(reduction(put(reduction._device, x), bank), whole)
+    same(reduction(put(reduction.device, x), bank), whole)
 
 
 def test_arrays_on_the_gpu_are_scored_where_they_are(reduction: CudaReduction, drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
-    device = reduction._device
+    device = reduction.device
     array = put(device, x)
     before = len(device.memories)
     scores = reduction(array, bank)
@@ -225,13 +226,13 @@ def test_a_maker_that_is_not_done_is_waited_for(reduction: CudaReduction, drawn:
     x, bank = drawn
     expected = reduction(x, bank)
     for _ in range(4):
-        same(reduction(put(reduction._device, x, reduction._device.stream()), bank), expected)
+        same(reduction(put(reduction.device, x, reduction.device.stream()), bank), expected)
 
 
 def test_a_maker_may_go_on_once_its_array_was_read(reduction: CudaReduction, drawn: tuple[np.ndarray, Bank]) -> None:
     """An engine's output, that its next call overwrites: the next call's work waits on its own stream."""
     x, bank = drawn
-    device = reduction._device
+    device = reduction.device
     expected = [reduction(x[i : i + 2], bank) for i in range(6)]
     stream = device.stream()
     array = put(device, np.zeros_like(x[:2]), stream)
@@ -252,8 +253,8 @@ def test_a_maker_may_go_on_once_its_array_was_read(reduction: CudaReduction, dra
 def test_an_array_of_an_older_interface_waits_for_the_default_stream(drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
     reduction = quick()
-    default = reduction._device.stream(1)
-    array = put(reduction._device, x, default, {"version": 2})
+    default = reduction.device.stream(1)
+    array = put(reduction.device, x, default, {"version": 2})
     array.__cuda_array_interface__.pop("stream")
     same(reduction(array, bank), reduction(x, bank))
 
@@ -275,18 +276,16 @@ def test_arrays_that_would_be_misread_are_refused(
     x, bank = drawn
     reduction = quick()
     with pytest.raises(ShapeMismatch, match=told) as caught:
-        reduction(put(reduction._device, x, changes=changes), bank)
+        reduction(put(reduction.device, x, changes=changes), bank)
     assert "\n" not in str(caught.value)
 
 
 def test_strides_that_say_the_same_are_taken(drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
     reduction = quick()
-    same(reduction(put(reduction._device, x, changes={"strides": (7 * 64 * 4, 64 * 4, 4)}), bank), reduction(x, bank))
+    same(reduction(put(reduction.device, x, changes={"strides": (7 * 64 * 4, 64 * 4, 4)}), bank), reduction(x, bank))
     # Of an axis of length 1 the stride means nothing.
-    same(
-        reduction(put(reduction._device, x[:1], changes={"strides": (12345, 64 * 4, 4)}), bank), reduction(x[:1], bank)
-    )
+    same(reduction(put(reduction.device, x[:1], changes={"strides": (12345, 64 * 4, 4)}), bank), reduction(x[:1], bank))
 
 
 @pytest.mark.parametrize("operand", OPERANDS)
