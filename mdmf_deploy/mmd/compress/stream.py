@@ -65,7 +65,7 @@ class Gathering:
     block: signatures compressed at once, at least four times the points kept of them.
     per_block: points kept of each block, at least `points`.
     Signatures that fit into one block are compressed once, and the result does not depend on the order of the images.
-    Otherwise blocks are filled in the order given, and the choice of points depends on it. The bound holds in any order.
+    Otherwise blocks are filled in the order given, which the choice of points depends on. The bound holds in any order.
     """
 
     def __init__(self, sigma: float, points: int, *, block: int = BLOCK, per_block: int = PER_BLOCK) -> None:
