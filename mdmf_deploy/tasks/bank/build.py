@@ -194,7 +194,7 @@ def _compressed(
         if len(some) > 2 * SCALE_IMAGES:
             some = _smallest(some)
     gathered = gathering.result()
-    part = gathered.part
+    part = gathered.coreset
     bank = Bank(
         part.signatures,
         part.weights,
