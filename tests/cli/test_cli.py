@@ -1,15 +1,13 @@
-"""The command line as a whole: help, exit codes, one-line errors, and the promises of README.md and docs/."""
+"""The command line as a whole: help, exit codes, and one-line errors. tests/test_docs.py checks the documents."""
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import typer.main
@@ -17,12 +15,8 @@ from helpers.mdmf import mdmf
 
 import mdmf_deploy
 from mdmf_deploy import cli
-from mdmf_deploy.errors import GateFailed, MdmfError, UsageError
+from mdmf_deploy.errors import GateFailed, UsageError
 from mdmf_deploy.tasks import doctor
-
-ROOT = Path(mdmf_deploy.__file__).parent.parent
-# Text by file name: the promises may stand in any of these.
-DOCUMENTS = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
 
 
 def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -157,49 +151,3 @@ def test_output_works_in_every_encoding() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)
     assert (result.returncode, result.stdout) == (2, rb"caf\xe9" + os.linesep.encode())
     assert result.stderr.startswith(b"mdmf: caf")
-
-
-def blocks(language: str) -> list[str]:
-    """The code blocks of one language in all documents."""
-    fence = re.compile(rf"^```{language}\n(.*?)^```", re.DOTALL | re.MULTILINE)
-    return [block for text in DOCUMENTS.values() for block in fence.findall(text)]
-
-
-def documented_commands() -> list[str]:
-    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    return [part for line in lines for part in line.split(" | ") if part.startswith("mdmf ")]
-
-
-def section(title: str) -> str:
-    """The text under a heading, in whichever document has it."""
-    found = [text.split(f"\n## {title}\n")[1] for text in DOCUMENTS.values() if f"\n## {title}\n" in text]
-    assert found, f"no document has a section {title!r}"
-    return found[0].split("\n## ")[0]
-
-
-@pytest.mark.parametrize("line", documented_commands())
-def test_documented_command_exists_with_its_options(line: str) -> None:
-    words = shlex.split(line, comments=True)[1:]
-    path = next(path for path in COMMANDS if tuple(words[: len(path)]) == path)
-    assert {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= options(COMMANDS[path])
-
-
-def test_documents_show_every_command() -> None:
-    shown = "\n".join(documented_commands())
-    assert all(f"mdmf {' '.join(path)}" in shown for path in COMMANDS)
-
-
-def test_documents_list_every_error_code_and_exit_code() -> None:
-    from mdmf_deploy.images.decode import Code
-
-    assert set(re.findall(r"^\| `(\w+)` \|", section("Error codes"), re.MULTILINE)) == set(get_args(Code))
-    codes = {kind.exit_code for kind in (MdmfError, *MdmfError.__subclasses__())}
-    exits = re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)
-    assert {str(code) for code in codes | {0, 3, 70, 130, 141}} == set(exits)
-
-
-@pytest.mark.parametrize("block", blocks("python"))
-def test_documented_python_names_exist(block: str) -> None:
-    compile(block, "a documented example", "exec")
-    for names in re.findall(r"^from mdmf_deploy import (.+)$", block, re.MULTILINE):
-        assert {name.strip() for name in names.split(",")} <= set(mdmf_deploy.__all__)
