@@ -76,7 +76,7 @@ class GateFailed(MdmfError):
 class ImageError(MdmfError):
     """One input that cannot be scored. It costs its own row, never the run.
 
-    code: stable and machine-readable, documented in README.md (for example "truncated").
+    code: stable and machine-readable, documented in docs/rows.md (for example "truncated").
     """
 
     def __init__(self, code: str, message: str) -> None:

@@ -16,7 +16,7 @@ from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.tasks.bank.build import Duplicate, Unreadable
 
 if TYPE_CHECKING:
-    from mdmf_deploy.detection.pipeline import Extraction, Source
+    from mdmf_deploy.detection.feed import Extraction, Source
     from mdmf_deploy.runtime import Engine
 
 

@@ -24,8 +24,7 @@ from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
 from mdmf_deploy.bundle.recipe import GateLimits, Preprocessing
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch, UsageError
 from mdmf_deploy.hardware.host import cores, this_cpu
-from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.mmd.leave_one_out import leave_one_out
+from mdmf_deploy.mmd.cpu import CpuReduction, leave_one_out
 
 if TYPE_CHECKING:
     from mdmf_deploy.runtime import Engine

@@ -21,7 +21,7 @@ SIGMA = 1.5
 
 
 class FakeExtraction(NamedTuple):
-    """The fields of mdmf_deploy.detection.prepare.Extraction that banks and calibrations read."""
+    """The fields of mdmf_deploy.detection.feed.Extraction that banks and calibrations read."""
 
     uri: str
     sha256: str

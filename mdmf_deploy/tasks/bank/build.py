@@ -25,7 +25,7 @@ from mdmf_deploy.tasks.bank.compress import METHOD
 from mdmf_deploy.tasks.verify import Scale, scale_of
 
 if TYPE_CHECKING:
-    from mdmf_deploy.detection.pipeline import Extraction, Source
+    from mdmf_deploy.detection.feed import Extraction, Source
     from mdmf_deploy.runtime import Engine
 
 
@@ -194,7 +194,7 @@ def _compressed(
         if len(some) > 2 * SCALE_IMAGES:
             some = _smallest(some)
     gathered = gathering.result()
-    part = gathered.part
+    part = gathered.coreset
     bank = Bank(
         part.signatures,
         part.weights,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank
-from mdmf_deploy.mmd.leave_one_out import leave_one_out
+from mdmf_deploy.mmd.cpu import leave_one_out
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 # Iglewicz and Hoaglin (1993): a modified z-score beyond 3.5 is an outlier.

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from mdmf_deploy.detection.outputs.jsonl import JsonlWriter
-from mdmf_deploy.detection.prepare import Prepared, prepare
+from mdmf_deploy.detection.feed import Prepared, prepare
+from mdmf_deploy.detection.outputs import JsonlWriter
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.decode import ReadLimits
@@ -125,7 +125,7 @@ def _add_stages(subject: Subject, paths: list[Path], batch_size: int, clock: Clo
     taken = _over(together[""].cpu_ms, together[""].ms)
     for name in _DECODING:
         # One thread ran all three stages, so they share their CPU time in proportion to their wall-clock time.
-        ms = sum(getattr(one.extracted, f"ms_{name}") or 0.0 for one in prepared)
+        ms = sum(getattr(one.extraction, f"ms_{name}") or 0.0 for one in prepared)
         costs[name] = Cost(costs[name].ms + ms, costs[name].cpu_ms + ms * taken)
     crops = np.concatenate([one.tensor for one in prepared if one.tensor is not None])
     batches = [crops[at : at + batch_size] for at in range(0, len(crops), batch_size)]

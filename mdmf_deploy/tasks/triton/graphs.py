@@ -26,7 +26,7 @@ from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import BankError, GateFailed
 from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.mmd.operands import Points
+from mdmf_deploy.mmd.operands import BankOperands
 
 CROPS, IMAGES, SIGNATURES = "crops", "images", "signatures"
 SCORE, CONTRIBUTIONS, P_VALUE = "score", "contributions", "p_value"
@@ -75,7 +75,7 @@ def reduction_graph(bank: Bank, patches: int, calibration: Calibration | None, m
     calibration: adds the output p_value (B, 1) float64, NaN where the score is. The client applies the rates.
     Raises BankError for a bank that does not fit into one file.
     """
-    points = Points(bank)
+    points = BankOperands(bank)
     d = bank.signatures.shape[1]
     size = points.rows * (d + 2) * np.dtype(points.exponent).itemsize
     if size > LARGEST_GRAPH:
@@ -201,7 +201,7 @@ def _within(graph: GraphBuilder, x: str, gamma: float) -> str:
     return graph.op("ReduceMean", kernel, axes=[2], keepdims=0)
 
 
-def _rows(graph: GraphBuilder, x: str, points: Points) -> str:
+def _rows(graph: GraphBuilder, x: str, points: BankOperands) -> str:
     """Add the rows (2g x, -g |x|^2, -g), (B, N, d + 2), in the exponents' type. x is centred on the bank's mean."""
     gamma = points.gamma
     centred = graph.op("Sub", x, graph.constant(points.centre, "centre"))
@@ -218,7 +218,7 @@ def _rows(graph: GraphBuilder, x: str, points: Points) -> str:
     return graph.cast(rows, _type(points.exponent))
 
 
-def _tiles(points: Points) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
+def _tiles(points: BankOperands) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
     """Return the bank as tiles (K, d + 2, T) of columns (r, 1, |r|^2), and -2 w as (K, T, 1).
 
     The last tile is filled up with points of weight 0.

@@ -25,7 +25,7 @@ from mdmf_deploy.errors import BankError
 from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.mmd.compress.bank_rows import MemoryRows
 from mdmf_deploy.mmd.compress.fit import compress
-from mdmf_deploy.mmd.operands import Points
+from mdmf_deploy.mmd.operands import BankOperands
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.tasks.triton import graphs
 from mdmf_deploy.tasks.triton.graphs import (
@@ -114,7 +114,7 @@ def test_banks_of_all_kinds(
     patches: int, points: int, width: int, sigma: float, weights: str, exponent: type[np.floating]
 ) -> None:
     x, bank = drawn(points, 2, patches, points, width, sigma, weights)
-    assert Points(bank).exponent is exponent
+    assert BankOperands(bank).exponent is exponent
     assert_ours(scored(x, bank), x, bank)
 
 

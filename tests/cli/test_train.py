@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.mdmf import mdmf
 from helpers.synthetic_photos import synthetic_photo
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner, Result
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.recipe import load_recipe
-from mdmf_deploy.cli import app
-from mdmf_deploy.cli.train import _changed, _default_recipe
+from mdmf_deploy.cli.train import default_recipe, with_options
 
 RECIPE = """
 name = "tiny"
@@ -34,10 +33,6 @@ batch = 4
 split = { train = 0.6, validation = 0.2 }
 pairs = { views = 0 }
 """
-
-
-def mdmf(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +85,7 @@ def test_pretrained_weights_stay_frozen(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--recipe", "starter"], "--backbone-weights FILE or --download-backbone"),
         (["--recipe", "starter", "--backbone", "vit_nowhere"], "vit_nowhere"),
@@ -99,17 +94,17 @@ def test_pretrained_weights_stay_frozen(data: Path, tmp_path: Path) -> None:
         (["--download-backbone", "--backbone-weights", "x.pth"], "exclude each other"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(data: Path, tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_wrong_options_are_one_line(data: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     if "--recipe" not in arguments:
         arguments = [*arguments, "--recipe", str(data / "tiny.toml")]
     result = mdmf("train", data / "real", data / "generated", "-o", tmp_path / "run", *arguments)
     assert result.exit_code == 2
     lines = [line for line in result.stderr.splitlines() if line.startswith("mdmf: ")]
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
 
 
-def test_two_processes_train_one_model_and_speak_with_one_voice(data: Path, tmp_path: Path) -> None:
+def test_two_processes_train_one_model_and_one_of_them_logs(data: Path, tmp_path: Path) -> None:
     pairs = '{ views = 1, autoencoders = [{ factor = 2, upsampler = "nearest", channels = 4, width = 4, steps = 2 }] }'
     small = (data / "tiny.toml").read_text().replace("{ views = 0 }", pairs).replace("batch = 4", "batch = 3")
     (tmp_path / "pairs.toml").write_text(small)
@@ -128,20 +123,20 @@ def test_two_processes_train_one_model_and_speak_with_one_voice(data: Path, tmp_
     assert len(list((tmp_path / "run" / "autoencoders").iterdir())) == 1
 
 
-def test_generated_needs_a_folder_a_generator(data: Path, tmp_path: Path) -> None:
+def test_generated_needs_a_folder_per_generator(data: Path, tmp_path: Path) -> None:
     result = mdmf("train", data / "real", data / "real", "-o", tmp_path / "run")
     assert result.exit_code == 2
     assert "has no sub-folder" in result.stderr
 
 
 def test_a_backbone_alone_means_its_own_recipe() -> None:
-    assert _default_recipe("dinov2_vitl14") == "dinov2_vitl14"
-    assert _default_recipe("dinov2_vitl14_reg") == _default_recipe(None) == "starter"
+    assert default_recipe("dinov2_vitl14") == "dinov2_vitl14"
+    assert default_recipe("dinov2_vitl14_reg") == default_recipe(None) == "starter"
 
 
 def test_options_change_the_recipe_and_nothing_else() -> None:
     recipe = load_recipe("starter")
-    changed = _changed(recipe, "dinov2_vits14_reg", {"steps": 7, "seed": 3})
+    changed = with_options(recipe, "dinov2_vits14_reg", {"steps": 7, "seed": 3})
     assert changed.backbone.architecture == "dinov2_vits14_reg"
     assert (changed.training.steps, changed.training.seed) == (7, 3)
     assert changed.training.pairs == recipe.training.pairs

@@ -8,31 +8,26 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from typer.testing import CliRunner, Result
+from helpers.mdmf import mdmf
 
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
-from mdmf_deploy.cli import app
-
-
-def mdmf(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_thresholds_are_written_and_shown(bundle_copy: Path, photos: Path) -> None:
     before = Bundle.open(bundle_copy)
     result = mdmf("calibrate", bundle_copy, photos, "--fpr", 0.1, "--fpr", 0.3, "--json")
     assert result.exit_code == 0
-    told = json.loads(result.stdout)
+    printed = json.loads(result.stdout)
     after = Bundle.open(bundle_copy)
-    assert after.bundle_id == told["bundle_id"] == before.bundle_id
-    assert told["images"] == len(after.calibration.scores) == 12
-    assert [entry["fpr"] for entry in told["thresholds"]] == [0.1, 0.3]
+    assert after.bundle_id == printed["bundle_id"] == before.bundle_id
+    assert printed["images"] == len(after.calibration.scores) == 12
+    assert [entry["fpr"] for entry in printed["thresholds"]] == [0.1, 0.3]
     # With 12 images, one of 13 places is 0.077: the largest score is the threshold at 0.1.
-    assert told["thresholds"][0]["threshold"] == after.calibration.scores[-1]
-    assert told["thresholds"][0]["interval"] == pytest.approx([1 - 0.975 ** (1 / 12), 1 - 0.025 ** (1 / 12)])
-    assert told["review"] == 0.5
-    assert told["holds_for"] == [{"runtime": "onnxruntime", "precision": "fp32"}]
-    assert told["warnings"] == []
+    assert printed["thresholds"][0]["threshold"] == after.calibration.scores[-1]
+    assert printed["thresholds"][0]["interval"] == pytest.approx([1 - 0.975 ** (1 / 12), 1 - 0.025 ** (1 / 12)])
+    assert printed["review"] == 0.5
+    assert printed["holds_for"] == [{"runtime": "onnxruntime", "precision": "fp32"}]
+    assert printed["warnings"] == []
     judged = after.calibration.judge(after.calibration.scores[-1] + 1, "onnxruntime", "fp32")
     assert judged.verdict == "generated"
 
@@ -45,7 +40,7 @@ def test_too_few_images_are_a_warning_and_infinity(bundle_copy: Path, photos: Pa
     assert Bundle.open(bundle_copy).calibration.thresholds[0].score is None
 
 
-def test_what_is_left_out_is_said(bundle_copy: Path, photos: Path, tmp_path: Path) -> None:
+def test_images_left_out_are_reported(bundle_copy: Path, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "held-out"
     shutil.copytree(photos, folder)
     shutil.copy(folder / "photo00.jpg", folder / "copy.jpg")
@@ -81,7 +76,3 @@ def test_rates_that_make_no_sense_are_refused(bundle_copy: Path, photos: Path, r
     result = mdmf("calibrate", bundle_copy, photos, *rates)
     assert result.exit_code == 2
     assert Bundle.open(bundle_copy).calibration is None
-
-
-def test_help_has_an_example() -> None:
-    assert "Example: mdmf calibrate" in mdmf("calibrate", "--help").stdout

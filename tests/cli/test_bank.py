@@ -8,25 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from helpers.mdmf import mdmf
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.cli import app
 
 
-def mdmf(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def test_build_swaps_the_bank_and_says_what_it_dropped(bundle_copy: Path, photos: Path) -> None:
+def test_build_replaces_the_bank_and_reports_what_it_dropped(bundle_copy: Path, photos: Path) -> None:
     before = Bundle.open(bundle_copy)
     result = mdmf("bank", "build", bundle_copy, photos, "--json")
     assert result.exit_code == 0
     after = Bundle.open(bundle_copy)
-    told = json.loads(result.stdout)
-    assert told["bundle_id"] == after.bundle_id != before.bundle_id
-    assert (told["images"], told["signatures"]) == (12, 48) == (len(after.bank.sources), len(after.bank.signatures))
-    assert told["dropped"] == ["verification"]
+    printed = json.loads(result.stdout)
+    assert printed["bundle_id"] == after.bundle_id != before.bundle_id
+    assert (
+        (printed["images"], printed["signatures"]) == (12, 48) == (len(after.bank.sources), len(after.bank.signatures))
+    )
+    assert printed["dropped"] == ["verification"]
     assert "run `mdmf verify` and `mdmf calibrate`" in result.stderr
     assert after.manifest.files["model.onnx"] == before.manifest.files["model.onnx"]
     assert {source.uri for source in after.bank.sources} == {f"{photos.name}/{path.name}" for path in photos.iterdir()}
@@ -47,9 +44,9 @@ def test_build_elsewhere_leaves_the_original(tiny_bundle: Path, photos: Path, tm
 def test_build_with_points_is_build_and_compress(bundle_copy: Path, photos: Path, tmp_path: Path) -> None:
     result = mdmf("bank", "build", bundle_copy, photos, "--points", 10, "-o", tmp_path / "few.mdmf", "--json")
     assert result.exit_code == 0
-    told, bank = json.loads(result.stdout), Bundle.open(tmp_path / "few.mdmf").bank
-    assert (told["images"], told["signatures"], told["of_signatures"]) == (12, 10, 48)
-    assert told["max_mmd_change"] == bank.compression["max_mmd_change"] > 0.0
+    printed, bank = json.loads(result.stdout), Bundle.open(tmp_path / "few.mdmf").bank
+    assert (printed["images"], printed["signatures"], printed["of_signatures"]) == (12, 10, 48)
+    assert printed["max_mmd_change"] == bank.compression["max_mmd_change"] > 0.0
     assert mdmf("bank", "build", bundle_copy, photos, "--max-signatures", 0).exit_code == 0
     assert mdmf("bank", "compress", bundle_copy, "--points", 10).exit_code == 0
     assert np.array_equal(bank.signatures, Bundle.open(bundle_copy).bank.signatures)
@@ -114,26 +111,21 @@ def test_a_bundle_of_the_package_is_not_written_in_place(
     assert mdmf("verify", own, "-o", shipped).exit_code == 2
     assert mdmf("verify", "starter", "-o", own, "--no-record").exit_code == 2
     assert (shipped / "manifest.json").read_bytes() == before
-    told = mdmf("detect", "--bundle", shipped, photos).stderr
-    assert "run `mdmf calibrate starter REAL_PHOTOS -o mine.mdmf`" in told
+    stderr = mdmf("detect", "--bundle", shipped, photos).stderr
+    assert "run `mdmf calibrate starter REAL_PHOTOS -o mine.mdmf`" in stderr
 
 
 def test_inspect_shows_the_bank(tiny_bundle: Path) -> None:
     bank = Bundle.open(tiny_bundle).bank
-    told = json.loads(mdmf("bank", "inspect", tiny_bundle, "--json").stdout)
-    assert (told["signatures"], told["width"]) == bank.signatures.shape
-    assert told["images"] == len(bank.sources) == sum(told["folders"].values())
-    assert told["bytes"] == (tiny_bundle / "bank.safetensors").stat().st_size
-    assert list(told["quantiles"]) == ["0", "0.05", "0.25", "0.5", "0.75", "0.95", "1"]
+    printed = json.loads(mdmf("bank", "inspect", tiny_bundle, "--json").stdout)
+    assert (printed["signatures"], printed["width"]) == bank.signatures.shape
+    assert printed["images"] == len(bank.sources) == sum(printed["folders"].values())
+    assert printed["bytes"] == (tiny_bundle / "bank.safetensors").stat().st_size
+    assert list(printed["quantiles"]) == ["0", "0.05", "0.25", "0.5", "0.75", "0.95", "1"]
     shown = mdmf("bank", "inspect", tiny_bundle)
     assert shown.exit_code == 0
     assert "leave-one-image-out scores" in shown.stdout
     assert f"{len(bank.signatures)} of width 8" in shown.stdout
-
-
-def test_help_has_an_example() -> None:
-    for command in ("build", "compress", "inspect"):
-        assert "Example: mdmf bank" in " ".join(mdmf("bank", command, "--help").stdout.split())
 
 
 def calibrated(bundle: Path, photos: Path) -> Path:
@@ -141,27 +133,29 @@ def calibrated(bundle: Path, photos: Path) -> Path:
     return bundle
 
 
-def test_compress_carries_what_still_holds(bundle_copy: Path, photos: Path, tmp_path: Path) -> None:
+def test_compress_carries_the_calibration_over(bundle_copy: Path, photos: Path, tmp_path: Path) -> None:
     before = Bundle.open(calibrated(bundle_copy, photos))
     result = mdmf("bank", "compress", bundle_copy, "--points", 20, "-o", tmp_path / "small.mdmf", "--json")
     assert result.exit_code == 0
-    told, after = json.loads(result.stdout), Bundle.open(tmp_path / "small.mdmf")
-    assert told["bundle_id"] == after.bundle_id != before.bundle_id
+    printed, after = json.loads(result.stdout), Bundle.open(tmp_path / "small.mdmf")
+    assert printed["bundle_id"] == after.bundle_id != before.bundle_id
     assert (
-        (told["signatures"], told["of_signatures"]) == (20, 48) == (len(after.bank.weights), len(before.bank.weights))
+        (printed["signatures"], printed["of_signatures"])
+        == (20, 48)
+        == (len(after.bank.weights), len(before.bank.weights))
     )
-    certificate = told["max_mmd_change"]
-    assert after.bank.compression["max_mmd_change"] == certificate > 0.0
+    bound = printed["max_mmd_change"]
+    assert after.bank.compression["max_mmd_change"] == bound > 0.0
     assert after.bank.sources == before.bank.sources
     assert before.calibration is not None
     assert after.calibration is not None
-    assert after.calibration.carried == certificate
+    assert after.calibration.carried == bound
     assert all(new >= old for new, old in zip(after.calibration.scores, before.calibration.scores, strict=True))
     assert "mdmf: note: calibration carried over" in result.stderr
     rows = [json.loads(line) for line in detect(tmp_path / "small.mdmf", photos)]
     exact = [json.loads(line) for line in detect(bundle_copy, photos)]
     for row, one in zip(rows, exact, strict=True):
-        assert abs(row["score"] ** 0.5 - one["score"] ** 0.5) <= certificate + 1e-4
+        assert abs(row["score"] ** 0.5 - one["score"] ** 0.5) <= bound + 1e-4
     if after.manifest.verification:
         assert {row["verdict"] for row in rows} <= {"real", "uncertain", "generated"}
     assert Bundle.open(bundle_copy).bundle_id == before.bundle_id
@@ -173,7 +167,7 @@ def detect(bundle: Path, photos: Path) -> list[str]:
     return (bundle / "../rows.jsonl").read_text().splitlines()
 
 
-def test_compressing_again_adds_the_certificates(bundle_copy: Path, photos: Path) -> None:
+def test_compressing_again_adds_the_error_bounds(bundle_copy: Path, photos: Path) -> None:
     calibrated(bundle_copy, photos)
     changes = []
     for points in (40, 20):
@@ -186,15 +180,15 @@ def test_compressing_again_adds_the_certificates(bundle_copy: Path, photos: Path
     assert changes[1] > changes[0] > 0.0
 
 
-def test_compress_to_an_error_keeps_its_word(bundle_copy: Path, photos: Path) -> None:
+def test_compress_to_an_error_stays_within_it(bundle_copy: Path, photos: Path) -> None:
     calibrated(bundle_copy, photos)
     result = mdmf("bank", "compress", bundle_copy, "--max-error", 0.3, "--json")
     assert result.exit_code == 0
-    told = json.loads(result.stdout)
-    assert told["max_error"] == pytest.approx(told["max_mmd_change"] / told["mmd_spread"])
-    assert told["max_error"] <= 0.3
-    assert told["signatures"] == len(Bundle.open(bundle_copy).bank.weights) < 48
-    again = mdmf("bank", "compress", bundle_copy, "--max-error", told["max_error"] / 2)
+    printed = json.loads(result.stdout)
+    assert printed["max_error"] == pytest.approx(printed["max_mmd_change"] / printed["mmd_spread"])
+    assert printed["max_error"] <= 0.3
+    assert printed["signatures"] == len(Bundle.open(bundle_copy).bank.weights) < 48
+    again = mdmf("bank", "compress", bundle_copy, "--max-error", printed["max_error"] / 2)
     assert again.exit_code == 2
     assert "compressed already" in again.stderr
 
@@ -216,7 +210,7 @@ def test_compress_to_an_error_needs_a_calibration(bundle_copy: Path) -> None:
     assert f"run `mdmf calibrate {bundle_copy} REAL_PHOTOS` first, or give --points" in result.stderr
 
 
-def test_an_error_out_of_reach_says_what_was_reached(bundle_copy: Path, photos: Path) -> None:
+def test_an_error_out_of_reach_reports_what_was_reached(bundle_copy: Path, photos: Path) -> None:
     before = Bundle.open(calibrated(bundle_copy, photos)).bundle_id
     result = mdmf("bank", "compress", bundle_copy, "--max-error", 0.05, "--candidates", 3)
     assert result.exit_code == 2
@@ -240,5 +234,5 @@ def test_inspect_shows_a_compression(bundle_copy: Path) -> None:
     shown = mdmf("bank", "inspect", bundle_copy)
     assert shown.exit_code == 0
     (line,) = (line for line in shown.stdout.splitlines() if line.startswith("compression"))
-    certificate = Bundle.open(bundle_copy).bank.compression["max_mmd_change"]
-    assert line.split(maxsplit=1)[1] == f"f/P-greedy, 9 of 48 signatures, no MMD changed by more than {certificate:.3g}"
+    bound = Bundle.open(bundle_copy).bank.compression["max_mmd_change"]
+    assert line.split(maxsplit=1)[1] == f"f/P-greedy, 9 of 48 signatures, no MMD changed by more than {bound:.3g}"
