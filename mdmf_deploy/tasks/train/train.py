@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import CheckpointError, UsageError
-from mdmf_deploy.images.decode import normalise
+from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_backbone, save_model
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.data import (
