@@ -186,7 +186,7 @@ def _compressed(
         if len(some) > 2 * _SCORED:
             some = _smallest(some)
     gathered = gathering.result()
-    part = gathered.part
+    part = gathered.coreset
     bank = Bank(
         part.signatures,
         part.weights,
