@@ -46,12 +46,17 @@ def nvrtc() -> Nvrtc:
     return Nvrtc()
 
 
+@cache
+def compiled(source: Path, options: tuple[str, ...], sm: int) -> bytes:
+    return nvrtc()(source, (*options, "-Werror=all-warnings"), sm)
+
+
 def cubin(kernel: Kernel, sm: int) -> bytes:
-    """Compile a kernel for compute capability `sm` (89 for 8.9). Warnings count as errors.
+    """Compile a kernel for compute capability `sm` (89 for 8.9), once per process. Warnings count as errors.
 
     Raises UsageError if the architecture cannot run the kernel, CompilationFailed if the source is at fault.
     """
-    return nvrtc()(kernel.source, (*kernel.options(sm), "-Werror=all-warnings"), sm)
+    return compiled(kernel.source, kernel.options(sm), sm)
 
 
 def cuobjdump(code: bytes, option: str) -> str:
