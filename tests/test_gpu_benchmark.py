@@ -108,7 +108,7 @@ def test_a_wrong_score_in_a_timed_case_is_found(gpu: Any, monkeypatch: pytest.Mo
 
     def faulty(self: CudaReduction, x: Any, bank: Any) -> Scores:
         scores = call(self, x, bank)
-        return Scores(scores.mmd2 * (1 + 1e-4 * (self._operand == "tf32")), scores.contributions)
+        return Scores(scores.mmd2 * (1 + 1e-4 * (self.operand == "tf32")), scores.contributions)
 
     monkeypatch.setattr(CudaReduction, "__call__", faulty)
     device, case = host_device(), gpu.gpu_floors.Case(2, 3, 40, 64)
