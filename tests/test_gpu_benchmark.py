@@ -213,7 +213,7 @@ def test_the_exponential_s_kernel_compiles(tmp_path: Path) -> None:
 def test_without_a_gpu_it_ends_with_a_line_and_2(
     gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(probing, "_LIBRARY", str(tmp_path / "libcuda.so.1"))
+    monkeypatch.setattr(probing, "LIBRARY", str(tmp_path / "libcuda.so.1"))
     assert gpu.gpu.main([]) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("gpu.py: no GPU: there is no NVIDIA driver")

@@ -16,7 +16,8 @@ from mdmf_deploy.errors import MdmfError, RuntimeUnavailable
 # The oldest driver that any part of the package can work with, as the CUDA version that it serves.
 OLDEST = (12, 0)
 
-_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+# The driver, by the name that the loader knows.
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _PROCESSORS, _MAJOR, _MINOR = 16, 75, 76  # CUdevice_attribute
 _INSTALL = "install NVIDIA's driver (nvidia.com/drivers), or start the container with --gpus all"
 # CUresult of cuInit -> what it means, and what to do.
@@ -98,17 +99,17 @@ def driver() -> Callable[..., int]:
     Raises RuntimeUnavailable if there is no driver, or no such function in it.
     """
     try:
-        library = ctypes.CDLL(_LIBRARY)
+        library = ctypes.CDLL(LIBRARY)
     except OSError as error:
         # The loader's own words tell a library that is not there from one that does not fit this machine.
         there = "cannot open shared object file" not in str(error) and os.name == "posix"
-        what = f"{_LIBRARY} cannot be loaded ({error})" if there else f"there is no NVIDIA driver ({_LIBRARY})"
+        what = f"{LIBRARY} cannot be loaded ({error})" if there else f"there is no NVIDIA driver ({LIBRARY})"
         raise RuntimeUnavailable(f"no GPU: {what}; {_INSTALL}") from error
 
     def call(name: str, *arguments: object) -> int:
         function = getattr(library, name, None)
         if function is None:
-            raise RuntimeUnavailable(f"no GPU: {_LIBRARY} has no {name}; update the driver")
+            raise RuntimeUnavailable(f"no GPU: {LIBRARY} has no {name}; update the driver")
         return int(function(*arguments))
 
     return call

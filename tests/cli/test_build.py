@@ -21,7 +21,7 @@ from mdmf_deploy.tasks import doctor
 @pytest.fixture(autouse=True)
 def no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("mdmf_deploy.hardware.gpu._LIBRARY", "libno-such-driver.so.1")
+    monkeypatch.setattr("mdmf_deploy.hardware.gpu.LIBRARY", "libno-such-driver.so.1")
 
 
 def mdmf(*arguments: object) -> Result:

@@ -14,7 +14,7 @@ from mdmf_deploy.hardware.gpu import Gpu, gpus, probe
 
 @pytest.fixture
 def made_up(fake_driver_here: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(probing, "_LIBRARY", str(fake_driver_here))
+    monkeypatch.setattr(probing, "LIBRARY", str(fake_driver_here))
     return monkeypatch
 
 
@@ -56,7 +56,7 @@ def test_the_caller_says_which_cuda_it_needs(made_up: pytest.MonkeyPatch) -> Non
 
 
 def test_without_a_driver_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(probing, "_LIBRARY", str(tmp_path / "libcuda.so.1"))
+    monkeypatch.setattr(probing, "LIBRARY", str(tmp_path / "libcuda.so.1"))
     with pytest.raises(RuntimeUnavailable, match=r"there is no NVIDIA driver .*; install"):
         probe()
 
@@ -64,7 +64,7 @@ def test_without_a_driver_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 @pytest.mark.skipif(sys.platform != "linux", reason="the loader's words are Linux's")
 def test_a_library_that_is_no_library_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "libcuda.so.1").write_bytes(b"not a library")
-    monkeypatch.setattr(probing, "_LIBRARY", str(tmp_path / "libcuda.so.1"))
+    monkeypatch.setattr(probing, "LIBRARY", str(tmp_path / "libcuda.so.1"))
     with pytest.raises(RuntimeUnavailable, match="cannot be loaded") as caught:
         probe()
     assert "\n" not in str(caught.value)

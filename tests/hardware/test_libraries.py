@@ -58,7 +58,7 @@ def test_an_unknown_library_is_told() -> None:
 
 
 def test_without_a_driver_no_library_is_touched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(probing, "_LIBRARY", str(tmp_path / "libcuda.so.1"))
+    monkeypatch.setattr(probing, "LIBRARY", str(tmp_path / "libcuda.so.1"))
     monkeypatch.setitem(DEVICES, "pycuda", ("no_such_module", "Nothing", "pycuda"))
     for name in ("auto", "cuda-core", "pycuda"):
         with pytest.raises(RuntimeUnavailable, match="there is no NVIDIA driver"):
@@ -68,7 +68,7 @@ def test_without_a_driver_no_library_is_touched(monkeypatch: pytest.MonkeyPatch,
 def test_a_library_that_is_not_installed_is_told_with_its_extra(
     fake_driver_here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probing, "_LIBRARY", str(fake_driver_here))
+    monkeypatch.setattr(probing, "LIBRARY", str(fake_driver_here))
     monkeypatch.setitem(DEVICES, "pycuda", ("no_such_module", "Nothing", "pycuda"))
     with pytest.raises(RuntimeUnavailable, match=r"needs no_such_module; run: pip install 'mdmf-deploy\[pycuda\]'"):
         open_device("pycuda")

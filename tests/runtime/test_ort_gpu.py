@@ -124,7 +124,7 @@ def test_a_session_that_fell_back_to_the_cpu_is_an_error(
 
 @pytest.mark.parametrize("name", ["cuda", "ort-tensorrt"])
 def test_with_no_driver_it_is_not_opened(name: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdmf_deploy.hardware.gpu._LIBRARY", "libno-such-driver.so.1")
+    monkeypatch.setattr("mdmf_deploy.hardware.gpu.LIBRARY", "libno-such-driver.so.1")
     with pytest.raises(RuntimeUnavailable, match=rf"runtime '{name}': there is no NVIDIA driver"):
         open_engine(name, Bundle.open(tiny_bundle))
 

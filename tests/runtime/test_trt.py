@@ -312,7 +312,7 @@ def test_with_no_driver_the_library_is_not_touched(
     name: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would end the process where it could raise."""
-    monkeypatch.setattr("mdmf_deploy.hardware.gpu._LIBRARY", "libno-such-driver.so.1")
+    monkeypatch.setattr("mdmf_deploy.hardware.gpu.LIBRARY", "libno-such-driver.so.1")
     touched = HostTensorRt(HostDevice(lambda source, options: {}))
     monkeypatch.setattr(touched, "Runtime", lambda log: pytest.fail("touched without a driver"), raising=False)
     with pytest.raises(
