@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py, as far as it can be seen without a GPU: what it finds wrong, floors, peers, tables, exit codes."""
+"""The GPU benchmark without a GPU: the mistakes it finds, floors, baselines, tables and exit codes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("gpu", "gpu_inputs", "gpu_floors", "gpu_peers", "gpu_pipeline", "gpu_timing", "common")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "gpu"
+NAMES = ("run", "inputs", "floors", "baselines", "end_to_end", "clock", "common")
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,12 @@ def gpu() -> Iterator[SimpleNamespace]:
 
 def few(gpu: Any) -> list[Any]:
     """All kinds of input, in few signatures."""
-    return list(gpu.gpu_inputs.all_given(64, images=3, patches=7, points=60))
+    return list(gpu.inputs.all_given(64, images=3, patches=7, points=60))
 
 
 def test_every_kernel_passes_on_every_input(gpu: Any) -> None:
     tested = [kernel for kernel in kernels() if kernel.width == 64]
-    table, mistakes = gpu.gpu.validate(host_device(), tested, few(gpu))
+    table, mistakes = gpu.run.validate(host_device(), tested, few(gpu))
     assert mistakes == []
     assert len(table.splitlines()) == 2 + len(tested)
 
@@ -83,16 +83,16 @@ def test_what_is_wrong_is_found(fault: str, told: str, gpu: Any, monkeypatch: py
         return Scores(mmd2, contributions)
 
     monkeypatch.setattr(CudaReduction, "__call__", faulty)
-    _, mistakes = gpu.gpu.validate(host_device(), [Kernel("plain", "fp32", 64)], few(gpu))
+    _, mistakes = gpu.run.validate(host_device(), [Kernel("plain", "fp32", 64)], few(gpu))
     assert mistakes
     assert any(re.search(told, mistake) for mistake in mistakes), mistakes
     assert all("\n" not in mistake for mistake in mistakes)
 
 
 def test_a_case_is_a_table_of_ours_and_of_everybody_else_s(gpu: Any) -> None:
-    device, case = host_device(), gpu.gpu_floors.Case(2, 3, 40, 64)
-    card = gpu.gpu_floors.Card(1e12, 1e12, {"fp16": 1e14, "fp32": 1e13})
-    rows, mistakes = gpu.gpu.compare(device, gpu.gpu_timing.Clock(device, flush=4096), case, card)
+    device, case = host_device(), gpu.floors.Case(2, 3, 40, 64)
+    card = gpu.floors.Card(1e12, 1e12, {"fp16": 1e14, "fp32": 1e13})
+    rows, mistakes = gpu.run.compare(device, gpu.clock.Clock(device, flush=4096), case, card)
     assert mistakes == []
     told = {row[0]: row[1:] for row in rows}
     assert told["tiled, fp32"][:2] == ["250 µs", "0% (bytes)"]
@@ -111,23 +111,23 @@ def test_a_wrong_score_in_a_timed_case_is_found(gpu: Any, monkeypatch: pytest.Mo
         return Scores(scores.mmd2 * (1 + 1e-4 * (self._operand == "tf32")), scores.contributions)
 
     monkeypatch.setattr(CudaReduction, "__call__", faulty)
-    device, case = host_device(), gpu.gpu_floors.Case(2, 3, 40, 64)
-    clock = gpu.gpu_timing.Clock(device, flush=4096)
-    _, mistakes = gpu.gpu.compare(device, clock, case, gpu.gpu_floors.Card(1e12, 1e12))
+    device, case = host_device(), gpu.floors.Case(2, 3, 40, 64)
+    clock = gpu.clock.Clock(device, flush=4096)
+    _, mistakes = gpu.run.compare(device, clock, case, gpu.floors.Card(1e12, 1e12))
     assert [mistake.split(",")[0] for mistake in mistakes] == ["tensor tf32"]
 
 
 def test_real_images_keep_their_scores(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    report, mistakes = gpu.gpu.spread(host_device())
+    report, mistakes = gpu.run.spread(host_device())
     assert mistakes == []
     assert "tensor fp16" in report
-    monkeypatch.setattr(gpu.gpu, "OF_SPREAD", 1e-9)
-    _, mistakes = gpu.gpu.spread(host_device())
+    monkeypatch.setattr(gpu.run, "OF_SPREAD", 1e-9)
+    _, mistakes = gpu.run.spread(host_device())
     assert any("tensor fp16, real images: off by" in mistake for mistake in mistakes)
 
 
 def test_the_floor_is_what_takes_longest(gpu: Any) -> None:
-    floors, case = gpu.gpu_floors, gpu.gpu.HEADLINE
+    floors, case = gpu.floors, gpu.run.HEADLINE
     # An H100's data sheet, and what engines/kernels/README.md makes of it.
     card = floors.Card(3.35e12, 132 * 16 * 1.83e9, {"fp16": 989e12, "tf32": 495e12, "fp32": 67e12})
     least = {name: floors.floor(case, Kernel(*name, 128), card) for name in [("tensor", "fp16"), ("tensor", "tf32")]}
@@ -144,16 +144,16 @@ def test_the_floor_is_what_takes_longest(gpu: Any) -> None:
 
 
 def test_peers_compute_the_same(gpu: Any) -> None:
-    given = gpu.gpu_inputs.drawn(3, 9, 200, 64)
+    given = gpu.inputs.drawn(3, 9, 200, 64)
     exact = ReferenceReduction()(given.x, given.bank).mmd2
     made = 0
-    for peer in gpu.gpu_peers.peers(given.x, given.bank, device="cpu"):
+    for peer in gpu.baselines.peers(given.x, given.bank, device="cpu"):
         if peer.make is None or peer.name == "pykeops" or "compile" in peer.name:
             continue
         np.testing.assert_allclose(peer.to_numpy(peer.make()()), exact, rtol=1e-5)
         made += 1
     assert made == 2
-    np.testing.assert_allclose(gpu.gpu_peers.array_module_peer(np, given.x, given.bank)(), exact, rtol=1e-5)
+    np.testing.assert_allclose(gpu.baselines.array_module_peer(np, given.x, given.bank)(), exact, rtol=1e-5)
 
 
 class Engine:
@@ -178,9 +178,9 @@ class Engine:
 def test_a_model_s_stages_are_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     device = host_device()
     monkeypatch.setattr(cuda, "open_device", lambda: device)
-    bank = gpu.gpu_inputs.drawn(1, 1, 100, 128).bank
-    files = gpu.gpu_pipeline.photographs(6)
-    stages = gpu.gpu_pipeline.stages("vits", Engine(device), load_recipe("dinov2_vits14"), bank, files, 4)
+    bank = gpu.inputs.drawn(1, 1, 100, 128).bank
+    files = gpu.end_to_end.photographs(6)
+    stages = gpu.end_to_end.stages("vits", Engine(device), load_recipe("dinov2_vits14"), bank, files, 4)
     assert stages.missing is None
     assert (stages.model, stages.engine) == ("vits", "pretended, fp16")
     # What the pretended GPU says of its events, shared out among four images.
@@ -193,13 +193,13 @@ def test_engines_that_do_not_open_here_say_why(gpu: Any, monkeypatch: pytest.Mon
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("here they may open")
-    monkeypatch.setattr(gpu.gpu_pipeline, "RECIPES", ("starter",))
-    monkeypatch.setattr(gpu.gpu_pipeline, "installed", list)
-    told = {stages.engine: stages.missing for stages in gpu.gpu_pipeline.measure(100, 4, 4)}
+    monkeypatch.setattr(gpu.end_to_end, "RECIPES", ("starter",))
+    monkeypatch.setattr(gpu.end_to_end, "installed", list)
+    told = {stages.engine: stages.missing for stages in gpu.end_to_end.measure(100, 4, 4)}
     assert told["tensorrt, fp16"] == "tensorrt is not installed"
     assert told["PyTorch, fp16"]
     assert set(told) == {"tensorrt, fp16", "rtx, fp16", "ort-tensorrt, fp16", "cuda, fp16", "PyTorch, fp16"}
-    assert "skipped: tensorrt is not installed" in gpu.gpu.pipeline()
+    assert "skipped: tensorrt is not installed" in gpu.run.pipeline()
 
 
 def test_the_exponential_s_kernel_compiles(tmp_path: Path) -> None:
@@ -207,16 +207,16 @@ def test_the_exponential_s_kernel_compiles(tmp_path: Path) -> None:
     from mdmf_deploy.hardware.cubin import Nvrtc
 
     for sm in (75, 90, 120):
-        assert Nvrtc()(BENCHMARKS / "gpu_exp2.cu", ("--std=c++17",), sm)[:4] == b"\x7fELF"
+        assert Nvrtc()(BENCHMARKS / "exp2_rate.cu", ("--std=c++17",), sm)[:4] == b"\x7fELF"
 
 
 def test_without_a_gpu_it_ends_with_a_line_and_2(
     gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(probing, "LIBRARY", str(tmp_path / "libcuda.so.1"))
-    assert gpu.gpu.main([]) == 2
+    assert gpu.run.main([]) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("gpu.py: no GPU: there is no NVIDIA driver")
+    assert printed.err.startswith("run.py: no GPU: there is no NVIDIA driver")
     assert (printed.out, printed.err.count("\n")) == ("", 1)
 
 
@@ -224,7 +224,7 @@ def test_without_a_gpu_it_ends_with_a_line_and_2(
 def test_a_number_that_is_wrong_is_exit_code_1(
     mistakes: list[str], gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    module: ModuleType = gpu.gpu
+    module: ModuleType = gpu.run
     results = tmp_path / "RESULTS.md"
     results.write_text("# Results\n")
     monkeypatch.setattr(module, "RESULTS", results)
@@ -244,9 +244,9 @@ def test_it_needs_neither_torch_nor_an_extra_to_start() -> None:
         "for name in ('torch', 'onnx', 'onnxruntime', 'openvino', 'cupy', 'tensorrt', 'scipy', 'pandas'):\n"
         "    sys.modules[name] = None\n"
         f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
-        "import gpu, gpu_pipeline\n"
-        "print([one.missing for one in gpu_pipeline.measure(10, 1, 1)])\n"
+        "import run, end_to_end\n"
+        "print([one.missing for one in end_to_end.measure(10, 1, 1)])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=BENCHMARKS.parent)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=BENCHMARKS.parents[1])
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(["torch is not installed"] * 3)

@@ -18,7 +18,7 @@ from mdmf_deploy.mmd import Scores
 from mdmf_deploy.mmd.cuda.kernels import Kernel, prepare_bank, rounded, widened
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 # Largest error of float32 sums and exponentials, relative to the sum of a contribution's terms; of the polynomial.
 SUMS, POLYNOMIAL = 2e-6, 3e-6
 # Of an exponent of size h: steps 2 and 3 add it up from its parts (engines/kernels/README.md, "How far off").

@@ -1,6 +1,6 @@
 """All that there is to know about the GPU path on one card: is it right, how fast is it, and how fast could it be?
 
-    python benchmarks/gpu.py [--quick] [--no-pipeline] [--no-record]
+    python benchmarks/gpu/run.py [--quick] [--no-pipeline] [--no-record]
 
 Needs a CUDA card and cuda-core; PyTorch, CuPy and pykeops are compared with where they are installed, and TensorRT and
 ONNX Runtime run where they are.  Every kernel version is held to float64 on easy and nasty input; then timed (events,
@@ -20,11 +20,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from baselines import peers
+from clock import Clock
 from common import machine, number, table
-from gpu_floors import Card, Case, floor, measure
-from gpu_inputs import Given, all_given, cost_of_operand, drawn, real, wrong
-from gpu_peers import peers
-from gpu_timing import Clock
+from floors import Card, Case, floor, measure
+from inputs import Given, all_given, cost_of_operand, drawn, real, wrong
 
 from mdmf_deploy.errors import MdmfError
 from mdmf_deploy.hardware.device import LEGACY_STREAM, Device, Stream, open_device
@@ -33,7 +35,7 @@ from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
+RESULTS = Path(__file__).resolve().parents[1] / "RESULTS.md"
 HEADLINE = Case(64, 49, 65_536, 128)
 CASES = (
     HEADLINE,
@@ -62,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = open_device()
         report, mistakes = run(device, given)
     except MdmfError as error:
-        print(f"gpu.py: {error}", file=sys.stderr)
+        print(f"run.py: {error}", file=sys.stderr)
         return 2
     print(report)
     if not given.no_record:
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(f"\n{report}")
     for mistake in mistakes:
-        print(f"gpu.py: wrong: {mistake}", file=sys.stderr)
+        print(f"run.py: wrong: {mistake}", file=sys.stderr)
     return 1 if mistakes else 0
 
 
@@ -231,7 +233,7 @@ def _row(name: str, seconds: float | None, least: Any, error: float, missing: st
 
 def pipeline() -> str:
     try:
-        from gpu_pipeline import measure as measure_models
+        from end_to_end import measure as measure_models
     except ImportError as error:
         return f"Skipped: {error.name} is not installed."
     rows: Iterator[list[str]] = (

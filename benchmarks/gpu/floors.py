@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_timing import Clock
+from clock import Clock
 
 from mdmf_deploy.hardware.device import LEGACY_STREAM, Device, Stream
 from mdmf_deploy.mmd.cuda.kernels import Kernel
@@ -101,7 +101,7 @@ def _bandwidth(device: Device, clock: Clock, stream: Stream) -> float:
 
 
 def _exponentials(device: Device, clock: Clock, stream: Stream) -> float:
-    kernel = device.module(Path(__file__).with_name("gpu_exp2.cu"), ("--std=c++17",))["exp2_rate"]
+    kernel = device.module(Path(__file__).with_name("exp2_rate.cu"), ("--std=c++17",))["exp2_rate"]
     out = device.allocate(4, "free some of the GPU's memory")
     blocks = device.gpu.multiprocessors * _WAVES
     arguments = np.uintp(out.pointer), np.int32(_LONG)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_inputs import bank_of
+from inputs import bank_of
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank
