@@ -7,13 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from fakes.host_kernels import builder
 from fakes.on_host import host_device
-from helpers.libraries import needed
 
 from mdmf_deploy.bundle.recipe import load_recipe
 from mdmf_deploy.hardware import gpu as probing
@@ -24,45 +24,33 @@ from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "gpu"
-NAMES = ("run", "inputs", "floors", "baselines", "end_to_end", "clock", "common")
+GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 
-@pytest.fixture(scope="module")
-def gpu() -> Iterator[SimpleNamespace]:
-    """The benchmark's modules, by name."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        for name in NAMES:
-            sys.modules.pop(name)
-
-
-def few(gpu: Any) -> list[Any]:
-    """All kinds of input, in few signatures."""
-    return list(gpu.inputs.all_given(64, images=3, patches=7, points=60))
+def small_inputs(gpu: Any) -> list[Any]:
+    """All kinds of input, with few signatures."""
+    return list(gpu.inputs.all_inputs(64, images=3, patches=7, points=60))
 
 
 def test_every_kernel_passes_on_every_input(gpu: Any) -> None:
     tested = [kernel for kernel in kernels() if kernel.width == 64]
-    table, mistakes = gpu.run.validate(host_device(), tested, few(gpu))
+    builder().start(*tested)
+    table, mistakes = gpu.run.validate(host_device(), tested, small_inputs(gpu))
     assert mistakes == []
     assert len(table.splitlines()) == 2 + len(tested)
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
-        ("weights", "off by .* times what is allowed"),
-        ("one", "off by .* times what is allowed"),
-        ("mean", "off by .* times what is allowed"),
-        ("nan", "image 1 is no number, but scores"),
+        ("weights", "off by .* times the tolerance"),
+        ("one", "off by .* times the tolerance"),
+        ("mean", "off by .* times the tolerance"),
+        ("nan", "image 1 holds a NaN or an infinity, but scores"),
         ("bits", "the same input gives other bits"),
     ],
 )
-def test_what_is_wrong_is_found(fault: str, told: str, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_found(fault: str, message: str, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     call, calls = CudaReduction.__call__, iter(range(10**6))
 
     def faulty(self: CudaReduction, x: np.ndarray, bank: Any) -> Scores:
@@ -83,34 +71,46 @@ def test_what_is_wrong_is_found(fault: str, told: str, gpu: Any, monkeypatch: py
         return Scores(mmd2, contributions)
 
     monkeypatch.setattr(CudaReduction, "__call__", faulty)
-    _, mistakes = gpu.run.validate(host_device(), [Kernel("plain", "fp32", 64)], few(gpu))
+    _, mistakes = gpu.run.validate(host_device(), [Kernel("plain", "fp32", 64)], small_inputs(gpu))
     assert mistakes
-    assert any(re.search(told, mistake) for mistake in mistakes), mistakes
+    assert any(re.search(message, mistake) for mistake in mistakes), mistakes
     assert all("\n" not in mistake for mistake in mistakes)
 
 
-def test_a_case_is_a_table_of_ours_and_of_everybody_else_s(gpu: Any) -> None:
+def test_products_and_differences_expect_the_same(gpu: Any) -> None:
+    given = gpu.inputs.random_input(2, 7, 300, 64)
+    for kernel in (Kernel("tiled", "fp32", 64), Kernel("tensor", "bf16", 64)):
+        fast = gpu.correctness.expected(given, kernel, gpu.correctness.from_products)
+        slow = gpu.correctness.expected(given, kernel)
+        for field in ("contributions", "cross", "tolerance"):
+            np.testing.assert_allclose(getattr(fast, field), getattr(slow, field), rtol=1e-11)
+
+
+def test_a_case_is_a_table_of_our_kernels_and_all_baselines(gpu: Any) -> None:
     device, case = host_device(), gpu.floors.Case(2, 3, 40, 64)
     card = gpu.floors.Card(1e12, 1e12, {"fp16": 1e14, "fp32": 1e13})
     rows, mistakes = gpu.run.compare(device, gpu.clock.Clock(device, flush=4096), case, card)
     assert mistakes == []
-    told = {row[0]: row[1:] for row in rows}
-    assert told["tiled, fp32"][:2] == ["250 µs", "0% (bytes)"]
-    # Its rate is not known.
-    assert told["tensor, bf16"][:2] == ["250 µs", ""]
-    assert told["CuPy"][0] == "skipped: cupy is not installed"
-    assert told["torch.compile"][0] == "skipped: this PyTorch sees no GPU"
+    cells = {row[0]: row[1:] for row in rows}
+    assert cells["tiled, fp32"][:2] == ["250 µs", "0% (bytes)"]
+    # The card's rate for bf16 is unknown.
+    assert cells["tensor, bf16"][:2] == ["250 µs", ""]
+    assert cells["CuPy"][0] == "skipped: cupy is not installed"
+    assert cells["torch.compile"][0] == "skipped: this PyTorch sees no GPU"
     assert all(len(row) == 5 for row in rows)
 
 
 def test_a_wrong_score_in_a_timed_case_is_found(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = CudaReduction.__call__
+    class Faulty(CudaReduction):
+        def __init__(self, device: Any, *, operand: str, version: str) -> None:
+            super().__init__(device, operand=operand, version=version)
+            self.factor = 1 + 1e-4 * (operand == "tf32")
 
-    def faulty(self: CudaReduction, x: Any, bank: Any) -> Scores:
-        scores = call(self, x, bank)
-        return Scores(scores.mmd2 * (1 + 1e-4 * (self._operand == "tf32")), scores.contributions)
+        def __call__(self, x: Any, bank: Any) -> Scores:
+            scores = super().__call__(x, bank)
+            return Scores(scores.mmd2 * self.factor, scores.contributions)
 
-    monkeypatch.setattr(CudaReduction, "__call__", faulty)
+    monkeypatch.setattr(gpu.run, "CudaReduction", Faulty)
     device, case = host_device(), gpu.floors.Case(2, 3, 40, 64)
     clock = gpu.clock.Clock(device, flush=4096)
     _, mistakes = gpu.run.compare(device, clock, case, gpu.floors.Card(1e12, 1e12))
@@ -118,6 +118,8 @@ def test_a_wrong_score_in_a_timed_case_is_found(gpu: Any, monkeypatch: pytest.Mo
 
 
 def test_real_images_keep_their_scores(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    extracted = gpu.inputs.real_images()
+    monkeypatch.setattr(gpu.run, "real_images", lambda: extracted)
     report, mistakes = gpu.run.spread(host_device())
     assert mistakes == []
     assert "tensor fp16" in report
@@ -126,9 +128,9 @@ def test_real_images_keep_their_scores(gpu: Any, monkeypatch: pytest.MonkeyPatch
     assert any("tensor fp16, real images: off by" in mistake for mistake in mistakes)
 
 
-def test_the_floor_is_what_takes_longest(gpu: Any) -> None:
+def test_the_floor_is_the_largest_of_its_parts(gpu: Any) -> None:
     floors, case = gpu.floors, gpu.run.HEADLINE
-    # An H100's data sheet, and what engines/kernels/README.md makes of it.
+    # An H100's data sheet, and the times that engines/kernels/README.md derives from it.
     card = floors.Card(3.35e12, 132 * 16 * 1.83e9, {"fp16": 989e12, "tf32": 495e12, "fp32": 67e12})
     least = {name: floors.floor(case, Kernel(*name, 128), card) for name in [("tensor", "fp16"), ("tensor", "tf32")]}
     assert least["tensor", "fp16"].seconds == pytest.approx(53e-6, rel=0.02)
@@ -143,23 +145,23 @@ def test_the_floor_is_what_takes_longest(gpu: Any) -> None:
     assert floors.floor(case, Kernel("tensor", "bf16", 128), slow) is None
 
 
-def test_peers_compute_the_same(gpu: Any) -> None:
-    given = gpu.inputs.drawn(3, 9, 200, 64)
+def test_baselines_compute_the_same_scores(gpu: Any) -> None:
+    given = gpu.inputs.random_input(3, 9, 200, 64)
     exact = ReferenceReduction()(given.x, given.bank).mmd2
     made = 0
-    for peer in gpu.baselines.peers(given.x, given.bank, device="cpu"):
-        if peer.make is None or peer.name == "pykeops" or "compile" in peer.name:
+    for baseline in gpu.baselines.baselines(given.x, given.bank, device="cpu"):
+        if baseline.make is None or baseline.name == "pykeops" or "compile" in baseline.name:
             continue
-        np.testing.assert_allclose(peer.to_numpy(peer.make()()), exact, rtol=1e-5)
+        np.testing.assert_allclose(baseline.to_numpy(baseline.make()()), exact, rtol=1e-5)
         made += 1
     assert made == 2
-    np.testing.assert_allclose(gpu.baselines.array_module_peer(np, given.x, given.bank)(), exact, rtol=1e-5)
+    np.testing.assert_allclose(gpu.baselines.array_module_reduction(np, given.x, given.bank)(), exact, rtol=1e-5)
 
 
-class Engine:
-    """Signatures of no meaning on the pretended GPU."""
+class FakeEngine:
+    """An engine that leaves meaningless signatures on the fake GPU."""
 
-    name, precision = "pretended", "fp16"
+    name, precision = "fake", "fp16"
 
     def __init__(self, device: Any) -> None:
         self._device = device
@@ -175,42 +177,39 @@ class Engine:
         pass
 
 
-def test_a_model_s_stages_are_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stages_of_a_model_are_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     device = host_device()
     monkeypatch.setattr(cuda, "open_device", lambda: device)
-    bank = gpu.inputs.drawn(1, 1, 100, 128).bank
+    bank = gpu.inputs.random_input(1, 1, 100, 128).bank
     files = gpu.end_to_end.photographs(6)
-    stages = gpu.end_to_end.stages("vits", Engine(device), load_recipe("dinov2_vits14"), bank, files, 4)
+    stages = gpu.end_to_end.stages("vits", FakeEngine(device), load_recipe("dinov2_vits14"), bank, files, 4)
     assert stages.missing is None
-    assert (stages.model, stages.engine) == ("vits", "pretended, fp16")
-    # What the pretended GPU says of its events, shared out among four images.
+    assert (stages.model, stages.engine) == ("vits", "fake, fp16")
+    # The fake GPU's events are 0.25 ms apart, shared by four images.
     assert (stages.signatures, stages.reduction) == (0.0625, 0.0625)
     assert stages.decode > 0
     assert stages.images_per_second > 0
 
 
-def test_engines_that_do_not_open_here_say_why(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_that_do_not_open_here_give_the_reason(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("here they may open")
     monkeypatch.setattr(gpu.end_to_end, "RECIPES", ("starter",))
     monkeypatch.setattr(gpu.end_to_end, "installed", list)
-    told = {stages.engine: stages.missing for stages in gpu.end_to_end.measure(100, 4, 4)}
-    assert told["tensorrt, fp16"] == "tensorrt is not installed"
-    assert told["PyTorch, fp16"]
-    assert set(told) == {"tensorrt, fp16", "rtx, fp16", "ort-tensorrt, fp16", "cuda, fp16", "PyTorch, fp16"}
-    assert "skipped: tensorrt is not installed" in gpu.run.pipeline()
+    measured = list(gpu.end_to_end.measure(100, 4, 4))
+    missing = {stages.engine: stages.missing for stages in measured}
+    assert missing["tensorrt, fp16"] == "tensorrt is not installed"
+    assert missing["PyTorch, fp16"]
+    assert set(missing) == {"tensorrt, fp16", "rtx, fp16", "ort-tensorrt, fp16", "cuda, fp16", "PyTorch, fp16"}
+    monkeypatch.setattr(gpu.end_to_end, "measure", lambda *_: iter(measured))
+    lines = "".join(gpu.run.pipeline()).splitlines()
+    assert lines[0].startswith("| model | engine |")
+    assert "| starter | tensorrt, fp16 | skipped: tensorrt is not installed |" in lines[2]
+    assert len(lines) == 2 + len(measured)
 
 
-def test_the_exponential_s_kernel_compiles(tmp_path: Path) -> None:
-    needed("cuda.bindings.nvrtc")
-    from mdmf_deploy.hardware.cubin import Nvrtc
-
-    for sm in (75, 90, 120):
-        assert Nvrtc()(BENCHMARKS / "exp2_rate.cu", ("--std=c++17",), sm)[:4] == b"\x7fELF"
-
-
-def test_without_a_gpu_it_ends_with_a_line_and_2(
+def test_without_a_gpu_it_ends_with_one_line_and_exit_code_2(
     gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(probing, "LIBRARY", str(tmp_path / "libcuda.so.1"))
@@ -221,32 +220,80 @@ def test_without_a_gpu_it_ends_with_a_line_and_2(
 
 
 @pytest.mark.parametrize("mistakes", [[], ["tiled fp32: off"]])
-def test_a_number_that_is_wrong_is_exit_code_1(
+def test_a_wrong_number_is_exit_code_1(
     mistakes: list[str], gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    module: ModuleType = gpu.run
     results = tmp_path / "RESULTS.md"
     results.write_text("# Results\n")
-    monkeypatch.setattr(module, "RESULTS", results)
-    monkeypatch.setattr(module, "open_device", lambda: None)
-    monkeypatch.setattr(module, "run", lambda device, given: ("## GPU: one\n", mistakes))
-    assert module.main([]) == (1 if mistakes else 0)
+    monkeypatch.setattr(gpu.run, "RESULTS", results)
+    monkeypatch.setattr(gpu.run, "open_device", lambda: None)
+    monkeypatch.setattr(gpu.run, "run", lambda *_, **__: iter([gpu.run.Section("## GPU: one\n", mistakes)]))
+    assert gpu.run.main([]) == (1 if mistakes else 0)
     assert results.read_text() == "# Results\n\n## GPU: one\n"
-    assert module.main(["--no-record"]) == (1 if mistakes else 0)
+    assert gpu.run.main(["--no-record"]) == (1 if mistakes else 0)
     assert results.read_text() == "# Results\n\n## GPU: one\n"
     assert capsys.readouterr().err.count("wrong: tiled fp32: off") == 2 * len(mistakes)
 
 
-def test_it_needs_neither_torch_nor_an_extra_to_start() -> None:
-    """Where only a torch without our extras is installed, or none at all."""
+def test_a_table_is_printed_before_the_next_is_measured(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(*_: object, **__: object) -> Iterator[Any]:
+        yield gpu.run.Section("first\n")
+        assert capsys.readouterr().out == "first\n"
+        yield gpu.run.Section("\nsecond\n")
+
+    monkeypatch.setattr(gpu.run, "open_device", lambda: None)
+    monkeypatch.setattr(gpu.run, "run", measured)
+    assert gpu.run.main(["--no-record"]) == 0
+    assert capsys.readouterr().out == "\nsecond\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "sections"),
+    [
+        (
+            ["--quick", "--no-pipeline"],
+            ["## GPU", "Every kernel", "images", "B = 64, N = 49, M = 65,536, d = 128."],
+        ),
+        (["--only", "pipeline", "cases"], ["## GPU", "From files", "rows", *["B = "] * 4]),
+    ],
+)
+def test_options_choose_the_parts_and_their_order(
+    options: list[str],
+    sections: list[str],
+    gpu: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    device = host_device()
+    for name, value in {
+        "open_device": lambda: device,
+        "Clock": lambda device: gpu.clock.Clock(device, 4096),
+        "measure": lambda *_: gpu.floors.Card(1e12, 1e12),
+        "validate": lambda device, tested: ("kernels", [] if {k.width for k in tested} == {128} else ["wrong widths"]),
+        "spread": lambda device: ("images", []),
+        "compare": lambda *_: ([], []),
+        "pipeline": lambda: iter(["rows\n"]),
+    }.items():
+        monkeypatch.setattr(gpu.run, name, value)
+    assert gpu.run.main([*options, "--no-record"]) == 0
+    printed = capsys.readouterr().out
+    at = [printed.index(section) for section in sections]
+    assert at == sorted(at)
+    assert printed.count("\nB = ") == sum(section.startswith("B = ") for section in sections)
+
+
+def test_it_starts_without_torch_and_without_extras() -> None:
+    """Some machines have PyTorch without our extras, or neither."""
     script = (
-        "import sys, runpy\n"
+        "import sys\n"
         "for name in ('torch', 'onnx', 'onnxruntime', 'openvino', 'cupy', 'tensorrt', 'scipy', 'pandas'):\n"
         "    sys.modules[name] = None\n"
-        f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        f"sys.path.insert(0, {str(GPU)!r})\n"
         "import run, end_to_end\n"
         "print([one.missing for one in end_to_end.measure(10, 1, 1)])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=BENCHMARKS.parents[1])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=GPU.parents[1])
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(["torch is not installed"] * 3)
