@@ -54,7 +54,7 @@ class Expected:
 class KernelCheck:
     """One kernel on several inputs.
 
-    mistakes: one line each; none if the kernel is right.
+    mistakes: one line each. Empty if the kernel is right.
     share: the largest error as a share of its tolerance, on the input named `worst`.
     rounding: the largest relative error of a score next to float64 over the signatures.
     """

@@ -1,4 +1,4 @@
-"""Launch each interesting cross term once, on the headline case, for ncu; or summarise the counters that ncu read.
+"""Launch each interesting cross term once, on the headline case, for ncu, or summarise the counters that ncu read.
 
 ncu --set full -k regex:mdmf_ -c 12 -o step3 python benchmarks/gpu/counters.py
 ncu --import step3.ncu-rep --page raw --csv | python benchmarks/gpu/counters.py --summarise

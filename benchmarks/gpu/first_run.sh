@@ -26,10 +26,9 @@ python=${PYTHON:-python3}
 end=$((begun + ${RUN_SECONDS:-570}))
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MDMF_CACHE=${MDMF_CACHE:-${TMPDIR:-/tmp}/mdmf-gpu-cache}
 if [ -z "${MDMF_FAKE_GPU:-}" ]; then export MDMF_REQUIRE_GPU=1; fi
-wheels=$(find "$staged/../.whl" -name '*.whl' 2>/dev/null)
-if [ -n "$wheels" ] && [ -z "${MDMF_FAKE_GPU:-}" ]; then
-    # shellcheck disable=SC2086
-    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$scratch/site" $wheels 2>&1 | tail -3
+mapfile -t wheels < <(find "$staged/../.whl" -type f -name '*.whl' 2>/dev/null)
+if [ ${#wheels[@]} -gt 0 ] && [ -z "${MDMF_FAKE_GPU:-}" ]; then
+    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$scratch/site" "${wheels[@]}" 2>&1 | tail -3
 fi
 export PYTHONPATH=$scratch/site:$root
 export kit python

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,30 @@ def test_the_first_run_works_on_the_fake_gpu(tmp_path: Path) -> None:
     assert re.search(r"^ncu: exit 3 ", done.stdout, re.MULTILINE), done.stdout
     [file] = (tmp_path / "out").iterdir()
     assert f"{GPU}/counters.py" in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kit is for Linux")
+def test_the_first_run_installs_the_staged_wheels_and_runs_the_staged_checkout(tmp_path: Path) -> None:
+    staged, wheel = tmp_path / ".gpu_run", tmp_path / ".whl" / "a-1.0-py3-none-any.whl"
+    for folder in (staged, wheel.parent):
+        folder.mkdir()
+    wheel.touch()
+    shutil.copy(GPU / "first_run.sh", staged)
+    with tarfile.open(staged / "checkout.tar.gz", "w:gz") as archive:
+        archive.add(GPU / "wgmma.py", "benchmarks/gpu/wgmma.py")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nfor last; do :; done\necho "$1 $2 $3 $last" >>{tmp_path}/calls\n')
+    python.chmod(0o755)
+    variables = {"PYTHON": str(python), "TMPDIR": str(tmp_path), "RUN_ONLY": "wgmma", "MDMF_FAKE_GPU": ""}
+    subprocess.run(
+        ["bash", ".gpu_run/first_run.sh"],
+        env={**os.environ, **variables},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    calls = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
+    [install] = [call for call in calls if call.startswith("-m pip install")]
+    assert (tmp_path / install.split()[-1]).resolve() == wheel.resolve()
+    assert any(call.endswith("/checkout/benchmarks/gpu/wgmma.py") for call in calls)
+    assert (staged / "results" / "3_times.txt").is_file()
