@@ -18,7 +18,8 @@ from export_parity import random_detector
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
-from mdmf_deploy.images.decode import center_crop, decode, normalise, read
+from mdmf_deploy.images.crops import center_crop, normalise
+from mdmf_deploy.images.decode import decode, read
 from mdmf_deploy.mmd.reference import uniform_bank
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.bank.build import swap_bank

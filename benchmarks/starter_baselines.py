@@ -33,7 +33,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
-from mdmf_deploy.images.decode import normalise
+from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.model.checkpoints import load_detector
 from mdmf_deploy.model.pfs import MdmfModel
