@@ -35,7 +35,7 @@ from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.images.inputs import in_folder
 from mdmf_deploy.mmd.compress.bank_rows import BankFile, MemoryRows
 from mdmf_deploy.mmd.compress.fit import compress
-from mdmf_deploy.mmd.compress.kernel import Kernel, all_cores, embed
+from mdmf_deploy.mmd.compress.kernel import GaussianKernel, all_cores, embed
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import bank_self_term, uniform_bank
 from mdmf_deploy.runtime import open_engine
@@ -112,7 +112,7 @@ def comparison(bank: Bank, others: Array, spread: float) -> str:
         fitted = compress(MemoryRows(bank.signatures, bank.weights), bank.sigma, bank.self_term, points=size)
         seconds = time.perf_counter() - start
         some = bank.signatures[np.sort(shuffled[:size])]
-        kernel = Kernel(bank.sigma, some.mean(axis=0, dtype=np.float64))
+        kernel = GaussianKernel(bank.sigma, some.mean(axis=0, dtype=np.float64))
         points = kernel.points(some)
         with all_cores() as run:
             z = embed(MemoryRows(bank.signatures, bank.weights), points, kernel, run).z

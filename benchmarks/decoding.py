@@ -24,7 +24,7 @@ from PIL import Image
 from synthetic_jpegs import write_jpegs
 
 from mdmf_deploy.bundle.recipe import Preprocessing
-from mdmf_deploy.detection.prepare import prepare
+from mdmf_deploy.detection.feed import prepare
 from mdmf_deploy.images import jpeg_rows
 from mdmf_deploy.images.crops import boxes, center_crop, normalise, squares
 from mdmf_deploy.images.decode import ReadLimits, decode, decode_boxes, read
@@ -118,11 +118,11 @@ def stages(name: str, path: Path) -> None:
             "look for the end of the scan": lambda: jpeg_rows.shortened(data, 400),
             "decode": lambda: ours(data),
             "crop to float32": lambda: normalise(crop, PLAN),
-            "all of it (mdmf_deploy.detection.prepare.prepare)": lambda: prepare(0, path, PLAN, 1, ReadLimits()),
+            "all of it (mdmf_deploy.detection.feed.prepare)": lambda: prepare(0, path, PLAN, 1, ReadLimits()),
         },
         ROUNDS,
     )
-    total = times["all of it (mdmf_deploy.detection.prepare.prepare)"].median
+    total = times["all of it (mdmf_deploy.detection.feed.prepare)"].median
     rows = [(stage, ms(timing), f"{number(100 * timing.median / total)}%") for stage, timing in times.items()]
     print(f"{name} JPEG: one image before the engine\n")
     print(table(rows, ("stage", "one core, an image", "share")))

@@ -28,7 +28,7 @@ from synthetic_jpegs import write_jpegs
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection.detector import Detector
-from mdmf_deploy.detection.prepare import prepare
+from mdmf_deploy.detection.feed import prepare
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.mmd.cpu import CpuReduction

@@ -76,7 +76,8 @@ def _with_int8(recipe: Recipe) -> Recipe:
 def openvinos_own(bundle: Bundle, crops: NDArray[np.float32]) -> Run:
     """Quantise OpenVINO's form of the fp32 graph by NNCF and compile it as our engine does."""
     from mdmf_deploy.runtime.ov import openvino
-    from mdmf_deploy.tasks.export.int8 import import_nncf, silence
+    from mdmf_deploy.tasks.export.int8 import import_nncf
+    from mdmf_deploy.tasks.export.precision import silence
 
     nncf = import_nncf()
     core = openvino.Core()

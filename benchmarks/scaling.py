@@ -26,7 +26,7 @@ from PIL import Image
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.detector import Detector
-from mdmf_deploy.detection.prepare import prepare
+from mdmf_deploy.detection.feed import prepare
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.images.inputs import in_folder
 from mdmf_deploy.mmd.cpu import CpuReduction

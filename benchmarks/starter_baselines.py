@@ -39,7 +39,7 @@ from mdmf_deploy.model.checkpoints import load_detector
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.data import Dataset, center_crops, collect
 from mdmf_deploy.tasks.train.loop import STATE
-from mdmf_deploy.tasks.train.train import CHECKPOINT, Plan, fit
+from mdmf_deploy.tasks.train.train import CHECKPOINT, TrainingRun, fit
 from mdmf_deploy.tasks.train.validate import scores
 
 Crops = NDArray[np.uint8]
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         changed = variant(recipe, objective, pool, options.steps)
         folder = options.run / f"baseline-{objective}-{pool}"
         resume = (folder / STATE).is_file()
-        checkpoint = fit(Plan(changed, folder, backbone_weights=weights, resume=resume), photographs, files)
+        checkpoint = fit(TrainingRun(changed, folder, backbone_weights=weights, resume=resume), photographs, files)
         row(name, mmd(checkpoint, changed, bank))
 
 

@@ -1,9 +1,9 @@
-"""Make examples/photographs and examples/generated again; needs scikit-image, scikit-learn and a training run.
+"""Make examples/photographs and examples/generated again. Needs scikit-image, scikit-learn and a training run.
 
     python examples/make.py RUN
 
-RUN: the folder that `mdmf train` left for the starter, for its autoencoders. Both halves of a pair go through the same
-last step (at most 512 pixels a side, JPEG quality 92, 4:2:0), so that only the decoder's traces tell them apart.
+RUN: the folder that `mdmf train` left for the starter. Its autoencoders are used. Both halves of a pair go through the
+same last step (at most 512 pixels per side, JPEG quality 92, 4:2:0), so that only the decoder's traces tell them apart.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     run = parser.parse_args().run
-    plans = load_recipe("starter").training.pairs.autoencoders
+    autoencoders = load_recipe("starter").training.pairs.autoencoders
     for folder in ("photographs", "generated"):
         (HERE / folder).mkdir(exist_ok=True)
     for turn, (name, source) in enumerate(SOURCES.items()):
         photograph = Image.fromarray(decode(source.read_bytes()).pixels)
         photograph.thumbnail((512, 512), Image.Resampling.LANCZOS)
         pixels = np.asarray(photograph)
-        plan = plans[turn % len(plans)]
-        net = AutoencoderNet(plan)
-        [weights] = (run / "autoencoders").glob(f"{autoencoder_name(plan)}*.safetensors")
+        autoencoder = autoencoders[turn % len(autoencoders)]
+        net = AutoencoderNet(autoencoder)
+        [weights] = (run / "autoencoders").glob(f"{autoencoder_name(autoencoder)}*.safetensors")
         state = load_file(weights)
         net.load_state_dict({key: value for key, value in state.items() if key != "psnr"})
-        generated = reconstruct(net.eval(), pixels, plan.factor)
+        generated = reconstruct(net.eval(), pixels, autoencoder.factor)
         (HERE / "photographs" / f"{name}.jpg").write_bytes(treat(pixels, LAST_STEP))
-        (HERE / "generated" / f"{name}-{autoencoder_name(plan)}.jpg").write_bytes(treat(generated, LAST_STEP))
+        (HERE / "generated" / f"{name}-{autoencoder_name(autoencoder)}.jpg").write_bytes(treat(generated, LAST_STEP))
 
 
 if __name__ == "__main__":

@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.rows import Row
     from mdmf_deploy.errors import MdmfError
 
 _PUBLIC = {
+    "Bundle": "mdmf_deploy.bundle.bundle",
     "Detector": "mdmf_deploy.detection.detector",
     "MdmfError": "mdmf_deploy.errors",
     "Row": "mdmf_deploy.detection.rows",
 }
 
-__all__ = ["Detector", "MdmfError", "Row", "__version__"]
+__all__ = ["Bundle", "Detector", "MdmfError", "Row", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    # Late, so that `mdmf --help` does not pay for NumPy.
+    # Imported late, so that `mdmf --help` does not pay for NumPy.
     if name in _PUBLIC:
         import importlib
 

@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 class MdmfError(Exception):
-    """Base of all errors raised on purpose; the command line prints its text and exits with exit_code."""
+    """Base of all errors raised on purpose. The command line prints its text and exits with `exit_code`."""
 
     exit_code = 2
 
@@ -20,7 +20,7 @@ class RecipeError(MdmfError):
 
 
 class CheckpointError(MdmfError):
-    """A checkpoint that is unreadable or whose keys or shapes are not those of the model."""
+    """A checkpoint that is unreadable, or whose keys or shapes are not those of the model."""
 
 
 class TrainingFailed(MdmfError):
@@ -40,11 +40,11 @@ class CalibrationError(MdmfError):
 
 
 class QuantisationError(MdmfError):
-    """A graph that cannot be rewritten in a lower precision as it should be."""
+    """A graph that cannot be rewritten in a lower precision."""
 
 
 class ProfileError(MdmfError):
-    """A build profile that is missing, malformed, or asks for what cannot be."""
+    """A build profile that is missing, malformed, or asks for something impossible."""
 
 
 class EngineError(MdmfError):
@@ -56,11 +56,11 @@ class RuntimeUnavailable(MdmfError):
 
 
 class CompilationFailed(MdmfError):
-    """A kernel's source that a compiler does not turn into code for this GPU."""
+    """Kernel source that a compiler cannot turn into code for this GPU."""
 
 
 class OutOfMemory(MdmfError):
-    """Memory, of a GPU or pinned for one, that cannot be had."""
+    """GPU memory, or pinned host memory, that cannot be allocated."""
 
 
 class ShapeMismatch(MdmfError):
@@ -68,15 +68,15 @@ class ShapeMismatch(MdmfError):
 
 
 class GateFailed(MdmfError):
-    """A check that ran to its end and said no (`verify`, `evaluate --min-auroc`, `detect --fail-on`)."""
+    """A check that ran to its end and failed (`verify`, `evaluate --min-auroc`, `detect --fail-on`)."""
 
     exit_code = 1
 
 
 class ImageError(MdmfError):
-    """One input that cannot be scored; costs its own row, never the run.
+    """One input that cannot be scored. It costs its own row, never the run.
 
-    code: stable, machine-readable, documented in README.md (e.g. "truncated").
+    code: stable and machine-readable, documented in docs/rows.md (for example "truncated").
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -85,7 +85,7 @@ class ImageError(MdmfError):
 
 
 def version(distribution: str) -> str | None:
-    """None if it is not installed."""
+    """Return the version of an installed distribution, or None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -97,7 +97,7 @@ def installed(distribution: str) -> bool:
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra here."""
+    """Return the command that installs an extra here."""
     command = f"pip install 'mdmf-deploy[{extra}]'"
     # The two builds of ONNX Runtime overwrite each other's files.
     return f"pip uninstall onnxruntime && {command}" if extra == "gpu" and installed("onnxruntime") else command

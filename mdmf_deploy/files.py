@@ -22,7 +22,7 @@ def room(name: str) -> Path:
     """Return the folder of the room `name` ("export" or "engines").
 
     Rooms lie beside the package in a checkout and inside it in an installed wheel.
-    Raises UsageError if the installation lacks it.
+    Raises UsageError if the installation has no such room.
     """
     for candidate in (_PACKAGE / "_rooms" / name, _PACKAGE.parent / name):
         if candidate.is_dir():
@@ -31,11 +31,11 @@ def room(name: str) -> Path:
 
 
 def cache_folder(kind: str) -> Path:
-    """Return the cache folder for one kind of compiled file, and make it if needed.
+    """Return the cache folder for one kind of compiled file, and create it if needed.
 
     Its files may be deleted at any time. It lies below $MDMF_CACHE if that is set, else where this system keeps
     caches: $XDG_CACHE_HOME, %LOCALAPPDATA% or ~/.cache.
-    Raises UsageError if it cannot be made.
+    Raises UsageError if it cannot be created.
     """
     folder = _cache_root() / kind
     try:
@@ -48,7 +48,7 @@ def cache_folder(kind: str) -> Path:
 
 
 def write_to_cache(path: Path, data: bytes) -> None:
-    """Write a file of the cache atomically. The last of several writers wins.
+    """Write a cache file atomically. The last of several writers wins.
 
     Raises UsageError if it cannot be written.
     """
@@ -65,10 +65,10 @@ def write_to_cache(path: Path, data: bytes) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a scratch path beside `path`. The file written there takes the name `path` when the block ends.
 
-    Others see the old file or the whole new one, also after a crash. If the block raises, the old file stays.
+    Other processes see the old file or the whole new one, even after a crash. If the block raises, the old file stays.
     Raises OSError if the file cannot be written.
     """
-    # Unlike tempfile's, this file gets the permissions that the user's umask gives any other.
+    # tempfile would make a private file. This one gets the permissions that the user's umask gives any other file.
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
         yield scratch
@@ -78,7 +78,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def replace_durably(scratch: Path, path: Path) -> None:
-    """Flush a finished file to disk and rename it to `path`, replacing what is there. Raises OSError."""
+    """Flush a finished file to disk and rename it to `path`, replacing any file there. Raises OSError."""
     _sync_file(scratch)
     scratch.replace(path)
 
@@ -87,8 +87,8 @@ def replace_durably(scratch: Path, path: Path) -> None:
 def atomic_folder(destination: Path) -> Iterator[Path]:
     """Yield a scratch folder beside the destination. It takes the destination's place when the block ends.
 
-    The old folder stays until the new one is on disk, and for good if the block raises. A link to a folder stays a
-    link. Raises OSError if the folder cannot be written.
+    The old folder stays until the new one is on disk. If the block raises, it stays for good. A link to a folder stays
+    a link. Raises OSError if the folder cannot be written.
     """
     destination = destination.resolve()
     destination.parent.mkdir(parents=True, exist_ok=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 from helpers.synthetic_photos import write_photos
 
 from mdmf_deploy.bundle.recipe import Backbone, Head, Preprocessing, Recipe
@@ -17,13 +19,39 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 
+HERE = Path(__file__).parent
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests without a GPU, unless MDMF_REQUIRE_GPU=1 says that their absence is a failure."""
-    if os.environ.get("MDMF_REQUIRE_GPU") == "1" or shutil.which("nvidia-smi"):
-        return
+    """Skip GPU tests without a GPU, and keep the tests of one file in one process.
+
+    MDMF_REQUIRE_GPU=1 makes the absence of a GPU a failure.
+    """
+    gpu = os.environ.get("MDMF_REQUIRE_GPU") == "1" or shutil.which("nvidia-smi")
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not gpu:
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
+        if not item.get_closest_marker("xdist_group"):
+            # Their module fixtures are made once.
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(HERE).as_posix()))
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Make a folder once for all processes of a test run: once(name, make) calls make(folder) if it isn't there yet."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder = shared / f"once-{name}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                scratch = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=shared))
+                make(scratch)
+                scratch.rename(folder)
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,22 +82,27 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> Path:
-    """A bundle of a random model with a bank of 16 images; shared by the whole session, so never change it."""
-    import torch
+def tiny_bundle(once: Callable[[str, Callable[[Path], None]], Path], tiny_recipe: Recipe) -> Path:
+    """A bundle of a random model with a bank of 16 images, shared by the whole run, so never change it.
 
-    from mdmf_deploy.model.pfs import MdmfModel
-    from mdmf_deploy.tasks.export.export import export_detector
+    Its real images lie beside it.
+    """
 
-    folder = tmp_path_factory.mktemp("tiny")
-    write_photos(folder, 20, first_seed=100)
-    torch.manual_seed(0)
-    detector = MdmfModel(tiny_recipe)
-    torch.nn.init.trunc_normal_(detector.backbone.pos_embed, std=0.02)
-    reals = sorted(path for path in folder.iterdir() if path.is_file())
-    # One runtime, so that "auto" chooses the same one every time.
-    made = export_detector(detector, tiny_recipe, reals, folder / "tiny.mdmf", runtimes=["onnxruntime"])
-    return made.bundle.path
+    def make(folder: Path) -> None:
+        import torch
+
+        from mdmf_deploy.model.pfs import MdmfModel
+        from mdmf_deploy.tasks.export.export import export_detector
+
+        write_photos(folder, 20, first_seed=100)
+        torch.manual_seed(0)
+        detector = MdmfModel(tiny_recipe)
+        torch.nn.init.trunc_normal_(detector.backbone.pos_embed, std=0.02)
+        reals = sorted(path for path in folder.iterdir() if path.is_file())
+        # One runtime, so that "auto" chooses the same one every time.
+        export_detector(detector, tiny_recipe, reals, folder / "tiny.mdmf", runtimes=["onnxruntime"])
+
+    return once("tiny", make) / "tiny.mdmf"
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,17 @@
+"""Versions of distributions, and the command that installs an extra."""
+
 from __future__ import annotations
 
 import pytest
 
-from mdmf_deploy import errors as packages
+from mdmf_deploy import errors
 
 
 def test_versions() -> None:
-    assert packages.version("numpy")
-    assert packages.version("no-such-distribution") is None
-    assert packages.installed("numpy")
-    assert not packages.installed("no-such-distribution")
+    assert errors.version("numpy")
+    assert errors.version("no-such-distribution") is None
+    assert errors.installed("numpy")
+    assert not errors.installed("no-such-distribution")
 
 
 @pytest.mark.parametrize(
@@ -21,8 +23,8 @@ def test_versions() -> None:
         ("gpu", True, "pip uninstall onnxruntime && pip install 'mdmf-deploy[gpu]'"),
     ],
 )
-def test_the_command_takes_the_other_onnxruntime_away(
+def test_the_gpu_extra_replaces_the_cpu_build_of_onnxruntime(
     extra: str, there: bool, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packages, "installed", lambda distribution: there and distribution == "onnxruntime")
-    assert packages.install(extra) == command
+    monkeypatch.setattr(errors, "installed", lambda distribution: there and distribution == "onnxruntime")
+    assert errors.install(extra) == command

@@ -1,4 +1,4 @@
-"""Cached files are whole or absent, and lie where the environment says."""
+"""Files and folders are written whole or not at all, and the cache lies where the environment says."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import atomic_folder, cache_folder, write_to_cache
 
 
-def test_the_variable_names_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_names_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path / "mine"))
     assert cache_folder("engines") == tmp_path / "mine" / "engines"
     assert cache_folder("engines").is_dir()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="another place on Windows")
-def test_else_it_lies_among_the_system_s_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_defaults_to_the_system_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MDMF_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder("kernels") == tmp_path / "mdmf-deploy" / "kernels"
 
 
-def test_a_place_that_cannot_be_made_is_told_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_created_is_an_error_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path / "file"))
     with pytest.raises(UsageError, match="set MDMF_CACHE"):
         cache_folder("engines")
 
 
-def test_what_was_there_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_a_write_replaces_the_old_file_and_leaves_no_scratch(tmp_path: Path) -> None:
     path = tmp_path / "plan"
     write_to_cache(path, b"old")
     write_to_cache(path, b"new")
@@ -64,7 +66,7 @@ def write(destination: Path, text: str) -> None:
         (scratch / "top").write_text(text)
 
 
-def test_the_new_takes_the_place_of_the_old(tmp_path: Path) -> None:
+def test_a_new_folder_replaces_the_old_one(tmp_path: Path) -> None:
     destination = tmp_path / "deep" / "folder"
     for text in ("old", "new"):
         write(destination, text)
@@ -72,7 +74,7 @@ def test_the_new_takes_the_place_of_the_old(tmp_path: Path) -> None:
         assert list(destination.parent.iterdir()) == [destination]
 
 
-def test_until_it_is_whole_nothing_changes(tmp_path: Path) -> None:
+def test_an_unfinished_folder_changes_nothing(tmp_path: Path) -> None:
     write(tmp_path / "folder", "old")
 
     def write_half() -> None:
@@ -87,7 +89,9 @@ def test_until_it_is_whole_nothing_changes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
-def test_the_old_comes_back_where_the_new_cannot_be_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_folder_comes_back_if_the_new_one_cannot_be_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "folder", "old")
     rename = Path.rename
 
@@ -103,7 +107,7 @@ def test_the_old_comes_back_where_the_new_cannot_be_put(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
-def test_a_link_stays_one(tmp_path: Path) -> None:
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     write(tmp_path / "real", "old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     write(tmp_path / "link", "new")

@@ -1,4 +1,4 @@
-"""Importing the command line, with all its commands, pulls in nothing heavy; installing it does not, either."""
+"""Importing the command line and all its commands loads nothing heavy, and installing it requires nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# What a run for images has no use for, whatever the runtime.
+# Modules that no detection run needs, whatever the runtime.
 UNUSED = {"torch", "onnx", "onnxscript", "transformers", "sklearn", "scipy", "pyarrow", "matplotlib", "nncf", "ray"}
 HEAVY = UNUSED | {
     "onnxruntime",
@@ -53,14 +53,14 @@ def test_help_of_every_command_is_light() -> None:
     assert not imported_by(code) & HEAVY
 
 
-def test_detecting_and_evaluating_do_without_torch() -> None:
+def test_detecting_and_evaluating_need_no_torch() -> None:
     tasks = "evaluate.evaluate", "calibrate", "doctor"
     modules = ", ".join(["mdmf_deploy.detection.detector", *(f"mdmf_deploy.tasks.{task}" for task in tasks)])
     assert not imported_by(f"import {modules}") & UNUSED
 
 
 def test_detecting_one_image_imports_what_it_uses(photos: Path) -> None:
-    """Nothing of a GPU's, nor Numba, which compiles for banks far larger than the starter's."""
+    """Load no GPU library, and no Numba, which pays only for banks far larger than the starter's."""
     command = ["detect", str(min(photos.iterdir())), "--runtime", "onnxruntime", "--json"]
     code = (
         "from typer.testing import CliRunner\n"
@@ -75,7 +75,7 @@ def test_detecting_one_image_imports_what_it_uses(photos: Path) -> None:
 
 
 @pytest.mark.parametrize("extra", ["", "cpu", "openvino", "scale"])
-def test_what_detects_does_not_require_torch(extra: str) -> None:
+def test_extras_for_detection_do_not_require_torch(extra: str) -> None:
     for requirement in importlib.metadata.requires("mdmf-deploy") or []:
         if "extra ==" not in requirement or f'extra == "{extra}"' in requirement.replace("'", '"'):
             assert not requirement.startswith(("torch", "transformers", "onnxscript"))

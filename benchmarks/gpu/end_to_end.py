@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
+from mdmf_deploy.detection.feed import prepare
 from mdmf_deploy.detection.on_gpu import Fused
 from mdmf_deploy.detection.pipeline import extract_batches
-from mdmf_deploy.detection.prepare import prepare
 from mdmf_deploy.errors import MdmfError
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
@@ -142,7 +142,7 @@ def stages(name: str, engine: Any, recipe: Recipe, bank: Bank, files: list[bytes
         if not stays_on_device(engine):
             return Stages(name, engine.name, missing="it does not leave signatures on the GPU")
         fused = Fused(engine, reduction, bank)
-        batches = [fused(tensors).image(0) for _ in range(8)][3:]
+        batches = [fused(tensors).score(0) for _ in range(8)][3:]
         timed = Stages(
             name,
             f"{engine.name}, {engine.precision}",
@@ -156,8 +156,8 @@ def stages(name: str, engine: Any, recipe: Recipe, bank: Bank, files: list[bytes
             with closing(extracting):
                 for extracted in extracting:
                     for one in extracted:
-                        assert one.scored is not None
-                        one.scored()
+                        assert one.gpu_score is not None
+                        one.gpu_score()
 
         return replace(timed, images_per_second=len(files) / _seconds(everything, 3))
     except MdmfError as error:

@@ -77,7 +77,7 @@ part facts 60 0_facts.txt bash -c facts
 tail -4 "$out/0_facts.txt" 2>/dev/null
 
 # --- Right or wrong. The project's own tests run beside it: neither is timed.
-gpu_tests="tests/hardware/test_gpu.py tests/hardware/test_libraries.py tests/runtime/test_on_a_gpu.py"
+gpu_tests="tests/hardware/test_gpu.py tests/hardware/test_device.py tests/runtime/test_on_a_gpu.py"
 tests_pid=
 if wanted tests; then
     (
@@ -87,13 +87,13 @@ if wanted tests; then
         "$python" -c 'import nncf' 2>/dev/null ||
             deselected="--deselect tests/runtime/test_on_a_gpu.py::test_a_plan_that_was_cut_short_is_built_again"
         # shellcheck disable=SC2086
-        timeout -k 5 $((end - SECONDS < 150 ? end - SECONDS : 150)) "$python" -m pytest -p no:cacheprovider -m gpu -rA \
+        timeout -k 5 $((end - SECONDS < 150 ? end - SECONDS : 150)) "$python" -m pytest -p no:cacheprovider -n 0 -m gpu -rA \
             --tb=short $deselected $gpu_tests
         first=$?
-        # test_libraries.py runs this file in a process of its own. This shows its tests one by one, and warnings as warnings.
+        # test_device.py runs this file in a process of its own. Here its tests show one by one, and warnings as warnings.
         left=$((end - SECONDS < 90 ? end - SECONDS : 90))
         cd tests/hardware && MDMF_TEST_DEVICE=cuda-core timeout -k 5 $((left < 10 ? 10 : left)) "$python" -m pytest \
-            -p no:cacheprovider -o filterwarnings=default -rA --tb=short on_a_gpu.py
+            -p no:cacheprovider -n 0 -o filterwarnings=default -rA --tb=short device_contract.py
         echo "=== tests: exit $first and $?"
     ) >"$out/2_tests.txt" 2>&1 &
     tests_pid=$!

@@ -18,9 +18,10 @@ fetch() {
         --platform manylinux1_x86_64 -d .whl "$@"
 }
 # A machine with PyTorch and CuPy usually lacks msgspec, and its cuda-core may be older than 1.0, which names the options
-# of events differently. The others are small and may be missing as well.
-fetch msgspec==0.22.0 rich==15.0.0 safetensors==0.8.0 cuda-core==1.2.2 cuda-pathfinder==1.9.1
-for name in msgspec rich safetensors cuda_core cuda_pathfinder; do
+# of events differently. The others are small and may be missing as well. The tests need the last three.
+fetch msgspec==0.22.0 rich==15.0.0 safetensors==0.8.0 cuda-core==1.2.2 cuda-pathfinder==1.9.1 \
+    pytest-xdist==3.8.0 execnet==2.1.2 filelock==4.3.1
+for name in msgspec rich safetensors cuda_core cuda_pathfinder pytest_xdist execnet filelock; do
     test "$(find .whl -name "$name-*.whl" | wc -l)" = 1 || { echo "prepare.sh: no wheel of $name in .whl" >&2; exit 1; }
 done
 

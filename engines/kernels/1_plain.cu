@@ -1,20 +1,17 @@
-// Step 1: the cross term as one would write it down; every later step is held to this one on the device.
+// Step 1: the cross term written down literally. On a GPU, later steps are tested against this one.
 //
 //   partial[s][row] = sum_{m in slice s} weights[m] 2^(-|x[row] - bank[m]|^2 / 2)
-//     x (rows, d), bank (bank_rows, d) as mdmf_prepare leaves them; weights (bank_rows,); partial (slices, rows)
+//     x (rows, d), bank (bank_rows, d): written by mdmf_prepare.  weights (bank_rows,).  partial (slices, rows).
 //
-// A thread takes a row; grid (row tiles, shares of the slices).  Differences are taken directly and summed up in
-// float32, kernel values in float64.
+// A thread takes a row. Grid: (row tiles, shares of the slices). Differences are taken directly and summed in float32,
+// kernel values in float64.
 // Reference: mdmf_deploy.mmd.reference.ReferenceReduction (float64).
-#include "device.cuh"
-#include "operand.cuh"
-#include "arithmetic.cuh"
-#include "around.cuh"
+#include "common.cuh"
 
 constexpr int THREADS = 128;
 constexpr int ROWS = THREADS;
-constexpr int TILE = 32;  // bank points; slices are whole tiles
-struct Shared {};  // dynamic: none
+constexpr int TILE = 32;  // bank points; a slice is a whole number of tiles
+struct Shared {};  // no dynamic shared memory
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     mdmf_cross(const Operand* __restrict__ x, const float*, const Operand* __restrict__ bank, const float*,
@@ -28,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         double sum = 0.0;
         for (int m = tiles.first * TILE; m < tiles.last * TILE; ++m) {
             const Operand* point = bank + static_cast<size_t>(m) * WIDTH;
-            // Four sums, for their rounding errors are half as large as one's.
+            // Four partial sums: together they round half as much as a single one.
             float part[4] = {};
 #pragma unroll 4
             for (int k = 0; k < WIDTH; ++k) {

@@ -1,28 +1,26 @@
-// Step 2: the cross term through shared memory, as a matrix product in float32.
+// Step 2: the cross term as a float32 matrix product through shared memory.
 //
 //   partial[s][row] = sum_{m in slice s} weights[m] 2^(x[row].bank[m] - |x[row]|^2/2 - |bank[m]|^2/2)
-//     x (rows, d), bank (bank_rows, d), half norms and weights as in step 1; partial (slices, rows)
+//     x (rows, d), bank (bank_rows, d), half norms and weights as in step 1.  partial (slices, rows).
 //
-// A block takes ROWS rows (of any images, packed) and a share of the slices; a tile of the bank passes through shared
-// memory DEPTH columns at a time, with the rows' same columns, copied asynchronously one step ahead.  A thread takes
-// every 16th row and every 16th point: 64 products in registers.  Points beyond the bank are padding of weight 0.
+// A block takes ROWS rows (packed, of any images) and a share of the slices. A tile of the bank passes through shared
+// memory DEPTH columns at a time, together with the same columns of the rows, copied asynchronously one step ahead. A
+// thread takes every 16th row and every 16th point and holds 64 products in registers. Points beyond the bank are
+// padding of weight 0.
 // Reference: 1_plain.cu on the device, mdmf_deploy.mmd.reference.ReferenceReduction (float64) elsewhere.
-#include "device.cuh"
-#include "operand.cuh"
-#include "arithmetic.cuh"
-#include "around.cuh"
+#include "common.cuh"
 
 static_assert(sizeof(Operand) == 4, "step 2 multiplies float32");
-constexpr int SIDE = 16;                // threads along the rows, and along the points
+constexpr int SIDE = 16;                // threads along the rows, and as many along the points
 constexpr int THREADS = SIDE * SIDE;
-constexpr int EACH = 8;                 // rows, and points, of a thread
+constexpr int EACH = 8;                 // rows per thread, and as many points
 constexpr int ROWS = SIDE * EACH;
 constexpr int TILE = SIDE * EACH;
 constexpr int DEPTH = 16;
-// Four words more a row: the eight 16-byte words that eight threads read at a time lie in 32 different banks.
+// Four extra floats per row: the eight 16-byte words that eight threads read at a time lie in 32 different banks.
 constexpr int PITCH = DEPTH + 4;
-constexpr int STEPS = WIDTH / DEPTH;    // of a tile
-constexpr int SPECIAL = 3;              // of four kernel values by the special-function unit, the fourth by polynomial
+constexpr int STEPS = WIDTH / DEPTH;    // steps per tile
+constexpr int SPECIAL = 3;              // of 4 kernel values from the special-function unit, the fourth by polynomial
 
 struct Shared {
     float x[2][ROWS * PITCH];
@@ -30,7 +28,7 @@ struct Shared {
     float sums[ROWS * (SIDE + 1)];
 };
 
-// Begin to copy DEPTH columns from column `k` of 128 rows from `first` on; rows beyond `last` repeat it.
+// Start copying DEPTH columns, from column `k` on, of 128 rows, from `first` on. Rows beyond `last` repeat `last`.
 __device__ __forceinline__ void copy_columns(float* to, const float* from, int first, int last, int k) {
     constexpr int WORDS = DEPTH / 4;
     for (int i = threadIdx.x; i < ROWS * WORDS; i += THREADS) {
@@ -69,12 +67,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     copy_step(begin);
     for (int step = begin; step < end; ++step) {
         wait_copies<0>();
-        // After this the step's columns are there, and nobody reads the ones before, whose place the next ones take.
+        // Now this step's columns have arrived and nobody reads the previous ones, which the next copy overwrites.
         __syncthreads();
         copy_step(step + 1);
         const float* own = shared.x[step % 2] + line * PITCH;
         const float* points = shared.bank[step % 2] + column * PITCH;
-        // Not unrolled: loads moved ahead would take more registers than there are.
+        // Not unrolled: hoisted loads would need more registers than there are.
 #pragma unroll 1
         for (int k = 0; k < DEPTH; k += 4) {
             float4 a[EACH];
@@ -94,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 
         const int tile = step / STEPS;
         float norms[EACH];
-        // Read again for every tile: kept, they would cost the registers that let two blocks share a multiprocessor.
+        // Read again for every tile: keeping them would cost the registers that let two blocks share a multiprocessor.
 #pragma unroll
         for (int i = 0; i < EACH; ++i) norms[i] = x_half_norms[min(first_row + line + SIDE * i, rows - 1)];
 #pragma unroll
@@ -119,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         __syncthreads();
         const int row = first_row + threadIdx.x;
         if (threadIdx.x < ROWS && row < rows) {
-            // A NaN is lost where exponents are bounded; the norm brings it back.
+            // Bounding the exponents loses a NaN. The norm brings it back.
             float sum = x_half_norms[row] - x_half_norms[row];
             for (int i = 0; i < SIDE; ++i) sum += shared.sums[threadIdx.x * (SIDE + 1) + i];
             partial[static_cast<size_t>(slice) * rows + row] = sum;

@@ -1,32 +1,29 @@
 // Step 3: the cross term on tensor cores.
 //
 //   partial[s][row] = sum_{m in slice s} weights[m] 2^(x[row].bank[m] - |x[row]|^2/2 - |bank[m]|^2/2)
-//     x (rows, d), bank (bank_rows, d), half norms and weights as in step 1; partial (slices, rows)
-//   fp16, bf16   one product a pair, float32 sums; norms are those of the rounded operands
-//   tf32         x = X + x', r = R + r' in two tf32 numbers each: X.R, and apart from it X.r' + x'.R
+//     x (rows, d), bank (bank_rows, d), half norms and weights as in step 1.  partial (slices, rows).
+//   fp16, bf16   one product per pair, float32 sums; the norms are those of the rounded operands
+//   tf32         x = X + x', r = R + r', two tf32 numbers each: X.R in one sum, X.r' + x'.R in another
 //
-// A warp keeps WARP_ROWS rows (of any images, packed) in registers while the bank passes through shared memory, TILE
-// points at a time, copied asynchronously STAGES - 1 tiles ahead.  Nothing says which column of d is which k of a
-// matrix product, as long as both sides agree: so a thread's 16 consecutive bytes are two products' fragments, and no
-// ldmatrix is needed.  One kernel value of four comes from a polynomial, to leave the special-function unit time.
+// A warp keeps WARP_ROWS rows (packed, of any images) in registers while the bank passes through shared memory, TILE
+// points at a time, copied asynchronously STAGES - 1 tiles ahead. Any column of d may be any k of a matrix product, as
+// long as both sides agree. So 16 consecutive bytes of a thread are the fragments of two products, and ldmatrix is not
+// needed. One kernel value of four comes from a polynomial, to relieve the special-function unit.
 // Reference: 1_plain.cu on the device, mdmf_deploy.mmd.reference.ReferenceReduction (float64) elsewhere.
-#include "device.cuh"
-#include "operand.cuh"
-#include "arithmetic.cuh"
-#include "around.cuh"
+#include "common.cuh"
 
 constexpr bool SPLIT = sizeof(Operand) == 4;
 constexpr int WARPS = 8;
 constexpr int THREADS = WARPS * LANES;
-// 16 rows at a time, twice where registers hold them.
+// 16 rows at a time, twice if the registers hold them.
 constexpr int M = SPLIT && WIDTH > 64 ? 1 : 2;
 constexpr int WARP_ROWS = 16 * M;
 constexpr int ROWS = WARPS * WARP_ROWS;
 constexpr int TILE = 32;
-constexpr int N = 2;                    // times 8 points at a time; more would take registers that a second block needs
+constexpr int N = 2;                    // times 8 points at a time; more would take the registers of a second block
 constexpr int GROUPS = TILE / (8 * N);
 constexpr int STAGES = 3;
-constexpr int STEPS = ROW_BYTES / 64;   // a thread's 16 bytes are one of four in 64 of a row
+constexpr int STEPS = ROW_BYTES / 64;   // four threads read 64 bytes of a row, 16 each
 constexpr int WORDS = ROW_BYTES / 16;
 constexpr int RESIDENT = SPLIT || WIDTH > 128 ? 1 : 2;
 
@@ -52,13 +49,13 @@ __device__ __forceinline__ void copy_tile(Stage& to, const Operand* bank, const 
     }
 }
 
-// A float32 as two tf32, which keep 10 bits of the mantissa: the nearest, and what is left, cut off.
+// Split a float32 into two tf32, with 10 bits of mantissa each: the nearest one and the truncated remainder.
 __device__ __forceinline__ void split(unsigned bits, unsigned& large, unsigned& small) {
     large = (bits + 0x1000u) & 0xffffe000u;
     small = __float_as_uint(__uint_as_float(bits) - __uint_as_float(large)) & 0xffffe000u;
 }
 
-// One of the two products that 16 bytes hold: their first 8 bytes or their last.
+// The operands of one of the two products that 16 bytes hold: the first 8 bytes or the last.
 template <int HALF> __device__ __forceinline__ unsigned word_of(const uint4& words, int i) {
     return HALF == 0 ? (i == 0 ? words.x : words.y) : (i == 0 ? words.z : words.w);
 }
@@ -72,7 +69,7 @@ __device__ __forceinline__ void multiply_half(float (&sums)[M][N][4], float (&re
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             a[m][i] = word_of<HALF>(x[m][i % 2], i / 2);
-            // Split anew for every point: both parts of all of x would not fit into registers.
+            // Split again for every point: both parts of all of x would not fit into registers.
             if constexpr (SPLIT && WIDTH > 128) recompute(a[m][i]);
         }
 #pragma unroll
@@ -95,7 +92,7 @@ __device__ __forceinline__ void multiply_half(float (&sums)[M][N][4], float (&re
     multiply<M, N>(sums, a, b);
 }
 
-// sums[m][half] += the terms of the thread's own of N * 8 points from `first` on; own, norms: its 2 M rows.
+// Add to sums[m][half] this thread's terms of the N * 8 points from `first` on. own, norms: its 2 M rows.
 __device__ __forceinline__ void add_points(float (&sums)[M][2], const Stage& stage, int first,
                                            const uint4 (&own)[STEPS][M][2], const float (&norms)[M][2]) {
     const int lane = threadIdx.x % LANES, group = lane / 4, quarter = lane % 4;
@@ -111,7 +108,7 @@ __device__ __forceinline__ void add_points(float (&sums)[M][2], const Stage& sta
                 rest[m][n][i] = 0.0f;
             }
     }
-    // place_of for this thread's words, with all that is known when compiled apart: an address is one addition.
+    // place_of for this thread's words, split so that constants fold at compile time: an address is one addition.
     const uint4* words[2] = {stage.points + place_of<WORDS>(first + group, quarter),
                              stage.points + place_of<WORDS>(first + group, 4 + quarter)};
 #pragma unroll
@@ -131,7 +128,7 @@ __device__ __forceinline__ void add_points(float (&sums)[M][2], const Stage& sta
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 float exponent = products[m][n][i];
-                // Tensor cores cut sums off instead of rounding them: in tf32 norms stay out until the end.
+                // Tensor cores truncate sums instead of rounding them: in tf32 the norms are added at the end.
                 if constexpr (SPLIT) exponent += rest[m][n][i] - (norms[m][i / 2] + (i % 2 == 0 ? norm.x : norm.y));
                 exponent = fminf(exponent, 0.0f);
                 // Chosen by the point alone, so that a row has the same bits wherever it lies in a tile.
@@ -150,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const int lane = threadIdx.x % LANES, group = lane / 4, quarter = lane % 4;
     const int first_row = blockIdx.x * ROWS + threadIdx.x / LANES * WARP_ROWS;
-    // A warp without rows still copies and meets the others.
+    // A warp without rows still copies and joins the barriers.
     const bool busy = first_row < rows;
     const Range mine = share_of(slices, gridDim.y, blockIdx.y);
     const int tiles = bank_rows / TILE;
@@ -164,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll
     for (int ahead = 0; ahead < STAGES - 1; ++ahead) copy(begin + ahead);
 
-    // Rows `group` and `group + 8` of each 16; beyond the last row, the last again.
+    // Rows `group` and `group + 8` of each 16. Beyond the last row, repeat the last.
     uint4 own[STEPS][M][2];
     float norms[M][2];
 #pragma unroll
@@ -183,7 +180,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     int slice_end = share_of(tiles, slices, slice).last;
     for (int tile = begin; tile < end; ++tile) {
         wait_copies<STAGES - 2>();
-        // After this the tile is there, and nobody reads the one before, whose place the next copy takes.
+        // Now the tile has arrived and nobody reads the previous one, which the next copy overwrites.
         __syncthreads();
         copy(tile + STAGES - 1);
         if (!busy) continue;
@@ -200,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 sum += shuffle_xor(sum, 1);
                 sum += shuffle_xor(sum, 2);
                 const int row = first_row + 16 * m + 8 * i + group;
-                // A NaN is lost where exponents are bounded; the norm brings it back.
+                // Bounding the exponents loses a NaN. The norm brings it back.
                 if (quarter == 0 && row < rows)
                     partial[static_cast<size_t>(slice) * rows + row] = sum + (norms[m][i] - norms[m][i]);
                 sums[m][i] = 0.0f;

@@ -1,4 +1,4 @@
-"""The reference bank: signatures of real images, and what they contribute to every score."""
+"""The reference bank: signatures of real images, and the term they add to every score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mdmf_deploy.errors import BankError
 
 @dataclass(frozen=True, slots=True)
 class BankSource:
-    """One real image in a bank: where it came from and the SHA-256 of its bytes (hex)."""
+    """One real image in a bank: its URI and the SHA-256 of its bytes (hex)."""
 
     uri: str
     sha256: str
@@ -23,13 +23,15 @@ class BankSource:
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """Signatures of M real patches with their weights; checked at birth.
+    """Signatures of M real patches with their weights. Checks itself at birth.
 
-    signatures: (M, d).  weights: (M,), 1/M each, or a compressed bank's signed weights.
+    signatures: (M, d).
+    weights: (M,), 1/M each, or positive and negative weights in a compressed bank.
     sigma: kernel bandwidth, in signature units.
     self_term: sum_jj' w_j w_j' k(r_j, r_j'), computed once in float64.
-    source: (M,) index into sources.  model_sha256: hash of the model that made the signatures.
-    Raises BankError if a value is not finite, a shape is off, or the bank is empty.
+    source: (M,) index into sources.
+    model_sha256: hash of the model that extracted the signatures.
+    Raises BankError if a value is not finite, a shape is wrong, or the bank is empty.
     """
 
     signatures: NDArray[np.float32]
@@ -56,11 +58,11 @@ class Bank:
 
     @property
     def hashes(self) -> frozenset[str]:
-        """SHA-256 of every image in the bank."""
+        """The SHA-256 of every image in the bank."""
         return frozenset(source.sha256 for source in self.sources)
 
     def to_bytes(self) -> bytes:
-        """bank.safetensors, byte for byte the same for the same bank."""
+        """Return bank.safetensors. The same bank always gives the same bytes."""
         from safetensors.numpy import save
 
         tensors: dict[str, NDArray[Any]] = {
@@ -69,7 +71,7 @@ class Bank:
             "self_term": np.array([self.self_term], dtype=np.float64),
             "source": np.ascontiguousarray(self.source, dtype=np.int32),
         }
-        # One metadata entry: safetensors does not promise an order among several.
+        # Only one metadata entry, because safetensors does not promise an order among several.
         metadata = {
             "sigma": self.sigma,
             "model_sha256": self.model_sha256,
@@ -80,7 +82,7 @@ class Bank:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "bank.safetensors") -> Bank:
-        """Read what to_bytes wrote.  Raises BankError naming the file if it is not such a bank."""
+        """Read the bytes of to_bytes. Raises BankError naming the file if they are not a bank."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 

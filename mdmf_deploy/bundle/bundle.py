@@ -1,4 +1,4 @@
-"""A bundle: everything a verdict depends on, in one folder with a hash (DESIGN.md, "Bundle")."""
+"""A bundle: everything a verdict depends on, in one folder with a hash (docs/bundle.md)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MANIFEST, MODEL, SCHEMA_VERSION, FileEntry, Manifest
 from mdmf_deploy.errors import BundleError
 from mdmf_deploy.files import atomic_folder, file_sha256
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bank import Bank
     from mdmf_deploy.bundle.calibration import Calibration
-from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MANIFEST, MODEL, SCHEMA_VERSION, FileEntry, Manifest
 
 
 class Bundle:
-    """An opened bundle whose every file has matched its hash.
+    """An opened bundle. Every file has matched its hash.
 
-    path: the folder.  manifest: what it says.  bank, calibration: read on first use.
+    path: the folder.  manifest: its manifest.json.  bank, calibration: read on first use.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -32,10 +32,11 @@ class Bundle:
 
     @classmethod
     def open(cls, name_or_path: str | Path) -> Bundle:
-        """Open a bundle by path, or by the name of one shipped in the package: "starter" (a folder: "./starter").
+        """Open a bundle by its path, or by the name of one shipped in the package, such as "starter".
 
-        Raises BundleError naming the file for a missing folder, a newer schema, a missing key, a file that is
-        missing or does not match its hash, or parts that do not belong together.
+        A bare name means the shipped bundle first. Write "./starter" for a folder of that name.
+        Raises BundleError naming the file if the folder or a file is missing, the schema is newer, a key is missing,
+        a hash does not match, or the parts do not belong together.
         """
         path = _locate(name_or_path)
         manifest = _read_manifest(path / MANIFEST)
@@ -45,7 +46,7 @@ class Bundle:
             if name not in manifest.files:
                 raise BundleError(f"{path / MANIFEST}: does not list {name}; export the bundle again")
         for extra in sorted(path.glob("model.onnx*")):
-            # A graph may read weights from files beside it: those must be hashed and listed like the rest.
+            # A graph may read weights from files beside it. They must be hashed and listed like all others.
             if extra.name not in manifest.files:
                 raise BundleError(f"{extra}: is not in the manifest; remove it, or copy the bundle again")
         return cls(path, manifest)
@@ -59,13 +60,13 @@ class Bundle:
         """The (runtime, precision) pairs that verification covers on this machine, sorted."""
         if not self.manifest.names_a_gpu:
             return self.manifest.covered(None)
-        # Imported late: most bundles and machines have nothing to do with GPUs.
+        # Imported late, because most bundles and machines involve no GPU.
         from mdmf_deploy.hardware.gpu import this_gpu
 
         return self.manifest.covered(this_gpu())
 
     def covers(self, runtime: str, precision: str) -> bool:
-        """Whether verification has passed for this pair, as far as it counts on this machine."""
+        """Return whether verification of this pair has passed and counts on this machine."""
         return (runtime, precision) in self.covered
 
     @property
@@ -74,7 +75,7 @@ class Bundle:
 
     @cached_property
     def bank(self) -> Bank:
-        """The reference bank.  Raises BundleError if it was made with another model or bandwidth."""
+        """The reference bank. Raises BundleError if it was made with another model or bandwidth."""
         from mdmf_deploy.bundle.bank import Bank
 
         bank = Bank.from_bytes((self.path / BANK).read_bytes(), str(self.path / BANK))
@@ -83,7 +84,7 @@ class Bundle:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """The calibration, or None, holding for the pairs that verification covers now.
+        """The calibration, or None. It holds for the pairs that verification covers now.
 
         Raises BundleError if it belongs to another bundle_id, CalibrationError if it is not a calibration.
         """
@@ -100,26 +101,26 @@ class Bundle:
         return msgspec.structs.replace(calibration, holds_for=tuple(Pair(*pair) for pair in self.covered))
 
     def files(self) -> dict[str, bytes | Path]:
-        """Where every file but the manifest lies, by name; as write_bundle takes them, with replacements as bytes."""
+        """Return the path of every file but the manifest, by name, for write_bundle. Replace entries by new bytes."""
         return {name: self.path / name for name in self.manifest.files}
 
 
-def shipped(name: str) -> Path:
-    """Return the folder of a bundle shipped in the package, such as "starter". It may not exist."""
-    return Path(__file__).resolve().parent / "shipped" / f"{name}.mdmf"
+def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> Bundle:
+    """Write a whole bundle. A bundle at the destination is replaced only once the new one is complete and on disk.
 
-
-def shipped_name(bundle: Path) -> str | None:
-    """Return the name of a bundle that lies where the package ships its own, or None if it lies elsewhere."""
-    folder = bundle.resolve()
-    return folder.stem if folder.parent == shipped(folder.stem).parent else None
-
-
-def hint(command: str, bundle: Path, *rest: str) -> str:
-    """Return `mdmf <command> <bundle> <rest>` to suggest. A shipped bundle gets -o, since it must not be changed."""
-    name = shipped_name(bundle)
-    words = (str(bundle), *rest) if name is None else (name, *rest, "-o", "mine.mdmf")
-    return f"`mdmf {command} {' '.join(words)}`"
+    files: name -> contents, or the path of a file to take. The manifest is not among them, and gets its hashes and
+        sizes here. A file is hard-linked if the file system allows it (weights take gigabytes), else copied.
+    Raises BundleError if the destination exists and is not a bundle, or cannot be written.
+    """
+    check_destination(destination)
+    try:
+        with atomic_folder(destination) as scratch:
+            entries = {name: _place(scratch / name, contents) for name, contents in sorted(files.items())}
+            manifest = msgspec.structs.replace(manifest, files=entries)
+            _place(scratch / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    except OSError as error:
+        raise BundleError(f"{destination}: {error.strerror}; choose a folder you can write to") from error
+    return Bundle(destination.resolve(), manifest)
 
 
 def check_bank(bank: Bank, manifest: Manifest, name: str) -> None:
@@ -137,31 +138,31 @@ def check_bank(bank: Bank, manifest: Manifest, name: str) -> None:
 
 
 def check_destination(destination: Path) -> None:
-    """Raise BundleError if something else than a bundle is there."""
+    """Raise BundleError if the destination exists and is not a bundle."""
     if destination.exists() and not (destination / MANIFEST).is_file():
         raise BundleError(f"{destination} exists and is not a bundle; choose another -o")
 
 
-def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> Bundle:
-    """Write a whole bundle, replacing one at the destination only once the new one is complete and on disk.
+def shipped(name: str) -> Path:
+    """Return the folder of a bundle shipped in the package, such as "starter". It may not exist."""
+    return Path(__file__).resolve().parent / "shipped" / f"{name}.mdmf"
 
-    files: name -> contents, or a file to take them from, without the manifest; hashes and sizes are filled in here.
-        A file is hard-linked where the file system can (weights take gigabytes), else copied.
-    Raises BundleError if the destination is something else than a bundle, or cannot be written.
-    """
-    check_destination(destination)
-    try:
-        with atomic_folder(destination) as scratch:
-            entries = {name: _place(scratch / name, contents) for name, contents in sorted(files.items())}
-            manifest = msgspec.structs.replace(manifest, files=entries)
-            _place(scratch / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-    except OSError as error:
-        raise BundleError(f"{destination}: {error.strerror}; choose a folder you can write to") from error
-    return Bundle(destination.resolve(), manifest)
+
+def shipped_name(bundle: Path) -> str | None:
+    """Return the name of a bundle that lies where the package ships its own, or None if it lies elsewhere."""
+    folder = bundle.resolve()
+    return folder.stem if folder.parent == shipped(folder.stem).parent else None
+
+
+def hint(command: str, bundle: Path, *rest: str) -> str:
+    """Return the suggestion `mdmf <command> <bundle> <rest>`. A shipped bundle gets -o, to stay unchanged."""
+    name = shipped_name(bundle)
+    words = (str(bundle), *rest) if name is None else (name, *rest, "-o", "mine.mdmf")
+    return f"`mdmf {command} {' '.join(words)}`"
 
 
 def _locate(name_or_path: str | Path) -> Path:
-    # A bare name is the package's first: a folder that happens to be called so must not take its place unseen.
+    # A bare name means a shipped bundle first. A folder of the same name must not silently take its place.
     name = os.fspath(name_or_path)
     if name and os.path.basename(name) == name and shipped(name).is_dir():  # noqa: PTH119
         return shipped(name)
@@ -181,7 +182,7 @@ def _read_manifest(path: Path) -> Manifest:
         schema_version: int
 
     try:
-        # The version first: a newer manifest may well lack what this version expects.
+        # Check the version first, because a newer manifest may lack a key that this version expects.
         version = msgspec.json.decode(data, type=Version).schema_version
         if version > SCHEMA_VERSION:
             raise BundleError(f"{path}: schema {version} is newer than {SCHEMA_VERSION}; upgrade mdmf-deploy")
@@ -209,7 +210,7 @@ def _place(path: Path, contents: bytes | Path) -> FileEntry:
         path.write_bytes(contents)
     else:
         try:
-            # Safe to share: no file of a bundle is ever changed in place.
+            # Sharing is safe, because no file of a bundle is ever changed in place.
             os.link(contents, path)
         except OSError:
             shutil.copyfile(contents, path)

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what the model is, where it came from, what was verified, and every file with its hash."""
+"""A bundle's manifest: the model, its provenance, its verification records, and the hash of every file."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ CALIBRATION = "calibration.json"
 
 # The names of the graph's tensors.
 INPUT, OUTPUT = "images", "signatures"
+# Larger weights go to model.onnx.data. Protobuf ends at 2 GiB, and the graph itself takes a few MB.
+INLINE_BYTES = 1_900_000_000
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the graph is: images (B, 3, crop, crop) -> signatures (B, pool * pool, signature).
+    """The graph: images (B, 3, crop, crop) -> signatures (B, pool * pool, signature).
 
-    kept: layers of an int8 graph that stayed in fp32, by module name, for decisions to stay the same; most sensitive
-        first.  Without any it is left out of the manifest, so that bundle_ids from before it hold.
+    kept: layers of an int8 graph that stay in fp32 to keep decisions the same, by module name, most sensitive first.
+        An empty one is not written, so that older bundle_ids stay valid.
     """
 
     backbone: str
@@ -39,7 +41,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the bundle came from.  libraries: name -> version, of all that shaped its bytes."""
+    """The bundle's origin.  libraries: name -> version of every library that shaped its bytes."""
 
     recipe: str
     checkpoint_sha256: str
@@ -49,11 +51,12 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
-    """One passed or failed gate: this bundle's model on one runtime against its source (mdmf_deploy.tasks.verify).
+    """One run of the gate (mdmf_deploy.tasks.verify): this bundle's model on one runtime, compared with its source.
 
-    images: how many were compared.  score_spread: standard deviation of the source's scores over real images.
-    max_score_change: in units of score_spread.  The other fields are named as in mdmf_deploy.bundle.recipe.GateLimits.
-    images_per_second: the engine's own speed on that machine, batches of 8 (runtime/speed.py); None if not measured.
+    images: how many were compared.
+    score_spread: standard deviation of the source's scores over real images.
+    max_score_change: in units of score_spread. The other measures are named as in mdmf_deploy.bundle.recipe.GateLimits.
+    images_per_second: the engine's own speed on that machine, in batches of 8 (runtime/speed.py), or None.
     """
 
     runtime: str
@@ -75,26 +78,30 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """A rung of the precision ladder that `--precision auto` tried and left, and why."""
+    """A precision that `--precision auto` tried and refused, with the reason."""
 
     precision: Precision
     reason: str
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """Hash (SHA-256, hex) and size (bytes) of one file of the bundle."""
+    """The SHA-256 (hex) and size (bytes) of one file of the bundle."""
 
     sha256: str
     size: int
 
     @classmethod
     def of(cls, path: Path) -> FileEntry:
-        """Hash a file. Raises OSError if it cannot be read."""
+        """Hash and measure a file. Raises OSError if it cannot be read."""
         return cls(sha256=file_sha256(path), size=path.stat().st_size)
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """manifest.json.  limits: the recipe's, so that `mdmf verify` needs nothing but the bundle."""
+    """manifest.json.
+
+    limits: copied from the recipe, so that `mdmf verify` needs only the bundle.
+    verification: oldest first. The newest record of a (runtime, precision) pair counts.
+    """
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -108,13 +115,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def model_sha256(self) -> str:
-        """One hash for model.onnx and its external data, which a bank must have been made with."""
+        """One hash of model.onnx and its external data. A bank names the model it was made with by this hash."""
         names = [name for name in (MODEL, MODEL_DATA) if name in self.files]
         return hashlib.sha256("".join(self.files[name].sha256 for name in names).encode()).hexdigest()
 
     @property
     def bundle_id(self) -> str:
-        """sha256 over the canonical JSON of model, preprocessing, and the hashes of model and bank."""
+        """SHA-256 over the canonical JSON of model, preprocessing, and the hashes of model and bank."""
         identity = {
             "model": msgspec.to_builtins(self.model),
             "preprocessing": msgspec.to_builtins(self.preprocessing),
@@ -124,14 +131,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def names_a_gpu(self) -> bool:
-        """Whether a verification record comes from a GPU."""
+        """Whether any verification record comes from a GPU."""
         return any("gpu" in record.environment for record in self.verification)
 
     def covered(self, gpu: str | None) -> tuple[tuple[str, str], ...]:
-        """Return the (runtime, precision) pairs that verification covers, sorted, by the newest record of each.
+        """Return the (runtime, precision) pairs whose newest record has passed, sorted.
 
-        gpu: the name of the GPU at hand, or None. Records from any machine count, but those from a GPU count only on
-            the same model: other models run other kernels, which round differently.
+        gpu: the name of this machine's GPU, or None. A record from a GPU counts only on the same model of GPU, because
+            other models run other kernels, which round differently. All other records count on every machine.
         """
         newest = {
             (record.runtime, record.precision): record.passed
@@ -139,7 +146,3 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             if record.environment.get("gpu") in (None, gpu)
         }
         return tuple(sorted(pair for pair, passed in newest.items() if passed))
-
-
-# protobuf stops at 2 GiB; the graph itself takes a few MB of that.
-INLINE_BYTES = 1_900_000_000

@@ -1,13 +1,15 @@
-"""Probe images: made by arithmetic, so that a bundle can be verified anywhere with no image and no checkpoint.
+"""Probe images: drawn by arithmetic, so that a bundle can be verified anywhere without images or a checkpoint.
 
-A bundle holds what its source made of them (probes.safetensors); `mdmf verify` compares what a runtime makes of them.
-Integers only, so every machine draws the same pixels: value noise (Perlin, SIGGRAPH 1985, on a lattice of hashed
-values) in octaves, whose amplitude grows with their wavelength as a photograph's does, with a hard edge and a tint.
+A bundle holds the signatures that its source extracted from them (probes.safetensors). `mdmf verify` compares a
+runtime's signatures with these. The arithmetic uses integers only, so every machine draws the same pixels: value noise
+(Perlin, SIGGRAPH 1985, on a lattice of hashed values) in octaves whose amplitude grows with their wavelength, as in a
+photograph, with a hard edge and a tint.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +20,19 @@ COUNT = 16
 
 
 def probe_crops(size: int, count: int = COUNT) -> NDArray[np.uint8]:
-    """(count, size, size, 3) uint8 RGB, the same on every machine."""
+    """Draw (count, size, size, 3) uint8 RGB, the same on every machine."""
     return np.stack([_probe(index, size) for index in range(count)])
 
 
 def probes_to_bytes(signatures: NDArray[np.float32], crops: NDArray[np.uint8]) -> bytes:
-    """The contents of probes.safetensors: the source's signatures (count, N, d) of these probes."""
+    """Return probes.safetensors: the source's signatures (count, N, d) of these crops."""
     from safetensors.numpy import save
 
     return save({"signatures": np.ascontiguousarray(signatures, np.float32)}, metadata={"crops": _digest(crops)})
 
 
 def probes_from_bytes(data: bytes, crops: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
-    """(count, N, d).  Raises BundleError if the file is damaged or belongs to other probes than these."""
-    import json
-
+    """Read signatures (count, N, d). Raises BundleError if the file is damaged or was made from other crops."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -54,14 +54,14 @@ def _digest(crops: NDArray[np.uint8]) -> str:
 
 
 def _hash(value: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """A 32-bit integer hash with good avalanche (Chris Wellons' lowbias32, public domain)."""
+    """Hash 32-bit integers with good avalanche (Chris Wellons' lowbias32, public domain)."""
     value = (value ^ (value >> np.uint32(16))) * np.uint32(0x21F0AAAD)
     value = (value ^ (value >> np.uint32(15))) * np.uint32(0x735A2D97)
     return value ^ (value >> np.uint32(15))
 
 
 def _noise(seed: int, cell: int, size: int) -> NDArray[np.int64]:
-    """(size, size) in -32768..32767: hashed values on a lattice of `cell` pixels, bilinear between."""
+    """Return (size, size) in -32768..32767: hashed values on a lattice of `cell` pixels, bilinearly interpolated."""
     points = size // cell + 2
     lattice = _hash(_hash(np.arange(points * points, dtype=np.uint32)) ^ np.uint32(seed))
     values = (lattice >> np.uint32(16)).astype(np.int64).reshape(points, points) - 32768

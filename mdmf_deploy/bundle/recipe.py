@@ -1,7 +1,7 @@
-"""Recipes: everything that is chosen about a model variant before it is trained or exported.
+"""Recipes: every choice about a model variant that is made before training and export.
 
-A recipe is one TOML file in export/recipes/ (or anywhere, given by path), read into frozen values. Unknown keys and
-wrong types are errors that name the file and the place in it.
+A recipe is one TOML file, in export/recipes/ or given by its path, read into frozen values. Unknown keys and wrong
+types are errors that name the file and the place in it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mdmf_deploy.errors import RecipeError
 from mdmf_deploy.files import room
 
 Precision = Literal["fp32", "fp16", "int8"]
+Part = Literal["train", "validation", "test"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -25,13 +26,13 @@ class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Backbone(_Frozen, frozen=True, kw_only=True):
-    """architecture: a name in mdmf_deploy.model.architectures."""
+    """The model's backbone.  architecture: a name in mdmf_deploy.model.architectures."""
 
     architecture: str
 
 
 class Preprocessing(_Frozen, frozen=True, kw_only=True):
-    """uint8 RGB -> (pixel / 255 - mean) / std on a square crop of `crop` pixels at the image's own scale."""
+    """uint8 RGB -> (pixel / 255 - mean) / std, on a square crop of `crop` pixels at the image's own scale."""
 
     crop: int = 224
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -45,10 +46,12 @@ class Preprocessing(_Frozen, frozen=True, kw_only=True):
 
 
 class Head(_Frozen, frozen=True, kw_only=True):
-    """The PFS head: pool x pool patches, an MLP with GELU between its linear layers, d values a signature.
+    """The PFS head: pool x pool patches, and an MLP with GELU between its linear layers.
 
-    key_map: for a head trained elsewhere; our key -> its key, e.g. "layers.0.weight" = "mlp.0.weight"; also "sigma" or
-        "log_sigma", and "backbone" for the prefix of the backbone's keys (see mdmf_deploy.model.checkpoints).
+    hidden: widths of the hidden layers.
+    signature: d, the number of values in a signature.
+    key_map: our key -> the key in a head trained elsewhere, for example "layers.0.weight" = "mlp.0.weight". Also takes
+        "sigma" or "log_sigma", and "backbone" for the prefix of the backbone's keys (mdmf_deploy.model.checkpoints).
     """
 
     pool: int = 7
@@ -62,14 +65,18 @@ class Head(_Frozen, frozen=True, kw_only=True):
 
 
 class Export(_Frozen, frozen=True, kw_only=True):
-    """opset: ONNX operator set.  precision: the rung `--precision auto` tries first; where it is refused, fp32."""
+    """Choices of `mdmf export`.
+
+    opset: ONNX operator set.
+    precision: the precision that `--precision auto` tries first. If it is refused, auto tries fp32.
+    """
 
     opset: int = 18
     precision: Precision = "fp32"
 
 
 class GateLimits(_Frozen, frozen=True, kw_only=True):
-    """What an exported model may change about decisions; see mdmf_deploy.tasks.verify.
+    """The largest changes of decisions with which an exported model passes the gate (mdmf_deploy.tasks.verify).
 
     max_score_change: largest |change of score| of an image, in standard deviations of real scores.
     min_rank_correlation: Spearman's, between source and exported scores.
@@ -84,13 +91,20 @@ class GateLimits(_Frozen, frozen=True, kw_only=True):
 
 
 class BankPlan(_Frozen, frozen=True, kw_only=True):
-    """max_signatures: a larger bank is thinned to this many, evenly over its images; 0 keeps all."""
+    """The size of the bank.
+
+    max_signatures: a larger bank is thinned to this many, evenly over its images. 0 keeps all.
+    """
 
     max_signatures: int = 0
 
 
 class Split(_Frozen, frozen=True, kw_only=True):
-    """Fractions of the images, by content hash, so a file's part never changes; `held_out` generators are test only."""
+    """Fractions of the images in each part. The rest is for testing.
+
+    An image's part follows from its content hash, so it never changes.
+    held_out: generators whose images are used only for testing.
+    """
 
     train: float = 0.65
     validation: float = 0.15
@@ -102,9 +116,9 @@ class Split(_Frozen, frozen=True, kw_only=True):
 
 
 class Autoencoder(_Frozen, frozen=True, kw_only=True):
-    """One small autoencoder that makes aligned generated counterparts of real photographs.
+    """One small autoencoder, which makes aligned generated counterparts of real photographs.
 
-    factor: spatial reduction of its latent (2, 4, 8, ...).  upsampler: how its decoder grows back.
+    factor: spatial reduction of its latent (2, 4, 8, ...).  upsampler: how its decoder restores the size.
     """
 
     factor: int
@@ -123,9 +137,10 @@ class Autoencoder(_Frozen, frozen=True, kw_only=True):
 class Pairs(_Frozen, frozen=True, kw_only=True):
     """Aligned pairs (Rajan and Lee, ICLR 2025): real photographs and their reconstructions, treated alike.
 
-    share: fraction of each class of a batch that is pairs.
+    share: fraction of each class of a batch that consists of pairs.
     views: matched versions of every image (scale, JPEG quality), drawn the same way for both classes.
-    min_scale: views are shrunk by a factor drawn from [min_scale, 1]; jpeg_quality: drawn from this range.
+    min_scale: views are shrunk by a factor drawn from [min_scale, 1].
+    jpeg_quality: the range (low, high) that views' quality is drawn from.
     """
 
     autoencoders: tuple[Autoencoder, ...] = ()
@@ -145,13 +160,14 @@ class Pairs(_Frozen, frozen=True, kw_only=True):
 
 
 class Training(_Frozen, frozen=True, kw_only=True):
-    """How `mdmf train` fits the PFS head, the bandwidth and, if told to, the backbone.
+    """How `mdmf train` fits the PFS head, the bandwidth and, on request, the backbone.
 
-    objective: "image" (METHOD: per-image scores) or "pooled" (the paper's test power over pools of patches).
-    batch: images of each class a step.  regulariser: lambda in the objective's denominator.
-    patch_cross_entropy: weight of an auxiliary per-patch real/generated logistic loss on the backbone's tokens,
-        used only with the backbone; its classifier is thrown away after training.
-    average: decay of the exponential moving average of the weights, which is what is kept; 0 keeps the last weights.
+    objective: "image" (docs/method.md: per-image scores) or "pooled" (the paper's test power over pools of patches).
+    batch: images of each class per step.
+    regulariser: lambda in the objective's denominator.
+    patch_cross_entropy: weight of an auxiliary per-patch real/generated logistic loss on the backbone's tokens. Used
+        only when the backbone is trained. Its classifier is discarded after training.
+    average: decay of the exponential moving average of the weights, which training returns. 0 returns the last weights.
     """
 
     objective: Literal["image", "pooled"] = "image"
@@ -189,14 +205,14 @@ class Recipe(_Frozen, frozen=True, kw_only=True):
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package, sorted."""
+    """Return the names of the recipes in the package, sorted."""
     return sorted(path.stem for path in (room("export") / "recipes").glob("*.toml"))
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read a recipe by its name ("starter") or from a TOML file.
 
-    Raises RecipeError naming the file, the place and what was expected there.
+    Raises RecipeError naming the file, the place, and what was expected there.
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":
@@ -216,17 +232,14 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise RecipeError(f"recipe {path}: {error}") from error
 
 
-Part = Literal["train", "validation", "test"]
-
-
 def part_of(sha256: str, split: Split, generator: str | None = None) -> Part:
-    """The part of an image with this SHA-256 (hex); a held-out generator's images are all "test".
+    """Return the part of an image with this SHA-256 (hex). Images of held-out generators are all "test".
 
-    Copies of a file can never end up in two parts, on any machine, in any order.
+    The part depends on nothing else, so copies of a file always share it.
     """
     if generator is not None and generator in split.held_out:
         return "test"
-    # The first 52 bits, as a number in [0, 1): exact in a float64.
+    # The first 52 bits as a number in [0, 1), which a float64 holds exactly.
     position = int(sha256[:13], 16) / 16**13
     if position < split.train:
         return "train"

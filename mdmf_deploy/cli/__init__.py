@@ -1,4 +1,4 @@
-"""The command line, `mdmf`: one file a command; importing it imports nothing heavy."""
+"""The command line, `mdmf`: one file per command. Importing it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from mdmf_deploy.errors import MdmfError
+from mdmf_deploy.cli.console import log
+from mdmf_deploy.errors import MdmfError, install
 
-# In the order in which --help lists them: from checkpoint to verdicts, then what looks at them.
+# In the order of --help: from a checkpoint to verdicts, then commands that inspect and measure.
 COMMANDS = (
     "train",
     "export",
@@ -29,7 +30,7 @@ COMMANDS = (
     "doctor",
 )
 
-# Packages that come with an extra -> that extra.  Any other missing module is a bug.
+# Package -> the extra that installs it. Any other missing module is a bug.
 _EXTRAS = {
     "accelerate": "export",
     "cuda": "gpu",
@@ -47,12 +48,12 @@ _EXTRAS = {
 }
 
 _IO_ERROR = 2
-_BUG = 70  # EX_SOFTWARE: Python's own 1 would read as "a gate failed"
+_BUG = 70  # EX_SOFTWARE, because Python's own 1 would mean "a gate failed"
 _BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
 
 class _Group(TyperGroup):
-    """Lists commands in order; turns errors that a user can act on into one line on stderr and their exit code."""
+    """Commands in order. Turns an error that a user can act on into one line on stderr and its exit code."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [name for name in COMMANDS if name in self.commands]
@@ -68,19 +69,19 @@ class _Group(TyperGroup):
             package = (error.name or "").partition(".")[0]
             if package not in _EXTRAS:
                 raise
-            _fail(f"this needs {package}; run: pip install 'mdmf-deploy[{_EXTRAS[package]}]'", _IO_ERROR)
+            _fail(f"this needs {package}; run: {install(_EXTRAS[package])}", _IO_ERROR)
         except OSError as error:
             where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
             _fail(_with_notes(f"{where}{error.strerror or error}", error), _IO_ERROR)
 
 
 def _with_notes(text: str, error: Exception) -> str:
-    """With what was added on the error's way, such as where finished rows are."""
+    """Append the error's notes, for example where finished rows are."""
     return "; ".join([text, *getattr(error, "__notes__", ())])
 
 
 def _fail(text: str, exit_code: int) -> NoReturn:
-    typer.echo("mdmf: " + " ".join(text.splitlines()), err=True)
+    log(" ".join(text.splitlines()))
     raise typer.Exit(exit_code)
 
 
@@ -106,17 +107,17 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _mdmf(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """From a trained MDMF detector of AI-generated images to verdicts: bundles in, rows out.
+    """Deploy a trained MDMF detector of AI-generated images: bundles in, rows out.
 
     Example: mdmf detect photos/ -o verdicts.jsonl
     """
 
 
 def _register(name: str) -> None:
-    # Not bound in this module: that would hide the submodules of the same names.
+    # The functions are not bound in this module, because they would hide the submodules of the same names.
     module = importlib.import_module(f"{__name__}.{name}")
     if hasattr(module, "app"):
         app.add_typer(module.app, name=name)
@@ -129,23 +130,23 @@ for _name in COMMANDS:
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code (README.md lists them)."""
-    # Whoever needs threads makes its own; those of BLAS would only spin as they start, for 0.06 s of CPU each.
+    """Run the command line and exit with its exit code (docs/rows.md lists them)."""
+    # Code that needs threads starts its own. BLAS threads would only spin at start, for 0.06 s of CPU each.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Blocks of 16 MB that Pillow may keep for the next large image: new ones cost a quarter of decoding it.
+    # How many 16 MB blocks Pillow keeps for the next large image. Allocating them costs a quarter of decoding it.
     os.environ.setdefault("PILLOW_BLOCKS_MAX", "8")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # no name is worth a crash, whatever the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name must not crash a terminal's encoding
     try:
         try:
             app(prog_name="mdmf")
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more on its way out, and would complain.
+        # Python flushes once more at exit, and would complain about the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_BROKEN_PIPE)
     except Exception:
         traceback.print_exc()
-        print("mdmf: this is a bug; please report it with the lines above", file=sys.stderr)
+        log("this is a bug; please report it with the lines above")
         sys.exit(_BUG)

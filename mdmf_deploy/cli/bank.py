@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mdmf_deploy.cli._reals import destination, print_facts, print_json, progress, tell
+from mdmf_deploy.cli.console import log, log_duplicates, log_list, log_unreadable, print_facts, print_json, progress
+from mdmf_deploy.cli.options import AsJson, BundleArgument, OutputBundle, destination
 
-app = typer.Typer(no_args_is_help=True, help="Build, compress or look into a bundle's reference bank of real images.")
+app = typer.Typer(no_args_is_help=True, help="Build, compress or inspect a bundle's reference bank of real images.")
 
 
 @app.command()
 def build(
-    bundle: Annotated[str, typer.Argument(help="A .mdmf folder, or 'starter'.")],
+    bundle: BundleArgument,
     reals: Annotated[list[str], typer.Argument(help="Real images: folders, files, globs, @LIST, or - for stdin.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Bundle to write; by default the one given, in place.")
-    ] = None,
+    output: OutputBundle = None,
     max_signatures: Annotated[
         int | None,
         typer.Option(
-            min=0, show_default="8192", help="Thin the bank to this many, evenly over its images; 0 keeps all."
+            min=0, show_default="8192", help="Thin the bank to this many, evenly over its images. 0 keeps all."
         ),
     ] = None,
     points: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Instead, let this many points with optimal weights stand for all signatures, however many: the bank "
-            "is compressed while it is gathered, in the memory of a few blocks of it, and keeps a proof of how little "
-            "that changes.",
+            help="Instead, represent all signatures, however many, by this many points with optimal weights. The bank "
+            "is compressed while it is gathered, in the memory of a few blocks, and keeps a bound on the error.",
         ),
     ] = None,
     runtime: Annotated[str, typer.Option(help="Runtime that computes the signatures.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Replace the bundle's bank by signatures of these real images; the model stays as it is.
+    """Replace the bundle's bank with signatures of these real images. The model stays the same.
 
-    The bundle gets a new id, so its calibration and verification no longer hold and are dropped:
-    run `mdmf verify` and `mdmf calibrate` afterwards. Exit code 3 if some images were unreadable.
+    The bundle gets a new id, so its calibration and verification no longer hold and are dropped. Run `mdmf verify` and
+    `mdmf calibrate` afterwards. Exit code 3 if some images were unreadable.
 
     Example: mdmf bank build starter ~/photos -o mine.mdmf
     """
@@ -59,7 +56,7 @@ def build(
     inputs = expand(reals)
     engine = open_engine(runtime, old)
     try:
-        with progress(inputs.paths, "signing") as paths:
+        with progress(inputs.paths, "extracting", len(inputs.paths)) as paths:
             report = build_bank(old.manifest, engine, paths, max_signatures, points=points)
     finally:
         engine.close()
@@ -72,10 +69,10 @@ def build(
         )
         if there
     ]
-    tell([f"{error.uri} ({error.code}): {error.text}" for error in report.errors], "unreadable")
-    tell([f"{duplicate.uri} is {duplicate.kept}" for duplicate in report.duplicates], "duplicate, left out")
+    log_unreadable(report.errors)
+    log_duplicates(report.duplicates)
     if dropped:
-        tell([f"{', '.join(dropped)} held for the old bank; run `mdmf verify` and `mdmf calibrate`"], "dropped")
+        log(f"dropped: {', '.join(dropped)} held for the old bank; run `mdmf verify` and `mdmf calibrate`")
     facts = {
         "bundle": str(new.path),
         "bundle_id": new.bundle_id,
@@ -90,35 +87,32 @@ def build(
     if as_json:
         print_json({**facts, "duplicates": report.duplicates, "errors": report.errors, "dropped": dropped})
     else:
-        shown = {**facts, "duplicates": len(report.duplicates), "unreadable": len(report.errors)}
-        print_facts({name: "-" if value is None else value for name, value in shown.items()})
+        print_facts({**facts, "duplicates": len(report.duplicates), "unreadable": len(report.errors)})
     if report.errors:
         raise typer.Exit(3)
 
 
 @app.command()
 def compress(
-    bundle: Annotated[str, typer.Argument(help="A .mdmf folder, or 'starter'.")],
+    bundle: BundleArgument,
     points: Annotated[int | None, typer.Option(min=1, help="Signatures to keep.")] = None,
     max_error: Annotated[
         float | None,
         typer.Option(
-            help="Keep as few signatures as certify this: the most that any image's MMD may change, in standard "
-            "deviations of MMD over the calibration images. 0.005 is little."
+            help="Keep as few signatures as this error bound allows: the most that the MMD of any image may change, in "
+            "standard deviations of MMD over the calibration images. 0.005 is little."
         ),
     ] = None,
     candidates: Annotated[
-        int, typer.Option(min=1, help="Choose among at most this many of the bank's signatures; memory grows with it.")
+        int, typer.Option(min=1, help="Choose among at most this many of the bank's signatures. Memory grows with it.")
     ] = 32_768,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Bundle to write; by default the one given, in place.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    output: OutputBundle = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Replace the bank by few of its signatures with optimal weights, and a proof of how little that changes.
+    """Replace the bank with a few of its signatures, optimally weighted, and a bound on the error.
 
-    No image's MMD, seen or not, changes by more than the certificate, which the bundle keeps. Thresholds are carried
-    over by that much, so that false positive rates still hold; `mdmf calibrate` makes them exact again.
+    The MMD of no image, seen or unseen, changes by more than the error bound, which is kept in the bundle. Thresholds
+    are raised by the same amount, so false positive rates still hold. `mdmf calibrate` makes them exact again.
 
     Example: mdmf bank compress mine.mdmf --max-error 0.005 -o small.mdmf
     """
@@ -128,23 +122,22 @@ def compress(
     old = Bundle.open(bundle)
     target = destination(old, output)
     report = compress_bundle(old, target, points=points, max_error=max_error, candidates=candidates)
-    tell(report.warnings, "warning")
-    tell(report.notes, "note")
-    facts = report.facts
+    log_list("warning", report.warnings)
+    log_list("note", report.notes)
     if as_json:
-        print_json({**facts, "warnings": report.warnings, "notes": report.notes})
+        print_json({**report.facts, "warnings": report.warnings, "notes": report.notes})
     else:
-        print_facts({name: "-" if value is None else value for name, value in facts.items()})
+        print_facts(report.facts)
 
 
 @app.command()
 def inspect(
-    bundle: Annotated[str, typer.Argument(help="A .mdmf folder, or 'starter'.")] = "starter",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    bundle: BundleArgument = "starter",
+    as_json: AsJson = False,
 ) -> None:
-    """Show a bank's size and sources, whether its bandwidth fits, and images in it that look generated.
+    """Show a bank's size and sources, whether its bandwidth fits, and which of its images look generated.
 
-    Every image is scored against the rest of the bank; those far above the others are listed as outliers.
+    Every image is scored against the rest of the bank. Images that score far above the others are listed as outliers.
 
     Example: mdmf bank inspect starter --json
     """
@@ -155,7 +148,7 @@ def inspect(
     opened = Bundle.open(bundle)
     audit = audit_bank(opened.bank)
     size = opened.manifest.files[BANK].size
-    tell(audit.warnings, "warning")
+    log_list("warning", audit.warnings)
     if as_json:
         import msgspec
 
@@ -166,7 +159,7 @@ def inspect(
             "signatures": f"{audit.signatures} of width {audit.width}, {size / 1e6:.2f} MB",
             "images": audit.images,
             "bandwidth": f"{audit.sigma:g}",
-            "mean kernel value": "-" if audit.mean_kernel is None else f"{audit.mean_kernel:.4f}",
+            "mean kernel value": None if audit.mean_kernel is None else f"{audit.mean_kernel:.4f}",
             "self term": f"{audit.self_term:.6f}",
             "compression": _compression(audit.compression, audit.signatures),
         }

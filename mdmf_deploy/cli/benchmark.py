@@ -1,4 +1,4 @@
-"""`mdmf benchmark`."""
+"""`mdmf benchmark`: where the time goes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mdmf_deploy.cli.console import log, print_json
 from mdmf_deploy.tasks.benchmark import BATCH_SIZE
 
 
@@ -18,54 +19,56 @@ def benchmark(
     images: Annotated[
         list[str] | None,
         typer.Option(
-            help="Images to time on: a folder, file, glob or @LIST; may be repeated; 256 of more. If left out, "
-            "generated JPEGs of 0.5 and 12 megapixels, the smaller for the scenarios."
+            help="Images to time: a folder, file, glob or @LIST; may be repeated; 256 of more. By default generated "
+            "JPEGs of 0.5 and 12 megapixels, the smaller ones for the scenarios."
         ),
     ] = None,
     runtime: Annotated[
         str,
         typer.Option(
-            help="Runtimes to compare, with commas between; on a GPU with a build profile: tensorrt:latency,cuda."
+            help="Runtimes to compare, separated by commas, on a GPU with a build profile: tensorrt:latency,cuda."
         ),
     ] = "auto",
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Precisions to compare, as fp32,int8. Lower ones than a bundle's own are made here, but only from a "
-            "bundle exported with --precision fp32, which the starter is not."
+            help="Precisions to compare, such as fp32,int8. Precisions below a bundle's own are made here, but only "
+            "from a bundle exported with --precision fp32, which the starter is not."
         ),
     ] = None,
     scenario: Annotated[str, typer.Option(help="Scenarios to run.")] = "single-stream,offline,server",
     batch_size: Annotated[
-        int, typer.Option(help="Crops given to the runtime at once, as for mdmf detect.")
+        int, typer.Option(help="Most crops given to the runtime at once, as for mdmf detect.")
     ] = BATCH_SIZE,
-    seconds: Annotated[float, typer.Option(help="Time for each scenario and configuration.")] = 6.0,
+    seconds: Annotated[float, typer.Option(help="Seconds for each scenario and configuration.")] = 6.0,
     rate: Annotated[
-        float | None, typer.Option(help="Server: requests a second; by default the highest that keeps --p99-bound.")
+        float | None,
+        typer.Option(help="Server: requests per second; by default the most that keep --p99-bound."),
     ] = None,
-    p99_bound: Annotated[float, typer.Option(help="Server: milliseconds that 99% of requests must keep.")] = 100.0,
+    p99_bound: Annotated[
+        float, typer.Option(help="Server: milliseconds within which 99% of requests must end.")
+    ] = 100.0,
     batch_wait: Annotated[
         float, typer.Option(help="Server: milliseconds that a request waits for others to join its batch.")
     ] = 0.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="As for mdmf detect; by default one a core.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="As for mdmf detect; by default one per core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Also write the report here: .json, .csv or .html.")
     ] = None,
 ) -> None:
-    """Show where the milliseconds go: stages, latency, throughput, memory, start-up, and what speed does to verdicts.
+    """Measure stages, latency, throughput, memory, start-up, and what faster runtimes do to verdicts.
 
-    Several bundles, runtimes or precisions are timed by turns, and the verdicts of each are held against the first
-    one's. Figures from a busy machine say that they are noisy. Scenarios are named as MLPerf names them.
+    Several bundles, runtimes or precisions are timed in turn, and the verdicts of each are compared with those of the
+    first. Figures from a busy machine are marked as noisy. The names of scenarios are those of MLPerf.
 
     Example: mdmf benchmark mine.mdmf --images photos/ --precision fp32,int8 -o report.html
     """
     from mdmf_deploy.detection.outputs import replacing
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.tasks.benchmark.benchmark import run
-    from mdmf_deploy.tasks.benchmark.report import check_output, to_bytes
+    from mdmf_deploy.tasks.benchmark.report import check_output, lines, to_bytes
     from mdmf_deploy.tasks.benchmark.results import Settings
-    from mdmf_deploy.tasks.benchmark.text import lines
 
     if output is not None:
         check_output(output)
@@ -85,7 +88,7 @@ def benchmark(
         runtimes=_split(runtime),
         precisions=_split(precision or ""),
         images=paths,
-        log=_log,
+        log=_log_on_terminal,
     )
     if output is not None:
         with replacing(output) as scratch:
@@ -93,17 +96,17 @@ def benchmark(
     if not as_json:
         typer.echo("\n".join(lines(report)))
         return
-    sys.stdout.write(to_bytes(report, ".json").decode())
+    print_json(report)
     for warning in report.noise.warnings:
-        print(f"mdmf: warning: noisy: {warning}", file=sys.stderr)
+        log(f"warning: noisy: {warning}")
 
 
 def _split(text: str) -> list[str]:
-    """Without repetitions, in order."""
+    """Return the parts between commas in order, each once."""
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
-def _log(text: str) -> None:
-    """What is being measured, on a terminal's stderr: a line, for a bar that moves would take time from it."""
+def _log_on_terminal(text: str) -> None:
+    """Print what is being measured, if stderr is a terminal. A moving bar would take time from the measurement."""
     if sys.stderr.isatty():
-        print(f"mdmf: {text}", file=sys.stderr)
+        log(text)

@@ -1,38 +1,43 @@
-"""`mdmf build`."""
+"""`mdmf build`: engines for GPUs."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mdmf_deploy.cli.console import log, print_json
+from mdmf_deploy.cli.options import AsJson, BundleArgument
 
 if TYPE_CHECKING:
     from mdmf_deploy.runtime.building.plans import Plan
 
 
 def build(
-    bundle: Annotated[str, typer.Argument(help="A .mdmf folder, or 'starter'.")],
+    bundle: BundleArgument,
     flavour: Annotated[
-        str, typer.Option(help="tensorrt, for the GPU at hand, or rtx, for GeForce and RTX cards.")
+        str, typer.Option(help="tensorrt for the GPU in this machine, or rtx for GeForce and RTX cards.")
     ] = "tensorrt",
     profile: Annotated[
-        str, typer.Option(help="Which batches to build for: default, latency, throughput, or a .toml file.")
+        str, typer.Option(help="Batch sizes to build for: default, latency, throughput, or a .toml file.")
     ] = "default",
     compute_capability: Annotated[
         list[str] | None,
-        typer.Option(help="rtx: build for GPUs of this one, as 8.9, with no need of one here; may be repeated."),
+        typer.Option(
+            help="rtx: build for GPUs of this compute capability, such as 8.9, with no GPU here; may be repeated."
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build again, whatever is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build again, even if an engine exists.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Compile a bundle's model into an engine for a GPU, once; `--runtime tensorrt` and `rtx` then take it.
+    """Compile a bundle's model into an engine for a GPU, once, for `--runtime tensorrt` and `rtx`.
 
-    They build it themselves at first use; this does so beforehand. An engine is kept with everything it depends on: the
-    model, the library's version, the GPU, the profile, and how it was built. Where one of these has changed, or the
-    file is damaged, it is built again. Precision is the bundle's: export it in another one to change that.
+    These runtimes build the engine themselves at first use. This command does it beforehand. An engine is stored with
+    everything it depends on: the model, the library's version, the GPU, the profile, and how it was built. If one of
+    these has changed, or the file is damaged, it is built again. The precision is the bundle's. Export the bundle in
+    another precision to change it.
 
-    Use it with another profile than the default as `--runtime tensorrt:throughput`.
+    To use an engine built with another profile, name the profile: `--runtime tensorrt:throughput`.
 
     Example: mdmf build mine.mdmf --flavour rtx --compute-capability 8.9 --compute-capability 12.0
     """
@@ -55,7 +60,7 @@ def build(
 
         require_library(made_by)
         targets = dict.fromkeys(capability(text) for text in compute_capability)
-        plans = [obtain(opened, made_by, made_by.load(), chosen, one, "", _log, again=force) for one in targets]
+        plans = [obtain(opened, made_by, made_by.load(), chosen, one, "", log, again=force) for one in targets]
     else:
         from mdmf_deploy.hardware.gpu import probe
         from mdmf_deploy.runtime.building.obtain import load_plan
@@ -69,37 +74,28 @@ def build(
             raise RuntimeUnavailable(f"{error}; or give --compute-capability, which needs no GPU") from error
         gpu = probe()
         library = made_by.load()
-        order = opened, made_by, library, chosen, gpu.compute_capability, gpu.name, _log
+        order = opened, made_by, library, chosen, gpu.compute_capability, gpu.name, log
         if force:
             obtain(*order, again=True)
         plans = [load_plan(*order)[0]]
     if as_json:
-        _print_json(plans)
+        from msgspec import to_builtins
+
+        print_json({"engines": [{"path": str(plan.path), **to_builtins(plan.card)} for plan in plans]})
     else:
         typer.echo("\n".join(line for plan in plans for line in _lines(plan)))
-
-
-def _log(text: str) -> None:
-    print(f"mdmf: {text}", file=sys.stderr)
-
-
-def _print_json(plans: list[Plan]) -> None:
-    import msgspec
-
-    told = [{"path": str(plan.path), **msgspec.to_builtins(plan.card)} for plan in plans]
-    typer.echo(msgspec.json.format(msgspec.json.encode({"engines": told}), indent=2).decode())
 
 
 def _lines(plan: Plan) -> list[str]:
     card, key = plan.card, plan.card.key
     batch = key.profile["batch"]
-    told = {
+    facts = {
         "for": f"{key.gpu or 'any GPU'}, compute capability {key.compute_capability}, {key.library} {key.version}",
         "batches": f"{batch['min']} to {batch['max']}, fastest at {batch['opt']} (profile {card.profile})",
         "inputs": "; ".join(f"{one.name} {one.type} {list(one.shape)}" for one in card.inputs),
         "outputs": "; ".join(f"{one.name} {one.type} {list(one.shape)}" for one in card.outputs),
-        "layers": f"{card.layers}, of them fused attention: {card.fused_attention}" if card.layers else "not told",
+        "layers": f"{card.layers}, of them fused attention: {card.fused_attention}" if card.layers else "unknown",
         "built in": f"{card.build_seconds:.1f} s",
         "size": f"{card.size:,} bytes, sha256 {card.sha256}",
     }
-    return [str(plan.path), *(f"  {name:<9} {text}" for name, text in told.items())]
+    return [str(plan.path), *(f"  {name:<9} {text}" for name, text in facts.items())]

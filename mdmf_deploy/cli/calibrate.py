@@ -1,63 +1,63 @@
-"""`mdmf calibrate`."""
+"""`mdmf calibrate`: thresholds from real images."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mdmf_deploy.cli._reals import destination, print_json, progress, tell
+from mdmf_deploy.cli.console import log_duplicates, log_list, log_unreadable, print_json, progress
+from mdmf_deploy.cli.options import AsJson, BundleArgument, OutputBundle, destination
 
 
 def calibrate(
-    bundle: Annotated[str, typer.Argument(help="A .mdmf folder, or 'starter'.")],
+    bundle: BundleArgument,
     reals: Annotated[
         list[str], typer.Argument(help="Real images not in the bank: folders, files, globs, @LIST, or - for stdin.")
     ],
     fpr: Annotated[
-        list[float] | None, typer.Option(help="False positive rate; may be repeated, the first decides. Default 0.01.")
+        list[float] | None,
+        typer.Option(help="False positive rate; may be repeated, the first decides. Default 0.01."),
     ] = None,
     review: Annotated[
         float | None, typer.Option(help='p-values up to this are "uncertain"; by default 5 x fpr, at most 0.5.')
     ] = None,
     runtime: Annotated[str, typer.Option(help="Runtime that scores the images; it must have been verified.")] = "auto",
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Bundle to write; by default the one given, in place.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    output: OutputBundle = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Find thresholds from held-out real images alone, so that verdicts get p-values.
+    """Set thresholds from held-out real images alone, so that verdicts get p-values.
 
-    Images whose bytes are in the bank are left out. A threshold of null (infinity) means that there are too few
-    images for the rate asked. The interval holds the true false positive rate, at 95%.
+    Images whose bytes are in the bank are left out. A threshold of null (infinity) means that there are too few images
+    for the requested rate. The interval contains the true false positive rate with 95% confidence.
     Exit code 3 if some images were unreadable.
 
     Example: mdmf calibrate mine.mdmf ~/more-photos --fpr 0.01 --fpr 0.05
     """
-    from mdmf_deploy.bundle import conformal
     from mdmf_deploy.bundle.bundle import Bundle
+    from mdmf_deploy.bundle.calibration import fpr_interval
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.runtime import open_engine
-    from mdmf_deploy.tasks import calibrate as calibrating
+    from mdmf_deploy.tasks.calibrate import calibrate as run_calibration
+    from mdmf_deploy.tasks.calibrate import write_calibration
 
     opened = Bundle.open(bundle)
     target = destination(opened, output)
     inputs = expand(reals)
     engine = open_engine(runtime, opened)
     try:
-        with progress(inputs.paths, "scoring") as paths:
-            report = calibrating.calibrate(opened, engine, paths, fpr or [0.01], review)
+        with progress(inputs.paths, "scoring", len(inputs.paths)) as paths:
+            report = run_calibration(opened, engine, paths, fpr or [0.01], review)
     finally:
         engine.close()
     calibration = report.calibration
-    new = calibrating.write_calibration(opened, calibration, target)
-    tell([f"{error.uri} ({error.code}): {error.text}" for error in report.errors], "unreadable")
-    tell(report.in_bank, "in the bank, left out")
-    tell([f"{duplicate.uri} is {duplicate.kept}" for duplicate in report.duplicates], "duplicate, left out")
-    tell(report.warnings, "warning")
+    new = write_calibration(opened, calibration, target)
+    log_unreadable(report.errors)
+    log_list("in the bank, left out", report.in_bank)
+    log_duplicates(report.duplicates)
+    log_list("warning", report.warnings)
     n = len(calibration.scores)
-    intervals = [conformal.fpr_interval(n, entry.fpr) for entry in calibration.thresholds]
+    intervals = [fpr_interval(n, entry.fpr) for entry in calibration.thresholds]
     if as_json:
         print_json(
             {

@@ -1,29 +1,30 @@
-"""`mdmf doctor`."""
+"""`mdmf doctor`: the abilities of this machine."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
+
+from mdmf_deploy.cli.console import print_json
+from mdmf_deploy.cli.options import AsJson
 
 if TYPE_CHECKING:
     from mdmf_deploy.tasks.doctor import Diagnosis
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show what this machine can run, and the command that would enable the rest.
+def doctor(as_json: AsJson = False) -> None:
+    """Show what this machine can run, and the commands that would enable the rest.
 
-    Nothing is installed or changed. Exit code 1 if no runtime is usable.
+    It installs and changes nothing. Exit code 1 if no runtime can be used.
 
     Example: mdmf doctor --json
     """
-    import msgspec
-
     from mdmf_deploy.tasks.doctor import diagnose
 
     diagnosis = diagnose()
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(diagnosis), indent=2).decode())
+        print_json(diagnosis)
     else:
         typer.echo("\n".join(_lines(diagnosis)))
     if not diagnosis.can_run:

@@ -1,8 +1,7 @@
-"""`mdmf evaluate`."""
+"""`mdmf evaluate`: figures on images of known class."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from enum import StrEnum
@@ -11,17 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mdmf_deploy.cli.console import log, print_json, progress
+from mdmf_deploy.cli.options import AsJson
+
 if TYPE_CHECKING:
     from mdmf_deploy.detection.outputs import Scratch
     from mdmf_deploy.detection.rows import Row
-    from mdmf_deploy.tasks.evaluate.evaluate import Audit, Sample, Table
+    from mdmf_deploy.tasks.evaluate.evaluate import Audit, KnownImage, Table
     from mdmf_deploy.tasks.evaluate.metrics import Estimate
 
 _SHOWN = 3
 
 
-class Part(StrEnum):
-    """The parts of mdmf_deploy.bundle.recipe, as choices."""
+class SplitPart(StrEnum):
+    """The parts of a recipe's split, as choices."""
 
     test = "test"
     validation = "validation"
@@ -29,31 +31,31 @@ class Part(StrEnum):
 
 
 def evaluate(
-    dataset: Annotated[Path, typer.Argument(help="A folder with real/ and generated/<generator>/ in it.")],
-    bundle: Annotated[str, typer.Option(help="Bundle to judge: a .mdmf folder, or a name.")] = "starter",
-    runtime: Annotated[str, typer.Option(help="Runtime to judge it on.")] = "auto",
+    dataset: Annotated[Path, typer.Argument(help="A folder that contains real/ and generated/<generator>/.")],
+    bundle: Annotated[str, typer.Option(help="Bundle to evaluate: a .mdmf folder, or a name.")] = "starter",
+    runtime: Annotated[str, typer.Option(help="Runtime to evaluate it on.")] = "auto",
     split: Annotated[
-        str | None, typer.Option(help="Recipe (name or .toml) whose split tells apart what was trained on.")
+        str | None, typer.Option(help="Recipe (name or .toml) whose split says which images were trained on.")
     ] = None,
-    part: Annotated[Part, typer.Option(help="With --split: the part to judge.")] = Part.test,
+    part: Annotated[SplitPart, typer.Option(help="With --split: the part to evaluate.")] = SplitPart.test,
     condition: Annotated[
         list[str] | None,
         typer.Option(
-            help="Same change to every image first: jpeg:75, resize:0.5, both as resize:0.5,jpeg:75, or 'as is'. "
-            "May be repeated, for a table each; by default 'as is'."
+            help="Change every image in the same way first: jpeg:75, resize:0.5, both as resize:0.5,jpeg:75, or "
+            "'as is'. May be repeated, each for a table of its own; by default 'as is'."
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write every row to this .jsonl.")] = None,
     min_auroc: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Exit with 1 if a generator's AUROC is below this, or has none, in any table."),
+        typer.Option(min=0, max=1, help="Exit with 1 if a generator's AUROC is below this, or missing, in any table."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """AUROC, AP, ACC, TPR and FPR of a bundle on images whose class is known, per generator, worst first.
+    """Measure AUROC, AP, ACC, TPR and FPR of a bundle on images of known class, per generator, worst first.
 
-    Brackets hold 95% intervals. ACC, TPR and FPR are those of the bundle's own verdicts; AUROC, AP and ACC weigh real
-    and generated images equally. Images in the bundle's bank or calibration, and copies, are left out and counted.
+    Brackets hold 95% intervals. ACC, TPR and FPR come from the bundle's own verdicts. AUROC, AP and ACC weigh real and
+    generated images equally. Images in the bundle's bank or calibration, and copies, are left out and counted.
     Exit code 3 if some images were unreadable.
 
     Example: mdmf evaluate data/ --split starter --condition "as is" --condition jpeg:75
@@ -62,80 +64,71 @@ def evaluate(
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.outputs import replacing
     from mdmf_deploy.errors import GateFailed, UsageError
-    from mdmf_deploy.tasks.evaluate import evaluate as evaluating
-    from mdmf_deploy.tasks.evaluate.conditions import AS_IS, Condition
+    from mdmf_deploy.tasks.evaluate.evaluate import AS_IS, Condition, audit, find_images, judge, tabulate, unscored
 
     if output is not None and output.suffix != ".jsonl":
         raise UsageError(f"-o {output}: rows of an evaluation are written as .jsonl only")
     conditions = [Condition.parse(text) for text in condition or [AS_IS]]
-    if split is None and part is not Part.test:
+    if split is None and part is not SplitPart.test:
         raise UsageError(f"--part {part} needs --split, which says what the parts are")
     fractions = None if split is None else load_recipe(split).training.split
     tables = []
     with ExitStack() as stack:
         detector = stack.enter_context(Detector(bundle, runtime=runtime))
-        samples, audit = evaluating.audit(evaluating.find_samples(dataset), detector.bundle, fractions, part.value)
-        _tell(audit)
+        samples, audited = audit(find_images(dataset), detector.bundle, fractions, part.value)
+        _log_audit(audited)
         file = None if output is None else stack.enter_context(replacing(output))
         if detector.caveat:
-            typer.echo(f"mdmf: {detector.caveat}", err=True)
+            log(detector.caveat)
         for chosen in conditions:
-            judged = evaluating.judge(detector, samples, chosen)
-            watched = _watched(judged, len(samples), chosen.name, file)
-            tables.append(evaluating.tabulate(chosen.name, watched))
+            judged = judge(detector, samples, chosen)
+            tables.append(tabulate(chosen.name, _written(judged, len(samples), chosen.name, file)))
         bundle_id = detector.bundle.bundle_id
     if as_json:
-        import msgspec
-
-        report = {"bundle_id": bundle_id, "audit": audit, "tables": tables}
-        typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+        print_json({"bundle_id": bundle_id, "audit": audited, "tables": tables})
     else:
         typer.echo("\n\n".join("\n".join(_lines(table)) for table in tables))
     worst = min(table.worst_auroc for table in tables)
     if min_auroc is not None and worst < min_auroc:
         raise GateFailed(f"the worst AUROC is {worst:.4f}, below --min-auroc {min_auroc:g}")
-    unjudged = [*audit.left_out, *evaluating.unscored(samples, tables)]
+    unjudged = [*audited.left_out, *unscored(samples, tables)]
     if min_auroc is not None and unjudged:
         raise GateFailed(f"--min-auroc cannot be judged, for no image is left of: {', '.join(unjudged)}")
     if any(table.unreadable for table in tables):
         raise typer.Exit(3)
 
 
-def _watched(
-    judged: Iterable[tuple[Sample, Row]], total: int, condition: str, scratch: Scratch | None
-) -> Iterator[tuple[Sample, Row]]:
-    """The same pairs, each written to the file and counted on a terminal's stderr on its way."""
+def _written(
+    judged: Iterable[tuple[KnownImage, Row]], total: int, condition: str, scratch: Scratch | None
+) -> Iterator[tuple[KnownImage, Row]]:
+    """Pass the pairs on, write each one's row to the file, and show a bar."""
     import msgspec
-    from rich.console import Console
-    from rich.progress import track
 
     from mdmf_deploy.detection.rows import COLUMNS
 
-    console = Console(stderr=True)
-    for sample, row in track(
-        judged, condition, total, console=console, transient=True, disable=not sys.stderr.isatty()
-    ):
-        if scratch is not None:
-            line = {"condition": condition, "generator": sample.generator}
-            scratch.file.write(msgspec.json.encode(line | {name: getattr(row, name) for name in COLUMNS}) + b"\n")
-            scratch.rows += 1
-        yield sample, row
+    with progress(judged, condition, total) as pairs:
+        for sample, row in pairs:
+            if scratch is not None:
+                line = {"condition": condition, "generator": sample.generator}
+                scratch.file.write(msgspec.json.encode(line | {name: getattr(row, name) for name in COLUMNS}) + b"\n")
+                scratch.rows += 1
+            yield sample, row
 
 
-def _tell(audit: Audit) -> None:
-    said = {
+def _log_audit(audit: Audit) -> None:
+    left_out = {
         "in the bundle's bank": audit.in_bank,
         "in its calibration": audit.in_calibration,
         "copies of others": audit.copies,
     }
-    for what, uris in said.items():
+    for reason, uris in left_out.items():
         if uris:
             more = ", ..." if len(uris) > _SHOWN else ""
-            typer.echo(f"mdmf: left out, {what}: {len(uris)} ({', '.join(uris[:_SHOWN])}{more})", err=True)
+            log(f"left out, {reason}: {len(uris)} ({', '.join(uris[:_SHOWN])}{more})")
     if audit.left_out:
-        typer.echo(f"mdmf: warning: no image is left of: {', '.join(audit.left_out)}", err=True)
+        log(f"warning: no image is left of: {', '.join(audit.left_out)}")
     if audit.other_parts:
-        typer.echo(f"mdmf: left out, in other parts of the split: {audit.other_parts}", err=True)
+        log(f"left out, in other parts of the split: {audit.other_parts}")
 
 
 def _lines(table: Table) -> list[str]:

@@ -1,15 +1,15 @@
-"""`mdmf export`."""
+"""`mdmf export`: a checkpoint to a bundle, a bundle to a Triton repository."""
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdmf_deploy.cli._reals import print_facts, print_json, tell
+from mdmf_deploy.cli.console import log, log_unreadable, print_facts, print_json
+from mdmf_deploy.cli.options import AsJson
 from mdmf_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from mdmf_deploy.tasks.triton import Serving, Written
 
 
-class Precision(StrEnum):
+class ExportPrecision(StrEnum):
     auto = "auto"
     fp32 = "fp32"
     fp16 = "fp16"
     int8 = "int8"
 
 
-class Device(StrEnum):
+class TritonDevice(StrEnum):
     cpu = "cpu"
     gpu = "gpu"
 
 
-# What says how a checkpoint becomes a bundle, and what says how a bundle is served: parameter -> option.
+# Parameter -> option: those that turn a checkpoint into a bundle, and those that serve a bundle.
 _MAKING = {
     "reals": "--reals",
     "output": "-o",
@@ -58,35 +58,37 @@ def export(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Bundle to write, a .mdmf folder.")] = None,
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a .toml file.")] = "starter",
     precision: Annotated[
-        Precision,
-        typer.Option(help="auto: the recipe's, falling back to fp32 where it changes decisions. Else that or nothing."),
-    ] = Precision.auto,
+        ExportPrecision,
+        typer.Option(help="auto: the recipe's, or fp32 if that changes decisions. Others: this one, or no export."),
+    ] = ExportPrecision.auto,
     backbone_weights: Annotated[
-        Path | None, typer.Option(help="The backbone's own file, if the checkpoint is a PFS head trained elsewhere.")
+        Path | None,
+        typer.Option(help="The backbone's own file, if the checkpoint is a PFS head trained elsewhere."),
     ] = None,
     triton: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Model repository for Triton Inference Server to write.")
+        Path | None, typer.Option(metavar="DIR", help="Also write a model repository for Triton Inference Server here.")
     ] = None,
     triton_device: Annotated[
-        Device | None, typer.Option(help="Where Triton runs the models; by default the CPU, with a plan the GPU.")
+        TritonDevice | None,
+        typer.Option(help="Where Triton runs the models; by default the CPU, with a plan the GPU."),
     ] = None,
-    triton_batch: Annotated[int, typer.Option(min=1, help="Most crops that Triton takes at once.")] = 32,
+    triton_batch: Annotated[int, typer.Option(min=1, help="Most crops that Triton accepts at once.")] = 32,
     triton_plan: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TensorRT engine of the bundle's graph, to run instead of it.")
+        Path | None, typer.Option(metavar="FILE", help="TensorRT engine of the bundle's graph, to run in its place.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle or repository that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle or repository.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Turn a checkpoint into a bundle: ONNX graph, reference bank, and proof that decisions stay the same.
+    """Turn a checkpoint into a bundle: ONNX graph, reference bank, and a check that decisions stay the same.
 
-    A fifth of the real photographs (8 to 128) is held back from the bank; PyTorch and the exported model sign and
-    score those, and the recipe's limits say how much may change. int8 is made for CPUs, fp16 for GPUs; where int8
-    changes decisions, the layers that do it stay in fp32. Every installed runtime is verified on the result.
-    The bundle has no thresholds until `mdmf calibrate`. Exit code 1 if the limits are missed; nothing is written then.
+    A fifth of the real photographs (8 to 128) is held back from the bank. PyTorch and the exported model both score
+    them, and the recipe limits how much may change. int8 is meant for CPUs, fp16 for GPUs. If int8 changes decisions,
+    the layers responsible stay in fp32. Every installed runtime is verified on the result. The bundle has no thresholds
+    until `mdmf calibrate`. Exit code 1 if the limits are missed: nothing is written then.
 
     With --triton, also write a model repository that a stock Triton serves without this package: crops in, scores out,
-    and p-values where the bundle is calibrated and verified for what runs there. Of a bundle that is there already,
-    that is all that is written. DIR/README.md says how to start it and what to send.
+    and p-values if the bundle is calibrated and verified for the runtime there. Given a bundle instead of a checkpoint,
+    only the repository is written. DIR/README.md explains how to start it and what to send.
 
     Example: mdmf export run/checkpoint.safetensors --recipe starter --reals ~/photos -o starter.mdmf
 
@@ -95,7 +97,7 @@ def export(
     serving = _serving(context, triton, triton_device, triton_batch, triton_plan)
     if _is_bundle(source):
         if given := _given(context, _MAKING):
-            raise UsageError(f"{source} is a bundle already; {given} would make one of a checkpoint: leave that out")
+            raise UsageError(f"{source} is a bundle already; {given}: for a checkpoint only, leave that out")
         if triton is None:
             raise UsageError(f"{source} is a bundle already; give --triton DIR, or a checkpoint to export")
 
@@ -106,13 +108,31 @@ def export(
         if output is None or not reals:
             raise UsageError(f"{source}: exporting a checkpoint needs --reals PHOTOS and -o BUNDLE; give both")
         if triton_plan is not None:
-            raise UsageError(
-                f"{triton_plan}: no plan is of a bundle that is still to be made; export it, then --triton"
-            )
-        done = _export(source, reals, output, recipe, precision, backbone_weights, triton, force)
+            raise UsageError(f"{triton_plan}: a plan is made of a bundle; export the bundle first, then give --triton")
+        if output.exists() and not force:
+            raise UsageError(f"{output} exists; give --force to replace it, or another -o")
+
+        from mdmf_deploy.bundle.recipe import load_recipe
+        from mdmf_deploy.images.inputs import expand
+
+        loaded, photographs = load_recipe(recipe), expand(reals).paths
+        if triton is not None:
+            from mdmf_deploy.tasks.triton import check_repository, model_name
+
+            # Checked before an export, which may take hours.
+            check_repository(triton, output, force)
+            model_name(loaded.name)
+
+        from mdmf_deploy.tasks.export.export import export as export_checkpoint
+
+        done = export_checkpoint(Path(source), loaded, photographs, output, precision.value, log, backbone_weights)
         bundle = done.bundle
-        tell([f"{error.uri} ({error.code}): {error.text}" for error in done.bank.errors], "unreadable")
-    written = None if triton is None else _write(bundle, triton, serving, force)
+        log_unreadable(done.bank.errors)
+    written = None
+    if triton is not None:
+        from mdmf_deploy.tasks.triton import write_repository
+
+        written = write_repository(bundle, triton, serving, force)
     place = source if output is None else str(output)
     if as_json:
         print_json(_facts_of(bundle, place, done) | ({"triton": _facts_of_repository(written)} if written else {}))
@@ -130,13 +150,13 @@ def _is_bundle(source: str) -> bool:
 
 
 def _given(context: typer.Context, options: dict[str, str]) -> str:
-    """Those of these options that were given, in words; "" if none was."""
+    """Return the options of this table that were given, joined by "and". Return "" if none was."""
     origins = {option: context.get_parameter_source(name) for name, option in options.items()}
     return " and ".join(option for option, origin in origins.items() if origin and origin.name == "COMMANDLINE")
 
 
 def _serving(
-    context: typer.Context, triton: Path | None, device: Device | None, batch: int, plan: Path | None
+    context: typer.Context, triton: Path | None, device: TritonDevice | None, batch: int, plan: Path | None
 ) -> Serving | None:
     if triton is None:
         if given := _given(context, _SERVING):
@@ -145,44 +165,6 @@ def _serving(
     from mdmf_deploy.tasks.triton import Serving
 
     return Serving(device.value if device else "cpu" if plan is None else "gpu", batch, plan)
-
-
-def _export(
-    checkpoint: str,
-    reals: list[str],
-    output: Path,
-    recipe: str,
-    precision: Precision,
-    backbone_weights: Path | None,
-    triton: Path | None,
-    force: bool,
-) -> Exported:
-    from mdmf_deploy.bundle.recipe import load_recipe
-    from mdmf_deploy.images.inputs import expand
-
-    if output.exists() and not force:
-        raise UsageError(f"{output} exists; give --force to replace it, or another -o")
-    loaded = load_recipe(recipe)
-    inputs = expand(reals)
-    if triton is not None:
-        from mdmf_deploy.tasks.triton import check_repository, model_name
-
-        # Before what may take hours.
-        check_repository(triton, output, force)
-        model_name(loaded.name)
-
-    from mdmf_deploy.tasks.export.export import export as run
-
-    def log(text: str) -> None:
-        print(f"mdmf: {text}", file=sys.stderr)
-
-    return run(Path(checkpoint), loaded, inputs.paths, output, precision.value, log, backbone_weights)
-
-
-def _write(bundle: Bundle, triton: Path, serving: Serving | None, force: bool) -> Written:
-    from mdmf_deploy.tasks.triton import write_repository
-
-    return write_repository(bundle, triton, serving, force)
 
 
 def _facts_of(bundle: Bundle, place: str, done: Exported | None) -> dict[str, object]:
@@ -220,7 +202,7 @@ def _lines_of(bundle: Bundle, place: str, done: Exported | None) -> dict[str, ob
         "bank": f"{len(done.bank.bank.signatures)} signatures of {done.bank.images} images",
         "kept in fp32": ", ".join(manifest.model.kept) or "-",
         "verified on": f"{gates[0].images} images",
-        **{gate.runtime: _told(gate) for gate in gates},
+        **{gate.runtime: _gate_line(gate) for gate in gates},
         "next": f"mdmf calibrate {place} REAL_IMAGES",
     }
 
@@ -240,14 +222,14 @@ def _facts_of_repository(written: Written) -> dict[str, object]:
 def _lines_of_repository(written: Written, bundle: Bundle) -> dict[str, object]:
     return {
         "triton": f"{written.path}, {written.name} = {', '.join(written.models)}",
-        "signed by": f"{written.runtime} {bundle.manifest.model.precision}",
+        "extracted by": f"{written.runtime} {bundle.manifest.model.precision}",
         "checked": f"shares of scores differ by at most {written.rounding:.2g} from ours in ONNX Runtime",
         "p-values": f"none: {written.caveat}" if written.caveat else "yes, from the bundle's calibration",
         "see": written.path / "README.md",
     }
 
 
-def _told(gate: Verification) -> str:
+def _gate_line(gate: Verification) -> str:
     state = "passed" if gate.passed else f"failed: {'; '.join(gate.reasons)}"
     return (
         f"{state}; {gate.images_per_second or 0:.3g} images/s, score change at most {gate.max_score_change:.3g} of the "

@@ -1,38 +1,39 @@
-"""`mdmf inspect`."""
+"""`mdmf inspect`: the contents of a bundle."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from mdmf_deploy.cli.console import print_json
+from mdmf_deploy.cli.options import AsJson, BundleArgument
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
 
 
 def inspect(
-    bundle: Annotated[str, typer.Argument(help="A .mdmf folder, or 'starter'.")] = "starter",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    bundle: BundleArgument = "starter",
+    as_json: AsJson = False,
 ) -> None:
     """Show what is in a bundle: its model, bank, calibration, verification, provenance and files.
 
-    Every file is checked against its hash first; a bundle that is not whole is an error.
+    Every file is checked against its hash first. A damaged bundle is an error.
 
     Example: mdmf inspect starter --json
     """
-    import msgspec
-
     from mdmf_deploy.bundle.bundle import Bundle
 
     facts = describe(Bundle.open(bundle))
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode())
+        print_json(facts)
     else:
         typer.echo("\n".join(_lines(facts)))
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """Everything that `mdmf inspect --json` prints: the manifest, its ids, and the bank and calibration in brief."""
+    """Return the manifest, its ids, and summaries of the bank and the calibration, as `mdmf inspect --json` prints."""
     import msgspec
 
     bank, calibration = bundle.bank, bundle.calibration

@@ -1,4 +1,4 @@
-"""`mdmf train`."""
+"""`mdmf train`: images to a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ if TYPE_CHECKING:
 
 def train(
     real: Annotated[str, typer.Argument(help="Folder (or @LIST) of real photographs.")],
-    generated: Annotated[Path, typer.Argument(help="Folder with one sub-folder a generator.")],
+    generated: Annotated[Path, typer.Argument(help="Folder with one sub-folder per generator.")],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="The run's folder: checkpoint, state, history, caches.")
+        Path, typer.Option("-o", "--output", help="Folder of the run: checkpoint, state, history, caches.")
     ],
     recipe: Annotated[
         str | None, typer.Option(help="Recipe by name, or a .toml file; by default the backbone's, or starter.")
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Backbone, as dinov2_vitl14; in place of the recipe's, if one is given.")
+        str | None, typer.Option(help="Backbone, such as dinov2_vitl14, instead of the recipe's, if one is given.")
     ] = None,
     backbone_weights: Annotated[
         Path | None, typer.Option(help="Pretrained backbone in the official, Hugging Face or timm layout.")
     ] = None,
     download_backbone: Annotated[
-        bool, typer.Option("--download-backbone", help="Fetch the official weights, held to their pinned SHA-256.")
+        bool, typer.Option("--download-backbone", help="Download the official weights and check their pinned SHA-256.")
     ] = False,
     train_backbone: Annotated[
-        bool, typer.Option("--train-backbone", help="Train the backbone too; from scratch, if it has no weights.")
+        bool, typer.Option("--train-backbone", help="Train the backbone, too, from scratch if it has no weights.")
     ] = False,
-    objective: Annotated[str | None, typer.Option(help="image or pooled, in place of the recipe's.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps, in place of the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed, in place of the recipe's.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in the output folder.")] = False,
+    objective: Annotated[str | None, typer.Option(help="image or pooled, instead of the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps, instead of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, instead of the recipe's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the state in the output folder.")] = False,
     amp: Annotated[bool | None, typer.Option(help="Train in bfloat16; by default on a GPU only.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 200,
     validate_every: Annotated[int, typer.Option(min=1, help="Steps between validation AUROCs.")] = 200,
 ) -> None:
-    """Train the PFS head, the bandwidth and, if told to, the backbone, by test power.
+    """Train the PFS head, the bandwidth and, on request, the backbone, by test power.
 
     Example: mdmf train photos/ generated/ --backbone dinov2_vitl14 --backbone-weights dinov2_vitl14.pth -o runs/vitl14
     """
@@ -50,7 +50,7 @@ def train(
 
     changes: dict[str, object] = {"objective": objective, "steps": steps, "seed": seed}
     changes = {name: value for name, value in changes.items() if value is not None}
-    chosen = _changed(load_recipe(recipe or _default_recipe(backbone)), backbone, changes)
+    chosen = with_options(load_recipe(recipe or default_recipe(backbone)), backbone, changes)
     if download_backbone:
         if backbone_weights is not None:
             raise UsageError("--download-backbone and --backbone-weights exclude each other; give one of them")
@@ -65,9 +65,9 @@ def train(
     import torch
 
     from mdmf_deploy.tasks.train.loop import Cadence, processes
-    from mdmf_deploy.tasks.train.train import Plan, fit
+    from mdmf_deploy.tasks.train.train import TrainingRun, fit
 
-    plan = Plan(
+    run = TrainingRun(
         chosen,
         output,
         backbone_weights=backbone_weights,
@@ -77,19 +77,23 @@ def train(
         cadence=Cadence(validate=validate_every, save=save_every),
     )
     with _Progress(chosen.training.steps) as progress:
-        checkpoint = fit(plan, photographs, generators, log=progress.log, watch=progress.watch)
+        checkpoint = fit(run, photographs, generators, log=progress.log, watch=progress.watch)
     if processes().is_main_process:
         typer.echo(str(checkpoint))
 
 
-def _default_recipe(backbone: str | None) -> str:
-    """A backbone's own recipe, where there is one: the starter's head and rates would not suit it."""
+def default_recipe(backbone: str | None) -> str:
+    """Return the backbone's own recipe if there is one, since the starter's head and rates would not suit it."""
     from mdmf_deploy.bundle.recipe import recipe_names
 
     return backbone if backbone is not None and backbone in recipe_names() else "starter"
 
 
-def _changed(recipe: Recipe, backbone: str | None, training: dict[str, Any]) -> Recipe:
+def with_options(recipe: Recipe, backbone: str | None, training: dict[str, Any]) -> Recipe:
+    """Return the recipe with another backbone, if one is given, and with these changes to its training table.
+
+    Raises UsageError if a value is not valid.
+    """
     import msgspec
 
     from mdmf_deploy.bundle.recipe import Recipe
@@ -120,7 +124,7 @@ def _generators(folder: Path) -> dict[str, Path]:
 
 
 class _Progress:
-    """A bar on a terminal, plain lines elsewhere; all on stderr."""
+    """A bar on a terminal and plain lines elsewhere, both on stderr."""
 
     def __init__(self, steps: int) -> None:
         from rich.console import Console

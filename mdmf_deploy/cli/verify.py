@@ -1,15 +1,15 @@
-"""`mdmf verify`."""
+"""`mdmf verify`: a gate for each runtime."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdmf_deploy.cli._reals import destination, print_json
+from mdmf_deploy.cli.console import log, print_json
+from mdmf_deploy.cli.options import AsJson, BundleArgument, destination
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    bundle: Annotated[str, typer.Argument(help="A .mdmf folder, or 'starter'.")],
+    bundle: BundleArgument,
     images: Annotated[
         list[str] | None,
         typer.Argument(help="Real images, with --checkpoint: folders, files, globs, @LIST, or - for stdin."),
@@ -27,34 +27,34 @@ def verify(
         list[str] | None,
         typer.Option(help="Runtime to verify on this machine; may be repeated. all: every one that can be used here."),
     ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Run PyTorch on this checkpoint as the source, on IMAGES.")
-    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Compare with PyTorch on this checkpoint and IMAGES.")] = None,
     backbone_weights: Annotated[
         Path | None, typer.Option(help="The backbone's own file, if the bundle was exported with one.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="The checkpoint's recipe; by default the one the bundle names.")
+        str | None, typer.Option(help="The checkpoint's recipe; by default the one named in the bundle.")
     ] = None,
     record: Annotated[
         bool, typer.Option("--record/--no-record", help="Add the result to the bundle's manifest.")
     ] = True,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Record in a copy written here; by default in place.")
+        Path | None,
+        typer.Option("-o", "--output", help="Record the result in a copy here; by default in place."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Check on this machine that a runtime's verdicts are those of the model the bundle was made from.
+    """Check on this machine that a runtime gives the verdicts of the model the bundle was made from.
 
-    With the bundle alone, it compares what the source made of built-in probe images at export with what the runtime
-    makes of them here. With --checkpoint and images, PyTorch runs again as the source. Thresholds hold only for
-    runtimes that have passed, so the result is recorded in the bundle, or with -o in a copy. A record from a GPU counts
-    on GPUs of the same model alone. Exit code 1 if a limit is missed.
+    With only a bundle, it compares the runtime's results on built-in probe images with the source's results at export.
+    With --checkpoint and images, PyTorch runs again as the source. Thresholds hold only for runtimes that have passed,
+    so the result is recorded in the bundle, or in a copy with -o. A record from a GPU holds only for GPUs of the same
+    model. Exit code 1 if a limit is missed.
 
-    With `--runtime all`, a runtime that cannot open or run the model is told on stderr as not verified, the others go
-    on, and the exit code is 1.
+    With `--runtime all`, a runtime that cannot open or run the model is reported on stderr as not verified. The others
+    go on, and the exit code is 1.
 
-    Each runtime's speed is measured and recorded, too, by turns: `--runtime auto` takes the fastest that has passed.
+    The runtimes' speeds are also measured, in turn, and recorded: `--runtime auto` takes the fastest one that has
+    passed.
 
     Example: mdmf verify mine.mdmf --runtime all
     """
@@ -87,7 +87,7 @@ def verify(
         except (BundleError, UsageError) as error:
             if output is not None:
                 raise
-            print(f"mdmf: not recorded: {error}", file=sys.stderr)
+            log(f"not recorded: {error}")
     if as_json:
         print_json({"bundle": str(opened.path), "bundle_id": opened.bundle_id, "records": results})
     elif results:
@@ -100,15 +100,18 @@ def verify(
 
 
 def _engines(bundle: Bundle, asked: list[str], stack: contextlib.ExitStack) -> tuple[list[Engine], list[str]]:
-    """The engines asked for, and what is to be said of those that `all` takes in and that do not work."""
+    """Return the engines asked for, and a line on each one that `all` includes but that does not work.
+
+    The stack closes the engines. Raises the error of a runtime that was asked for by name.
+    """
     import numpy as np
 
-    from mdmf_deploy.errors import RuntimeUnavailable
+    from mdmf_deploy.errors import RuntimeUnavailable, install
     from mdmf_deploy.runtime import installed, open_engine
 
     found = installed() if "all" in asked else []
     if "all" in asked and not found:
-        raise RuntimeUnavailable("no runtime is installed; run: pip install 'mdmf-deploy[cpu]'")
+        raise RuntimeUnavailable(f"no runtime is installed; run: {install('cpu')}")
     engines, failed = [], []
     crop = bundle.manifest.preprocessing.crop
     for name in dict.fromkeys(name for given in asked for name in (found if given == "all" else [given])):
@@ -116,12 +119,12 @@ def _engines(bundle: Bundle, asked: list[str], stack: contextlib.ExitStack) -> t
             engine = open_engine(name, bundle)
             stack.callback(engine.close)
             engine(np.zeros((1, 3, crop, crop), np.float32))
-        # What runtimes raise shares no base.
+        # The errors of runtimes share no base class.
         except Exception as error:
             if name in asked:
                 raise
             failed.append(f"{name}: not verified, {' '.join(str(error).split())}")
-            print(f"mdmf: {failed[-1]}", file=sys.stderr)
+            log(failed[-1])
         else:
             engines.append(engine)
     return engines, failed
@@ -160,7 +163,7 @@ def _against_checkpoint(
     source = TorchEngine(load_source(checkpoint, load_recipe(recipe or made_of.recipe), backbone_weights))
     results, left_out = verify_images(bundle, engines, source, expand(images).paths)
     if left_out:
-        print(f"mdmf: {left_out} inputs unreadable or given twice, left out", file=sys.stderr)
+        log(f"{left_out} inputs unreadable or given twice, left out")
     return results
 
 

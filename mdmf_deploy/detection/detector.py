@@ -1,4 +1,4 @@
-"""The detector: a bundle, an engine that runs it, and the rows they give."""
+"""The detector: a bundle and an engine that runs it, from sources to rows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import numpy as np
 
 from mdmf_deploy.bundle.bundle import Bundle, hint
 from mdmf_deploy.bundle.calibration import Judgement
-from mdmf_deploy.detection.pipeline import Extraction, Source, extract_batches
-from mdmf_deploy.detection.prepare import Scored
+from mdmf_deploy.detection.feed import Extraction, ImageScore, Source
+from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, MdmfError, UsageError
 from mdmf_deploy.images.decode import ReadLimits
@@ -32,7 +32,7 @@ _WITHHELD = Judgement(None, None, "uncalibrated")
 
 
 class Detector:
-    """Scores images with one bundle on one runtime.
+    """Score images with one bundle on one runtime.
 
     >>> from mdmf_deploy import Detector
     >>> with Detector("starter") as detector:
@@ -40,15 +40,18 @@ class Detector:
     >>> row.uri, row.status, row.format, row.crop
     ('photo.jpg', 'ok', 'jpeg', 'center')
 
-    bundle: the name of one shipped in the package, or a .mdmf folder.  runtime: a name in
-    mdmf_deploy.runtime.ENGINES, or "auto".  threads: for decoding, for the engine and for the reduction, each; None for
-    every core.  batch_size: most crops given to the engine at once; rows depend on neither.  crops: most crops taken of
-    one image, whose patches are pooled into one score.  limits: what an image may cost.  reduction: "cpu", "cuda", or
-    "auto", which is cuda where the runtime leaves signatures of one crop an image on a GPU.
+    bundle: a .mdmf folder, or the name of a bundle shipped in the package.
+    runtime: a name in mdmf_deploy.runtime.ENGINES, or "auto".
+    threads: how many threads decoding, the engine and the reduction use, each. None means one per core.
+    batch_size: the most crops given to the engine at once. Rows depend on neither threads nor batch_size.
+    crops: the most crops taken of one image. Their patches are pooled into one score.
+    limits: the most bytes and pixels an image may have.
+    reduction: "cpu", "cuda" or "auto". "auto" means cuda if there is one crop per image and the runtime can leave the
+        signatures on a GPU.
     Raises BundleError if the bundle is missing or damaged, RuntimeUnavailable if the runtime or the reduction is.
 
-    Importing it forwards the warnings of Pillow's readers, in the whole process, through mdmf_deploy.images, which logs
-    those that come while it decodes and passes on all others as they were.
+    Importing this module routes the warnings of Pillow's readers through mdmf_deploy.images, in the whole process.
+    Warnings that come while it decodes are logged. All others pass through unchanged.
     """
 
     def __init__(
@@ -77,10 +80,10 @@ class Detector:
             raise
 
     def detect(self, sources: Source | Iterable[Source]) -> list[Row]:
-        """One row for every source, in order; one source alone gives a list of one.
+        """Return one row per source, in order. A single source gives a list of one row.
 
         sources: paths of image files, the bytes of such files, or RGB pixels, (H, W, 3) uint8, in any mixture.
-        What cannot be read gets a row with status "error" and an error_code (README.md lists them).
+        An unreadable source gets a row with status "error" and an error_code (docs/rows.md lists the codes).
 
         >>> import numpy as np
         >>> from pathlib import Path
@@ -99,10 +102,10 @@ class Detector:
         return list(self.stream(sources))
 
     def stream(self, sources: Iterable[Source]) -> Generator[Row, None, None]:
-        """As detect, row by row: sources are taken as they are needed, so there may be any number of them.
+        """Yield the rows of `detect` one by one. Sources are taken as they are needed, so there may be any number.
 
-        They are iterated in another thread; a row waits for later sources no longer than 0.2 s. Close the generator
-        if you stop early, before the detector is closed.
+        They are iterated in another thread. A row waits for later sources at most 0.2 s. If you stop early, close the
+        generator before the detector.
 
         >>> with Detector("starter") as detector:
         ...     for row in detector.stream(["photo.jpg", "nowhere.jpg"]):
@@ -129,17 +132,17 @@ class Detector:
 
     @property
     def engine(self) -> Engine:
-        """What signs crops; the detector closes it."""
+        """The engine that extracts signatures. The detector closes it."""
         return self._engine
 
     @property
     def reduction(self) -> Reduction:
-        """What scores signatures against the bundle's bank."""
+        """The reduction that scores signatures against the bundle's bank."""
         return self._reduction
 
     @property
     def caveat(self) -> str | None:
-        """Why verdicts are withheld here, or cannot be "generated", and what to run; None if neither is so."""
+        """The reason why verdicts are withheld or never "generated", and the command to run. None if all is well."""
         name, precision = self._engine.name, self._engine.precision
         if not self.bundle.covers(name, precision):
             return (
@@ -161,17 +164,17 @@ class Detector:
         return None
 
     def close(self) -> None:
-        """Free the engine and what the reduction holds; the detector cannot be used afterwards."""
+        """Free the engine and the reduction's memory. The detector cannot be used afterwards."""
         self._held.close()
 
     def _reduce_by(self, name: str) -> tuple[Reduction, Fused | None]:
-        """The reduction of that name; with the engine in one, where signatures can stay on the GPU."""
+        """Return the reduction, and the engine fused with it if signatures can stay on the GPU."""
         if name not in ("auto", "cpu", "cuda"):
             raise UsageError(f"reduction {name!r} is not known; choose auto, cpu or cuda")
         engine = self._engine if stays_on_device(self._engine) and self._crops == 1 else None
         if name == "cpu" or (name == "auto" and engine is None):
             return CpuReduction(self._threads), None
-        # Here, since what only a GPU needs is not to slow the start of everything else.
+        # Imported late: modules that only a GPU needs must not slow down every other start.
         from mdmf_deploy.detection.on_gpu import Fused
         from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 
@@ -199,35 +202,38 @@ class Detector:
     def _rows(self, batches: Generator[list[Extraction], None, None]) -> Generator[Row, None, None]:
         with closing(batches):
             for batch in batches:
-                scored = self._scored(batch)
-                for n, extracted in enumerate(batch):
-                    yield self._row(extracted, scored[n]) if n in scored else self._unscored(extracted, extracted.error)
+                scores = self._scores(batch)
+                for n, extraction in enumerate(batch):
+                    if n in scores:
+                        yield self._row(extraction, scores[n])
+                    else:
+                        yield self._error_row(extraction, extraction.error)
 
-    def _scored(self, batch: list[Extraction]) -> dict[int, Scored]:
-        """Place in the batch -> what it scored; images with as many patches share one reduction."""
-        scored = {n: extracted.scored() for n, extracted in enumerate(batch) if extracted.scored is not None}
+    def _scores(self, batch: list[Extraction]) -> dict[int, ImageScore]:
+        """Return the scores by place in the batch. Images with equally many patches share one reduction."""
+        scores = {n: extraction.gpu_score() for n, extraction in enumerate(batch) if extraction.gpu_score is not None}
         alike: dict[int, list[int]] = {}
-        for n, extracted in enumerate(batch):
-            if extracted.signatures is not None:
-                alike.setdefault(len(extracted.signatures), []).append(n)
+        for n, extraction in enumerate(batch):
+            if extraction.signatures is not None:
+                alike.setdefault(len(extraction.signatures), []).append(n)
         for places in alike.values():
             start = time.perf_counter()
-            scores = self._reduction(np.stack([batch[n].signatures for n in places]), self._bank)  # type: ignore[misc]
+            reduced = self._reduction(np.stack([batch[n].signatures for n in places]), self._bank)  # type: ignore[misc]
             ms_mmd = 1e3 * (time.perf_counter() - start) / len(places)
-            for n, score, contributions in zip(places, scores.mmd2, scores.contributions, strict=True):
-                scored[n] = Scored(float(score), contributions.tolist(), batch[n].ms_engine, ms_mmd)
-        return scored
+            for n, score, contributions in zip(places, reduced.mmd2, reduced.contributions, strict=True):
+                scores[n] = ImageScore(float(score), contributions.tolist(), batch[n].ms_engine, ms_mmd)
+        return scores
 
-    def _row(self, extracted: Extraction, scored: Scored) -> Row:
+    def _row(self, extraction: Extraction, scored: ImageScore) -> Row:
         engine, score = self._engine, scored.score
-        extracted = replace(extracted, ms_engine=scored.ms_engine)
+        extraction = replace(extraction, ms_engine=scored.ms_engine)
         if not math.isfinite(score):
             text = f"its score on {engine.name} is {score}; run `mdmf verify`, which says whether that may be used"
-            return self._unscored(extracted, ImageError("not_finite", text))
-        judgement = self._judge(score, extracted.crop or "")
+            return self._error_row(extraction, ImageError("not_finite", text))
+        judgement = self._judge(score, extraction.crop or "")
         return Row(
-            uri=extracted.uri,
-            sha256=extracted.sha256,
+            uri=extraction.uri,
+            sha256=extraction.sha256,
             score=score,
             p_value=judgement.p_value,
             verdict=judgement.verdict,
@@ -235,40 +241,40 @@ class Detector:
             bundle_id=self._bundle_id,
             runtime=engine.name,
             precision=engine.precision,
-            width=extracted.width,
-            height=extracted.height,
-            format=extracted.format,
-            crop=extracted.crop,
-            ms_decode=_ms_prepared(extracted),
-            ms_engine=extracted.ms_engine,
+            width=extraction.width,
+            height=extraction.height,
+            format=extraction.format,
+            crop=extraction.crop,
+            ms_decode=_ms_prepared(extraction),
+            ms_engine=extraction.ms_engine,
             ms_mmd=scored.ms_mmd,
             contributions=tuple(scored.contributions),
         )
 
-    def _unscored(self, extracted: Extraction, error: ImageError | None) -> Row:
+    def _error_row(self, extraction: Extraction, error: ImageError | None) -> Row:
         return Row(
-            uri=extracted.uri,
-            sha256=extracted.sha256 or None,
+            uri=extraction.uri,
+            sha256=extraction.sha256 or None,
             status="error",
             error_code=error.code if error else None,
             error=str(error) if error else None,
             bundle_id=self._bundle_id,
             runtime=self._engine.name,
             precision=self._engine.precision,
-            width=extracted.width,
-            height=extracted.height,
-            format=extracted.format,
-            crop=extracted.crop,
-            ms_decode=_ms_prepared(extracted),
-            ms_engine=extracted.ms_engine,
+            width=extraction.width,
+            height=extraction.height,
+            format=extraction.format,
+            crop=extraction.crop,
+            ms_decode=_ms_prepared(extraction),
+            ms_engine=extraction.ms_engine,
         )
 
     def _judge(self, score: float, crop: str) -> Judgement:
-        # More patches lower a biased MMD's diagonal, 1/N: thresholds were found with one crop and hold for one.
+        # More patches lower the diagonal of a biased MMD, 1/N. Thresholds were found with one crop and hold for one.
         if self._calibration is None or crop.startswith("center+"):
             return _WITHHELD
         return self._calibration.judge(score, self._engine.name, self._engine.precision)
 
 
-def _ms_prepared(extracted: Extraction) -> float:
-    return sum(ms for ms in (extracted.ms_read, extracted.ms_decode, extracted.ms_crop) if ms is not None)
+def _ms_prepared(extraction: Extraction) -> float:
+    return sum(ms for ms in (extraction.ms_read, extraction.ms_decode, extraction.ms_crop) if ms is not None)

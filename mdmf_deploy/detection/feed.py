@@ -1,35 +1,139 @@
-"""Sources -> prepared sources: threads work ahead of whoever takes them, in order, but only so far ahead."""
+"""Sources to model input: each one is read, decoded, cropped and normalised, by threads that work ahead, in order."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
-from mdmf_deploy.detection.prepare import Prepared, Source
-from mdmf_deploy.errors import UsageError
+import numpy as np
+from numpy.typing import NDArray
 
-GLANCE = 1.0  # seconds between two looks at whether a wait still makes sense
-_PATIENCE = 1.0  # seconds that closing waits for an iterable that is itself waiting
+from mdmf_deploy.bundle.recipe import Preprocessing
+from mdmf_deploy.errors import ImageError, UsageError
+from mdmf_deploy.images import decode
+from mdmf_deploy.images.crops import boxes, normalise, squares
+from mdmf_deploy.images.inputs import uri
+
+Source = str | Path | bytes | NDArray[np.uint8]
+"""The path of an image file, the bytes of one, or its pixels, (H, W, 3) RGB."""
+
+CHECK_INTERVAL = 1.0
+"""Seconds a thread waits before it checks that the main thread is still alive."""
+
+_CLOSE_TIMEOUT = 1.0  # seconds that close() waits for an iterable that is itself waiting
 
 
-def check_main_thread() -> None:
-    """For threads that wait without end, as a program cannot exit before they do.
+class ImageScore(NamedTuple):
+    """One image's score, its patches' contributions, and its share of a batch's milliseconds."""
 
-    Raises UsageError once the main thread has ended.
+    score: float
+    contributions: list[float]
+    ms_engine: float | None
+    ms_mmd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """The result for one source: its signatures or its error, and the facts a row needs.
+
+    uri: a path as mdmf_deploy.images.inputs.uri writes it. Otherwise "bytes:<n>" or "array:<n>" for source n, from 0.
+    sha256: hash of the file's bytes, or of an array's shape and pixels. "" if nothing could be read.
+    signatures: (N, d), the patches of all crops in order. None if there is an error or a GPU keeps them.
+    width, height, format, crop: as in mdmf_deploy.detection.rows.Row. None if they are not known.
+    ms_read: milliseconds to read and hash.
+    ms_decode: milliseconds from bytes to pixels.
+    ms_crop: milliseconds from pixels to model input.
+    ms_engine: this image's even share of its batch's time. Each time is None if its stage was not reached.
+    gpu_score: waits for the score of an image whose signatures stay on a GPU. None for all others.
     """
-    if not threading.main_thread().is_alive():
-        raise UsageError("the main thread has ended before this stream; let it wait for whoever reads the stream")
+
+    uri: str
+    sha256: str
+    error: ImageError | None = None
+    signatures: NDArray[np.float32] | None = None
+    width: int | None = None
+    height: int | None = None
+    format: str | None = None
+    crop: str | None = None
+    ms_read: float | None = None
+    ms_decode: float | None = None
+    ms_crop: float | None = None
+    ms_engine: float | None = None
+    gpu_score: Callable[[], ImageScore] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A source ready for the engine.
+
+    extraction: its facts so far, without signatures.
+    tensor: model input, (n, 3, S, S). None if the extraction holds an error.
+    """
+
+    extraction: Extraction
+    tensor: NDArray[np.float32] | None
+
+    @property
+    def crops(self) -> int:
+        return 0 if self.tensor is None else len(self.tensor)
+
+
+def prepare(n: int, source: Source, preprocessing: Preprocessing, crops: int, limits: decode.ReadLimits) -> Prepared:
+    """Read, decode, crop and normalise source number n on the calling thread.
+
+    Takes at most `crops` crops. An unreadable source gives an extraction with an error.
+    Raises UsageError for a source of another type.
+    """
+    clock = _Clock()
+    name, sha256 = _name(n, source), ""
+    ms_read: float | None = None
+    place = partial(boxes, size=preprocessing.crop, count=crops)
+    try:
+        if isinstance(source, np.ndarray):
+            _check_array(source, name)
+            sha256 = hashlib.sha256(repr(source.shape).encode() + source.tobytes()).hexdigest()
+            ms_read = clock.lap()
+            image = _cut(source, place(*source.shape[:2]))
+        else:
+            data = source if isinstance(source, bytes) else decode.read(source, limits)
+            sha256 = hashlib.sha256(data).hexdigest()
+            ms_read = clock.lap()
+            image = decode.decode_boxes(data, place, limits)
+    except ImageError as error:
+        if ms_read is None:
+            return Prepared(Extraction(name, sha256, error, ms_read=clock.lap()), None)
+        return Prepared(Extraction(name, sha256, error, ms_read=ms_read, ms_decode=clock.lap()), None)
+    ms_decode = clock.lap()
+    crop = squares(image.boxes, preprocessing.crop)
+    tensor = normalise(crop.pixels, preprocessing)
+    extraction = Extraction(
+        name,
+        sha256,
+        width=image.width,
+        height=image.height,
+        format=image.format,
+        crop=crop.kind,
+        ms_read=ms_read,
+        ms_decode=ms_decode,
+        ms_crop=clock.lap(),
+    )
+    return Prepared(extraction, tensor)
 
 
 class Feed:
-    """Gives one Prepared for every source, in order.
+    """Yield one Prepared per source, in order.
 
-    The sources are iterated in a thread of their own, so that one that comes late holds up none that came before it,
-    and prepared in `workers` others. ahead: most sources that are taken before they are asked for.
+    One thread iterates the sources, so that a late source does not delay the ones before it. `workers` more threads
+    call `prepare` on them. ahead: how many sources are taken before they are asked for, at most.
     """
 
     def __init__(
@@ -49,52 +153,54 @@ class Feed:
         self._thread.start()
 
     def peek(self, timeout: float | None = None) -> Prepared | None:
-        """The next one; None after the last.
+        """Return the next prepared source without removing it, or None after the last.
 
-        Raises TimeoutError if it is not ready in time, UsageError if the main thread has ended, else a source's error.
+        Raises TimeoutError if it is not ready in time, UsageError if the main thread has ended, or the error that
+        the sources raised.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         if self._head is None:
             self._head = self._next(deadline)
         if self._head is None:
-            self._queue.put(None)  # for whoever asks again
+            self._queue.put(None)  # so that the next peek sees the end, too
             return None
         return self._head.result(None if timeout is None else max(0.0, deadline - time.monotonic()))
 
     def pop(self) -> None:
-        """Let go of the one last seen, and so make room for another."""
+        """Remove the source that was last peeked at, and make room for another."""
         self._head = None
         self._room.release()
 
     def close(self) -> None:
-        """Take no more sources, drop those that wait, finish those in work, end the threads; whoever peeks sees an end.
+        """Stop taking sources and end the threads. A later peek returns None.
 
-        Of an iterable that is waiting for its own next source the thread is left behind; it ends once that comes.
+        Sources in work are finished and waiting ones are dropped. If the iterable is itself waiting for its next
+        source, its thread is left behind and ends once that source comes.
         """
         self._closed = True
         self._room.release()
         self._queue.put(None)
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._thread.is_alive():
-            self._thread.join(_PATIENCE)
+            self._thread.join(_CLOSE_TIMEOUT)
 
     def _next(self, deadline: float) -> Future[Prepared] | None:
         while True:
             left = max(0.0, deadline - time.monotonic())
             try:
-                return self._queue.get(timeout=min(left, GLANCE))
+                return self._queue.get(timeout=min(left, CHECK_INTERVAL))
             except Empty:
-                if left <= GLANCE:
+                if left <= CHECK_INTERVAL:
                     raise TimeoutError from None
                 check_main_thread()
 
-    def _submitted(self, n: int, source: Source) -> Future[Prepared]:
+    def _submit(self, n: int, source: Source) -> Future[Prepared]:
         try:
             return self._pool.submit(self._prepare, n, source)
         except RuntimeError:
             if not self._closed:
-                # Pools take no more once the interpreter is ending, just before the main thread counts as ended.
-                threading.main_thread().join(GLANCE)
+                # Pools refuse work once the interpreter is ending, just before the main thread counts as ended.
+                threading.main_thread().join(CHECK_INTERVAL)
                 check_main_thread()
             raise
 
@@ -108,10 +214,53 @@ class Feed:
                 pair = next(numbered, None)
                 if pair is None or self._closed:
                     return
-                self._queue.put(self._submitted(*pair))
+                self._queue.put(self._submit(*pair))
         except BaseException as error:
             failed: Future[Prepared] = Future()
             failed.set_exception(error)
             self._queue.put(failed)
         finally:
             self._queue.put(None)
+
+
+def check_main_thread() -> None:
+    """Raise UsageError if the main thread has ended.
+
+    A program cannot exit before its threads do, so threads that wait without a limit call this.
+    """
+    if not threading.main_thread().is_alive():
+        raise UsageError("the main thread has ended before this stream; let it wait for whoever reads the stream")
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Return the milliseconds since the last lap."""
+        last, self._last = self._last, time.perf_counter()
+        return 1e3 * (self._last - last)
+
+
+def _name(n: int, source: Source) -> str:
+    if isinstance(source, str | Path):
+        return uri(source)
+    if isinstance(source, bytes):
+        return f"bytes:{n}"
+    if isinstance(source, np.ndarray):
+        return f"array:{n}"
+    raise UsageError(f"source {n} is a {type(source).__name__}; give a path, bytes, or an (H, W, 3) uint8 array")
+
+
+def _check_array(pixels: NDArray[np.uint8], name: str) -> None:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ImageError(
+            "unsupported_mode", f"{name} is {pixels.dtype} of shape {pixels.shape}; expected (H, W, 3) uint8, RGB"
+        )
+    if pixels.size == 0:
+        raise ImageError("empty", f"{name} has shape {pixels.shape}: it holds no pixels")
+
+
+def _cut(pixels: NDArray[np.uint8], placed: list[tuple[int, int, int, int]]) -> decode.DecodedBoxes:
+    parts = tuple(pixels[top:bottom, left:right] for left, top, right, bottom in placed)
+    return decode.DecodedBoxes(parts, pixels.shape[1], pixels.shape[0], "array")

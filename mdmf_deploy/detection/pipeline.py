@@ -1,10 +1,11 @@
-"""Sources -> signatures: decoding, the engine, and whoever takes the results work at the same time, in order.
+"""Sources to signatures, in order: decoding, the engine and the caller work at the same time.
 
     mdmf-sources --> mdmf-decode (several) --> mdmf-engine --> the caller
     iterates         read, decode, crop        batches         reduction, rows
 
-Memory does not grow with the number of sources: of prepared ones as many wait as fill two batches if each has all its
-crops, or one a decoding thread if that is more, and one batch is with the engine; of batches of signatures two wait.
+Memory does not grow with the number of sources. At most two batches of signatures wait for the caller and one batch is
+with the engine. The prepared sources that wait would fill two batches if each had all its crops. There is always room
+for one per decoding thread.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mdmf_deploy.bundle.recipe import Preprocessing
-from mdmf_deploy.detection.feed import GLANCE, Feed, check_main_thread
-from mdmf_deploy.detection.prepare import Extraction, Prepared, Source, prepare
+from mdmf_deploy.detection.feed import CHECK_INTERVAL, Extraction, Feed, Prepared, Source, check_main_thread, prepare
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.decode import ReadLimits
@@ -31,8 +31,6 @@ from mdmf_deploy.runtime import Engine
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.on_gpu import Fused
-
-__all__ = ["Extraction", "Source", "extract", "extract_batches"]
 
 ExtractBatch = Callable[[list[Prepared]], list[Extraction]]
 
@@ -48,14 +46,15 @@ def extract(
     limits: ReadLimits | None = None,
     max_wait: float = 0.2,
 ) -> Generator[Extraction, None, None]:
-    """One Signed for every source, in order; an unreadable one costs its own Signed only.
+    """Yield one Extraction per source, in order. An unreadable source costs no other one.
 
-    batch_size: most crops that the engine is given at once.  crops: most that are taken of one image.
-    workers: decoding threads, None for one a core (at most 8).
-    max_wait: seconds after which a batch goes to the engine though it is not full, counted from its first image.
-    Sources are iterated in another thread, the engine is called in a third; all of them have ended when the iterator
-    has, also after an error or `close` (but for an iterable that never comes back: Feed.close).
-    Raises UsageError for a source of another type, or a count below 1. An error of the engine's is raised as it is.
+    batch_size: the most crops given to the engine at once.
+    crops: the most crops taken of one image.
+    workers: decoding threads. None means one per core, at most 8.
+    max_wait: seconds after its first image at which a batch goes to the engine, full or not.
+    The sources are iterated in one thread and the engine is called in another. All threads end with the iterator, also
+    after an error or `close`. The exception is an iterable that never comes back (see Feed.close).
+    Raises UsageError for a source of another type or a count below 1. Errors of the engine pass through.
     """
     batches = extract_batches(
         sources,
@@ -82,9 +81,10 @@ def extract_batches(
     max_wait: float = 0.2,
     fused: Fused | None = None,
 ) -> Generator[list[Extraction], None, None]:
-    """As `sign`, batch by batch.
+    """Yield the extractions of `extract` batch by batch.
 
-    fused: signs and scores batches of one crop an image in the engine's place; whoever takes a batch asks for scores.
+    fused: extracts and scores in place of the engine if crops is 1. The caller then asks each Extraction for its
+    gpu_score.
     """
     workers = min(8, cores()) if workers is None else workers
     for name, count in (("batch_size", batch_size), ("crops", crops), ("workers", workers)):
@@ -92,10 +92,10 @@ def extract_batches(
             raise UsageError(f"{name} must be at least 1, got {count}")
     ready = partial(prepare, preprocessing=preprocessing, crops=crops, limits=limits or ReadLimits())
     ahead = max(workers, 2 * batch_size // crops)
-    extract_batch = partial(_extracted, engine=engine, batch_size=batch_size)
+    extract_batch = partial(_extract, engine=engine, batch_size=batch_size)
     if fused is not None and crops == 1:
-        extract_batch = partial(_scored, fused=fused)
-    return _running(Feed(sources, ready, workers, ahead), extract_batch, batch_size, max_wait)
+        extract_batch = partial(_extract_and_score, fused=fused)
+    return _run(Feed(sources, ready, workers, ahead), extract_batch, batch_size, max_wait)
 
 
 def _flat(batches: Generator[list[Extraction], None, None]) -> Generator[Extraction, None, None]:
@@ -104,28 +104,29 @@ def _flat(batches: Generator[list[Extraction], None, None]) -> Generator[Extract
             yield from batch
 
 
-def _running(
+def _run(
     feed: Feed, extract_batch: ExtractBatch, batch_size: int, max_wait: float
 ) -> Generator[list[Extraction], None, None]:
-    running = _EngineThread(feed, extract_batch, batch_size, max_wait)
+    thread = _EngineThread(feed, extract_batch, batch_size, max_wait)
     try:
-        running.start()  # here, since an interrupt may come while threads start
-        while (result := running.next()) is not None:
+        thread.start()  # inside the try, because an interrupt may come while threads start
+        while (result := thread.next()) is not None:
             yield result
     finally:
-        # Also on an interrupt, an engine's error, or a reader that stops early: no thread outlives this.
-        running.close()
+        # No thread outlives this, also after an interrupt, an engine's error or a reader that stops early.
+        thread.close()
 
 
 class _EngineThread:
-    """Forms batches and runs them while the caller is busy with the last."""
+    """Form batches and run them while the caller is busy with the last one."""
 
     def __init__(self, feed: Feed, extract_batch: ExtractBatch, batch_size: int, max_wait: float) -> None:
         self._feed, self._extract_batch, self._batch_size, self._max_wait = feed, extract_batch, batch_size, max_wait
         self._results: SimpleQueue[list[Extraction] | BaseException | None] = SimpleQueue()
         self._room = threading.Semaphore(1)
         self._closed = False
-        # No daemon, which might be inside the runtime when the interpreter goes: it ends soon after the main thread.
+        # Not a daemon: the interpreter must not exit while this thread is inside the runtime. It ends soon after the
+        # main thread.
         self._thread = threading.Thread(target=self._run, name="mdmf-engine")
 
     def start(self) -> None:
@@ -133,7 +134,7 @@ class _EngineThread:
         self._thread.start()
 
     def next(self) -> list[Extraction] | None:
-        """The next batch; None after the last.  Raises what the engine or the sources did."""
+        """Return the next batch, or None after the last. Raises the errors of the engine and of the sources."""
         result = self._results.get()
         self._room.release()
         if isinstance(result, BaseException):
@@ -152,8 +153,8 @@ class _EngineThread:
         try:
             while (batch := self._batch()) and not self._closed:
                 extracted = self._extract_batch(batch)
-                del batch  # its tensors
-                while not self._room.acquire(timeout=GLANCE):
+                del batch  # frees its tensors
+                while not self._room.acquire(timeout=CHECK_INTERVAL):
                     check_main_thread()
                 self._results.put(extracted)
         except BaseException as error:
@@ -161,13 +162,13 @@ class _EngineThread:
         self._results.put(result)
 
     def _batch(self) -> list[Prepared]:
-        """As many as fit, or are ready max_wait after the first; none at the end."""
+        """Return the images that fit, or those ready max_wait after the first. Returns [] at the end."""
         batch: list[Prepared] = []
         free, deadline = self._batch_size, 0.0
         while len(batch) < self._batch_size:
             try:
                 prepared = self._feed.peek(max(0.0, deadline - time.perf_counter()) if batch else None)
-            except BaseException:  # it is late, or is a source's error, which is told after what came before it
+            except BaseException:  # the source is late, or its error waits until the images before it are done
                 if not batch:
                     raise
                 break
@@ -181,11 +182,11 @@ class _EngineThread:
         return batch
 
 
-def _extracted(batch: list[Prepared], engine: Engine, batch_size: int) -> list[Extraction]:
-    """Sign a batch; one image with more crops than batch_size is given to the engine in parts."""
+def _extract(batch: list[Prepared], engine: Engine, batch_size: int) -> list[Extraction]:
+    """Extract a batch. An image with more crops than batch_size is given to the engine in parts."""
     tensors = [prepared.tensor for prepared in batch if prepared.tensor is not None]
     if not tensors:
-        return [prepared.extracted for prepared in batch]
+        return [prepared.extraction for prepared in batch]
     stacked = np.concatenate(tensors)
     start = time.perf_counter()
     parts = [engine(stacked[at : at + batch_size]) for at in range(0, len(stacked), batch_size)]
@@ -195,26 +196,26 @@ def _extracted(batch: list[Prepared], engine: Engine, batch_size: int) -> list[E
     extracted = []
     for prepared in batch:
         if prepared.tensor is None:
-            extracted.append(prepared.extracted)
+            extracted.append(prepared.extraction)
             continue
         own = signatures[at : at + prepared.crops]
         at += prepared.crops
-        # A copy: a view would keep the whole batch alive with whoever keeps one image.
+        # A copy, because a view of one image would keep the whole batch in memory.
         pooled = own.reshape(-1, own.shape[-1]).copy()
-        extracted.append(replace(prepared.extracted, signatures=pooled, ms_engine=ms_engine))
+        extracted.append(replace(prepared.extraction, signatures=pooled, ms_engine=ms_engine))
     return extracted
 
 
-def _scored(batch: list[Prepared], fused: Fused) -> list[Extraction]:
-    """Hand a batch of one crop an image to the GPU, without waiting for it."""
+def _extract_and_score(batch: list[Prepared], fused: Fused) -> list[Extraction]:
+    """Hand a batch of one crop per image to the GPU without waiting for it."""
     tensors = [prepared.tensor for prepared in batch if prepared.tensor is not None]
     if not tensors:
-        return [prepared.extracted for prepared in batch]
-    scores = fused(np.concatenate(tensors))
+        return [prepared.extraction for prepared in batch]
+    pending = fused(np.concatenate(tensors))
     places = itertools.count()
     return [
-        prepared.extracted
+        prepared.extraction
         if prepared.tensor is None
-        else replace(prepared.extracted, scored=partial(scores.image, next(places)))
+        else replace(prepared.extraction, gpu_score=partial(pending.score, next(places)))
         for prepared in batch
     ]

@@ -1,4 +1,4 @@
-"""A row: one verdict on one input, with its evidence."""
+"""A row: one verdict on one input, with its evidence, and its text as a line of a table and as JSON."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from mdmf_deploy.bundle.calibration import Verdict
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One verdict on one input; fields in the order in which every output writes them.
+    """One verdict on one input. Every output writes the fields in this order.
 
-    score: biased squared MMD against the reference bank, no unit; higher is less like the bank.
-    p_value: conformal, (k + 1) / (n + 1), from the bundle's calibration; None where none holds.
-    threshold: the score above which the verdict is "generated"; None where no calibration holds.
-    width, height: of the whole image after EXIF orientation, in pixels.
+    score: biased squared MMD against the reference bank, without a unit. A higher score is less like the bank.
+    p_value: conformal, (k + 1) / (n + 1), from the bundle's calibration. None if no calibration holds.
+    threshold: the score above which the verdict is "generated". None if no calibration holds.
+    width, height: size of the whole image after EXIF orientation, in pixels.
     crop: "center", "reflected" (smaller than the crop, mirrored at its edges), or "center+N" for several crops.
-    ms_*: milliseconds spent on this image; a batch's time is divided evenly among its images.
-    contributions: (N,) each patch's share of the score, row-major over the pool grid; averages to score.
-        Not written by the tabular outputs.
+    ms_*: milliseconds spent on this image. The time of a batch is divided evenly among its images.
+    contributions: (N,) each patch's share of the score, row-major over the pool grid. Their mean is the score.
+        The tabular outputs leave it out.
     """
 
     uri: str
@@ -46,3 +46,33 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 COLUMNS = tuple(name for name in Row.__struct_fields__ if name != "contributions")
 TIMINGS = ("ms_decode", "ms_engine", "ms_mmd")
+TABLE_HEADER = f"{'verdict':<12}  {'score':>9}  {'p':>7}  {'threshold':>9}  {'size':>11}  image"
+
+_COLOURS: dict[Verdict, str] = {
+    "real": "32",
+    "generated": "1;31",
+    "uncertain": "33",
+    "uncalibrated": "36",
+    "error": "35",
+}
+
+
+def table_line(row: Row, colour: bool = False) -> str:
+    """Return the row as one line under TABLE_HEADER. An unreadable image's line gives the reason.
+
+    The image comes last because its path has no known width. It is never cut.
+    """
+    verdict = f"{row.verdict:<12}"
+    if colour:
+        verdict = f"\x1b[{_COLOURS[row.verdict]}m{verdict}\x1b[0m"
+    score = "-" if row.score is None else f"{row.score:.6f}"
+    p_value = "-" if row.p_value is None else f"{row.p_value:.3g}"
+    threshold = "-" if row.threshold is None else f"{row.threshold:.6f}"
+    size = "-" if row.width is None else f"{row.width}x{row.height}"
+    reason = "" if row.status == "ok" else f"  ({row.error_code}: {row.error})"
+    return f"{verdict}  {score:>9}  {p_value:>7}  {threshold:>9}  {size:>11}  {row.uri}{reason}"
+
+
+def json_line(row: Row) -> bytes:
+    """Return the row as a JSON object with its newline. Numbers read back unchanged and a missing value is null."""
+    return msgspec.json.encode({name: getattr(row, name) for name in COLUMNS}) + b"\n"

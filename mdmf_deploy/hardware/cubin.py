@@ -1,6 +1,6 @@
-"""CUDA C++ -> cubin, kept on disk: compiled again only when something that it depends on has changed.
+"""CUDA C++ to cubins, cached on disk and compiled again only when something they depend on has changed.
 
-Needs no GPU.  The compiler is NVRTC (docs.nvidia.com/cuda/nvrtc) or whatever else a device brings.
+Needs no GPU. The compiler is NVRTC (docs.nvidia.com/cuda/nvrtc) or another one that a device brings.
 """
 
 from __future__ import annotations
@@ -19,25 +19,28 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 class Compiler(Protocol):
-    """version: name and number; another version may give other code."""
+    """Compile a CUDA source for one compute capability.
+
+    version: the compiler's name and number. Another version may produce other code.
+    """
 
     version: str
 
     def __call__(self, source: Path, options: tuple[str, ...], sm: int) -> bytes:
-        """A cubin for compute capability `sm` (89 for 8.9).  Raises CompilationFailed."""
+        """Return a cubin for compute capability `sm` (89 for 8.9). Raises CompilationFailed."""
         ...
 
 
 def cached_cubin(
-    source: Path, options: tuple[str, ...], sm: int, driver: str, compiler: Compiler, *, anew: bool = False
+    source: Path, options: tuple[str, ...], sm: int, driver: str, compiler: Compiler, *, fresh: bool = False
 ) -> bytes:
-    """The cubin of a source, from the cache or else compiled.
+    """Return the cubin of a source, from the cache or freshly compiled.
 
-    driver: whose it will be.  anew: do not trust the cache, since the driver refused what it gave.
-    A file of the cache that is damaged counts as missing.  Raises CompilationFailed if the compiler does not like it.
+    driver: the driver that will load it.  fresh: skip the cache, because the driver refused the cached cubin.
+    A damaged cache file counts as missing. Raises CompilationFailed if the source does not compile.
     """
     file = cache_folder("kernels") / f"{source.stem}-{key(source, options, sm, driver, compiler.version)}.cubin"
-    if not anew and (kept := _read(file)) is not None:
+    if not fresh and (kept := _read(file)) is not None:
         return kept
     cubin = compiler(source, options, sm)
     write_to_cache(file, hashlib.sha256(cubin).digest() + cubin)
@@ -45,7 +48,7 @@ def cached_cubin(
 
 
 def key(source: Path, options: tuple[str, ...], sm: int, driver: str, compiler: str) -> str:
-    """A hash (hex) of all that a cubin depends on: the source, every header beside it, and what else is given."""
+    """Return a hash (hex) of everything a cubin depends on: the source, all headers beside it, and the arguments."""
     headers = sorted(path for path in source.parent.rglob("*") if path.suffix in _HEADERS)
     files = {path.relative_to(source.parent).as_posix(): path.read_bytes() for path in [source, *headers]}
     parts = {
@@ -59,17 +62,8 @@ def key(source: Path, options: tuple[str, ...], sm: int, driver: str, compiler: 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _read(file: Path) -> bytes | None:
-    try:
-        data = file.read_bytes()
-    except OSError:
-        return None
-    digest, cubin = data[:_DIGEST], data[_DIGEST:]
-    return cubin if hashlib.sha256(cubin).digest() == digest else None
-
-
 class Nvrtc:
-    """NVIDIA's run-time compiler, a plain wheel (extra: gpu)."""
+    """NVIDIA's run-time compiler, installed as a wheel (extra: gpu)."""
 
     def __init__(self) -> None:
         from cuda.bindings import nvrtc
@@ -107,9 +101,18 @@ class Nvrtc:
 
 
 def refused(source: Path, compiler: str, sm: int, log: str) -> CompilationFailed:
-    """The error for a source that does not compile; of the compiler's log it tells the first error."""
+    """Return the error for a source that does not compile, with the first error from the compiler's log."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    told = next((line for line in lines if "error" in line), lines[0] if lines else "no reason given")
+    reason = next((line for line in lines if "error" in line), lines[0] if lines else "no reason given")
     return CompilationFailed(
-        f"{source.name}: {compiler} does not compile it for sm_{sm} ({told}); reinstall mdmf-deploy"
+        f"{source.name}: {compiler} does not compile it for sm_{sm} ({reason}); reinstall mdmf-deploy"
     )
+
+
+def _read(file: Path) -> bytes | None:
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return None
+    digest, cubin = data[:_DIGEST], data[_DIGEST:]
+    return cubin if hashlib.sha256(cubin).digest() == digest else None

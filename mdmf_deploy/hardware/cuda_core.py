@@ -1,4 +1,4 @@
-"""A GPU through cuda-core and NVRTC, plain wheels both (extra: gpu)."""
+"""A GPU through cuda-core and NVRTC, both installed as wheels (extra: gpu)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _MOST_SHARED = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_P
 class CudaCoreDevice:
     """The first GPU, in its primary context, which PyTorch, CuPy and TensorRT share.
 
-    Raises RuntimeUnavailable if there is none, or its driver is older than the compiler.
+    Raises RuntimeUnavailable if there is no GPU, or if its driver is older than the compiler.
     """
 
     name = "cuda-core"
 
     def __init__(self) -> None:
         self._compiler = Nvrtc()
-        # A cubin runs on drivers of its compiler's major version.
+        # A cubin runs only on drivers that support its compiler's major version.
         self.gpu = probe((self._compiler.cuda[0], 0))
         self._current()
 
@@ -58,7 +58,7 @@ class CudaCoreDevice:
         try:
             return _Module(cubin)
         except Exception:  # cuda-core's errors share no public base
-            return _Module(cached_cubin(source, options, self.gpu.sm, version, self._compiler, anew=True))
+            return _Module(cached_cubin(source, options, self.gpu.sm, version, self._compiler, fresh=True))
 
     def launch(
         self,
@@ -74,7 +74,7 @@ class CudaCoreDevice:
         core.launch(stream.core, config, kernel, *arguments)
 
     def event(self) -> _Event:
-        # Whoever waits leaves the core to those who decode.
+        # Block instead of spinning: the decode threads need the CPU.
         options = core.EventOptions(timing_enabled=True, blocking_sync=True)
         return _Event(self._current().create_event(options), self._current)
 
@@ -85,7 +85,7 @@ class CudaCoreDevice:
 
     def graph(self, work: Callable[[], None], stream: _Stream) -> _Graph:
         self._current()
-        # Relaxed, since memory that is collected meanwhile may be freed, in any thread.
+        # Relaxed mode, because the garbage collector may free memory meanwhile, in any thread.
         builder = stream.core.create_graph_builder().begin_building("relaxed")
         try:
             work()
@@ -94,7 +94,7 @@ class CudaCoreDevice:
         return _Graph(builder.complete(), self._current)
 
     def _current(self) -> core.Device:
-        """This thread's; makes the context current, which others may have changed."""
+        """Make the primary context current in this thread, where other code may have changed it."""
         device = core.Device(0)
         device.set_current()
         return device
@@ -104,7 +104,7 @@ class _Memory:
     def __init__(self, pointer: int, nbytes: int, pinned: bool, current: Callable[[], object]) -> None:
         self.pointer, self.nbytes = pointer, nbytes
         self.host: NDArray[np.uint8] = host_view(pointer, nbytes if pinned else 0)
-        # Also where nobody calls it; a second call does nothing.
+        # Frees the memory also if nobody calls it. A second call does nothing.
         self.free = weakref.finalize(self, _free, pointer, pinned, current)
         self.free.atexit = False
 
@@ -152,7 +152,7 @@ class _Graph:
 class _Module:
     def __init__(self, cubin: bytes) -> None:
         self._code = core.ObjectCode.from_cubin(cubin)
-        # It is loaded at first use, and a driver that refuses it is to say so now.
+        # Modules load lazily. Touch the handle now, so that an incompatible driver fails here.
         self._code.handle  # noqa: B018
 
     def __getitem__(self, entry: str) -> core.Kernel:

@@ -1,53 +1,57 @@
-"""GPUs: what is asked of one, in five functions, and who carries it out.
+"""The interface to a GPU: memory, copies, modules, launches and events, plus streams and graphs for the steady state.
 
-allocate, copy, module, launch, event; and, because the steady state needs them, streams and graphs.  Everything that is
-given to a stream runs later, in the stream's order; streams wait for each other only through events.
+Work given to a stream runs later, in the stream's order. Streams wait for each other only through events.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.errors import RuntimeUnavailable
-from mdmf_deploy.hardware.gpu import Gpu
+from mdmf_deploy.errors import RuntimeUnavailable, install, version
+from mdmf_deploy.hardware.gpu import Gpu, probe
 
-__all__ = ["DEVICES", "Device", "Event", "Gpu", "Graph", "Memory", "Module", "Stream", "open_device"]
+__all__ = ["DEVICES", "Device", "Event", "Gpu", "Graph", "Memory", "Module", "Stream", "open_device", "outdated"]
 
 # The default stream of every library in the process, as __cuda_array_interface__ numbers it.
 LEGACY_STREAM = 1
 
 
 class Memory(Protocol):
-    """pointer, nbytes: where it is.  host: (nbytes,) the same bytes, if it is pinned host memory; else empty."""
+    """A block of memory on the GPU, or pinned on the host.
+
+    pointer, nbytes: where it is and how large.
+    host: (nbytes,) the same bytes as an array if this is pinned host memory, else empty.
+    """
 
     pointer: int
     nbytes: int
     host: NDArray[np.uint8]
 
     def free(self) -> None:
-        """Give it back at once; whoever still works on it must have been waited for.  Twice does nothing."""
+        """Free the block at once. Wait first for any work that uses it. A second call does nothing."""
         ...
 
 
 class Event(Protocol):
-    """A place in a stream's order."""
+    """A point in a stream's order."""
 
     def record(self, stream: Stream) -> None:
-        """Be at the place after all that the stream was given so far."""
+        """Move the event behind everything the stream has been given so far."""
         ...
 
     def synchronize(self) -> None:
-        """Return once everything before it has run."""
+        """Wait until everything before the event has run."""
         ...
 
     def since(self, earlier: Event) -> float:
-        """Milliseconds between two events that have both been reached."""
+        """Return the milliseconds between two events that have both been reached."""
         ...
 
 
@@ -57,50 +61,54 @@ class Stream(Protocol):
     handle: int
 
     def wait(self, event: Event) -> None:
-        """Let all that comes later on this stream wait for the event; returns at once."""
+        """Make all later work on this stream wait for the event. Returns at once."""
         ...
 
     def synchronize(self) -> None:
-        """Return once everything has run."""
+        """Wait until all work on this stream has run."""
         ...
 
 
 class Graph(Protocol):
-    """Work that was recorded once, to be launched many times."""
+    """Work that was recorded once and can be launched many times."""
 
     def launch(self, stream: Stream) -> None: ...
 
 
 class Module(Protocol):
-    """Compiled code, loaded."""
+    """Compiled code, loaded on the GPU."""
 
     def __getitem__(self, entry: str) -> Any:
-        """The kernel of that name, for `launch`; it may be given as much shared memory as the GPU allows."""
+        """Return the kernel of that name for `launch`. It may use as much shared memory as the GPU allows."""
         ...
 
 
 class Device(Protocol):
-    """One GPU, of this process.  name: as in the table below.  Any thread may call any of it."""
+    """One GPU of this process. Every method may be called from any thread.
+
+    name: its key in DEVICES.
+    """
 
     name: str
     gpu: Gpu
 
     def allocate(self, nbytes: int, remedy: str, *, pinned: bool = False) -> Memory:
-        """Memory on the GPU, or pinned on the host, not cleared.
+        """Allocate uninitialised memory on the GPU, or pinned on the host.
 
-        Raises OutOfMemory, which says how much was asked for, how much there is, and the remedy: what to lower.
+        Raises OutOfMemory with the bytes asked for, the bytes available, and the remedy: the setting to lower.
         """
         ...
 
     def copy(self, to: Memory, source: Memory, nbytes: int, stream: Stream, *, offset: int = 0) -> None:
-        """The first nbytes of source, to `offset` bytes into `to`; within the GPU, or between it and pinned memory.
+        """Copy the first nbytes of `source` to `offset` bytes into `to`.
 
-        In the stream's order: until it has run, neither may be freed, nor source written to.
+        At least one of the two is on the GPU, and the other may be pinned memory. The copy runs in the stream's order.
+        Until then, free neither block and don't write to the source.
         """
         ...
 
     def module(self, source: Path, options: tuple[str, ...]) -> Module:
-        """CUDA C++ compiled for this GPU, or what the cache holds of it.  Raises CompilationFailed."""
+        """Compile CUDA C++ for this GPU, or load it from the cache. Raises CompilationFailed."""
         ...
 
     def launch(
@@ -112,47 +120,77 @@ class Device(Protocol):
         arguments: tuple[np.generic, ...],
         stream: Stream,
     ) -> None:
-        """Run a kernel in the stream's order; arguments are NumPy scalars of the C types, pointers np.uintp."""
+        """Run a kernel in the stream's order.
+
+        shared: dynamic shared memory, in bytes.  arguments: NumPy scalars of the C types, with np.uintp for pointers.
+        """
         ...
 
     def event(self) -> Event:
-        """A new one, recorded nowhere yet."""
+        """Return a new event, not recorded yet."""
         ...
 
     def stream(self, handle: int | None = None) -> Stream:
-        """A new one, ordered with no other; or another library's, by its cudaStream_t, which stays the library's."""
+        """Return a new stream, independent of all others, or another library's stream by its cudaStream_t.
+
+        A stream given by its handle stays the other library's.
+        """
         ...
 
     def graph(self, work: Callable[[], None], stream: Stream) -> Graph:
-        """Record what `work` gives to the stream: copies and launches alone, with their arguments as they are now."""
+        """Record the copies and launches that `work` gives to the stream, with their present arguments. Run nothing."""
         ...
 
 
-# name -> module, class, extra that installs it.  Each class is built as Class().
-DEVICES: dict[str, tuple[str, str, str]] = {
-    "cuda-core": ("mdmf_deploy.hardware.cuda_core", "CudaCoreDevice", "gpu"),
-    "pycuda": ("mdmf_deploy.hardware.pycuda_device", "PycudaDevice", "pycuda"),
+class Adapter(NamedTuple):
+    """How a device library is loaded.
+
+    module, class_name: the Device, built as class_name().
+    extra: the extra that installs the library.
+    oldest: the oldest version whose API the module knows.
+    """
+
+    module: str
+    class_name: str
+    extra: str
+    oldest: tuple[int, int] = (0, 0)
+
+
+# The key is the library's distribution. "auto" means the first one.
+DEVICES: dict[str, Adapter] = {
+    # Versions before 1.0 call some options by other names.
+    "cuda-core": Adapter("mdmf_deploy.hardware.cuda_core", "CudaCoreDevice", "gpu", (1, 0)),
+    "pycuda": Adapter("mdmf_deploy.hardware.pycuda_device", "PycudaDevice", "pycuda"),
 }
 
 
 def open_device(name: str = "auto") -> Device:
-    """The first GPU, through the library `name`; "auto" is cuda-core.
+    """Open the first GPU through the library `name`. "auto" is cuda-core.
 
-    Raises RuntimeUnavailable if there is no GPU, its driver is too old, or the library is unknown or not installed.
+    Raises RuntimeUnavailable if there is no GPU, its driver is too old, or the library is unknown, not installed or too
+    old.
     """
     if name == "auto":
         name = next(iter(DEVICES))
     if name not in DEVICES:
         raise RuntimeUnavailable(f"device library {name!r} is not known; choose auto or one of {', '.join(DEVICES)}")
-    from mdmf_deploy.hardware.gpu import probe
-
-    # Before any library is touched, which would say the same in many lines.
+    # Probe before loading any library. Without a driver, the libraries fail with many lines.
     probe()
-    module, class_name, extra = DEVICES[name]
+    adapter = DEVICES[name]
+    if reason := outdated(name):
+        raise RuntimeUnavailable(f"{reason}; run: {install(adapter.extra)}")
     try:
-        device: Device = getattr(importlib.import_module(module), class_name)()
+        device: Device = getattr(importlib.import_module(adapter.module), adapter.class_name)()
     except ImportError as error:
         raise RuntimeUnavailable(
-            f"device library {name!r} needs {error.name}; run: pip install 'mdmf-deploy[{extra}]'"
+            f"device library {name!r} needs {error.name}; run: {install(adapter.extra)}"
         ) from error
     return device
+
+
+def outdated(name: str) -> str | None:
+    """Return why the installed version of a device library is too old, or None. A missing library is not too old."""
+    found, oldest = version(name), DEVICES[name].oldest
+    if found is None or tuple(int(part) for part in re.findall(r"\d+", found)[:2]) >= oldest:
+        return None
+    return f"{name} {found} is too old, expected {oldest[0]}.{oldest[1]} or newer"

@@ -1,6 +1,7 @@
-"""Is there a GPU, and a driver that serves it?  Asks the driver alone: no context, no other library, nothing compiled.
+"""The GPUs of this machine, as their driver describes them. Creates no context and loads no other library.
 
-CUDA Driver API, through ctypes: cuInit, cuDriverGetVersion, cuDeviceGet* (docs.nvidia.com/cuda/cuda-driver-api).
+Calls the CUDA Driver API through ctypes: cuInit, cuDriverGetVersion, cuDeviceGet*
+(docs.nvidia.com/cuda/cuda-driver-api).
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mdmf_deploy.errors import MdmfError, RuntimeUnavailable
+from mdmf_deploy.errors import RuntimeUnavailable
 
-# The oldest driver that any part of the package can work with, as the CUDA version that it serves.
+# The oldest driver that any part of the package can use, by the CUDA version it supports.
 OLDEST = (12, 0)
 
-# The driver, by the name that the loader knows.
+# The driver's library, by the name the loader looks for.
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _PROCESSORS, _MAJOR, _MINOR = 16, 75, 76  # CUdevice_attribute
 _INSTALL = "install NVIDIA's driver (nvidia.com/drivers), or start the container with --gpus all"
-# CUresult of cuInit -> what it means, and what to do.
+# CUresult of cuInit -> meaning, remedy.
 _REASONS = {
     34: ("libcuda is the toolkit's stub, not a driver", _INSTALL),
     100: ("the NVIDIA driver sees no GPU", "see whether `nvidia-smi` names one, and CUDA_VISIBLE_DEVICES"),
@@ -34,7 +35,7 @@ _REASONS = {
 class Gpu:
     """One GPU.
 
-    compute_capability: (major, minor).  memory: bytes in all.  driver: the newest CUDA that the driver serves.
+    compute_capability: (major, minor).  memory: total bytes.  driver: the newest CUDA version the driver supports.
     """
 
     name: str
@@ -45,28 +46,38 @@ class Gpu:
 
     @property
     def sm(self) -> int:
-        """The compute capability as compilers spell it: 89 for 8.9."""
+        """The compute capability as compilers write it: 89 for 8.9."""
         return 10 * self.compute_capability[0] + self.compute_capability[1]
 
 
 def probe(needs: tuple[int, int] = OLDEST) -> Gpu:
-    """The GPU that CUDA programs are given first.  needs: the CUDA version that its driver must serve.
+    """Return the first GPU in CUDA's order.  needs: the CUDA version its driver must support.
 
-    Raises RuntimeUnavailable, in one line that says what would help, without a driver, with one too old, without a GPU.
+    Raises RuntimeUnavailable with a remedy if there is no driver, the driver is too old, or there is no GPU.
     """
     return gpus(needs)[0]
 
 
+def this_gpu() -> str | None:
+    """Return the name of the first GPU in CUDA's order, or None without a usable GPU and driver."""
+    try:
+        return probe().name
+    except RuntimeUnavailable:
+        return None
+
+
 def gpus(needs: tuple[int, int] = OLDEST) -> tuple[Gpu, ...]:
-    """Every GPU that this process may use, in CUDA's order, one at least.  Raises RuntimeUnavailable as probe does."""
+    """Return every GPU this process may use, at least one, in CUDA's order. Raises RuntimeUnavailable like probe."""
     call = driver()
     version = ctypes.c_int()
     if code := call("cuDriverGetVersion", ctypes.byref(version)):
-        raise RuntimeUnavailable(f"no GPU: the NVIDIA driver does not tell its version (CUDA error {code}); {_INSTALL}")
+        raise RuntimeUnavailable(
+            f"no GPU: the NVIDIA driver does not report its version (CUDA error {code}); {_INSTALL}"
+        )
     serves = (version.value // 1000, version.value % 1000 // 10)
     if serves < needs:
-        told = f"the NVIDIA driver serves CUDA {_dotted(serves)}, and {_dotted(needs)} is needed"
-        raise RuntimeUnavailable(f"no GPU: {told}; update the driver")
+        reason = f"the NVIDIA driver serves CUDA {_dotted(serves)}, and {_dotted(needs)} is needed"
+        raise RuntimeUnavailable(f"no GPU: {reason}; update the driver")
     if code := call("cuInit", 0):
         _refuse(code)
     count = ctypes.c_int()
@@ -75,6 +86,28 @@ def gpus(needs: tuple[int, int] = OLDEST) -> tuple[Gpu, ...]:
     if count.value == 0:
         _refuse(100)
     return tuple(_gpu(call, index, serves) for index in range(count.value))
+
+
+def driver() -> Callable[..., int]:
+    """Return a function that calls a driver function by name and returns its CUresult, 0 for success.
+
+    Raises RuntimeUnavailable if there is no driver, or if the driver has no such function.
+    """
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        # Only the loader's message distinguishes a missing library from one that does not fit this machine.
+        there = "cannot open shared object file" not in str(error) and os.name == "posix"
+        problem = f"{LIBRARY} cannot be loaded ({error})" if there else f"there is no NVIDIA driver ({LIBRARY})"
+        raise RuntimeUnavailable(f"no GPU: {problem}; {_INSTALL}") from error
+
+    def call(name: str, *arguments: object) -> int:
+        function = getattr(library, name, None)
+        if function is None:
+            raise RuntimeUnavailable(f"no GPU: {LIBRARY} has no {name}; update the driver")
+        return int(function(*arguments))
+
+    return call
 
 
 def _gpu(call: Callable[..., int], index: int, serves: tuple[int, int]) -> Gpu:
@@ -93,41 +126,11 @@ def _gpu(call: Callable[..., int], index: int, serves: tuple[int, int]) -> Gpu:
     return Gpu(name.value.decode(errors="replace"), (major, minor), memory.value, serves, processors)
 
 
-def driver() -> Callable[..., int]:
-    """Calls a function of the driver's by name; returns its CUresult, 0 for success.
-
-    Raises RuntimeUnavailable if there is no driver, or no such function in it.
-    """
-    try:
-        library = ctypes.CDLL(LIBRARY)
-    except OSError as error:
-        # The loader's own words tell a library that is not there from one that does not fit this machine.
-        there = "cannot open shared object file" not in str(error) and os.name == "posix"
-        what = f"{LIBRARY} cannot be loaded ({error})" if there else f"there is no NVIDIA driver ({LIBRARY})"
-        raise RuntimeUnavailable(f"no GPU: {what}; {_INSTALL}") from error
-
-    def call(name: str, *arguments: object) -> int:
-        function = getattr(library, name, None)
-        if function is None:
-            raise RuntimeUnavailable(f"no GPU: {LIBRARY} has no {name}; update the driver")
-        return int(function(*arguments))
-
-    return call
-
-
 def _refuse(code: int) -> None:
-    what, remedy = _REASONS.get(code, (f"the NVIDIA driver fails with CUDA error {code}", "see what `nvidia-smi` says"))
-    raise RuntimeUnavailable(f"no GPU: {what}; {remedy}")
+    unknown = f"the NVIDIA driver fails with CUDA error {code}", "see what `nvidia-smi` says"
+    problem, remedy = _REASONS.get(code, unknown)
+    raise RuntimeUnavailable(f"no GPU: {problem}; {remedy}")
 
 
 def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
-
-
-def this_gpu() -> str | None:
-    """The name of the GPU that CUDA programs are given first; None without one, or without its driver."""
-
-    try:
-        return probe().name
-    except MdmfError:
-        return None

@@ -1,4 +1,4 @@
-"""What the system lets this process have: the affinity mask and the quotas of its control groups."""
+"""The host: cores, memory and CPU features that this process may use, container quotas included."""
 
 from __future__ import annotations
 
@@ -12,65 +12,10 @@ from pathlib import Path
 
 import msgspec
 
+_CGROUPS = Path("/sys/fs/cgroup")
+# Version 1 of control groups writes "no limit" as a huge number of bytes.
 _UNLIMITED = 1 << 60
-
-
-def cores() -> int:
-    """Cores worth using: those of the affinity mask, and no more than a container's CPU quota, rounded up."""
-    quota = core_limit(Path("/sys/fs/cgroup"), text_of(Path("/proc/self/cgroup")))
-    return affinity() if quota is None else min(affinity(), max(1, math.ceil(quota)))
-
-
-def affinity() -> int:
-    """Cores this process may run on: its affinity mask where there is one, else the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def core_limit(root: Path, membership: str) -> float | None:
-    """The smallest CPU quota, in cores, on the way from this process's control group up; None without one.
-
-    root: where control groups are mounted.  membership: the text of /proc/self/cgroup.
-    """
-    limits = []
-    for folder in _groups(root, membership, "cpu"):
-        quota, _, period = text_of(folder / "cpu.max").strip().partition(" ")
-        if not quota:
-            quota, period = text_of(folder / "cpu.cfs_quota_us").strip(), text_of(folder / "cpu.cfs_period_us").strip()
-        if quota.isdecimal() and period.isdecimal():
-            limits.append(int(quota) / int(period))
-    return min(limits, default=None)
-
-
-def memory_limit(root: Path, membership: str) -> int | None:
-    """The smallest memory limit, in bytes, as core_limit finds the CPU's."""
-    limits = []
-    for folder in _groups(root, membership, "memory"):
-        text = (text_of(folder / "memory.max") or text_of(folder / "memory.limit_in_bytes")).strip()
-        # Version 1 writes "no limit" as a huge number.
-        if text.isdecimal() and int(text) < _UNLIMITED:
-            limits.append(int(text))
-    return min(limits, default=None)
-
-
-def _groups(root: Path, membership: str, controller: str) -> list[Path]:
-    folders = []
-    for line in membership.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers or controller in controllers.split(","):
-            base = root / controller if controllers else root
-            own = base / path.lstrip("/")
-            folders += [folder for folder in (own, *own.parents) if folder == base or base in folder.parents]
-    return folders
-
-
-def text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-# CPU features that decide which precision pays, as /proc/cpuinfo spells them.
+# CPU features that decide which precision pays, spelled as in /proc/cpuinfo.
 _FEATURES = (
     "avx2",
     "avx512f",
@@ -86,9 +31,12 @@ _FEATURES = (
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """cores: those this process may run on.  core_limit: the container's quota, in cores, None without one.
+    """This machine, as one process sees it.
 
-    memory: bytes this process may use, None where the system does not say.  gpus: as nvidia-smi names them.
+    cores: those this process may run on.
+    core_limit: the container's CPU quota, in cores, or None without one.
+    memory: bytes this process may use, or None if the system does not report it.
+    gpus: one line of nvidia-smi for each GPU.
     """
 
     python: str
@@ -102,7 +50,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def look_at_machine() -> Machine:
-    """This machine as this process sees it: affinity mask, container quotas, NVIDIA GPUs."""
+    """Return this machine as this process sees it, within its affinity mask and container quotas."""
     cpu, features = this_cpu()
     return Machine(
         python=f"{platform.python_implementation()} {platform.python_version()}",
@@ -110,32 +58,92 @@ def look_at_machine() -> Machine:
         cpu=cpu or platform.processor() or "unknown",
         cpu_features=features,
         cores=affinity(),
-        core_limit=core_limit(Path("/sys/fs/cgroup"), text_of(Path("/proc/self/cgroup"))),
+        core_limit=core_limit(_CGROUPS, _membership()),
         memory=_memory(),
         gpus=_gpus(),
     )
 
 
+def cores() -> int:
+    """Return the number of cores worth using: the affinity mask's, capped by the container's quota, rounded up."""
+    quota = core_limit(_CGROUPS, _membership())
+    return affinity() if quota is None else min(affinity(), max(1, math.ceil(quota)))
+
+
+def affinity() -> int:
+    """Return the number of cores in this process's affinity mask, or in the machine if the system has no masks."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def core_limit(root: Path, membership: str) -> float | None:
+    """Return the smallest CPU quota, in cores, of this process's control group and its ancestors, or None.
+
+    root: where control groups are mounted.  membership: the text of /proc/self/cgroup.
+    """
+    limits = []
+    for folder in _groups(root, membership, "cpu"):
+        quota, _, period = text_of(folder / "cpu.max").strip().partition(" ")
+        if not quota:
+            quota, period = text_of(folder / "cpu.cfs_quota_us").strip(), text_of(folder / "cpu.cfs_period_us").strip()
+        if quota.isdecimal() and period.isdecimal():
+            limits.append(int(quota) / int(period))
+    return min(limits, default=None)
+
+
+def memory_limit(root: Path, membership: str) -> int | None:
+    """Return the smallest memory limit, in bytes, or None. The arguments are those of core_limit."""
+    limits = []
+    for folder in _groups(root, membership, "memory"):
+        text = (text_of(folder / "memory.max") or text_of(folder / "memory.limit_in_bytes")).strip()
+        if text.isdecimal() and int(text) < _UNLIMITED:
+            limits.append(int(text))
+    return min(limits, default=None)
+
+
 def this_cpu() -> tuple[str, tuple[str, ...]]:
-    """This machine's, as read_cpuinfo tells it."""
+    """Return this machine's CPU model and features, as read_cpuinfo does."""
     return read_cpuinfo(text_of(Path("/proc/cpuinfo")))
 
 
-def saturates_int8() -> bool:
-    """Whether int8 kernels may cut sums of products off at 16 bits here: on x86, unless the CPU says it has VNNI.
+def read_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return (model name, features that matter) from the text of /proc/cpuinfo. Missing entries are empty."""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    present = set(flags[1].split()) if flags else set()
+    return model[1].strip() if model else "", tuple(name for name in _FEATURES if name in present)
 
-    Where there is no /proc/cpuinfo, no CPU says so.
+
+def saturates_int8() -> bool:
+    """Return whether int8 kernels may saturate sums of products at 16 bits here.
+
+    x86 kernels may, unless /proc/cpuinfo lists VNNI. A system without /proc/cpuinfo lists nothing.
     """
     x86 = platform.machine().lower() in ("x86_64", "amd64", "x86", "i386", "i686")
     return x86 and {"avx_vnni", "avx512_vnni"}.isdisjoint(this_cpu()[1])
 
 
-def read_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
-    """(model name, features that matter) from the text of /proc/cpuinfo; ("", ()) if it says neither."""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    present = set(flags[1].split()) if flags else set()
-    return model[1].strip() if model else "", tuple(name for name in _FEATURES if name in present)
+def text_of(path: Path) -> str:
+    """Return the text of a small system file, or "" if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _membership() -> str:
+    return text_of(Path("/proc/self/cgroup"))
+
+
+def _groups(root: Path, membership: str, controller: str) -> list[Path]:
+    """Return the folders of this process's control groups for one controller, and those of their ancestors."""
+    folders = []
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers or controller in controllers.split(","):
+            base = root / controller if controllers else root
+            own = base / path.lstrip("/")
+            folders += [folder for folder in (own, *own.parents) if folder == base or base in folder.parents]
+    return folders
 
 
 def _memory() -> int | None:
@@ -143,7 +151,7 @@ def _memory() -> int | None:
         whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
-    return min(whole, memory_limit(Path("/sys/fs/cgroup"), text_of(Path("/proc/self/cgroup"))) or whole)
+    return min(whole, memory_limit(_CGROUPS, _membership()) or whole)
 
 
 def _gpus() -> tuple[str, ...]:

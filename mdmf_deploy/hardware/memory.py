@@ -1,4 +1,4 @@
-"""Host memory as arrays, arrays that others hold on a GPU, and what to say when there is no memory left."""
+"""Arrays in host memory, other libraries' arrays on a GPU, and the error for memory that runs out."""
 
 from __future__ import annotations
 
@@ -13,32 +13,37 @@ from numpy.typing import NDArray
 from mdmf_deploy.errors import OutOfMemory, ShapeMismatch
 from mdmf_deploy.hardware.device import LEGACY_STREAM, Device, Memory, Stream
 
-_CHUNK = 1 << 24  # bytes of pinned memory through which larger arrays go
+# Larger arrays are uploaded through this many bytes of pinned memory.
+_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """An array on the GPU, C-contiguous float32.  stream: cudaStream_t of whoever makes it; None if it is made."""
+    """A C-contiguous float32 array on the GPU.
+
+    stream: the cudaStream_t on which it is being written, or None if it is ready.
+    """
 
     pointer: int
     shape: tuple[int, ...]
     stream: int | None
 
     def images(self, start: int, count: int) -> DeviceView:
-        """Some along the first axis."""
+        """Return a view of `count` images from `start` on, along the first axis."""
         stride = 4 * math.prod(self.shape[1:])
         return DeviceView(self.pointer + start * stride, (count, *self.shape[1:]), self.stream)
 
 
 def is_on_device(array: object) -> bool:
-    """Whether an array says where on a GPU it is (PyTorch, CuPy, pycuda, an engine's)."""
+    """Return whether an array lies on a GPU and exposes its address (PyTorch, CuPy, pycuda, an engine's output)."""
     return hasattr(array, "__cuda_array_interface__")
 
 
 def device_view(array: Any) -> DeviceView:
-    """What `__cuda_array_interface__` says (numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html, version 3).
+    """Read an array's `__cuda_array_interface__` (version 3, or an older one, which names no stream).
 
-    Raises ShapeMismatch if it is not C-contiguous float32.
+    See numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html.
+    Raises ShapeMismatch if the array is not C-contiguous float32.
     """
     interface = array.__cuda_array_interface__
     shape = tuple(interface["shape"])
@@ -54,20 +59,20 @@ def device_view(array: Any) -> DeviceView:
                     "contiguous copy first"
                 )
             dense *= length
-    # Before version 3 nobody says on which stream an array is made; most use the default one.
+    # Most libraries with an older interface write on the default stream.
     stream = interface.get("stream") if interface["version"] >= 3 else LEGACY_STREAM
     if stream == 0:
-        raise ShapeMismatch("signatures on the GPU: stream 0 is ambiguous; say 1 or 2 for the default stream")
+        raise ShapeMismatch("signatures on the GPU: stream 0 is ambiguous; give 1 or 2 for the default stream")
     return DeviceView(int(interface["data"][0]), shape, stream)
 
 
 def host_view(pointer: int, nbytes: int) -> NDArray[np.uint8]:
-    """(nbytes,) of host memory that someone else owns and keeps."""
+    """Return (nbytes,) uint8 over host memory that the caller keeps alive."""
     return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(pointer))
 
 
 def upload(device: Device, array: NDArray[Any], stream: Stream, remedy: str) -> Memory:
-    """A copy of an array on the GPU, ready when this returns.  Raises OutOfMemory, with the remedy."""
+    """Copy an array to the GPU and wait until it is there. Raises OutOfMemory with the remedy."""
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     memory = device.allocate(data.nbytes, remedy)
     staging = device.allocate(min(_CHUNK, data.nbytes), remedy, pinned=True)
@@ -83,9 +88,9 @@ def upload(device: Device, array: NDArray[Any], stream: Stream, remedy: str) -> 
 
 
 def out_of_memory(nbytes: int, free: int | None, gpu: str, remedy: str) -> OutOfMemory:
-    """The error for an allocation of nbytes; free: what is left, None for pinned host memory."""
+    """Return the error for an allocation of nbytes.  free: the bytes left, or None for pinned host memory."""
     if free is None:
-        return OutOfMemory(f"pinned host memory: {_mib(nbytes)} asked for and not to be had; {remedy}")
+        return OutOfMemory(f"pinned host memory: {_mib(nbytes)} asked for and not available; {remedy}")
     return OutOfMemory(f"{gpu}: {_mib(nbytes)} asked for, {_mib(free)} free; {remedy}")
 
 

@@ -1,7 +1,7 @@
-"""A GPU through pycuda, for those who ask for it by name (extra: pycuda); compiles with the CUDA toolkit's nvcc.
+"""A GPU through pycuda, for users who name it (extra: pycuda). Compiles with the CUDA toolkit's nvcc.
 
-pycuda has no graphs, so what would be one is launched anew every time; and no way to wait for another library's stream
-but from the host.
+pycuda has no graphs, so a graph repeats its launches each time. It cannot wait for another library's stream on the GPU,
+so the host waits.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import pycuda.compiler
 import pycuda.driver as cuda
 
-from mdmf_deploy.hardware import gpu as probing
 from mdmf_deploy.hardware.cubin import cached_cubin, refused
+from mdmf_deploy.hardware.gpu import driver, probe
 from mdmf_deploy.hardware.memory import host_view, out_of_memory
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
@@ -26,7 +26,7 @@ _ATTRIBUTE = cuda.function_attribute
 
 
 class Nvcc:
-    """The toolkit's compiler, which must be on the PATH."""
+    """The CUDA toolkit's compiler. It must be on the PATH."""
 
     def __init__(self) -> None:
         self.version = str(pycuda.compiler.get_nvcc_version("nvcc")).strip().splitlines()[-1]
@@ -47,12 +47,12 @@ class Nvcc:
 
 
 class PycudaDevice:
-    """The first GPU, in its primary context.  Raises RuntimeUnavailable if there is none."""
+    """The first GPU, in its primary context. Raises RuntimeUnavailable if there is no GPU."""
 
     name = "pycuda"
 
     def __init__(self) -> None:
-        self.gpu = probing.probe()
+        self.gpu = probe()
         cuda.init()
         self._context = cuda.Device(0).retain_primary_context()
         self._compiler = Nvcc()
@@ -80,7 +80,7 @@ class PycudaDevice:
             try:
                 return _Module(cached_cubin(*arguments), self._current)
             except cuda.Error:
-                return _Module(cached_cubin(*arguments, anew=True), self._current)
+                return _Module(cached_cubin(*arguments, fresh=True), self._current)
 
     def launch(
         self,
@@ -114,12 +114,12 @@ class PycudaDevice:
             cuda.Context.pop()
 
 
+# Makes the context current in this thread for the length of a `with` block.
 Current = Callable[[], Any]
-"""Makes the context this thread's, for a while."""
 
 
 class _Held:
-    """One of pycuda's objects, which must go while the context is current, as it must be made."""
+    """A pycuda object, which must be both created and destroyed while the context is current."""
 
     def __init__(self, current: Current, made: Any) -> None:
         self._current = current
@@ -139,7 +139,7 @@ def _drop(current: Current, box: list[Any]) -> None:
 class _Memory(_Held):
     def __init__(self, current: Current, nbytes: int, pinned: bool) -> None:
         self.nbytes = nbytes
-        # Pinned memory is an array's, whose bytes go with it; `host` has them without keeping them.
+        # The pycuda array owns pinned memory. `host` is a view that does not keep it alive.
         made = cuda.pagelocked_empty(nbytes, np.uint8) if pinned else cuda.mem_alloc(nbytes)
         self.pointer = int(made.ctypes.data) if pinned else int(made)
         self.host = host_view(self.pointer, nbytes if pinned else 0)
@@ -171,7 +171,7 @@ class _ForeignStream:
 
     def synchronize(self) -> None:
         with self._current():
-            probing.driver()("cuStreamSynchronize", ctypes.c_void_p(self.handle))
+            driver()("cuStreamSynchronize", ctypes.c_void_p(self.handle))
 
 
 class _Event(_Held):

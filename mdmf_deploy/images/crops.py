@@ -1,4 +1,4 @@
-"""uint8 RGB -> square crops at the image's own scale -> float32 input of the model."""
+"""uint8 RGB to square crops at the image's own scale, and on to the model's float32 input."""
 
 from __future__ import annotations
 
@@ -14,25 +14,30 @@ from mdmf_deploy.errors import ShapeMismatch, UsageError
 
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
-"""left, top, right, bottom, in pixels; the last two are not part of it."""
+"""left, top, right, bottom, in pixels. Right and bottom are exclusive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """pixels: (n, size, size, 3), own memory.  kind: "center", "reflected", "center+N" (N beside the centre)."""
+    """The square crops of one image.
+
+    pixels: (n, size, size, 3) uint8, in memory of their own.
+    kind: "center", "reflected" (the image is smaller than a square), or "center+N" (N squares beside the central one).
+    """
 
     pixels: Pixels
     kind: str
 
 
 def boxes(height: int, width: int, size: int, count: int = 1) -> list[Box]:
-    """Where the 1 to `count` squares of an image lie, the central one first; `squares` makes a crop of their pixels.
+    """Place 1 to `count` squares in an image, the central one first. `squares` makes a crop of their pixels.
 
-    An image smaller than a square has one box: as much of the central square as the image fills. Of an odd margin the
-    smaller half lies above and to the left. Each further square is the one farthest from those taken, by the distance
-    of their corners, over a grid of 33 x 33 places that reaches every edge; ties go to the uppermost, then the
-    leftmost, so on a large image the first five are the centre and the corners. Fewer than `count` where every further
-    square would lie closer than a third of a side to one already taken.
+    An image smaller than a square has one box: the part of the central square that the image fills. The smaller half of
+    an odd margin lies above and to the left. Each further square is the one farthest from those taken, by the distance
+    of their corners, on a grid of 33 x 33 places that reaches every edge. Ties go to the uppermost, then the leftmost
+    place, so the first five squares of a large image are the centre and the corners. Placing stops early when every
+    further square would lie closer than a third of a side to one already taken.
+    Raises ShapeMismatch if size is less than 1, and UsageError if count is.
     """
     if size < 1:
         raise ShapeMismatch(f"a crop must have at least 1 pixel a side, got {size}")
@@ -58,10 +63,10 @@ def boxes(height: int, width: int, size: int, count: int = 1) -> list[Box]:
 
 
 def squares(parts: Sequence[Pixels], size: int) -> Crop:
-    """The pixels of the `boxes` of an image, (h, w, 3) each -> one crop.
+    """Make a crop of the pixels of an image's `boxes`, (h, w, 3) each.
 
-    What lacks to a square is mirrored at the image's edges, without repeating them ("reflect" of numpy.pad), as often
-    as needed; kind is then "reflected".
+    A single part that is smaller than a square is mirrored at the image's edges, without repeating them ("reflect" of
+    numpy.pad), as often as needed. The kind is then "reflected".
     """
     if len(parts) > 1:
         return Crop(np.stack(parts), f"center+{len(parts) - 1}")
@@ -74,14 +79,14 @@ def squares(parts: Sequence[Pixels], size: int) -> Crop:
 
 
 def center_crop(pixels: Pixels, size: int) -> Crop:
-    """(H, W, 3) -> the central size x size square, at the image's own scale, mirrored where the image is smaller."""
+    """Cut the central size x size square from (H, W, 3), mirrored where the image is smaller."""
     return crops(pixels, size, 1)
 
 
 def crops(pixels: Pixels, size: int, count: int) -> Crop:
-    """(H, W, 3) -> (n, size, size, 3), 1 <= n <= count: the central square, then others, as `boxes` places them.
+    """Cut 1 to `count` squares from (H, W, 3) uint8, the central one first, as `boxes` places them.
 
-    kind: "center+N" for N squares beside the central one, else "center" or "reflected".
+    Raises ShapeMismatch if `pixels` is not such an array.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise ShapeMismatch(f"pixels must be (H, W, 3) uint8 and not empty, got {pixels.shape} {pixels.dtype}")
@@ -90,12 +95,15 @@ def crops(pixels: Pixels, size: int, count: int) -> Crop:
 
 
 def normalise(crops: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32: (pixel / 255 - mean) / std, computed in float64, rounded once."""
+    """Turn (B, S, S, 3) uint8 into (B, 3, S, S) float32: (pixel / 255 - mean) / std in float64, rounded once.
+
+    Raises ShapeMismatch if `crops` is not such an array.
+    """
     if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[3] != 3:
         raise ShapeMismatch(f"crops must be (B, S, S, 3) uint8, got {crops.shape} {crops.dtype}")
     out = np.empty((crops.shape[0], 3, *crops.shape[1:3]), np.float32)
     tables = _table(preprocessing.mean, preprocessing.std)
-    # One image at a time stays in the cache; a table costs as much as a multiply-add, and rounds the same everywhere.
+    # One image at a time stays in the cache. A table costs as much as a multiply-add and rounds the same everywhere.
     for image, planes in zip(crops, out, strict=True):
         for channel in range(3):
             np.take(tables[channel], image[..., channel], out=planes[channel], mode="clip")
@@ -104,13 +112,13 @@ def normalise(crops: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32
 
 @lru_cache(maxsize=8)
 def _table(mean: tuple[float, float, float], std: tuple[float, float, float]) -> NDArray[np.float32]:
-    """(3, 256): every value a channel can take."""
+    """Return (3, 256): the normalised value of every level of every channel."""
     levels = np.arange(256) / 255
     return np.stack([(levels - m) / s for m, s in zip(mean, std, strict=True)]).astype(np.float32)
 
 
 def _mirrored(start: int, count: int, length: int) -> NDArray[np.intp]:
-    """Indices start, ..., start + count - 1, folded back into 0 ... length - 1."""
+    """Return the indices start, ..., start + count - 1, folded back into 0, ..., length - 1."""
     period = max(1, 2 * (length - 1))
     folded = np.arange(start, start + count) % period
     return np.minimum(folded, period - folded) if length > 1 else folded

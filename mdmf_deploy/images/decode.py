@@ -1,20 +1,20 @@
-"""Bytes -> uint8 RGB -> crops -> float32: the one decode policy. Nothing here depends on pixel values.
+"""The decode policy: the bytes of an image file become 8-bit RGB. No rule depends on pixel values.
 
-Read: JPEG, PNG, WebP, TIFF, BMP, GIF, told apart by their first bytes, never by a name; of animations and of several
-pages the first. EXIF orientation is applied; ICC profiles are ignored. To 8-bit RGB:
-  grey, 1-bit, palette   repeated, or looked up
-  alpha, colour keys     laid over white: (a * c + (255 - a) * 255) / 255, rounded to the nearest
-  16-bit colour          the high byte, v >> 8; a colour key of a 16-bit colour PNG is ignored
-  16-bit and 12-bit grey the highest 8 of its bits; inverted where TIFF says that white is zero
-  CMYK, YCCK             (255 - c) * (255 - k) / 255, JPEG's as Adobe writes them (inverted)
-  Lab, float, 32-bit or signed integers: refused ("unsupported_mode"); they say no range to bring them to 8 bits
-A JPEG whose entropy-coded data are damaged, but complete, decodes as libjpeg does it: Pillow keeps its warnings.
+Formats: JPEG, PNG, WebP, TIFF, BMP and GIF, recognised by their first bytes, never by name. Of an animation or several
+pages, the first counts. EXIF orientation is applied, and ICC profiles are ignored. Conversion to 8-bit RGB:
+  grey, 1-bit, palette    repeated, or looked up
+  alpha, colour keys      laid over white: (a * c + (255 - a) * 255) / 255, rounded to the nearest
+  16-bit colour           the high byte, v >> 8. The colour key of a 16-bit colour PNG is ignored.
+  16-bit and 12-bit grey  the highest 8 bits, inverted if the TIFF declares white to be zero
+  CMYK, YCCK              (255 - c) * (255 - k) / 255. A JPEG stores them inverted, as Adobe does.
+  Lab, float, 32-bit or signed integers: refused ("unsupported_mode"), because they declare no range to map to 8 bits
+A JPEG whose entropy-coded data are complete but damaged decodes as libjpeg decodes it, because Pillow hides libjpeg's
+warnings.
 """
 
 from __future__ import annotations
 
 import io
-import logging
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -38,15 +38,12 @@ from PIL import (
 
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import jpeg_rows
-from mdmf_deploy.images.crops import Box, Crop, Pixels, center_crop, crops, normalise
-from mdmf_deploy.images.inputs import IMAGE_EXTENSIONS, uri
-from mdmf_deploy.images.pillow_warnings import PILLOW_WARNINGS
-from mdmf_deploy.images.rgb import to_rgb
+from mdmf_deploy.images.crops import Box, Pixels, center_crop, crops, normalise
+from mdmf_deploy.images.inputs import uri
+from mdmf_deploy.images.rgb import LOG, PILLOW_WARNINGS, to_rgb
 
 __all__ = [
-    "IMAGE_EXTENSIONS",
     "Code",
-    "Crop",
     "Decoded",
     "DecodedBoxes",
     "ReadLimits",
@@ -65,17 +62,17 @@ Code = Literal[
     "unreadable",  # the system refuses to open or read it
     "empty",  # no bytes
     "too_many_bytes",  # more than ReadLimits.max_bytes
-    "too_many_pixels",  # more than ReadLimits.max_pixels, or than the memory holds
-    "unsupported_format",  # not one of the formats above, whatever its name says
-    "unsupported_mode",  # one of them, in a pixel layout that has no sensible 8-bit RGB
-    "truncated",  # it ends before its pixels do
-    "corrupt",  # its header or data make no sense
-    "not_finite",  # it was decoded, but the model or the runtime gave it a score that is no number
+    "too_many_pixels",  # more than ReadLimits.max_pixels, or than memory holds
+    "unsupported_format",  # none of the formats above, whatever its name
+    "unsupported_mode",  # one of these formats, in a pixel layout without a sensible 8-bit RGB
+    "truncated",  # the file ends before its pixels do
+    "corrupt",  # the header or data make no sense
+    "not_finite",  # decoded, but the model or the runtime returned a score that is not finite
 ]
-"""Every code of an ImageError; stable."""
+"""Every code of an ImageError. They are stable."""
 
-# Called directly, not through Image.open: that one turns MPO into another format, and warns at a pixel limit not ours.
-_READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+# Opened directly, because Image.open turns MPO into another format and warns at Pillow's pixel limit instead of ours.
+READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "jpeg": JpegImagePlugin.JpegImageFile,
     "png": PngImagePlugin.PngImageFile,
     "webp": WebPImagePlugin.WebPImageFile,
@@ -93,7 +90,7 @@ _MAGIC: dict[str, tuple[int, tuple[bytes, ...]]] = {
 }
 _ORIENTATION = 274
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
-_STRIPS_AND_TILES = ((273, 279), (324, 325))  # their offsets and byte counts
+_STRIPS_AND_TILES = ((273, 279), (324, 325))  # tags of their offsets and byte counts
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -103,13 +100,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Users filter on this name.
-_LOG = logging.getLogger("mdmf_deploy.images")
 
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """max_pixels: width x height.  max_bytes: of the file."""
+    """The size of image that may be read.  max_pixels: width x height.  max_bytes: of the file."""
 
     max_pixels: int = 100_000_000
     max_bytes: int = 512 * 2**20
@@ -117,7 +112,10 @@ class ReadLimits:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """pixels: (H, W, 3), after EXIF orientation.  format: "jpeg", "png", "webp", "tiff", "bmp", "gif"."""
+    """A whole image.
+
+    pixels: (H, W, 3) uint8, after EXIF orientation.  format: "jpeg", "png", "webp", "tiff", "bmp" or "gif".
+    """
 
     pixels: Pixels
     width: int
@@ -127,7 +125,10 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class DecodedBoxes:
-    """boxes: (h, w, 3) of each box that was asked for.  width, height: of the whole image, after EXIF orientation."""
+    """Boxes of an image.
+
+    boxes: (h, w, 3) uint8 of each box.  width, height: of the whole image, after EXIF orientation.
+    """
 
     boxes: tuple[Pixels, ...]
     width: int
@@ -136,7 +137,7 @@ class DecodedBoxes:
 
 
 def decoder_version() -> str:
-    """What turned bytes into pixels; a lossy codec's version may change them."""
+    """Return the decoders and their versions. Another version of a lossy codec may give other pixels."""
     parts = [f"Pillow {PIL.__version__}"]
     for feature, name in (("libjpeg_turbo", "libjpeg-turbo"), ("webp", "libwebp"), ("libtiff", "libtiff")):
         version = features.version(feature)
@@ -146,14 +147,14 @@ def decoder_version() -> str:
 
 
 def read(path: str | Path, limits: ReadLimits = ReadLimits()) -> bytes:
-    """The bytes of a regular file; never waits on a pipe, never opens a device.
+    """Read a regular file. Never wait on a pipe, and never open a device.
 
-    Raises ImageError missing, not_a_file, unreadable, too_many_bytes.
+    Raises ImageError missing, not_a_file, unreadable or too_many_bytes.
     """
     name = uri(path)
     try:
         _regular(Path(path).stat().st_mode, name)
-        # O_NONBLOCK: between the two looks a pipe may have taken the file's place.
+        # O_NONBLOCK, because a pipe may take the file's place between the two checks.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor has no path)
             status = os.fstat(descriptor)
@@ -169,10 +170,10 @@ def read(path: str | Path, limits: ReadLimits = ReadLimits()) -> bytes:
 
 
 def decode(data: bytes, limits: ReadLimits = ReadLimits()) -> Decoded:
-    """The first image in `data`, whole, as 8-bit RGB; safe to call from many threads.
+    """Decode the first image in `data`, whole, to 8-bit RGB. Safe to call from many threads.
 
-    Raises ImageError with one of Code's values (never missing, not_a_file, unreadable, not_finite), whatever the bytes.
-    Raises UsageError where the process has told Pillow to accept truncated images.
+    Raises ImageError with a code of Code for any bad bytes (never missing, not_a_file, unreadable or not_finite).
+    Raises UsageError if this process lets Pillow accept truncated images.
     """
     return _guarded(data, limits, _whole)
 
@@ -180,16 +181,16 @@ def decode(data: bytes, limits: ReadLimits = ReadLimits()) -> Decoded:
 def decode_boxes(
     data: bytes, place: Callable[[int, int], Sequence[Box]], limits: ReadLimits = ReadLimits()
 ) -> DecodedBoxes:
-    """As `decode`, but only the boxes that `place(height, width)` puts into the image; pixels and errors are the same.
+    """Decode only the boxes that `place(height, width)` returns. Pixels and errors are those of `decode`.
 
-    Of a baseline JPEG the rows below the lowest box are not decoded (mdmf_deploy.images.jpeg_rows).
+    The rows of a baseline JPEG below the lowest box are not decoded (mdmf_deploy.images.jpeg_rows).
     """
     return _guarded(data, limits, lambda file: _boxes(file, place))
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """image: its header is read, its pixels are not."""
+    """A file whose header has been read, but not its pixels."""
 
     data: bytes
     format: str
@@ -197,6 +198,7 @@ class _File:
 
     @property
     def depth(self) -> int:
+        """Bits per sample in a PNG's header, else 8."""
         return self.data[24] if self.format == "png" else 8
 
 
@@ -222,14 +224,17 @@ def _guarded(data: bytes, limits: ReadLimits, work: Callable[[_File], _T]) -> _T
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
         raise ImageError("too_many_pixels", f"{format}: its pixels do not fit into memory") from error
-    except Exception as error:  # hostile bytes raise nearly anything: SyntaxError, struct.error, OverflowError, ...
+    except Exception as error:  # hostile bytes raise almost anything: SyntaxError, struct.error, OverflowError, ...
         if source.short or isinstance(error, EOFError) or "truncated" in str(error).lower():
             raise ImageError("truncated", f"{format}: it ends early ({_one_line(error)})") from error
         raise ImageError("corrupt", f"{format}: it is damaged ({_one_line(error)})") from error
 
 
 class _Source(io.BytesIO):
-    """short: whether more bytes were asked for than are left; told only while headers are read, piece by piece."""
+    """The file's bytes.
+
+    short: whether a read asked for more bytes than are left. Set only while headers are read, piece by piece.
+    """
 
     short = False
     in_header = True
@@ -241,16 +246,17 @@ class _Source(io.BytesIO):
 
 
 def _opened(source: _Source, data: bytes, format: str, limits: ReadLimits) -> _File:
-    if format == "webp":  # libwebp allocates its canvas as soon as it is opened, and does not say why it fails
+    if format == "webp":
+        # libwebp allocates its canvas as soon as it is opened, and gives no reason when it fails.
         _check_size(format, _webp_size(data), limits)
         source.short = int.from_bytes(data[4:8], "little") + 8 > len(data)
         source.in_header = False
-    image = _READERS[format](source)
+    image = READERS[format](source)
     _check_size(format, image.size, limits)
     source.in_header = False
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         source.short |= _pixels_end(image) > len(data)
-        # A tile is allocated whole, however little of it the image shows; a strip is no larger than the image.
+        # A tile is allocated whole, even if the image shows little of it. A strip is never larger than the image.
         _check_size("tiff tile", (image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0)), limits)
     return _File(data, format, image)
 
@@ -265,7 +271,8 @@ def _whole(file: _File) -> Decoded:
 
 def _boxes(file: _File, place: Callable[[int, int], Sequence[Box]]) -> DecodedBoxes:
     image = file.image
-    if file.format != "jpeg":  # some formats keep their orientation behind the pixels
+    if file.format != "jpeg":
+        # Some formats store their orientation behind the pixels.
         image.load()
     orientation = _orientation(image)
     turn = _TURNS.get(orientation)
@@ -280,7 +287,7 @@ def _boxes(file: _File, place: Callable[[int, int], Sequence[Box]]) -> DecodedBo
 
 
 def _as_stored(box: Box, orientation: int, size: tuple[int, int]) -> Box:
-    """Where a box of the upright image lies in the image as stored, of this size."""
+    """Return the place of an upright image's box in the image as stored, whose (width, height) is `size`."""
     left, top, right, bottom = box if orientation < 5 else (box[1], box[0], box[3], box[2])
     if orientation in (2, 3, 7, 8):
         left, right = size[0] - right, size[0] - left
@@ -290,7 +297,7 @@ def _as_stored(box: Box, orientation: int, size: tuple[int, int]) -> Box:
 
 
 def _loaded(file: _File, rows: int) -> Image.Image:
-    """The image as stored, or a part from the top that has these rows."""
+    """Load the image as stored, or only a part from the top that contains these rows."""
     if file.format == "jpeg":
         part = jpeg_rows.shortened(file.data, rows)
         if part is not None:
@@ -298,14 +305,14 @@ def _loaded(file: _File, rows: int) -> Image.Image:
                 image = JpegImagePlugin.JpegImageFile(io.BytesIO(part))
                 image.load()
                 return image
-            except Exception as error:  # then the whole file says what is wrong with it
-                _LOG.debug("decoding all rows, since the first %d failed: %s", rows, error)
+            except Exception as error:  # decoding the whole file gives the proper error
+                LOG.debug("decoding all rows, since the first %d failed: %s", rows, error)
     file.image.load()
     return file.image
 
 
 def _pixels_end(image: TiffImagePlugin.TiffImageFile) -> int:
-    """Offset behind the last strip or tile, as the header has it."""
+    """Return the offset behind the last strip or tile, according to the header."""
     return max(
         int(offset + count)
         for offsets, counts in _STRIPS_AND_TILES
@@ -314,7 +321,10 @@ def _pixels_end(image: TiffImagePlugin.TiffImageFile) -> int:
 
 
 def _copied(image: Image.Image) -> Pixels:
-    """(H, W, 3) of an RGB image, in bands that fit the cache: a third of the time of one numpy.asarray at 12 MP."""
+    """Return (H, W, 3) of an RGB image, copied in bands that fit the cache.
+
+    At 12 megapixels this takes a third of the time of one numpy.asarray.
+    """
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, 64):
@@ -324,7 +334,10 @@ def _copied(image: Image.Image) -> Pixels:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8; 1 where EXIF does not say or cannot be read: it holds no pixels, so it cannot make an image corrupt."""
+    """Return the EXIF orientation, 1 to 8.
+
+    A missing or unreadable one counts as 1. EXIF holds no pixels, so it cannot make an image corrupt.
+    """
     try:
         orientation = int(image.getexif().get(_ORIENTATION, 1))
     except Exception:
@@ -343,7 +356,7 @@ def _format(data: bytes) -> str:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Canvas of a WebP by its first chunk; (0, 0) where the header is cut (RFC 9649, sections 2.5 to 2.7)."""
+    """Return the canvas size in a WebP's first chunk, or (0, 0) if it is cut (RFC 9649, sections 2.5 to 2.7)."""
     chunk, head = data[12:16], data[20:30]
     if chunk == b"VP8X" and len(head) == 10:
         return int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1

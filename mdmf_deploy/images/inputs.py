@@ -1,12 +1,12 @@
-"""Command-line arguments -> the paths to score, in a stable order, and names of paths that are always printable.
+"""Command-line arguments to the paths to score, in a stable order, and printable names for all paths.
 
-Arguments, tried in this order:
-  "-"        a list of paths on standard input: NUL-separated where it holds a NUL, else one a line
-  "@FILE"    the same list, in FILE (a path that itself begins with "@" is written "./@name")
-  a folder   every file with an image extension below it, hidden or not, sorted by the bytes of its path; other files
+The kinds of argument, tried in this order:
+  "-"        a list of paths on standard input, separated by NULs if it contains any, else one per line
+  "@FILE"    the same list in FILE (write "./@name" for a path that begins with "@")
+  a folder   every file below it with an image extension, hidden or not, sorted by the bytes of its path. Other files
              are counted as skipped. Links are followed, each real folder once.
-  a file     always an input, whatever its name, and even if it does not exist (its own row then says so)
-  a glob     only where no path of that very name exists; each match then counts as if it had been named itself
+  a file     always an input, whatever its name, even if it does not exist (its own row then reports that)
+  a glob     only if no path of that very name exists. Each match counts as if it were named itself.
 """
 
 from __future__ import annotations
@@ -25,24 +25,27 @@ from mdmf_deploy.errors import UsageError
 IMAGE_EXTENSIONS = frozenset(
     {".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 )
-"""Lower-case suffixes by which a folder's files become inputs; what is in them is told by their content alone."""
+"""Lower-case suffixes that make a folder's files inputs. Their format is recognised by content alone."""
 
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """paths: in the order of the arguments, each folder sorted.  skipped: files passed over in folders."""
+    """The inputs of a run.
+
+    paths: in the order of the arguments, with each folder sorted.  skipped: number of other files in folders.
+    """
 
     paths: tuple[Path, ...]
     skipped: int
 
 
 def expand(arguments: Sequence[str]) -> Inputs:
-    """The inputs that command-line arguments stand for; a path given twice is two inputs.
+    """Expand command-line arguments to inputs. A path given twice is two inputs.
 
-    Raises UsageError where an argument stands for nothing: no argument at all, an empty path, a folder without images,
-    a glob without a match, an empty or unreadable list.
+    Raises UsageError if there is no argument, or one yields nothing: an empty path, a folder without images, a glob
+    without a match, an empty or unreadable list.
     """
     if not arguments:
         raise UsageError("no input was given; name images, folders or globs, or give - for a list on standard input")
@@ -59,25 +62,25 @@ def expand(arguments: Sequence[str]) -> Inputs:
 
 
 def in_folder(folder: str | Path) -> Inputs:
-    """The inputs below a folder, whatever characters its name has.
+    """Return the inputs below a folder, whatever characters its name has.
 
-    Raises UsageError if it holds no image or cannot be listed.
+    Raises UsageError if it contains no image or cannot be listed.
     """
     paths, skipped = _folder(str(folder))
     return Inputs(tuple(paths), skipped)
 
 
 def uri(path: str | Path) -> str:
-    r"""A path as text that is always valid UTF-8 and fits on one line; `from_uri` gives the path back.
+    r"""Return a path as one line of valid UTF-8. `from_uri` gives the path back.
 
-    The path itself, but for: a backslash is written `\\`; each byte of a control character, of a line or paragraph
-    separator, or of a name that is not UTF-8 is written `\xNN`.
+    The path is unchanged, with two exceptions. A backslash is written `\\`. Each byte of a control character, of a line
+    or paragraph separator, or of a name that is not UTF-8 is written `\xNN`.
     """
     return "".join(_escaped(character) for character in Path(path).as_posix())
 
 
 def from_uri(text: str) -> Path:
-    """The path that `uri` wrote as `text`."""
+    """Return the path that `uri` wrote as `text`."""
     plain = re.sub(
         rb"\\(?:x([0-9a-f]{2})|\\)",
         lambda match: bytes.fromhex(match[1].decode()) if match[1] else b"\\",
@@ -95,7 +98,7 @@ def _escaped(character: str) -> str:
 
 
 def _names(argument: str) -> Iterator[tuple[str, bool]]:
-    """(name, whether it is to be taken literally) of each path an argument stands for, before folders and globs."""
+    """Yield (name, whether it is literal) for each path of an argument, before folders and globs are expanded."""
     if argument == "-":
         yield from ((name, True) for name in _listed(sys.stdin.buffer.read(), "the list on standard input"))
     elif argument.startswith("@"):
@@ -115,7 +118,7 @@ def _listed(data: bytes, source: str) -> list[str]:
     separated = data.split(b"\0") if b"\0" in data else [line.removesuffix(b"\r") for line in data.split(b"\n")]
     names = [os.fsdecode(name) for name in separated if name.strip()]
     if not names:
-        raise UsageError(f"{source} holds no path; write one a line, or separate them with NUL")
+        raise UsageError(f"{source} holds no path; write one per line, or separate them with NUL")
     return names
 
 
@@ -154,10 +157,11 @@ def _folder(name: str) -> tuple[list[Path], int]:
 
 
 def _walk(top: str) -> tuple[list[Path], int]:
-    """Images below a folder, sorted by the bytes of their paths, and how many other entries were passed over.
+    """Return the images below a folder, sorted by the bytes of their paths, and the number of other entries.
 
-    A folder below it that cannot be listed is returned as if it were an image: it costs a row, not silence. In one
-    that can be listed but not searched, nothing can be told from a file: what is named like an image costs a row.
+    A subfolder that cannot be listed is returned like an image, so that it costs a row and is not silently skipped. The
+    entries of a folder that can be listed but not searched cannot be inspected, so each one named like an image costs a
+    row.
     """
     paths: list[Path] = []
     skipped = 0
@@ -177,7 +181,7 @@ def _walk(top: str) -> tuple[list[Path], int]:
             paths.append(folder)
             continue
         for entry in entries:
-            if os.path.isdir(entry):  # noqa: PTH112 (Path.is_dir raises below a folder that may not be searched)
+            if os.path.isdir(entry):  # noqa: PTH112 (Path.is_dir raises below a folder that cannot be searched)
                 waiting.append(entry)
             elif entry.suffix.lower() in IMAGE_EXTENSIONS:
                 paths.append(entry)

@@ -1,22 +1,29 @@
-"""Pillow's pixel layouts -> 8-bit RGB, pixel by pixel, as the decode policy in mdmf_deploy.images.decode says."""
+"""Pillow, adapted: its pixel layouts become 8-bit RGB by the decode policy (decode.py), and its warnings are logged."""
 
 from __future__ import annotations
 
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from mdmf_deploy.errors import ImageError
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+# Users filter on this name.
+LOG = logging.getLogger("mdmf_deploy.images")
 
 
 def to_rgb(image: Image.Image, file: ImageFile.ImageFile, depth: int, format: str) -> Image.Image:
-    """Mode RGB, alpha and colour keys laid over white.
+    """Convert to mode RGB, with alpha and colour keys laid over white.
 
-    image: loaded pixels of the file, all or a box of them.  depth: bits a sample of a PNG, as its header has them.
+    image: the file's loaded pixels, all or a box of them.  depth: bits per sample in a PNG's header.
     Raises ImageError unsupported_mode.
     """
     key = image.info.get("transparency")
@@ -36,23 +43,23 @@ def to_rgb(image: Image.Image, file: ImageFile.ImageFile, depth: int, format: st
         levels = np.atleast_1d(key) % 2**depth * scale if image.mode != "1" else 255 * (np.atleast_1d(key) > 0)
         pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
         return _over_white(image, _unlike(pixels, levels))
-    return image if image.mode == "RGB" else _bare(image).convert("RGB")
+    return image if image.mode == "RGB" else _keyless(image).convert("RGB")
 
 
-def _bare(image: Image.Image) -> Image.Image:
-    """Without a colour key, which Pillow would carry over, warning as it does."""
+def _keyless(image: Image.Image) -> Image.Image:
+    """Remove the colour key, which Pillow would convert with a warning."""
     image.info.pop("transparency", None)
     return image
 
 
 def _over_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
     white = Image.new("RGB", image.size, "white")
-    white.paste(_bare(image).convert("RGB"), mask=alpha)
+    white.paste(_keyless(image).convert("RGB"), mask=alpha)
     return white
 
 
 def _unlike(pixels: NDArray[Any], key: Any) -> Image.Image:
-    """Alpha: 0 where a pixel is the key in every channel, 255 elsewhere."""
+    """Return an alpha channel: 0 where a pixel equals the key in every channel, 255 elsewhere."""
     differs = pixels != key
     if pixels.ndim == 3:
         differs = differs.any(axis=2)
@@ -62,3 +69,40 @@ def _unlike(pixels: NDArray[Any], key: Any) -> Image.Image:
 def _excess_bits(file: ImageFile.ImageFile) -> int:
     tags = getattr(file, "tag_v2", {})
     return max(0, int(tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 8)
+
+
+class PillowWarnings:
+    """A stand-in for the module `warnings` inside Pillow's readers. Logs warnings while this thread decodes.
+
+    warnings.catch_warnings would replace the filters of the whole process, and is not thread-safe before Python 3.14.
+    Pillow warns only about metadata and its own pixel limit, and raises exceptions for damaged pixels. Outside a `kept`
+    block, warnings work as usual.
+    """
+
+    def __init__(self) -> None:
+        self._thread = threading.local()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(warnings, name)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Log this thread's Pillow warnings instead of issuing them."""
+        self._thread.keeping = True
+        try:
+            yield
+        finally:
+            self._thread.keeping = False
+
+    def warn(
+        self, message: Any, category: type[Warning] | None = None, stacklevel: int = 1, *rest: Any, **named: Any
+    ) -> None:
+        if getattr(self._thread, "keeping", False):
+            LOG.debug("Pillow: %s", message)
+        else:
+            warnings.warn(message, category, stacklevel + 1, *rest, **named)
+
+
+PILLOW_WARNINGS = PillowWarnings()
+for _module in (Image, PngImagePlugin, TiffImagePlugin, JpegImagePlugin):
+    vars(_module)["warnings"] = PILLOW_WARNINGS

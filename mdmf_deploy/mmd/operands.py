@@ -1,13 +1,14 @@
-"""What one GEMM needs to give a tile of kernel exponents, prepared so that its bits depend on the image and bank alone.
+"""Prepare a bank and an image so that one GEMM gives a tile of kernel exponents, with bits that depend on both alone.
 
     -g |x - r|^2 = (2g x, -g |x|^2, -g) . (r, 1, |r|^2),   g = 1 / (2 sigma^2)
 
-Both sides are centred on the bank's mean, which keeps the cancellation small.  Exponents in float32 are off by about
-eps g |r|^2, so a bank much wider than its bandwidth takes the GEMM in float64, at twice its time; signed weights
-multiply the errors by their sum |w|, so where that is large all of it is float64.
+Both operands are centred on the bank's mean, which keeps the cancellation small. Exponents in float32 are off by about
+eps g |r|^2, so a bank much wider than its bandwidth takes the GEMM in float64, in twice the time. Signed weights
+multiply the errors by sum |w|. Where that is large, everything is computed in float64.
 
-Float32 exponents are not clamped at 0: they are near 0 only where g |x|^2 is no more than about g |r|^2, and there
-rounding lifts one above 0 by no more than it may lower another.  Float64 ones are, since g |r|^2 has no bound there.
+Float32 exponents are not clamped at 0. They are near 0 only where g |x|^2 is at most about g |r|^2, and there rounding
+lifts one above 0 by no more than it may lower another. Float64 exponents are clamped, because g |r|^2 has no bound
+there.
 """
 
 from __future__ import annotations
@@ -22,28 +23,30 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank
 
-# float32 sums run over this many points before float64 takes over: more would add errors past what the rule allows.
-# A tile is a whole number of runs.
+# Points summed in float32 before float64 takes over. More would break the tolerance rule for float32. A tile is a whole
+# number of runs.
 RUN = 32
-# Largest g |r|^2 whose float32 rounding stays that of a kernel value; a median-distance bandwidth gives about 0.25.
+# Largest g |r|^2 whose float32 rounding stays that of a kernel value. A median-distance bandwidth gives about 0.25.
 _STEEP = 4.0
-# Largest sum |w| with which rounding kernel values to float32 costs hardly more than with equal weights, of sum 1; an
-# optimally compressed bank has 0.9 to 1.3.
+# Largest sum |w| for which rounding kernel values to float32 costs hardly more than with equal weights, whose sum is 1.
+# An optimally compressed bank has 0.9 to 1.3.
 _AMPLIFIED = 1.5
-# A float64 copy of a larger bank is made anew at every call, tile by tile: a bank is held twice at most.
-_LARGEST_COPY = 1 << 26  # bytes
-# NumPy's exp2 takes 15 to 60 times as long where its result is below float32's normal numbers, 2^-126.
+# Largest float64 copy of a bank that is kept, in bytes. Larger ones are made again at every call, tile by tile, so that
+# a bank is held at most twice.
+LARGEST_COPY = 1 << 26
+# Lowest exponent for exp2. NumPy's takes 15 to 60 times as long for results below float32's normal numbers, 2^-126.
 _LOWEST = -125.0
-# Largest g |x|^2 whose float64 rounding leaves the within-image term alone; beyond it that is centred on its own mean.
+# Largest g |x|^2 whose float64 rounding does not disturb the within-image term. Beyond it, the image is centred on its
+# own mean for that term.
 _FAR = 1e4
-# Rows of a bank that are prepared at a time.
+# Rows of a bank prepared at a time.
 _STRIDE = 128 * RUN
 
 Exp = Callable[..., Any]
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Zeros at a multiple of 64 bytes: a BLAS kernel may add in another order at another offset."""
+    """Return zeros that begin at a multiple of 64 bytes. At another offset, BLAS may add in another order."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     buffer = np.zeros(size + 64, np.uint8)
     start = -buffer.ctypes.data % 64
@@ -51,11 +54,12 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return zeros
 
 
-class Points:
-    """A bank's side, (r, 1, |r|^2) in rows, filled up with points of weight 0 to whole runs.
+class BankOperands:
+    """A bank as rows (r, 1, |r|^2), padded with points of weight 0 to whole runs.
 
-    exponent, value: dtypes of the GEMM and of the kernel values.  weights: (rows,), of the kernel values' dtype, times
-    unit: the bank's.  clamp: whether exponents must be held at 0.
+    exponent, value: dtypes of the GEMM and of the kernel values.
+    weights: (rows,), in the dtype of the kernel values. Times unit, they are the bank's weights.
+    clamp: whether exponents must be kept from rising above 0.
     """
 
     def __init__(self, bank: Bank) -> None:
@@ -74,18 +78,18 @@ class Points:
         self.exponent: type[np.floating] = np.float64 if self.clamp else np.float32
         self.value: type[np.floating] = np.float64 if amplified else np.float32
         self.weights = aligned((self.rows,), self.value)
-        # In units of the largest: equal weights are then 1, with no rounding error that all terms would share.
+        # In units of the largest weight: equal weights become exactly 1, without a rounding error common to all terms.
         self.unit = float(np.abs(bank.weights).max()) or 1.0
         self.weights[:m] = bank.weights / self.unit
         self._kept: NDArray[Any] | None = None
-        if self.exponent is np.float32 or self.rows * (d + 2) * 8 <= _LARGEST_COPY:
+        if self.exponent is np.float32 or self.rows * (d + 2) * 8 <= LARGEST_COPY:
             kept = aligned((self.rows, d + 2), self.exponent)
             for start in range(0, self.rows, _STRIDE):
                 self._fill(kept[start : start + _STRIDE], start)
             self._kept = kept
 
     def tile(self, start: int, stop: int) -> NDArray[Any]:
-        """(stop - start, d + 2), not to be written to."""
+        """Return rows start to stop, (stop - start, d + 2). Do not write to them."""
         if self._kept is not None:
             return self._kept[start:stop]
         tile = aligned((stop - start, len(self.centre) + 2), self.exponent)
@@ -95,29 +99,30 @@ class Points:
     def _fill(self, tile: NDArray[Any], start: int) -> None:
         centred = self.bank.signatures[start : start + len(tile)] - self.centre
         tile[: len(centred), :-2] = centred
-        # In the points of weight 0 as well, so that an infinite |x|^2 gives 0 there, not NaN.
+        # Also in the padding, so that an infinite |x|^2 gives 0 there instead of NaN.
         tile[:, -2] = 1.0
         tile[: len(centred), -1] = _norms(centred)
 
 
-def image_side(
-    x: NDArray[np.floating], points: Points, out: NDArray[Any], most: int
+def image_operands(
+    x: NDArray[np.floating], bank: BankOperands, out: NDArray[Any], most: int
 ) -> tuple[NDArray[np.float64], Exp]:
-    """Write an image's side, (N, d) to (2g x, -g |x|^2, -g) in the (d + 2, N) columns of out.
+    """Write an image, (N, d), as columns (2g x, -g |x|^2, -g) to out, (d + 2, N).
 
-    Returns its within-image term, 1/N sum_n' k(x[n], x[n']), (N,), made in float64 with about `most` values held at a
-    time; and what turns the GEMM's results into kernel values: exp, or exp2 with its factor in out if that is faster.
+    Returns two things. The first is the within-image term, 1/N sum_n' k(x[n], x[n']), (N,), computed in float64 with
+    about `most` values held at a time. The second is the function that turns results of the GEMM into kernel values:
+    exp, or exp2 with its factor in out if that is faster.
     """
-    gamma, centred = points.gamma, x - points.centre
+    gamma, centred = bank.gamma, x - bank.centre
     norms = _norms(centred)
     columns = _columns(centred, norms, gamma)
     largest = norms.max()
-    lowest = -gamma * (math.sqrt(largest) + points.radius) ** 2 / math.log(2)
-    # Not so either if lowest is NaN.
-    binary = _FAST_EXP2 and points.value is np.float32 and lowest > _LOWEST
+    lowest = -gamma * (math.sqrt(largest) + bank.radius) ** 2 / math.log(2)
+    # False if lowest is NaN, too.
+    binary = FAST_EXP2 and bank.value is np.float32 and lowest > _LOWEST
     np.multiply(columns, 1 / math.log(2) if binary else 1.0, out=out, casting="same_kind")
     if gamma * largest > _FAR:
-        # Past all numbers |x|^2 alone says how far: 2g x . r may be infinite as well, and their difference NaN.
+        # Where |x|^2 overflows, it alone decides: 2g x . r may be infinite too, and their difference NaN.
         out[:-2, np.isinf(out[-2])] = 0.0
         centred = x - x.mean(axis=0, dtype=np.float64)
         norms = _norms(centred)
@@ -146,9 +151,9 @@ def _norms(centred: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _has_fast_exp2() -> bool:
-    # Intel's vectors are in NumPy for AVX-512 on Linux only; elsewhere exp2 takes twice as long as exp.
+    # NumPy has Intel's vectorised exp2 only for AVX-512 on Linux. Elsewhere exp2 takes twice as long as exp.
     found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())
     return sys.platform == "linux" and not {"AVX512_SKX", "X86_V4"}.isdisjoint(found)
 
 
-_FAST_EXP2 = _has_fast_exp2()
+FAST_EXP2 = _has_fast_exp2()

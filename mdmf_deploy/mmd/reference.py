@@ -1,10 +1,10 @@
-"""The specification, in float64: slow, plain, and what every other reduction is measured against.
+"""The specification in float64, slow and plain. Every other reduction is measured against it.
 
     c_i   = A_i - 2 B_i + C,   A_i = 1/N sum_i' k(x_i, x_i'),   B_i = sum_j w_j k(x_i, r_j),
     MMD^2 = 1/N sum_i c_i,     k(a, b) = exp(-|a - b|^2 / (2 sigma^2)),
     C     = sum_jj' w_j w_j' k(r_j, r_j'), cached in the bank.
 
-Biased squared MMD: Gretton et al., JMLR 13 (2012), eq. 5; its decomposition over patches is METHOD.md's.
+Biased squared MMD: Gretton et al., JMLR 13 (2012), eq. 5. docs/method.md derives the decomposition over patches.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.hardware.host import cores
-from mdmf_deploy.mmd import Scores, check_shapes
+from mdmf_deploy.mmd import Scores, check_shape
 from mdmf_deploy.mmd.threads import one_blas_thread, share_out
 
 _TILE = 512
 
 
 def gaussian_kernel(a: NDArray[np.floating], b: NDArray[np.floating], sigma: float) -> NDArray[np.float64]:
-    """k(a_i, b_j), (n, d) and (m, d) -> (n, m), float64; differences taken directly, without the GEMM identity."""
+    """Return k(a_i, b_j), (n, d) and (m, d) -> (n, m), in float64 from direct differences, not the GEMM identity."""
     a64, b64 = np.asarray(a, np.float64), np.asarray(b, np.float64)
     squared = np.empty((len(a64), len(b64)))
     for i, row in enumerate(a64):
@@ -35,11 +35,11 @@ def gaussian_kernel(a: NDArray[np.floating], b: NDArray[np.floating], sigma: flo
 
 
 def bank_self_term(signatures: NDArray[np.floating], weights: NDArray[np.float64], sigma: float) -> float:
-    """sum_jj' w_j w_j' k(r_j, r_j') over (M, d) signatures, float64: O(M^2 d) time, memory for a few tiles a thread.
+    """Return sum_jj' w_j w_j' k(r_j, r_j') over (M, d) signatures, in float64.
 
-    The distance comes from the GEMM identity here, on signatures centred on their mean: in float64 its rounding
-    is below 1e-12 of a kernel value, and M^2 direct differences would take minutes.  The bits do not depend on how
-    many threads share it.
+    Time O(M^2 d), memory for a few tiles per thread. Distances come from the GEMM identity on signatures centred on
+    their mean. In float64 its rounding is below 1e-12 of a kernel value, and M^2 direct differences would take minutes.
+    The bits do not depend on the number of threads.
     """
     m = len(signatures)
     centre = np.mean(signatures, axis=0, dtype=np.float64)
@@ -79,7 +79,8 @@ def uniform_bank(
 ) -> Bank:
     """Return a bank of equal weights 1/M, with its self term.
 
-    signatures: (M, d). The other arguments are the fields of Bank. Raises BankError as Bank does.
+    signatures: (M, d). The other arguments are the fields of Bank.
+    Raises BankError without signatures, and as Bank does.
     """
     m = len(signatures)
     if m == 0:
@@ -90,12 +91,12 @@ def uniform_bank(
 
 
 class ReferenceReduction:
-    """Float64, one image at a time, no GEMM identity."""
+    """The reduction in float64, one image at a time, without the GEMM identity."""
 
     name = "reference"
 
     def __call__(self, signatures: NDArray[np.float32], bank: Bank) -> Scores:
-        check_shapes(signatures, bank)
+        check_shape(signatures.shape, bank)
         contributions = np.empty(signatures.shape[:2])
         for image, x in enumerate(signatures):
             within = gaussian_kernel(x, x, bank.sigma).mean(axis=1)

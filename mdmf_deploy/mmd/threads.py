@@ -1,8 +1,7 @@
-"""Sharing out work among threads, in one process.
+"""Share work among threads, and keep BLAS to one thread meanwhile.
 
-NumPy releases the interpreter's lock in matmul and exp, so threads that each take whole tiles use every core; a BLAS
-that shares out each tile again would only make them wait, and its results may change with its number of threads: see
-blas.py.
+NumPy releases the interpreter's lock in matmul and exp, so threads that each take whole tiles use every core. A BLAS
+that splits each tile again would only make them wait, and its results may change with its number of threads.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ import numpy as np
 
 
 def share_out(count: int, threads: int, worker: Callable[[Iterator[int]], None]) -> None:
-    """Have up to `threads` threads call worker(tasks) each; together their tasks are range(count), each once.
+    """Let up to `threads` threads call worker(tasks). Together their tasks are range(count), each once.
 
-    The calling thread is one of them.  An exception in any ends them all after the task at hand, and is raised.
+    The calling thread is one of them. An exception in any thread stops all of them after their current task and is
+    raised.
     """
     waiting = deque(range(count))
 
@@ -52,7 +52,7 @@ def share_out(count: int, threads: int, worker: Callable[[Iterator[int]], None])
             future.result()
 
 
-# As OpenBLAS is named in NumPy's wheels and in distributions; and MKL.
+# Functions that read and set the number of threads: of OpenBLAS in NumPy's wheels and in distributions, and of MKL.
 _NAMES = [
     *(
         (f"{p}openblas_get_num_threads{s}", f"{p}openblas_set_num_threads{s}")
@@ -62,7 +62,7 @@ _NAMES = [
     ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
 ]
 
-# Overlapping callers share the limit: the first sets it, the last takes it away.
+# Overlapping callers share the limit: the first sets it, the last removes it.
 _lock = threading.Lock()
 _inside = 0
 _before = 1
@@ -70,9 +70,9 @@ _before = 1
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Keep NumPy's BLAS to one thread in the whole process; at the end it has as many again as it had.
+    """Keep NumPy's BLAS to one thread in the whole process, and restore its former number at the end.
 
-    Any number of threads may be inside at once.  With a BLAS that is neither OpenBLAS nor MKL this does nothing.
+    Any number of threads may be inside at once. A BLAS that is neither OpenBLAS nor MKL is left alone.
     """
     global _inside, _before
     functions = _functions()
@@ -96,7 +96,7 @@ def one_blas_thread() -> Iterator[None]:
 
 @cache
 def _functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    """How to read and to set the number of threads of the BLAS that NumPy itself is linked to."""
+    """The functions that read and set the number of threads of NumPy's own BLAS, if known."""
     for library in _libraries():
         for get, put in _NAMES:
             if hasattr(library, get) and hasattr(library, put):
@@ -107,7 +107,7 @@ def _functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
 def _libraries() -> Iterator[ctypes.CDLL]:
     for name in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):
         if path := getattr(sys.modules.get(name), "__file__", None):
-            # Finds what the library is linked to as well, except on Windows.
+            # Except on Windows, this also finds symbols of the libraries that it is linked to.
             yield ctypes.CDLL(path)
     for folder in ("numpy.libs", "numpy/.libs"):
         for file in sorted((Path(np.__file__).parents[1] / folder).glob("*openblas*.dll")):

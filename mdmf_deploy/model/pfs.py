@@ -1,4 +1,4 @@
-"""The Patch Forensic Signature head and the whole detector in PyTorch (METHOD.md, pipeline steps 1 to 3)."""
+"""The Patch Forensic Signature head and the whole detector in PyTorch (docs/method.md, pipeline steps 1 to 3)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,12 @@
+"""One module or package per command of `mdmf`. Only this layer combines the packages below it.
+
+export/       `mdmf export`: turn a checkpoint into a verified bundle
+triton/       `mdmf export --triton`: write a bundle as a model repository for Triton Inference Server
+bank/         `mdmf bank`: build, compress and inspect reference banks
+train/        `mdmf train`: train a detector by its test power
+evaluate/     `mdmf evaluate`: measure a bundle on images whose class is known
+benchmark/    `mdmf benchmark`: time a bundle by stage, scenario and runtime
+calibrate.py  `mdmf calibrate`: set thresholds from real photographs
+verify.py     `mdmf verify`: hold a runtime's decisions to the bundle's
+doctor.py     `mdmf doctor`: report what this machine can run
+"""

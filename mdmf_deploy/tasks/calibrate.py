@@ -1,4 +1,4 @@
-"""Calibrating a bundle on held-out real images."""
+"""Calibrate a bundle on held-out real images."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdmf_deploy.bundle import conformal
 from mdmf_deploy.bundle.bundle import Bundle, hint, write_bundle
-from mdmf_deploy.bundle.calibration import Calibration, Pair
+from mdmf_deploy.bundle.calibration import Calibration, Pair, images_needed
 from mdmf_deploy.bundle.manifest import CALIBRATION
 from mdmf_deploy.errors import CalibrationError
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.tasks.bank.build import Duplicate, Unreadable
 
 if TYPE_CHECKING:
-    from mdmf_deploy.detection.pipeline import Extraction, Source
+    from mdmf_deploy.detection.feed import Extraction, Source
     from mdmf_deploy.runtime import Engine
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """A new calibration, and every image that is not in it: in the bank, a copy of another one, or without a score."""
+    """A new calibration, and the images that are not in it.
+
+    in_bank: those that the bank holds.
+    duplicates: copies of another one.
+    errors: those without a score.
+    """
 
     calibration: Calibration
     in_bank: tuple[str, ...]
@@ -32,27 +36,30 @@ class CalibrationReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One line for each rate that this many images cannot resolve."""
+        """A line for each rate that this many images cannot resolve."""
         n = len(self.calibration.scores)
         return tuple(
             f"{n} images cannot show a false positive rate of {entry.fpr:g}: no score can be called generated at it; "
-            f"give at least {conformal.images_needed(entry.fpr)} images"
+            f"give at least {images_needed(entry.fpr)} images"
             for entry in self.calibration.thresholds
             if entry.score is None
         )
 
 
 def default_review(fpr: float) -> float:
-    """p-values up to five times the false positive rate, at most 0.5, are worth a second look *(ours)*."""
+    """Return the p-value up to which an image is worth a second look: five times the false positive rate, at most 0.5.
+
+    This rule is ours.
+    """
     return max(fpr, min(5.0 * fpr, 0.5))
 
 
 def calibrate(
     bundle: Bundle, engine: Engine, sources: Iterable[Source], fprs: Sequence[float], review: float | None = None
 ) -> CalibrationReport:
-    """Score held-out real images and find the thresholds for these false positive rates, the deciding one first.
+    """Score held-out real images, and find the thresholds for these false positive rates, the deciding one first.
 
-    Images that are in the bank would score too low: they are left out, by their bytes, and reported.
+    Images whose bytes are in the bank would score too low. They are left out and reported.
     Raises CalibrationError if verification does not cover the engine, or no image is left.
     """
     check_covered(bundle, engine)
@@ -73,7 +80,7 @@ def check_covered(bundle: Bundle, engine: Engine) -> None:
 def gather_calibration(
     bundle: Bundle, engine: Engine, extracted: Iterable[Extraction], fprs: Sequence[float], review: float | None = None
 ) -> CalibrationReport:
-    """As calibrate, from images already signed."""
+    """Calibrate, as `calibrate` does, from signatures that are already extracted."""
     reduction = CpuReduction()
     in_bank: list[str] = []
     duplicates: list[Duplicate] = []
@@ -83,8 +90,7 @@ def gather_calibration(
     banked = bundle.bank.hashes
     for image in extracted:
         if image.error is not None or image.signatures is None:
-            code, text = (image.error.code, str(image.error)) if image.error else ("unreadable", "no signatures")
-            errors.append(Unreadable(image.uri, code, text))
+            errors.append(Unreadable.of(image))
         elif image.sha256 in banked:
             in_bank.append(image.uri)
         elif image.sha256 in first:
@@ -113,9 +119,10 @@ def gather_calibration(
 
 
 def write_calibration(bundle: Bundle, calibration: Calibration, destination: Path) -> Bundle:
-    """Write the bundle with this calibration; its bundle_id stays.
+    """Write the bundle with this calibration. Its bundle_id stays.
 
-    Raises CalibrationError if it was made for another bundle_id, BundleError if the destination cannot be written.
+    Raises CalibrationError if the calibration was made for another bundle_id, BundleError if the destination cannot be
+    written.
     """
     if calibration.bundle_id != bundle.bundle_id:
         raise CalibrationError(

@@ -1,4 +1,4 @@
-"""What this machine is and which parts of the package it can run; asks, and changes nothing."""
+"""Report what this machine is and which parts of the package it can run. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ import msgspec
 from mdmf_deploy.errors import MdmfError, install, installed, version
 from mdmf_deploy.hardware.host import Machine, look_at_machine
 
-# Runtime -> its library, where the two are called differently.
+# The library of each runtime that does not bear its library's name.
 _LIBRARIES = {"rtx": "tensorrt_rtx", "cuda": "onnxruntime", "ort-tensorrt": "onnxruntime"}
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of mdmf_deploy.runtime.ENGINES.  missing: why it cannot be used, None if it can."""
+    """One entry of mdmf_deploy.runtime.ENGINES.
+
+    version: the library's, None if the runtime cannot be used.
+    missing: why it cannot be used, None if it can.
+    enable: a command that would make it usable, None if there is none.
+    """
 
     name: str
     version: str | None
@@ -26,7 +31,11 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Extra(msgspec.Struct, frozen=True, kw_only=True):
-    """One optional part of the package.  packages: distribution -> installed version, None if it is not installed."""
+    """One optional part of the package.
+
+    packages: distribution -> installed version, None if it is not installed.
+    enable: the command that installs the extra, None if every package is there.
+    """
 
     name: str
     packages: dict[str, str | None]
@@ -34,7 +43,7 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Starter(msgspec.Struct, frozen=True, kw_only=True):
-    """The bundle in the package.  problem: why it cannot be used, None if every file is whole."""
+    """The bundle that ships with the package. problem: why it cannot be used, None if every file is intact."""
 
     bundle_id: str | None
     calibrated: bool
@@ -42,7 +51,7 @@ class Starter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """All that `mdmf doctor` says.  notes: what is installed and will not do what one would think."""
+    """The report of `mdmf doctor`. notes: surprises, such as an installed package that cannot do its work."""
 
     version: str
     decoder: str
@@ -59,7 +68,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def diagnose() -> Diagnosis:
-    """Look at the whole machine; no network, nothing written."""
+    """Examine the whole machine without using the network or writing a file."""
     from mdmf_deploy import __version__
     from mdmf_deploy.images.decode import decoder_version
 
@@ -90,7 +99,7 @@ def _runtimes() -> tuple[Runtime, ...]:
 
 def _library_version(runtime: str) -> str | None:
     library = sys.modules.get(_LIBRARIES.get(runtime, runtime))
-    # OpenVINO's goes on with its build's number and branch.
+    # OpenVINO appends a build number and a branch to its version.
     return str(getattr(library, "__version__", "")).partition("-")[0] or None
 
 
@@ -101,11 +110,7 @@ def _extras() -> tuple[Extra, ...]:
         if match and match[2] != "dev":
             packages.setdefault(match[2], {})[match[1]] = version(match[1])
     return tuple(
-        Extra(
-            name=name,
-            packages=found,
-            enable=install(name) if None in found.values() else None,
-        )
+        Extra(name=name, packages=found, enable=install(name) if None in found.values() else None)
         for name, found in packages.items()
     )
 

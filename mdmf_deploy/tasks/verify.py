@@ -1,14 +1,15 @@
-"""Verification at the level of decisions: does an exported model still say what its source says?
+"""Verify at the level of decisions: does an exported model still give the verdicts of its source?
 
-Both sign the same images, and both are scored against the bundle's own bank: that bank, and thresholds taken with
-it, are what decides in service, so the question is how far rounding moves an image against them.  A drift common to
-images and bank would partly cancel in service but counts in full here; the gate errs on the side of refusing.
-On few images one swapped pair already breaks a rank correlation of 0.999: give more images rather than a laxer limit.
+Both extract signatures of the same images, and both are scored against the bundle's own bank. That bank, and thresholds
+taken with it, decide in service, so the question is how far rounding moves an image against them. A drift common to
+images and bank would partly cancel in service, but counts in full here. The gate thus errs on the side of refusing.
+On few images one swapped pair already breaks a rank correlation of 0.999. Give more images rather than a laxer limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,8 +24,7 @@ from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
 from mdmf_deploy.bundle.recipe import GateLimits, Preprocessing
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch, UsageError
 from mdmf_deploy.hardware.host import cores, this_cpu
-from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.mmd.leave_one_out import leave_one_out
+from mdmf_deploy.mmd.cpu import CpuReduction, leave_one_out
 
 if TYPE_CHECKING:
     from mdmf_deploy.runtime import Engine
@@ -33,27 +33,187 @@ Signatures = NDArray[np.float32]
 _FPR = 0.05
 _BATCH = 8
 _BANK_IMAGES = 256
-# Scores are sums of kernel values, at most 4: what differs by less than this is the same.
+# Scores are sums of kernel values, at most 4. Scores that differ by less than this are the same.
 _NO_SPREAD = 1e-12
 
 
 class Scale(NamedTuple):
-    """What real scores are like, to judge a change of score by.
+    """The scale of real scores, by which a change of score is judged.
 
-    spread: their standard deviation.  threshold: above it an image counts as generated.
+    spread: their standard deviation.
+    threshold: an image that scores above it counts as generated.
     """
 
     spread: float
     threshold: float
 
 
-def scale_of(real_scores: NDArray[np.float64]) -> Scale:
-    """The scale these scores (n,) of real images set: their spread, and a threshold at 5% false positives."""
-    return Scale(float(np.std(real_scores)), float(np.quantile(real_scores, 1 - _FPR)))
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The bank and the limits that an engine is held to.
+
+    reference: names the source and the images, for people.
+    scale: None takes it from the source's scores, which must then be those of real images.
+    """
+
+    bank: Bank
+    limits: GateLimits
+    reference: str
+    scale: Scale | None = None
+
+
+@dataclass(frozen=True)
+class SourceSignatures:
+    """Images, and the signatures (N, d) that the source extracted from the readable ones, by content hash."""
+
+    paths: Sequence[Path]
+    by_hash: Mapping[str, Signatures]
+
+    def judge(self, engine: Engine, preprocessing: Preprocessing, gate: Gate) -> Verification:
+        """Extract signatures of the same images with an engine, and compare."""
+        exported = signatures_by_hash(self.paths, engine, preprocessing)
+        hashes = sorted(self.by_hash)
+        return compare(_stacked(self.by_hash, hashes), _stacked(exported, hashes), engine, gate)
+
+
+def verify_probes(bundle: Bundle, engine: Engine) -> Verification:
+    """Compare an engine's signatures of the probe images with those stored in the bundle at export. Needs no files.
+
+    Raises BundleError if the bundle has no probes, or others than this version draws.
+    """
+    if PROBES not in bundle.manifest.files:
+        raise BundleError(f"{bundle.path}: has no {PROBES}; export it again, or give --checkpoint and images")
+    preprocessing = bundle.manifest.preprocessing
+    crops = probe_crops(preprocessing.crop)
+    source = probes_from_bytes((bundle.path / PROBES).read_bytes(), crops, str(bundle.path / PROBES))
+    reference = f"{bundle.manifest.provenance.recipe}'s source at export, {len(crops)} probes"
+    exported = extract_crops(crops, engine, preprocessing)
+    return compare(source, exported, engine, Gate(bundle.bank, bundle.manifest.limits, reference, scale_in(bundle)))
+
+
+def verify_images(
+    bundle: Bundle, engines: Sequence[Engine], source: Engine, paths: Iterable[Path]
+) -> tuple[list[Verification], int]:
+    """Compare engines with their source on real images, and count the images that could not be read or came twice.
+
+    Raises UsageError if no image could be read.
+    """
+    preprocessing, paths = bundle.manifest.preprocessing, list(paths)
+    extracted = SourceSignatures(paths, signatures_by_hash(paths, source, preprocessing))
+    readable = len(extracted.by_hash)
+    if not readable:
+        raise UsageError(
+            f"verify: none of the {len(paths)} inputs is a readable image; give a folder of real photographs"
+        )
+    try:
+        scale = scale_in(bundle)
+    except BankError:
+        # The images are real, so their own scores are a scale, too.
+        scale = None
+    gate = Gate(bundle.bank, bundle.manifest.limits, f"{source.name}, {readable} images", scale)
+    return [extracted.judge(engine, preprocessing, gate) for engine in engines], len(paths) - readable
+
+
+def signatures_by_hash(paths: Iterable[Path], engine: Engine, preprocessing: Preprocessing) -> dict[str, Signatures]:
+    """Return the signatures (N, d) of every readable image, by content hash."""
+    from mdmf_deploy.detection.pipeline import extract
+
+    return {s.sha256: s.signatures for s in extract(paths, engine, preprocessing) if s.signatures is not None}
+
+
+def _stacked(by_hash: Mapping[str, Signatures], hashes: Sequence[str]) -> Signatures:
+    return np.stack([by_hash[sha256] for sha256 in hashes])
+
+
+def extract_crops(crops: NDArray[np.uint8], engine: Engine, preprocessing: Preprocessing) -> Signatures:
+    """Return the signatures (B, N, d) of uint8 crops (B, S, S, 3), extracted in small batches."""
+    from mdmf_deploy.images.decode import normalise
+
+    batches = (crops[start : start + _BATCH] for start in range(0, len(crops), _BATCH))
+    return np.concatenate([engine(normalise(batch, preprocessing)) for batch in batches])
+
+
+def compare(source: Signatures, exported: Signatures, engine: Engine, gate: Gate) -> Verification:
+    """Compare an engine's signatures (B, N, d) with its source's, image by image, and judge the change of scores.
+
+    Raises ShapeMismatch if the two differ in shape or are empty, GateFailed if the source's values are not finite.
+    """
+    if source.shape != exported.shape or len(source) == 0:
+        raise ShapeMismatch(
+            f"verification: expected signatures {source.shape} of one image or more, got {exported.shape}"
+        )
+    reduction = CpuReduction()
+    before = reduction(source, gate.bank).mmd2
+    if not (np.isfinite(source).all() and np.isfinite(before).all()):
+        raise GateFailed(
+            f"verification ({gate.reference}): the source's own signatures or scores are not finite, so nothing can be "
+            "held against them; check the checkpoint, and export it again"
+        )
+    finite = bool(np.isfinite(exported).all())
+    if not finite:
+        exported = np.nan_to_num(exported, nan=0.0, posinf=0.0, neginf=0.0)
+    after = reduction(exported, gate.bank).mmd2
+    scale = gate.scale or scale_of(before)
+    generated_before, generated_after = before > scale.threshold, after > scale.threshold
+    error = np.abs(exported.astype(np.float64) - source)
+    figures = {
+        # A spread of zero (copies of one image) leaves no unit to measure in. Any change is then too large.
+        "max_score_change": float(np.abs(after - before).max()) / max(scale.spread, _NO_SPREAD),
+        "rank_correlation": rank_correlation(before, after),
+        "flipped_verdicts": float(np.mean(generated_before != generated_after)),
+        "fpr_change": float(abs(generated_after.mean() - generated_before.mean())),
+    }
+    reasons = [f"{name} {figures[name]:.3g} beyond {limit:g}" for name, limit in _missed(figures, gate.limits)]
+    if _blind(before, source, scale) and not np.array_equal(source, exported):
+        reasons.insert(0, "scores that are all the same, whatever the signatures: they cannot tell engines apart")
+    if not finite:
+        reasons.insert(0, "signatures that are not finite (taken for 0 in the figures)")
+    return Verification(
+        runtime=engine.name,
+        precision=engine.precision,  # type: ignore[arg-type]
+        passed=not reasons,
+        reasons=tuple(reasons),
+        reference=gate.reference,
+        images=len(source),
+        max_signature_error=float(error.max()),
+        mean_signature_error=float(error.mean()),
+        score_spread=scale.spread,
+        threshold=scale.threshold,
+        # An engine on a GPU adds the GPU, its driver, its library and its build profile.
+        environment=environment(engine.name) | getattr(engine, "environment", {}),
+        **figures,
+    )
+
+
+def limits_by_figure(limits: GateLimits) -> dict[str, float]:
+    """Map fields of Verification to their limits, in the order in which they are shown."""
+    return {
+        "max_score_change": limits.max_score_change,
+        "rank_correlation": limits.min_rank_correlation,
+        "flipped_verdicts": limits.max_flipped_verdicts,
+        "fpr_change": limits.max_fpr_change,
+    }
+
+
+def _missed(figures: dict[str, float], limits: GateLimits) -> Iterable[tuple[str, float]]:
+    for name, limit in limits_by_figure(limits).items():
+        good = figures[name] >= limit if name == "rank_correlation" else figures[name] <= limit
+        # "not good" rather than the opposite comparison, so that a NaN misses every limit.
+        if not good:
+            yield name, limit
+
+
+def _blind(scores: NDArray[np.float64], signatures: Signatures, scale: Scale) -> bool:
+    """Whether scores say nothing: real ones have no spread, or different images all score the same."""
+    different = bool((signatures != signatures[:1]).any())
+    return scale.spread <= _NO_SPREAD or (different and float(np.ptp(scores)) <= _NO_SPREAD)
 
 
 def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Spearman's, ties given their mean rank; (n,) and (n,) -> [-1, 1].  1 where both are constant."""
+    """Return Spearman's rank correlation of (n,) and (n,), in [-1, 1]. Ties have their mean rank.
+
+    It is 1 where both are constant, and 0 where only one is.
+    """
     ranks = [_ranks(values) - (len(values) - 1) / 2 for values in (a, b)]
     norms = [float(np.linalg.norm(r)) for r in ranks]
     if min(norms) == 0:
@@ -67,95 +227,8 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return means[inverse]
 
 
-def compare(
-    source: Signatures,
-    exported: Signatures,
-    bank: Bank,
-    limits: GateLimits,
-    engine: Engine,
-    *,
-    reference: str,
-    scale: Scale | None = None,
-) -> Verification:
-    """Hold what an engine signed (B, N, d) against what its source signed, image by image, by the recipe's limits.
-
-    scale: None takes it from the source's scores, which must then be those of real images.
-    reference: what was compared with what, for people.
-    Raises ShapeMismatch if the two differ in shape or are empty, GateFailed if the source's values are not finite.
-    """
-    if source.shape != exported.shape or len(source) == 0:
-        raise ShapeMismatch(
-            f"verification: expected signatures {source.shape} of one image or more, got {exported.shape}"
-        )
-    reduction = CpuReduction()
-    before = reduction(source, bank).mmd2
-    if not (np.isfinite(source).all() and np.isfinite(before).all()):
-        raise GateFailed(
-            f"verification ({reference}): the source's own signatures or scores are not finite, so nothing can be held "
-            "against them; check the checkpoint, and export it again"
-        )
-    finite = bool(np.isfinite(exported).all())
-    if not finite:
-        exported = np.nan_to_num(exported, nan=0.0, posinf=0.0, neginf=0.0)
-    after = reduction(exported, bank).mmd2
-    scale = scale or scale_of(before)
-    generated_before, generated_after = before > scale.threshold, after > scale.threshold
-    error = np.abs(exported.astype(np.float64) - source)
-    figures = {
-        # A spread of zero (copies of one image) leaves no unit to measure in; any change is then too large.
-        "max_score_change": float(np.abs(after - before).max()) / max(scale.spread, _NO_SPREAD),
-        "rank_correlation": rank_correlation(before, after),
-        "flipped_verdicts": float(np.mean(generated_before != generated_after)),
-        "fpr_change": float(abs(generated_after.mean() - generated_before.mean())),
-    }
-    reasons = [f"{name} {figures[name]:.3g} beyond {limit:g}" for name, limit in _missed(figures, limits)]
-    if _blind(before, source, scale) and not np.array_equal(source, exported):
-        reasons.insert(0, "scores that are all the same, whatever the signatures: they cannot tell engines apart")
-    if not finite:
-        reasons.insert(0, "signatures that are not finite (taken for 0 in the figures)")
-    return Verification(
-        runtime=engine.name,
-        precision=engine.precision,  # type: ignore[arg-type]
-        passed=not reasons,
-        reasons=tuple(reasons),
-        reference=reference,
-        images=len(source),
-        max_signature_error=float(error.max()),
-        mean_signature_error=float(error.mean()),
-        score_spread=scale.spread,
-        threshold=scale.threshold,
-        # An engine on a GPU adds which one, its driver, its library and its build profile.
-        environment=environment(engine.name) | getattr(engine, "environment", {}),
-        **figures,
-    )
-
-
-def _blind(scores: NDArray[np.float64], signatures: Signatures, scale: Scale) -> bool:
-    """Whether scores say nothing: real ones have no spread, or different images all score the same."""
-    different = bool((signatures != signatures[:1]).any())
-    return scale.spread <= _NO_SPREAD or (different and float(np.ptp(scores)) <= _NO_SPREAD)
-
-
-def limits_by_figure(limits: GateLimits) -> dict[str, float]:
-    """Verification's field -> its limit, in the order in which they are shown."""
-    return {
-        "max_score_change": limits.max_score_change,
-        "rank_correlation": limits.min_rank_correlation,
-        "flipped_verdicts": limits.max_flipped_verdicts,
-        "fpr_change": limits.max_fpr_change,
-    }
-
-
-def _missed(figures: dict[str, float], limits: GateLimits) -> Iterable[tuple[str, float]]:
-    for name, limit in limits_by_figure(limits).items():
-        good = figures[name] >= limit if name == "rank_correlation" else figures[name] <= limit
-        # Written so that a NaN is never good.
-        if not good:
-            yield name, limit
-
-
 def environment(runtime: str) -> dict[str, str]:
-    """What this machine is, as far as it can change a figure or a speed."""
+    """Describe this machine, as far as it can change a figure or a speed."""
     import platform
     from importlib import metadata
 
@@ -176,80 +249,16 @@ def environment(runtime: str) -> dict[str, str]:
     return found
 
 
-def extract_crops(crops: NDArray[np.uint8], engine: Engine, preprocessing: Preprocessing) -> Signatures:
-    """uint8 crops (B, S, S, 3) -> signatures (B, N, d), in small batches."""
-    from mdmf_deploy.images.decode import normalise
-
-    batches = (crops[start : start + _BATCH] for start in range(0, len(crops), _BATCH))
-    return np.concatenate([engine(normalise(batch, preprocessing)) for batch in batches])
-
-
-def signatures_by_hash(paths: Iterable[Path], engine: Engine, preprocessing: Preprocessing) -> dict[str, Signatures]:
-    """Signatures (N, d) of every readable image, by content hash."""
-    from mdmf_deploy.detection.pipeline import extract
-
-    return {s.sha256: s.signatures for s in extract(paths, engine, preprocessing) if s.signatures is not None}
-
-
-def verify_probes(bundle: Bundle, engine: Engine) -> Verification:
-    """Compare an engine with what the bundle's source made of the probe images at export: no files needed.
-
-    Raises BundleError if the bundle has no probes, or others than this version draws.
-    """
-    if PROBES not in bundle.manifest.files:
-        raise BundleError(f"{bundle.path}: has no {PROBES}; export it again, or give --checkpoint and images")
-    preprocessing = bundle.manifest.preprocessing
-    crops = probe_crops(preprocessing.crop)
-    source = probes_from_bytes((bundle.path / PROBES).read_bytes(), crops, str(bundle.path / PROBES))
-    exported = extract_crops(crops, engine, preprocessing)
-    reference = f"{bundle.manifest.provenance.recipe}'s source at export, {len(crops)} probes"
-    return compare(
-        source, exported, bundle.bank, bundle.manifest.limits, engine, reference=reference, scale=scale_in(bundle)
-    )
-
-
-def verify_images(
-    bundle: Bundle, engines: Sequence[Engine], source: Engine, paths: Iterable[Path]
-) -> tuple[list[Verification], int]:
-    """Compare engines with their source on real images of the user's; also how many of them could not be read.
-
-    Raises UsageError if none could.
-    """
-    preprocessing, paths = bundle.manifest.preprocessing, list(paths)
-    unique = signatures_by_hash(paths, source, preprocessing)
-    if not unique:
-        raise UsageError(
-            f"verify: none of the {len(paths)} inputs is a readable image; give a folder of real photographs"
-        )
-    hashes = sorted(unique)
-    extracted = np.stack([unique[sha256] for sha256 in hashes])
-    try:
-        scale = scale_in(bundle)
-    except BankError:
-        # The images are real: their own scores are a scale, too.
-        scale = None
-    results = []
-    for engine in engines:
-        exported = signatures_by_hash(paths, engine, preprocessing)
-        results.append(
-            compare(
-                extracted,
-                np.stack([exported[sha256] for sha256 in hashes]),
-                bundle.bank,
-                bundle.manifest.limits,
-                engine,
-                reference=f"{source.name}, {len(hashes)} images",
-                scale=scale,
-            )
-        )
-    return results, len(paths) - len(hashes)
+def scale_of(real_scores: NDArray[np.float64]) -> Scale:
+    """Return the scale of these scores (n,) of real images: their spread, and a threshold at 5% false positives."""
+    return Scale(float(np.std(real_scores)), float(np.quantile(real_scores, 1 - _FPR)))
 
 
 def scale_in(bundle: Bundle) -> Scale:
-    """The scale of real scores that the bundle knows: its calibration's, or else its bank's own images'.
+    """Return the scale of the bundle's real scores: those of its calibration, or else of its bank's own images.
 
-    A compressed bank's images are no more there to be scored: instead, that of the newest verification record, or else
-    of the newest there was when the bank was compressed.
+    The images of a compressed bank can no longer be scored. Its scale is that of the newest verification record, or
+    else the one that was newest when the bank was compressed.
     Raises BankError if there is none of these, or the bank has a single image.
     """
     calibration = bundle.calibration
@@ -266,7 +275,7 @@ def scale_in(bundle: Bundle) -> Scale:
 
 
 def newest_scale(records: Sequence[Verification]) -> Scale | None:
-    """The newest record's, of those that have a spread."""
+    """Return the scale of the newest record that has a spread."""
     return next((Scale(one.score_spread, one.threshold) for one in reversed(records) if one.score_spread > 0.0), None)
 
 
@@ -278,14 +287,14 @@ def _recorded_scale(bundle: Bundle) -> Scale:
     if isinstance(kept, list):
         return Scale(*map(float, kept))
     raise BankError(
-        f"{bundle.path}: its bank is compressed, and neither calibration nor verification record tells how real scores "
-        "spread; build it whole, run `mdmf verify` and `mdmf calibrate`, and `mdmf bank compress` last, or verify with "
-        "--checkpoint and real images"
+        f"{bundle.path}: its bank is compressed, and neither a calibration nor a verification record gives the spread "
+        "of real scores; build it whole, run `mdmf verify` and `mdmf calibrate`, and `mdmf bank compress` last, or "
+        "verify with --checkpoint and real images"
     )
 
 
 def record(bundle: Bundle, *verifications: Verification, destination: Path | None = None) -> Bundle:
-    """Append to the bundle's manifest, in place or in a copy at the destination; bundle_id and calibration stay.
+    """Append records to the bundle's manifest, in place or in a copy. The bundle_id and the calibration stay.
 
     Raises BundleError if it cannot be written.
     """

@@ -183,6 +183,18 @@ def test_the_first_run_deselects_and_runs_tests_that_exist() -> None:
         assert "mark.gpu" in (ROOT / file).read_text(encoding="utf-8")
 
 
+def test_the_gpu_tests_import_only_what_the_machine_or_the_kit_has() -> None:
+    staged = re.findall(r"([\w-]+)==", (GPU / "prepare.sh").read_text(encoding="utf-8"))
+    known = {*sys.stdlib_module_names, "mdmf_deploy", "fakes", "helpers", "numpy", "pytest", *staged}
+    text = (GPU / "first_run.sh").read_text(encoding="utf-8")
+    files = {ROOT / name for name in re.findall(r"tests/[\w/]+\.py", text)}
+    files |= {ROOT / "tests" / name for name in ("conftest.py", "hardware/conftest.py", "hardware/device_contract.py")}
+    for file in files:
+        # Imports at the start of a line run on every machine. Those inside functions and `if TYPE_CHECKING` do not.
+        imported = re.findall(r"^(?:from|import) (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(imported) <= known, file
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kit is for Linux")
 def test_the_first_run_works_on_the_fake_gpu(tmp_path: Path) -> None:
     ncu = tmp_path / "bin" / "ncu"

@@ -1,4 +1,4 @@
-"""A bank checks itself at birth, and its file reads back as it was written."""
+"""A bank checks itself at birth, and its file reads back to the last bit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_reads_back_to_the_last_bit() -> None:
     assert after.to_bytes() == before.to_bytes()
 
 
-def test_signed_weights_and_their_origin_are_kept() -> None:
+def test_negative_weights_and_the_compression_are_kept() -> None:
     weights = np.linspace(-1, 2, 24)
     method = {"method": "nystrom", "error": 1e-3}
     after = Bank.from_bytes(dataclasses.replace(bank(), weights=weights, compression=method).to_bytes())
@@ -60,7 +60,7 @@ def test_hashes_are_those_of_its_images() -> None:
         {"sources": ()},
     ],
 )
-def test_what_is_no_bank_is_not_born(change: dict[str, object]) -> None:
+def test_invalid_values_make_no_bank(change: dict[str, object]) -> None:
     with pytest.raises(BankError, match="bank: "):
         dataclasses.replace(bank(), **change)
 

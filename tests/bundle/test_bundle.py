@@ -1,4 +1,4 @@
-"""Bundles: nothing damaged, foreign or half-written passes for a bundle; the id names what decides, and only that."""
+"""No damaged, foreign or half-written folder passes for a bundle, and the id covers exactly the parts that decide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from helpers.handmade import GRAPH, bank, make_bundle, manifest, record, sha
 
-from mdmf_deploy.bundle import bundle as bundle_module
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MANIFEST, MODEL, Verification
@@ -44,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_what_is_written_is_what_is_opened(bundle: Bundle) -> None:
+def test_a_written_bundle_opens_with_the_same_contents(bundle: Bundle) -> None:
     opened = Bundle.open(bundle.path)
     assert opened.manifest == bundle.manifest
     assert opened.model_path.read_bytes() == GRAPH
@@ -62,7 +61,7 @@ def test_a_flipped_bit_names_its_file(bundle: Bundle, name: str) -> None:
         Bundle.open(bundle.path)
 
 
-def test_no_single_flipped_bit_of_the_manifest_goes_unseen_in_what_decides(bundle: Bundle) -> None:
+def test_a_flipped_bit_in_the_manifest_is_an_error_or_changes_the_id(bundle: Bundle) -> None:
     path = bundle.path / MANIFEST
     whole = path.read_bytes()
     for place in range(0, len(whole), 7):
@@ -130,7 +129,7 @@ def test_a_calibration_of_another_bank_is_refused(bundle: Bundle) -> None:
         calibrated(bundle, bundle_id="2" * 64).calibration  # noqa: B018
 
 
-def test_a_calibration_that_is_none_is_refused(bundle: Bundle) -> None:
+def test_a_file_that_is_no_calibration_is_refused(bundle: Bundle) -> None:
     other = write_bundle(bundle.path, bundle.manifest, {**bundle.files(), CALIBRATION: b"{}"})
     with pytest.raises(CalibrationError, match=CALIBRATION):
         other.calibration  # noqa: B018
@@ -162,12 +161,12 @@ def test_a_gpus_record_counts_on_that_model_of_gpu_alone(bundle: Bundle) -> None
         assert later.covered(here) == (("onnxruntime", "fp32"),)
 
 
-def test_no_driver_is_asked_for_a_bundle_that_no_gpu_verified(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_is_not_asked_without_records_from_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdmf_deploy.hardware.gpu.this_gpu", lambda: pytest.fail("asked"))
     assert bundle.covered == (("onnxruntime", "fp32"),)
 
 
-def test_the_id_names_what_decides_and_nothing_else(bundle: Bundle, tmp_path: Path) -> None:
+def test_the_id_covers_exactly_the_parts_that_decide(bundle: Bundle, tmp_path: Path) -> None:
     before = bundle.bundle_id
     assert calibrated(bundle).bundle_id == before
     assert make_bundle(tmp_path / "c", verification=(), name="other").bundle_id == before
@@ -180,8 +179,8 @@ def test_the_id_names_what_decides_and_nothing_else(bundle: Bundle, tmp_path: Pa
 
 
 def test_the_format_is_pinned(tmp_path: Path) -> None:
-    """An id that changes here orphans every calibration in the world: then raise SCHEMA_VERSION."""
-    # The last bit of a computed self term is the machine's.
+    """A change of this id orphans every calibration in the world. If it must change, raise SCHEMA_VERSION."""
+    # The last bit of a computed self term differs between machines.
     pinned = dataclasses.replace(bank(), self_term=0.125)
     written = write_bundle(tmp_path / "b", manifest(), {MODEL: GRAPH, BANK: pinned.to_bytes()})
     assert manifest().model_sha256 == "48e4e8cc166df0e97b80f8ffc6e55448bb92e17488bc6dd138f3e58152443f7b"
@@ -197,7 +196,7 @@ def test_the_same_bundle_has_the_same_bytes(bundle: Bundle, tmp_path: Path) -> N
 def test_an_interrupted_write_leaves_the_old_bundle_whole(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
-    """Whichever step it dies in, by whatever means Python lets it."""
+    """Interrupt each step of the write in turn."""
     before = bundle.bundle_id
     left = calls
 
@@ -242,7 +241,7 @@ def test_writing_over_something_else_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "holiday.jpg").read_bytes() == b"precious"
 
 
-def test_a_destination_that_cannot_be_written_is_an_error_that_says_so(
+def test_a_destination_that_cannot_be_written_is_an_error_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -252,30 +251,30 @@ def test_a_destination_that_cannot_be_written_is_an_error_that_says_so(
     def read_only(*_: object, **__: object) -> str:
         raise PermissionError(30, "Read-only file system")
 
-    # Not chmod: tests may run as root, whom no mode stops.
+    # chmod would not do, because tests may run as root.
     monkeypatch.setattr("tempfile.mkdtemp", read_only)
     with pytest.raises(BundleError, match="Read-only file system; choose a folder"):
         make_bundle(tmp_path / "b.mdmf")
 
 
 def test_a_copy_does_not_share_a_later_change(bundle: Bundle, tmp_path: Path) -> None:
-    """Files are hard-linked between bundles; replacing one bundle's must leave the other as it was."""
+    """Bundles share files by hard links. Replacing one bundle's files must not change the other bundle."""
     copy = write_bundle(tmp_path / "copy.mdmf", bundle.manifest, bundle.files())
     write_bundle(copy.path, copy.manifest, {**copy.files(), MODEL: b"other", BANK: bank(7).to_bytes()})
     assert Bundle.open(bundle.path).bundle_id == bundle.bundle_id
 
 
 def test_weights_that_the_manifest_does_not_list_are_refused(bundle: Bundle) -> None:
-    (bundle.path / "model.onnx.data").write_bytes(b"what the graph may read")
+    (bundle.path / "model.onnx.data").write_bytes(b"weights that the graph may read")
     with pytest.raises(BundleError, match=r"model\.onnx\.data.*not in the manifest"):
         Bundle.open(bundle.path)
 
 
-def test_a_folder_of_the_same_name_does_not_take_the_place_of_a_shipped_bundle(
+def test_a_folder_does_not_replace_the_shipped_bundle_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = make_bundle(tmp_path / "package" / "starter.mdmf")
-    monkeypatch.setattr(bundle_module, "shipped", lambda name: tmp_path / "package" / f"{name}.mdmf")
+    monkeypatch.setattr("mdmf_deploy.bundle.bundle.shipped", lambda name: tmp_path / "package" / f"{name}.mdmf")
     monkeypatch.chdir(tmp_path)
     other = make_bundle(tmp_path / "starter", name="planted")
     assert Bundle.open("starter").path == shipped.path

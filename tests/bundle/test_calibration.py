@@ -1,20 +1,38 @@
-"""A calibration judges by its scores, on the pairs it holds for, and reads back as it was written."""
+"""Conformal p-values keep their promise, and a calibration judges by them, only where it holds."""
 
 from __future__ import annotations
 
 import json
 import math
 
+import numpy as np
 import pytest
 from helpers.handmade import sha
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from mdmf_deploy.bundle.calibration import Calibration, Judgement, Pair
+from mdmf_deploy.bundle.calibration import (
+    Calibration,
+    Judgement,
+    Pair,
+    alarms,
+    beta_quantile,
+    fpr_interval,
+    images_needed,
+    p_value,
+    threshold,
+)
 from mdmf_deploy.errors import CalibrationError
 
 PAIR = Pair("onnxruntime", "fp32")
 FINITE = st.floats(-1, 3, allow_nan=False)
+# Few distinct values, so that ties are the rule.
+SCORES = st.lists(st.integers(-3, 3).map(lambda value: value / 4), min_size=1, max_size=40).map(sorted)
+RATES = st.one_of(
+    st.floats(1e-4, 0.9999),
+    st.tuples(st.integers(1, 40), st.integers(2, 41)).filter(lambda p: p[0] < p[1]).map(lambda p: p[0] / p[1]),
+)
 
 
 def make(scores: list[float], fprs: tuple[float, ...] = (0.1,), review: float = 0.3) -> Calibration:
@@ -29,10 +47,10 @@ def test_the_verdict_follows_from_p(scores: list[float], score: float, fpr: floa
     review = fpr + extra
     calibration = make(scores, (fpr,), review)
     for value in [score, *scores]:
-        p, threshold, verdict = calibration.judge(value, "onnxruntime", "fp32")
+        p, limit, verdict = calibration.judge(value, "onnxruntime", "fp32")
         assert p == (1 + sum(other >= value for other in scores)) / (1 + len(scores))
         assert verdict == ("generated" if p <= fpr else "uncertain" if p <= review else "real")
-        assert (verdict == "generated") == (threshold is not None and value > threshold)
+        assert (verdict == "generated") == (limit is not None and value > limit)
 
 
 @given(scores=st.lists(FINITE, min_size=1, max_size=30))
@@ -49,11 +67,11 @@ def test_each_score_keeps_its_image() -> None:
 
 
 @pytest.mark.parametrize("pair", [("openvino", "fp32"), ("onnxruntime", "int8")])
-def test_elsewhere_nothing_is_claimed(pair: tuple[str, str]) -> None:
+def test_other_pairs_are_uncalibrated(pair: tuple[str, str]) -> None:
     assert make([0.0] * 20).judge(9.0, *pair) == Judgement(None, None, "uncalibrated")
 
 
-def test_both_rates_include_their_own_p_value() -> None:
+def test_a_p_value_equal_to_a_rate_counts_as_within_it() -> None:
     calibration = make([0.1, 0.2, 0.3, 0.4], (0.2,), 0.4)
     judged = [calibration.judge(score, "onnxruntime", "fp32") for score in (0.41, 0.4, 0.3)]
     assert [(j.p_value, j.verdict) for j in judged] == [(0.2, "generated"), (0.4, "uncertain"), (0.6, "real")]
@@ -86,7 +104,7 @@ def test_a_score_that_is_not_finite_is_never_judged(score: float) -> None:
         ([1.0], (math.nan,), 0.3),
     ],
 )
-def test_what_makes_no_sense_is_refused(scores: list[float], fprs: tuple[float, ...], review: float) -> None:
+def test_senseless_values_are_refused(scores: list[float], fprs: tuple[float, ...], review: float) -> None:
     with pytest.raises(CalibrationError):
         make(scores, fprs, review)
 
@@ -109,3 +127,88 @@ def test_a_file_that_contradicts_itself_is_refused_by_name(change: dict[str, obj
     with pytest.raises(CalibrationError, match=r"here\.json is not a calibration") as caught:
         Calibration.from_bytes(json.dumps({**whole, **change}).encode(), "here.json")
     assert "\n" not in str(caught.value)
+
+
+@given(scores=SCORES, score=st.integers(-4, 4).map(lambda value: value / 4))
+def test_the_p_value_is_its_formula(scores: list[float], score: float) -> None:
+    k = sum(other >= score for other in scores)
+    assert p_value(score, scores) == (k + 1) / (len(scores) + 1)
+
+
+@given(scores=SCORES, fpr=RATES)
+def test_scores_above_the_threshold_have_p_values_up_to_the_rate(scores: list[float], fpr: float) -> None:
+    limit = threshold(scores, fpr)
+    near = [np.nextafter(s, direction) for s in scores for direction in (-np.inf, np.inf)]
+    for score in [*scores, *near, -10.0, 10.0]:
+        above = limit is not None and score > limit
+        assert above == (p_value(score, scores) <= fpr)
+
+
+@pytest.mark.parametrize("n", [1, 19, 99, 100, 999, 28])
+def test_every_rate_that_is_a_p_value_is_reached_exactly(n: int) -> None:
+    """0.29 x 100 is 28.999999999999996: rounding must not cost an alarm."""
+    for rank in range(1, n + 1):
+        assert alarms(n, rank / (n + 1)) == rank
+        assert alarms(n, math.nextafter(rank / (n + 1), 0.0)) == rank - 1
+
+
+@given(fpr=RATES)
+def test_images_needed_is_the_smallest_that_will_do(fpr: float) -> None:
+    n = images_needed(fpr)
+    assert alarms(n, fpr) >= 1
+    assert n == 0 or alarms(n - 1, fpr) == 0
+
+
+def test_a_hundredth_needs_99_images() -> None:
+    assert images_needed(0.01) == 99
+    assert threshold([0.0] * 98, 0.01) is None
+    assert threshold([*range(99)], 0.01) == 98
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_false_alarms_are_no_more_frequent_than_promised(quantised: bool) -> None:
+    """P(p <= a) <= a for the next real image, over draws of all n + 1 images. Ties make it smaller."""
+    generator = np.random.default_rng(1)
+    draws, n = 20_000, 19
+    values = generator.standard_normal((draws, n + 1))
+    if quantised:
+        values = np.round(values)
+    p = np.array([p_value(float(row[0]), sorted(row[1:].tolist())) for row in values])
+    for rate in (0.05, 0.1, 0.3, 0.7):
+        measured = (p <= rate).mean()
+        margin = 4 * (rate * (1 - rate) / draws) ** 0.5
+        assert measured <= rate + margin
+        if not quantised:
+            assert measured >= rate - margin
+
+
+@given(a=st.integers(1, 400), b=st.integers(1, 400), probability=st.one_of(st.floats(1e-3, 0.999), st.just(0.025)))
+def test_beta_quantile_is_scipys(a: int, b: int, probability: float) -> None:
+    assert beta_quantile(probability, a, b) == pytest.approx(stats.beta.ppf(probability, a, b), abs=1e-9)
+
+
+def test_the_interval_holds_the_rate_as_often_as_it_says() -> None:
+    """For scores uniform on [0, 1], the rate of a threshold t is exactly 1 - t."""
+    generator = np.random.default_rng(2)
+    n, fpr, draws = 150, 0.05, 4000
+    low, high = fpr_interval(n, fpr, 0.9)
+    assert 0 < low < fpr < high
+    rates = [1 - threshold(np.sort(generator.random(n)).tolist(), fpr) for _ in range(draws)]
+    assert np.mean([low <= rate <= high for rate in rates]) == pytest.approx(0.9, abs=0.02)
+    assert np.mean(rates) == pytest.approx(alarms(n, fpr) / (n + 1), abs=0.002)
+
+
+@pytest.mark.parametrize(("n", "fpr", "rank"), [(99, 0.01, 1), (150, 0.05, 7), (1000, 0.5, 500)])
+def test_the_interval_is_that_of_its_beta_law(n: int, fpr: float, rank: int) -> None:
+    """Coverage is Beta(n + 1 - l, l) (Angelopoulos and Bates), so the rate is Beta(l, n + 1 - l)."""
+    expected = stats.beta.interval(0.95, rank, n + 1 - rank)
+    assert fpr_interval(n, fpr) == pytest.approx(expected, abs=1e-9)
+
+
+def test_without_a_threshold_there_are_no_false_alarms() -> None:
+    assert fpr_interval(50, 0.01) == (0.0, 0.0)
+
+
+def test_the_interval_narrows_with_more_images() -> None:
+    widths = [high - low for low, high in (fpr_interval(n, 0.05) for n in (100, 1000, 10_000))]
+    assert widths == sorted(widths, reverse=True)

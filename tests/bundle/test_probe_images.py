@@ -1,3 +1,5 @@
+"""Probe images are the same everywhere, and their signatures survive the file."""
+
 from __future__ import annotations
 
 import hashlib
@@ -13,12 +15,12 @@ def test_the_same_pixels_on_every_machine() -> None:
     crops = probe_crops(56)
     assert crops.shape == (COUNT, 56, 56, 3)
     assert crops.dtype == np.uint8
-    # Pinned: bundles hold what their sources made of exactly these.
+    # Pinned, because bundles hold the signatures of exactly these pixels.
     assert hashlib.sha256(crops.tobytes()).hexdigest()[:16] == "a15e6efc7640ad14"
     assert hashlib.sha256(probe_crops(224).tobytes()).hexdigest()[:16] == "7ef07a1f3f2737d8"
 
 
-def test_probes_are_unlike_each_other_and_have_texture_and_smoothness() -> None:
+def test_probes_differ_from_each_other_and_range_from_smooth_to_textured() -> None:
     crops = probe_crops(224).astype(float)
     means, deviations = crops.mean((1, 2, 3)), crops.std((1, 2, 3))
     assert np.ptp(means) > 40
@@ -36,7 +38,7 @@ def test_signatures_survive_the_file() -> None:
     assert data == probes_to_bytes(signatures, crops)
 
 
-def test_other_probes_or_a_damaged_file_are_named() -> None:
+def test_other_probes_and_damaged_files_are_named() -> None:
     crops = probe_crops(28)
     data = probes_to_bytes(np.zeros((COUNT, 4, 8), np.float32), crops)
     changed = crops.copy()

@@ -1,6 +1,6 @@
-"""The bundle in the package: whole, small, verified on this machine, and giving the scores it always gave.
+"""The bundle in the package is whole, small, verified on this machine, and gives the scores it always gave.
 
-After a new starter, `python tests/test_starter.py` pins the new scores of examples/.
+After a new starter, `python tests/bundle/test_starter.py` pins the new scores of examples/.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ def example_rows() -> list[Row]:
         return detector.detect(expand([str(EXAMPLES)]).paths)
 
 
-def test_it_is_small_whole_and_calibrated() -> None:
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    return example_rows()
+
+
+def test_the_starter_is_small_whole_and_calibrated() -> None:
     bundle = Bundle.open("starter")
     assert sum(path.stat().st_size for path in shipped("starter").iterdir()) <= 12_000_000
     assert bundle.covers("onnxruntime", bundle.manifest.model.precision)
@@ -39,7 +44,7 @@ def test_it_is_small_whole_and_calibrated() -> None:
     assert bundle.bank.compression["of"] > len(bundle.bank.signatures)  # type: ignore[operator]
 
 
-def test_it_is_what_its_recipe_says() -> None:
+def test_the_starter_follows_its_recipe() -> None:
     manifest, recipe = Bundle.open("starter").manifest, load_recipe("starter")
     assert manifest.model.backbone == recipe.backbone.architecture
     assert (manifest.model.pool, manifest.model.signature) == (recipe.head.pool, recipe.head.signature)
@@ -55,18 +60,16 @@ def test_this_machine_passes_its_gate(runtime: str) -> None:
     assert result.passed, result.reasons
 
 
-def test_the_examples_score_as_they_always_did() -> None:
+def test_the_examples_score_as_they_always_did(rows: list[Row]) -> None:
     golden = json.loads(GOLDEN.read_text())
-    rows = example_rows()
-    assert golden["bundle_id"] == Bundle.open("starter").bundle_id, "a new starter: pin its scores (see above)"
+    assert golden["bundle_id"] == Bundle.open("starter").bundle_id, "the starter is new: pin its scores (see above)"
     assert [Path(row.uri).name for row in rows] == list(golden["scores"])
-    # Another processor rounds the float32 between two int8 products otherwise, and some value falls into the next of
-    # 255 steps: ONNX Runtime and OpenVINO differ by up to 0.004 here, of a spread of 0.29.
+    # Another processor rounds the float32 between two int8 products differently, which can move a value to the next of
+    # 255 steps. ONNX Runtime and OpenVINO differ by up to 0.004 here, with a spread of scores of 0.29.
     assert [row.score for row in rows] == pytest.approx(list(golden["scores"].values()), abs=0.01)
 
 
-def test_every_example_has_a_verdict() -> None:
-    rows = example_rows()
+def test_every_example_has_a_verdict(rows: list[Row]) -> None:
     assert len(rows) == 12
     assert all(row.status == "ok" and row.verdict in ("real", "generated", "uncertain") for row in rows)
 

@@ -6,37 +6,41 @@ import csv
 import inspect
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from helpers.mdmf import mdmf
+from typer.testing import Result
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.cli import app
 from mdmf_deploy.cli.benchmark import benchmark as command
 from mdmf_deploy.cli.detect import detect
 from mdmf_deploy.detection.detector import Detector
-from mdmf_deploy.tasks.benchmark import cold_start as starting
-from mdmf_deploy.tasks.benchmark import samples
+from mdmf_deploy.tasks.benchmark import cold_start, results, samples
 from mdmf_deploy.tasks.benchmark.results import Settings
 from mdmf_deploy.tasks.benchmark.subjects import opened
 
 
 def benchmark(*arguments: str) -> Result:
     runtime = [] if "--runtime" in arguments else ["--runtime", "onnxruntime"]
-    return CliRunner().invoke(app, ["benchmark", *arguments, *runtime])
+    return mdmf("benchmark", *arguments, *runtime)
 
 
-def test_everything_at_once(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_everything_at_once(tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One cold start of each configuration, because each is a process.
+    monkeypatch.setattr(results, "Settings", partial(Settings, cold_starts=1))
     page = tmp_path / "report.html"
     arguments = ["--images", str(photos), "--precision", "fp32,fp16", "--batch-size", "4"]
     result = benchmark(str(tiny_bundle), *arguments, "--seconds", "0.2", "--json", "-o", str(page))
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert [one["configuration"]["name"] for one in told["results"]] == ["onnxruntime fp32", "onnxruntime fp16"]
-    assert told["images"] == [{**told["images"][0], "images": 12, "unreadable": 0, "origin": "the files of --images"}]
-    first, second = told["results"]
-    for one in told["results"]:
+    report = json.loads(result.stdout)
+    assert [one["configuration"]["name"] for one in report["results"]] == ["onnxruntime fp32", "onnxruntime fp16"]
+    assert report["images"] == [
+        {**report["images"][0], "images": 12, "unreadable": 0, "origin": "the files of --images"}
+    ]
+    first, second = report["results"]
+    for one in report["results"]:
         names = [stage["name"] for stage in one["stages"][0]["stages"]]
         assert names == ["read", "decode", "crop", "engine", "reduction", "write"]
         assert all(stage["ms"]["median"] > 0 for stage in one["stages"][0]["stages"])
@@ -51,30 +55,28 @@ def test_everything_at_once(tiny_bundle: Path, photos: Path, tmp_path: Path) -> 
     assert second["drift"]["flipped"] == 0
     assert first["configuration"]["derived"] is None
     assert "fp32 graph" in second["configuration"]["derived"]
-    assert {ratio["figure"] for ratio in told["ratios"]} == {"single-stream", "offline"}
-    assert all(ratio["times"]["low"] <= ratio["times"]["value"] for ratio in told["ratios"])
-    assert told["environment"]["machine"]["cores"] >= 1
-    assert "onnxruntime" in told["environment"]["libraries"]
-    assert isinstance(told["noise"]["warnings"], list)
+    assert {ratio["figure"] for ratio in report["ratios"]} == {"single-stream", "offline"}
+    assert all(ratio["times"]["low"] <= ratio["times"]["value"] for ratio in report["ratios"])
+    assert report["environment"]["machine"]["cores"] >= 1
+    assert "onnxruntime" in report["environment"]["libraries"]
+    assert isinstance(report["noise"]["warnings"], list)
     assert page.read_text().startswith("<!doctype html>")
 
 
-def test_the_help_says_truly_of_which_bundles_precisions_can_be_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_names_the_bundles_whose_precision_can_be_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
-    text = " ".join(CliRunner().invoke(app, ["benchmark", "--help"]).stdout.split())
+    text = " ".join(mdmf("benchmark", "--help").stdout.split())
     assert "only from a bundle exported with --precision fp32, which the starter is not" in text
     assert Bundle.open("starter").manifest.model.precision != "fp32"
     assert f"{samples.MOST} of more" in text
 
 
-def test_it_times_the_batches_that_detect_runs() -> None:
+def test_batches_have_the_size_that_detect_uses() -> None:
     defaults = [inspect.signature(one).parameters["batch_size"].default for one in (Detector, detect, command)]
     assert [*defaults, Settings().batch_size] == [Settings().batch_size] * 4
 
 
-def test_generated_images_of_two_sizes_are_said(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_generated_images_have_two_sizes(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(samples, "SIZES", {"0.5 MP": (816, 612, 2), "1 MP": (1200, 900, 1)})
     table = tmp_path / "report.csv"
     arguments = ["--scenario", "single-stream", "--seconds", "0.05", "--batch-size", "2", "-o", str(table)]
@@ -91,7 +93,7 @@ def test_generated_images_of_two_sizes_are_said(
 def test_bundles_without_thresholds_are_compared_too(
     tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(starting, "measure", lambda *_: None)  # eight processes that this is not about
+    monkeypatch.setattr(cold_start, "measure", lambda *_: None)  # eight processes that this test does not need
     other = tmp_path / "other.mdmf"
     shutil.copytree(tiny_bundle, other)
     arguments = ["--images", str(photos), "--scenario", "offline", "--seconds", "0.05", "--json"]
@@ -141,7 +143,7 @@ def test_the_same_bundle_twice_is_refused(tiny_bundle: Path, photos: Path) -> No
     assert "measured twice" in result.stderr
 
 
-def test_bundles_of_one_file_name_are_told_apart_by_their_paths(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_bundles_with_the_same_file_name_are_named_by_their_paths(tiny_bundle: Path, tmp_path: Path) -> None:
     same, other = tmp_path / "new" / tiny_bundle.name, tmp_path / "other.mdmf"
     (tmp_path / "lowered").mkdir()
     for copy in (same, other):

@@ -1,4 +1,4 @@
-"""`mdmf build`, and what commands say of GPU runtimes where there is none."""
+"""`mdmf build`, and the messages about GPU runtimes on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import Result
 from helpers.libraries import needed
-from typer.testing import CliRunner
+from helpers.mdmf import mdmf
 
-from mdmf_deploy.cli import app
 from mdmf_deploy.runtime import ON_GPU
 from mdmf_deploy.tasks import doctor
 
@@ -22,10 +20,6 @@ from mdmf_deploy.tasks import doctor
 def no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("mdmf_deploy.hardware.gpu.LIBRARY", "libno-such-driver.so.1")
-
-
-def mdmf(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_rtx_builds_for_cards_that_are_not_here(tiny_bundle: Path) -> None:
@@ -51,7 +45,7 @@ def test_rtx_builds_for_cards_that_are_not_here(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--flavour", "cuda"], "choose one of tensorrt, rtx"),
         (["--compute-capability", "8.9"], "leave it out, or use rtx"),
@@ -62,17 +56,17 @@ def test_rtx_builds_for_cards_that_are_not_here(tiny_bundle: Path) -> None:
         (["--flavour", "rtx"], "or give --compute-capability, which needs no GPU"),
     ],
 )
-def test_what_cannot_be_built_is_one_line(arguments: list[str], said: str, tiny_bundle: Path) -> None:
+def test_engines_that_cannot_be_built_are_one_line(arguments: list[str], message: str, tiny_bundle: Path) -> None:
     result = mdmf("build", tiny_bundle, *arguments)
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert result.stderr.splitlines()[-1].startswith("mdmf: ")
     assert result.stdout == ""
 
 
 @pytest.mark.parametrize("runtime", sorted(ON_GPU))
 @pytest.mark.parametrize("command", ["detect", "verify"])
-def test_asking_for_a_gpu_is_answered_by_the_doctors_line(
+def test_asking_for_a_gpu_runtime_gives_the_doctors_line(
     command: str, runtime: str, tiny_bundle: Path, photos: Path
 ) -> None:
     if command == "detect":
@@ -97,7 +91,7 @@ def test_a_profile_is_for_gpus(tiny_bundle: Path, photos: Path) -> None:
 
 
 def test_rtx_with_no_driver_does_not_end_the_process(tiny_bundle: Path, photos: Path) -> None:
-    """Deserialising would: that is why a driver is looked for first."""
+    """Deserialising an engine would end it, so the driver is looked for first."""
     needed("tensorrt_rtx")
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     command = ["-m", "mdmf_deploy.cli", "detect", str(photos), "--bundle", str(tiny_bundle), "--runtime", "rtx"]
@@ -106,7 +100,7 @@ def test_rtx_with_no_driver_does_not_end_the_process(tiny_bundle: Path, photos: 
     assert answer.stderr.startswith("mdmf: runtime 'rtx': ")
 
 
-def test_nothing_is_said_of_gpus_where_nobody_asks(tiny_bundle: Path, photos: Path) -> None:
+def test_gpus_are_not_mentioned_unless_asked_for(tiny_bundle: Path, photos: Path) -> None:
     result = mdmf("detect", photos, "--bundle", tiny_bundle)
     assert result.exit_code == 0
     assert not any(name in result.stderr for name in (*ON_GPU, "GPU", "driver"))

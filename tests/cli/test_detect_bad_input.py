@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from helpers.mdmf import mdmf
+from typer.testing import Result
 
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
-from mdmf_deploy.cli import app
-
-
-def detect(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["detect", *map(str, arguments)])
 
 
 def rows(result: Result) -> list[dict[str, Any]]:
@@ -66,7 +62,7 @@ def read_only_heatmaps(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[ob
 
 
 @pytest.mark.parametrize(
-    ("break_it", "told"),
+    ("break_it", "message"),
     [
         (newer_schema, "schema 99 is newer than"),
         (flipped_bit, "bank.safetensors: hash"),
@@ -80,26 +76,26 @@ def test_bad_bundles_and_places_are_one_line(
     photos: Path,
     monkeypatch: pytest.MonkeyPatch,
     break_it: Callable[[Path, pytest.MonkeyPatch], list[object]],
-    told: str,
+    message: str,
 ) -> None:
     arguments = break_it(bundle_copy, monkeypatch)
     before = sorted(bundle_copy.parent.iterdir())
-    result = detect(photos, "--bundle", bundle_copy, "--runtime", "onnxruntime", *arguments)
+    result = mdmf("detect", photos, "--bundle", bundle_copy, "--runtime", "onnxruntime", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     errors = [line for line in result.stderr.splitlines() if "warning:" not in line]
     assert len(errors) == 1
     assert errors[0].startswith("mdmf: ")
-    assert told in errors[0]
+    assert message in errors[0]
     assert sorted(bundle_copy.parent.iterdir()) == before
 
 
-def test_content_and_kind_count_not_names(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_content_decides_the_format_and_a_folder_is_a_folder(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
     shutil.copy(photos / "photo01.png", tmp_path / "really-a-png.jpg")
-    result = detect(tmp_path / "really-a-png.jpg", "--bundle", tiny_bundle, "--json")
+    result = mdmf("detect", tmp_path / "really-a-png.jpg", "--bundle", tiny_bundle, "--json")
     assert result.exit_code == 0
     assert [(row["status"], row["format"]) for row in rows(result)] == [("ok", "png")]
     (tmp_path / "folder.jpg").mkdir()
     shutil.copy(photos / "photo00.jpg", tmp_path / "folder.jpg/in.jpg")
-    result = detect(tmp_path / "folder.jpg", photos / "photo02.jpg", "--bundle", tiny_bundle, "--json")
+    result = mdmf("detect", tmp_path / "folder.jpg", photos / "photo02.jpg", "--bundle", tiny_bundle, "--json")
     assert result.exit_code == 0
     assert [Path(row["uri"]).name for row in rows(result)] == ["in.jpg", "photo02.jpg"]

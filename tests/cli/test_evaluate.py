@@ -7,13 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
-
-from mdmf_deploy.cli import app
+from helpers.mdmf import mdmf
+from typer.testing import Result
 
 
 def evaluate(dataset: Path, bundle: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(app, ["evaluate", str(dataset), "--bundle", str(bundle), *arguments])
+    return mdmf("evaluate", dataset, "--bundle", bundle, *arguments)
 
 
 @pytest.fixture
@@ -32,10 +31,10 @@ def test_a_table_for_each_condition_and_a_row_for_each_image(dataset: Path, tiny
     arguments = ["--condition", "as is", "--condition", "resize:0.9,jpeg:60"]
     result = evaluate(dataset, tiny_bundle, *arguments, "--json", "-o", str(rows))
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert [table["condition"] for table in told["tables"]] == ["as is", "resize:0.9,jpeg:60"]
-    assert told["audit"]["judged"] == 12
-    for table in told["tables"]:
+    report = json.loads(result.stdout)
+    assert [table["condition"] for table in report["tables"]] == ["as is", "resize:0.9,jpeg:60"]
+    assert report["audit"]["judged"] == 12
+    for table in report["tables"]:
         areas = [figures["auroc"]["value"] for figures in table["generators"].values()]
         assert areas == sorted(areas)
         assert set(table["generators"]) == {"a", "b"}
@@ -46,12 +45,12 @@ def test_a_table_for_each_condition_and_a_row_for_each_image(dataset: Path, tiny
     assert all(before["score"] != after["score"] for before, after in zip(lines[:12], lines[12:], strict=True))
     text = evaluate(dataset, tiny_bundle, *arguments).stdout
     assert [line.split()[0] for line in text.splitlines() if line.strip()].count("mean") == 2
-    assert f"{told['tables'][0]['pooled']['auroc']['value']:.3f}" in text
+    assert f"{report['tables'][0]['pooled']['auroc']['value']:.3f}" in text
 
 
 def test_the_gate_is_the_worst_auroc(dataset: Path, tiny_bundle: Path) -> None:
-    told = json.loads(evaluate(dataset, tiny_bundle, "--json").stdout)
-    worst = min(figures["auroc"]["value"] for figures in told["tables"][0]["generators"].values())
+    report = json.loads(evaluate(dataset, tiny_bundle, "--json").stdout)
+    worst = min(figures["auroc"]["value"] for figures in report["tables"][0]["generators"].values())
     assert worst < 0.999
     assert evaluate(dataset, tiny_bundle, "--min-auroc", str(worst)).exit_code == 0
     failed = evaluate(dataset, tiny_bundle, "--min-auroc", str(worst + 0.001))
@@ -60,7 +59,7 @@ def test_the_gate_is_the_worst_auroc(dataset: Path, tiny_bundle: Path) -> None:
     assert "pooled" in failed.stdout
 
 
-def test_a_gate_without_a_generator_is_no_pass(dataset: Path, tiny_bundle: Path) -> None:
+def test_a_gate_without_images_of_a_generator_does_not_pass(dataset: Path, tiny_bundle: Path) -> None:
     for file in (dataset / "generated/b").iterdir():
         shutil.copy(dataset / "generated/a/photo06.jpg", file)
     result = evaluate(dataset, tiny_bundle, "--json")
@@ -86,14 +85,14 @@ def test_an_older_file_stays_until_the_new_one_is_whole(dataset: Path, tiny_bund
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "rows.jsonl"]
 
 
-def test_unreadable_images_are_said_and_exit_with_3(dataset: Path, tiny_bundle: Path) -> None:
+def test_unreadable_images_are_counted_and_exit_with_3(dataset: Path, tiny_bundle: Path) -> None:
     (dataset / "real/broken.jpg").write_bytes((dataset / "real/photo00.jpg").read_bytes()[:200])
     result = evaluate(dataset, tiny_bundle, "--condition", "jpeg:80")
     assert result.exit_code == 3
     assert "1 unreadable, left out" in result.stdout
 
 
-def test_what_was_trained_on_is_left_out(dataset: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_images_trained_on_are_left_out(dataset: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text(
         'name = "r"\nsummary = "s"\n[backbone]\narchitecture = "starter_vit14"\n'
@@ -101,10 +100,10 @@ def test_what_was_trained_on_is_left_out(dataset: Path, tiny_bundle: Path, tmp_p
     )
     result = evaluate(dataset, tiny_bundle, "--split", str(recipe), "--json")
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert told["audit"]["other_parts"] > 0
-    assert told["audit"]["judged"] + told["audit"]["other_parts"] == 12
-    assert told["tables"][0]["generators"]["b"]["images"] == 3
+    report = json.loads(result.stdout)
+    assert report["audit"]["other_parts"] > 0
+    assert report["audit"]["judged"] + report["audit"]["other_parts"] == 12
+    assert report["tables"][0]["generators"]["b"]["images"] == 3
     assert "other parts of the split" in result.stderr
 
 

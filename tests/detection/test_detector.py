@@ -1,4 +1,4 @@
-"""Detector: rows from a bundle, the same on every run and for every batch, with verdicts only where they hold."""
+"""Detector: rows from a bundle, identical on every run and for every batch, with verdicts only where they hold."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import msgspec
 import numpy as np
 import pytest
 
-import mdmf_deploy.detection.detector
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
+from mdmf_deploy.detection import detector as detector_module
 from mdmf_deploy.detection.detector import Detector
-from mdmf_deploy.detection.pipeline import Source, extract
+from mdmf_deploy.detection.feed import Source
+from mdmf_deploy.detection.pipeline import extract
 from mdmf_deploy.detection.rows import TIMINGS, Row
 from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable, UsageError
 from mdmf_deploy.images.decode import ReadLimits, decode
 from mdmf_deploy.mmd import Scores
+from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.tasks.calibrate import write_calibration
 
@@ -29,7 +31,7 @@ PAIR = Pair("onnxruntime", "fp32")
 
 @pytest.fixture(scope="module")
 def paths(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """40 inputs: every photograph thrice, and files that cannot be read among them."""
+    """40 inputs: every photograph three times, with unreadable files between them."""
     broken = tmp_path_factory.mktemp("broken")
     (broken / "empty.jpg").write_bytes(b"")
     (broken / "cut.jpg").write_bytes((photos / "photo00.jpg").read_bytes()[:400])
@@ -73,7 +75,7 @@ def test_scores_are_those_of_the_float64_reference(tiny_bundle: Path, photos: Pa
         rows = detector.detect(sorted(photos.iterdir()))
         bank = detector.bundle.bank
         extracted = extract(
-            sorted(photos.iterdir()), detector._engine, detector.bundle.manifest.preprocessing, crops=crops
+            sorted(photos.iterdir()), detector.engine, detector.bundle.manifest.preprocessing, crops=crops
         )
         for row, image in zip(rows, extracted, strict=True):
             assert image.signatures is not None
@@ -94,7 +96,7 @@ def test_a_path_its_bytes_and_its_pixels_score_alike(tiny_bundle: Path, photos: 
     assert [row.format for row in rows] == ["png", "png", "array", "png"]
 
 
-def test_one_source_alone_is_a_list_of_one(tiny_bundle: Path, photos: Path) -> None:
+def test_a_single_source_gives_a_list_of_one_row(tiny_bundle: Path, photos: Path) -> None:
     path = photos / "photo00.jpg"
     alone: list[Source] = [path, str(path), path.read_bytes(), np.zeros((60, 60, 3), np.uint8)]
     with Detector(tiny_bundle) as detector:
@@ -104,7 +106,7 @@ def test_one_source_alone_is_a_list_of_one(tiny_bundle: Path, photos: Path) -> N
         assert detector.detect([]) == []
 
 
-def test_every_row_says_with_what_it_was_scored(tiny_bundle: Path, photos: Path) -> None:
+def test_every_row_names_its_bundle_runtime_and_precision(tiny_bundle: Path, photos: Path) -> None:
     with Detector(tiny_bundle) as detector:
         good, bad = detector.detect([photos / "photo00.jpg", b"?"])
         assert detector.runtime == "onnxruntime"
@@ -160,7 +162,7 @@ def test_thresholds_hold_for_one_crop(bundle_copy: Path) -> None:
     assert (one.crop, one.verdict == "uncalibrated") == ("center", False)
 
 
-def test_too_few_calibration_images_are_said(bundle_copy: Path, photos: Path) -> None:
+def test_too_few_calibration_images_are_a_caveat(bundle_copy: Path, photos: Path) -> None:
     calibrate(bundle_copy, [0.0] * 5, fpr=0.01)
     with Detector(bundle_copy) as detector:
         assert detector.caveat is not None
@@ -169,17 +171,19 @@ def test_too_few_calibration_images_are_said(bundle_copy: Path, photos: Path) ->
     assert (row.verdict, row.threshold) == ("uncertain", None)
 
 
-def test_a_batch_is_one_reduction_for_each_number_of_patches(tiny_bundle: Path) -> None:
+def test_a_batch_is_one_reduction_for_each_number_of_patches(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small, large = np.zeros((60, 60, 3), np.uint8), np.zeros((200, 200, 3), np.uint8)
-    with Detector(tiny_bundle, batch_size=8, crops=3) as detector:
-        shapes: list[tuple[int, ...]] = []
-        reduce = detector._reduction
+    shapes: list[tuple[int, ...]] = []
 
-        def counted(signatures: np.ndarray, bank: Bank) -> Scores:
+    class Recording(CpuReduction):
+        def __call__(self, signatures: np.ndarray, bank: Bank) -> Scores:
             shapes.append(signatures.shape[:2])
-            return reduce(signatures, bank)
+            return super().__call__(signatures, bank)
 
-        detector._reduction = counted  # type: ignore[assignment]
+    monkeypatch.setattr(detector_module, "CpuReduction", Recording)
+    with Detector(tiny_bundle, batch_size=8, crops=3) as detector:
         rows = detector.detect([small, large, b"", small])
         assert sorted(shapes) == [(1, 12), (2, 4)]
         assert [row.crop for row in rows] == ["center", "center+2", None, "center"]
@@ -199,19 +203,19 @@ def test_rows_stream_before_the_sources_end(tiny_bundle: Path) -> None:
         assert [next(rows).uri for _ in range(5)] == [f"array:{n}" for n in range(5)]
 
 
-def test_a_score_that_is_no_number_costs_its_own_row(
+def test_a_non_finite_score_costs_only_its_own_row(
     bundle_copy: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibrate(bundle_copy, [0.1] * 20)
     sources = [photos / f"photo{n:02}.jpg" for n in (0, 2, 4)]
     with Detector(bundle_copy, batch_size=1) as detector:
         whole = timeless(detector.detect(sources))
-        call, calls = type(detector._engine).__call__, iter(range(3))
+        call, calls = type(detector.engine).__call__, iter(range(3))
 
         def second_fails(self: object, crops: np.ndarray) -> np.ndarray:
             return call(self, crops) * (np.nan if next(calls) == 1 else 1)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(type(detector._engine), "__call__", second_fails)
+        monkeypatch.setattr(type(detector.engine), "__call__", second_fails)
         before, bad, after = timeless(detector.detect(sources))
     assert [before, after] == [whole[0], whole[2]]
     assert (bad.status, bad.verdict, bad.error_code) == ("error", "error", "not_finite")
@@ -224,12 +228,12 @@ def test_a_score_that_is_no_number_costs_its_own_row(
 def test_options_reach_the_pipeline_and_the_reduction(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     monkeypatch.setattr(
-        mdmf_deploy.detection.detector,
+        detector_module,
         "extract_batches",
         lambda *_, **options: (b for b in asked.update(options) or ()),
     )
     threads: list[int | None] = []
-    monkeypatch.setattr(mdmf_deploy.detection.detector, "CpuReduction", threads.append)
+    monkeypatch.setattr(detector_module, "CpuReduction", threads.append)
     limits = ReadLimits(max_pixels=5)
     with Detector(tiny_bundle, threads=3, batch_size=5, crops=2, limits=limits) as detector:
         assert detector.detect([]) == []
@@ -237,7 +241,7 @@ def test_options_reach_the_pipeline_and_the_reduction(tiny_bundle: Path, monkeyp
     assert threads == [3]
 
 
-def test_what_cannot_be_opened_says_so(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_errors_name_a_runtime_bundle_or_option_that_is_wrong(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailable, match="'quantum' is not known"):
         Detector(tiny_bundle, runtime="quantum")
     with pytest.raises(BundleError, match="not a folder"):
@@ -260,6 +264,6 @@ def test_the_examples_in_the_docstrings_run(
     monkeypatch.setattr("mdmf_deploy.bundle.bundle.shipped", lambda name: tiny_bundle)
     shutil.copy(photos / "photo00.jpg", tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    results = doctest.testmod(mdmf_deploy.detection.detector)
+    results = doctest.testmod(detector_module)
     assert results.attempted >= 8
     assert results.failed == 0

@@ -1,77 +1,34 @@
-"""An engine that leaves signatures on the GPU: the same rows, a few bytes of them out, and no batch harms another.
+"""An engine that leaves signatures on the GPU: the same rows, little copied back, and no batch harms another.
 
-Engine and reduction run on tests/fakes/host_device.py, where everything comes as late as it may.
+Engine and reduction run on tests/fakes/host_device.py, where every result comes as late as it may.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from fakes.gpu_engine import PATCHES, WIDTH, GpuEngine
+from fakes.host_tensorrt import HostTensorRt
 from fakes.on_host import host_device
 
-import mdmf_deploy.detection.detector
 from mdmf_deploy import Detector
 from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.detection import detector as detector_module
 from mdmf_deploy.detection.on_gpu import Fused
 from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.rows import TIMINGS, Row
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable, UsageError
-from mdmf_deploy.hardware.memory import host_view
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.cuda import reduction as cuda
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
-from mdmf_deploy.runtime import open_engine
-
-PATCHES, WIDTH = 49, 64
-
-
-class GpuEngine:
-    """ONNX Runtime's signatures, on a stream of the pretended GPU, always in the same memory."""
-
-    def __init__(self, bundle: Bundle, device: Any, told_stream: bool = True) -> None:
-        self._inner = open_engine("onnxruntime", bundle)
-        self.name, self.precision = self._inner.name, self._inner.precision
-        self._device, self._stream, self._told = device, device.stream(), told_stream
-        self._out = device.allocate(4 * 8 * PATCHES * WIDTH, "-")
-        self.on_host = 0
-        self.closed = False
-        self.spoil: tuple[int, float] | None = None
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        self.on_host += 1
-        return self._inner(images)
-
-    def on_device(self, images: np.ndarray) -> object:
-        given, shape = images.copy(), (len(images), PATCHES, WIDTH)
-
-        def run() -> None:
-            signatures = self._inner(given)
-            if self.spoil is not None and len(signatures) > self.spoil[0]:
-                signatures[self.spoil[0], 3, 7] = self.spoil[1]
-            host_view(self._out.pointer, signatures.nbytes)[:] = signatures.reshape(-1).view(np.uint8)
-
-        self._stream.give(run)
-        if not self._told:
-            self._stream.synchronize()
-        stream = self._stream.handle if self._told else None
-        interface = {
-            "shape": shape,
-            "typestr": "<f4",
-            "data": (self._out.pointer, False),
-            "version": 3,
-            "stream": stream,
-        }
-        return SimpleNamespace(__cuda_array_interface__=interface)
-
-    def close(self) -> None:
-        self.closed = True
-        self._inner.close()
+from mdmf_deploy.runtime import trt
+from mdmf_deploy.runtime.building import obtain
 
 
 @pytest.fixture
@@ -83,14 +40,14 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def engines(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[GpuEngine]]:
-    """Detectors get such an engine; the list remembers them."""
+    """The engines that detectors open, each a GpuEngine."""
     made: list[GpuEngine] = []
 
     def open_gpu(name: str, bundle: Bundle, threads: int | None) -> GpuEngine:
-        made.append(GpuEngine(bundle, device, told_stream=name != "untold"))
+        made.append(GpuEngine(bundle, device, names_stream=name != "no-stream"))
         return made[-1]
 
-    monkeypatch.setattr(mdmf_deploy.detection.detector, "open_engine", open_gpu)
+    monkeypatch.setattr(detector_module, "open_engine", open_gpu)
     return made
 
 
@@ -100,7 +57,7 @@ def timeless(rows: list[Row]) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def sources(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Eleven images, and two files that are none."""
+    """Eleven images and two files that are not images."""
     folder = tmp_path_factory.mktemp("broken")
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "noise.png").write_bytes(b"not an image")
@@ -114,7 +71,7 @@ def on_cpu(sources: list[Path]) -> list[Row]:
         return detector.detect(sources)
 
 
-@pytest.mark.parametrize("runtime", ["told", "untold"])
+@pytest.mark.parametrize("runtime", ["stream", "no-stream"])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_rows_are_those_of_the_cpu(
     runtime: str, batch_size: int, engines: list[GpuEngine], device: Any, sources: list[Path], on_cpu: list[Row]
@@ -134,13 +91,13 @@ def test_rows_are_those_of_the_cpu(
         assert row.ms_mmd == pytest.approx(0.25 / batch_size, rel=batch_size)
         rest = {"score": wanted.score, "contributions": wanted.contributions, "p_value": wanted.p_value}
         assert timeless([msgspec.structs.replace(row, **rest)]) == timeless([wanted])
-    # Signatures stayed; of an image come its score and its patches' shares.
+    # Only the score and the contributions of each image were copied to the host.
     assert engines[0].on_host == 0
     assert device.to_host == 2 * 11 * 8 * (PATCHES + 1)
     assert device.allocated == 4 * 8 * PATCHES * WIDTH
 
 
-def test_what_was_chosen_is_said(
+def test_auto_reports_the_reduction_it_chose(
     engines: list[GpuEngine], device: Any, sources: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Detector("starter").close()
@@ -158,7 +115,7 @@ def test_a_row_does_not_depend_on_its_batch(engines: list[GpuEngine], sources: l
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_no_number_costs_its_own_row(value: float, engines: list[GpuEngine], sources: list[Path]) -> None:
+def test_a_non_finite_score_costs_only_its_own_row(value: float, engines: list[GpuEngine], sources: list[Path]) -> None:
     with Detector("starter", batch_size=4) as detector:
         whole = timeless(detector.detect(sources[:3]))
         engines[0].spoil = 1, value
@@ -167,7 +124,9 @@ def test_what_is_no_number_costs_its_own_row(value: float, engines: list[GpuEngi
     assert (bad.status, bad.error_code, bad.score, bad.contributions) == ("error", "not_finite", None, None)
 
 
-def test_several_crops_take_the_way_over_the_host(engines: list[GpuEngine], device: Any, sources: list[Path]) -> None:
+def test_several_crops_per_image_are_reduced_on_the_cpu(
+    engines: list[GpuEngine], device: Any, sources: list[Path]
+) -> None:
     with Detector("starter", crops=2) as detector:
         assert isinstance(detector.reduction, CpuReduction)
         assert detector.detect(sources[0])[0].status == "ok"
@@ -175,39 +134,41 @@ def test_several_crops_take_the_way_over_the_host(engines: list[GpuEngine], devi
     assert not device.launched
 
 
-@pytest.mark.parametrize("told_stream", [True, False])
-def test_an_engine_s_next_call_does_not_overwrite_what_is_not_yet_read(told_stream: bool, device: Any) -> None:
+@pytest.mark.parametrize("names_stream", [True, False])
+def test_the_next_call_of_an_engine_does_not_overwrite_unread_signatures(names_stream: bool, device: Any) -> None:
     bundle = Bundle.open("starter")
-    engine = GpuEngine(bundle, device, told_stream)
+    engine = GpuEngine(bundle, device, names_stream)
     crops = np.random.default_rng(0).standard_normal((6, 3, 224, 224)).astype(np.float32)
     exact = CpuReduction()(engine(crops), bundle.bank).mmd2
     fused = Fused(engine, CudaReduction(), bundle.bank)
-    # Nobody asks for a score before the last batch was given.
+    # No score is asked for before the last batch was queued.
     batches = [fused(crops[start : start + 2]) for start in (0, 2, 4)]
-    # Where streams are told, two are under way at a time: the third took the first one's place.
-    assert device.launched.count("mdmf_prepare") == (1 if told_stream else 3)
-    engine._stream.synchronize()
-    scores = [batch.image(place).score for batch in batches for place in range(2)]
+    # With a known stream two batches run at a time, and the third takes the place of the first.
+    assert device.launched.count("mdmf_prepare") == (1 if names_stream else 3)
+    engine.stream.synchronize()
+    scores = [batch.score(place).score for batch in batches for place in range(2)]
     np.testing.assert_allclose(scores, exact, rtol=1e-6)
     engine.close()
 
 
-def test_a_pipeline_of_several_crops_does_not_hand_them_to_the_gpu(device: Any, sources: list[Path]) -> None:
+def test_a_pipeline_of_several_crops_does_not_use_the_fused_engine(device: Any, sources: list[Path]) -> None:
     bundle = Bundle.open("starter")
     engine = GpuEngine(bundle, device)
     fused = Fused(engine, CudaReduction(), bundle.bank)
-    [[extracted]] = extract_batches(sources[:1], engine, bundle.manifest.preprocessing, crops=2, fused=fused)
-    assert (extracted.scored, engine.on_host) == (None, 1)
+    [[extraction]] = extract_batches(sources[:1], engine, bundle.manifest.preprocessing, crops=2, fused=fused)
+    assert (extraction.gpu_score, engine.on_host) == (None, 1)
     engine.close()
 
 
-def test_the_cpu_can_be_asked_for(engines: list[GpuEngine], device: Any, sources: list[Path]) -> None:
+def test_the_cpu_reduction_can_be_requested(engines: list[GpuEngine], device: Any, sources: list[Path]) -> None:
     with Detector("starter", reduction="cpu") as detector:
         detector.detect(sources[0])
     assert (engines[0].on_host, device.launched) == (1, [])
 
 
-def test_an_engine_on_the_host_can_be_scored_on_the_gpu(device: Any, sources: list[Path], on_cpu: list[Row]) -> None:
+def test_signatures_of_a_cpu_engine_can_be_scored_on_the_gpu(
+    device: Any, sources: list[Path], on_cpu: list[Row]
+) -> None:
     with Detector("starter", "onnxruntime", reduction="cuda") as detector:
         rows = detector.detect(sources)
     for row, wanted in zip(rows, on_cpu, strict=True):
@@ -215,13 +176,13 @@ def test_an_engine_on_the_host_can_be_scored_on_the_gpu(device: Any, sources: li
     assert device.allocated == 0
 
 
-def test_an_engine_on_the_host_does_not_look_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_engine_does_not_look_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "open_device", lambda: pytest.fail("nobody asked for a GPU"))
     with Detector("starter", "onnxruntime") as detector:
         assert isinstance(detector.reduction, CpuReduction)
 
 
-def test_a_gpu_that_was_asked_for_is_never_replaced(
+def test_a_requested_gpu_is_never_replaced(
     engines: list[GpuEngine],
     sources: list[Path],
     on_cpu: list[Row],
@@ -229,15 +190,15 @@ def test_a_gpu_that_was_asked_for_is_never_replaced(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refuse() -> None:
-        raise RuntimeUnavailable("no GPU: as told; ask for another")
+        raise RuntimeUnavailable("no GPU: as asked; ask for another")
 
     monkeypatch.setattr(cuda, "open_device", refuse)
-    with pytest.raises(RuntimeUnavailable, match="as told"):
+    with pytest.raises(RuntimeUnavailable, match="as asked"):
         Detector("starter", reduction="cuda")
     assert engines[0].closed
     with Detector("starter") as detector:
         assert timeless(detector.detect(sources)) == timeless(on_cpu)
-    assert "mdmf: reduction cpu (no GPU: as told; ask for another)\n" in capsys.readouterr().err
+    assert "mdmf: reduction cpu (no GPU: as asked; ask for another)\n" in capsys.readouterr().err
     with pytest.raises(UsageError, match="reduction 'gpu' is not known; choose auto, cpu or cuda"):
         Detector("starter", reduction="gpu")
 
@@ -251,3 +212,33 @@ def test_a_gpu_that_fills_up_ends_the_run_in_one_line(
         object.__setattr__(device.gpu, "memory", device.allocated + 1000)
         with pytest.raises(OutOfMemory, match="lower --batch-size"):
             detector.detect(sources)
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostTensorRt:
+    """TensorRT's engine by ONNX Runtime and our kernels by g++, on a pretended GPU."""
+    device = host_device()
+    made = HostTensorRt(device)
+    monkeypatch.setenv("MDMF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "tensorrt", made)
+    monkeypatch.setattr(trt, "open_device", lambda: device)
+    monkeypatch.setattr(trt, "require", lambda runtime: None)
+    monkeypatch.setattr(obtain, "probe", lambda: device.gpu)
+    monkeypatch.setattr(cuda, "open_device", lambda: device)
+    return made
+
+
+def test_tensorrt_rows_of_the_starter_equal_those_of_the_cpu(library: HostTensorRt, photos: Path) -> None:
+    paths = sorted(photos.iterdir())[:5]
+    with Detector("starter", "onnxruntime") as on_cpu:
+        expected = on_cpu.detect(paths)
+    # Batches that the engine splits, and a last one that is smaller.
+    with Detector("starter", "tensorrt:latency", batch_size=3) as on_gpu:
+        assert on_gpu.reduction.name == "cuda"
+        rows = on_gpu.detect(paths)
+    assert library.device.launched
+    for row, other in zip(rows, expected, strict=True):
+        assert (row.runtime, row.precision, row.verdict) == ("tensorrt", "int8", "uncalibrated")
+        assert row.score == pytest.approx(other.score, rel=1e-4, abs=1e-6)
+        np.testing.assert_allclose(row.contributions, other.contributions, rtol=1e-3, atol=1e-5)
+    assert not library.device.allocated

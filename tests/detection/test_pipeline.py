@@ -1,4 +1,4 @@
-"""sign: one Signed a source, in order, the same whatever the batch, in bounded memory, with no thread left behind."""
+"""extract: one Extraction per source, in order, independent of its batch, in bounded memory, with no thread left."""
 
 from __future__ import annotations
 
@@ -14,43 +14,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fakes.quadrants import CROP, PATCHES, Quadrants
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection import pipeline
-from mdmf_deploy.detection.pipeline import Source, extract
+from mdmf_deploy.detection.feed import Source
+from mdmf_deploy.detection.pipeline import extract
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.images import decode as images
+from mdmf_deploy.images import crops as crops_module
+from mdmf_deploy.images import decode as decode_module
 from mdmf_deploy.images.crops import Box
 from mdmf_deploy.images.decode import ReadLimits
 
 Place = Callable[[int, int], Sequence[Box]]
-CROP = 16
 PREPROCESSING = Preprocessing(crop=CROP)
-PATCHES = 4
-
-
-class Quadrants:
-    """An engine whose signatures are the means of a crop's quarters; remembers the sizes of its batches."""
-
-    name = "onnxruntime"
-    precision = "fp32"
-
-    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
-        self.batches: list[int] = []
-        self._before = before
-
-    def __call__(self, tensor: np.ndarray) -> np.ndarray:
-        self._before()
-        self.batches.append(len(tensor))
-        half = CROP // 2
-        quarters = tensor.reshape(len(tensor), 3, 2, half, 2, half).mean(axis=(3, 5))
-        return quarters.reshape(len(tensor), 3, PATCHES).transpose(0, 2, 1).copy()
-
-    def close(self) -> None:
-        pass
 
 
 def pixels(seed: int, width: int = 20, height: int = 24) -> np.ndarray:
@@ -68,13 +48,13 @@ def threads() -> list[str]:
 
 
 def alone(source: Source, crops: int) -> np.ndarray | None:
-    """What one source must give, without the pipeline."""
+    """The signatures of one source without the pipeline, or None if it cannot be read."""
     try:
-        array = source if isinstance(source, np.ndarray) else images.decode(source).pixels
+        array = source if isinstance(source, np.ndarray) else decode_module.decode(source).pixels
     except ImageError:
         return None
-    squares = images.crops(array, CROP, crops).pixels
-    return Quadrants()(images.normalise(squares, PREPROCESSING)).reshape(-1, 3)
+    squares = crops_module.crops(array, CROP, crops).pixels
+    return Quadrants()(crops_module.normalise(squares, PREPROCESSING)).reshape(-1, 3)
 
 
 SOURCES: list[Source] = [
@@ -97,7 +77,9 @@ SOURCES: list[Source] = [
     crops=st.integers(1, 12),
     workers=st.integers(1, 4),
 )
-def test_every_source_gives_what_it_gives_alone(which: list[int], batch_size: int, crops: int, workers: int) -> None:
+def test_every_source_gives_the_signatures_it_gives_alone(
+    which: list[int], batch_size: int, crops: int, workers: int
+) -> None:
     engine = Quadrants()
     sources = [SOURCES[n] for n in which]
     extracted = list(extract(sources, engine, PREPROCESSING, batch_size=batch_size, crops=crops, workers=workers))
@@ -113,7 +95,7 @@ def test_every_source_gives_what_it_gives_alone(which: list[int], batch_size: in
     assert not threads()
 
 
-def test_full_batches_where_the_sources_allow() -> None:
+def test_batches_are_full_if_enough_sources_are_ready() -> None:
     engine = Quadrants()
     list(extract([pixels(n) for n in range(20)], engine, PREPROCESSING, batch_size=8, max_wait=60))
     assert engine.batches == [8, 8, 4]
@@ -122,7 +104,7 @@ def test_full_batches_where_the_sources_allow() -> None:
     assert engine.batches == [30, 30]
 
 
-def test_what_is_known_of_each_image(tmp_path: Path) -> None:
+def test_each_extraction_holds_the_facts_of_its_image(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(png(pixels(5, 40, 30)))
     for source in (path, str(path)):
@@ -143,41 +125,7 @@ def test_what_is_known_of_each_image(tmp_path: Path) -> None:
     assert large.crop == "center+2"
 
 
-def test_the_hash_of_an_array_tells_shapes_apart() -> None:
-    flat = np.zeros((2, 8, 3), np.uint8)
-    hashes = {
-        s.sha256 for s in extract([flat, flat.reshape(4, 4, 3), flat + 1, flat.copy()], Quadrants(), PREPROCESSING)
-    }
-    assert len(hashes) == 3
-
-
-def test_unreadable_sources_say_why(tmp_path: Path) -> None:
-    (tmp_path / "text.jpg").write_bytes(b"hello")
-    sources: list[Source] = [
-        tmp_path / "nowhere.jpg",
-        tmp_path,
-        tmp_path / "text.jpg",
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 3), np.float32),  # type: ignore[list-item]
-        np.zeros((0, 4, 3), np.uint8),
-        png(pixels(0, 40, 40)),
-    ]
-    extracted = list(extract(sources, Quadrants(), PREPROCESSING, limits=ReadLimits(max_pixels=1000)))
-    assert [s.error.code if s.error else None for s in extracted] == [
-        "missing",
-        "not_a_file",
-        "unsupported_format",
-        "unsupported_mode",
-        "unsupported_mode",
-        "empty",
-        "too_many_pixels",
-    ]
-    assert [s.sha256 == "" for s in extracted[:3]] == [True, True, False]
-    assert "array:4 is float32 of shape (4, 4, 3)" in str(extracted[4].error)
-    assert all(s.signatures is None and s.ms_engine is None for s in extracted)
-
-
-def test_a_batch_s_time_is_divided_evenly_among_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_batch_is_divided_evenly_among_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
     def two_seconds() -> None:
@@ -190,7 +138,7 @@ def test_a_batch_s_time_is_divided_evenly_among_its_images(monkeypatch: pytest.M
     assert [s.ms_engine for s in extracted] == [pytest.approx(2000 / 3), None, *[pytest.approx(2000 / 3)] * 2]
 
 
-def test_a_signature_does_not_hold_its_batch() -> None:
+def test_signatures_do_not_keep_their_batch_in_memory() -> None:
     for extracted in extract([pixels(0), pixels(1)], Quadrants(), PREPROCESSING):
         assert extracted.signatures is not None
         assert extracted.signatures.base is None
@@ -209,17 +157,17 @@ def test_sources_are_taken_only_as_needed(batch_size: int, crops: int) -> None:
     extracted = extract(endless(), Quadrants(), PREPROCESSING, batch_size=batch_size, crops=crops, workers=2)
     for done in range(1, 30):
         next(extracted)
-        # With the caller, waiting for it, with the engine, and ahead of that.
+        # One batch each with the caller, waiting for it and with the engine, and the sources ahead of those.
         assert taken - done <= 3 * batch_size + max(2, 2 * batch_size // crops)
     extracted.close()
     assert not threads()
 
 
-def test_order_holds_though_threads_finish_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_is_kept_when_threads_finish_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
     later = threading.Event()
-    decode = images.decode_boxes
+    decode = decode_module.decode_boxes
 
-    def uneven(data: bytes, place: Place, limits: ReadLimits) -> images.DecodedBoxes:
+    def uneven(data: bytes, place: Place, limits: ReadLimits) -> decode_module.DecodedBoxes:
         if data == first:
             assert later.wait(10)
         else:
@@ -227,16 +175,16 @@ def test_order_holds_though_threads_finish_out_of_it(monkeypatch: pytest.MonkeyP
         return decode(data, place, limits)
 
     first, second = png(pixels(0)), png(pixels(1))
-    monkeypatch.setattr(images, "decode_boxes", uneven)
+    monkeypatch.setattr(decode_module, "decode_boxes", uneven)
     extracted = list(extract([first, second], Quadrants(), PREPROCESSING, workers=2))
     assert [s.sha256 for s in extracted] == [hashlib.sha256(data).hexdigest() for data in (first, second)]
 
 
 def test_the_next_batch_is_made_while_the_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = threading.Semaphore(0)
-    decode = images.decode_boxes
+    decode = decode_module.decode_boxes
 
-    def counted(data: bytes, place: Place, limits: ReadLimits) -> images.DecodedBoxes:
+    def counted(data: bytes, place: Place, limits: ReadLimits) -> decode_module.DecodedBoxes:
         decoded.release()
         return decode(data, place, limits)
 
@@ -244,13 +192,15 @@ def test_the_next_batch_is_made_while_the_engine_runs(monkeypatch: pytest.Monkey
         if not engine.batches:
             assert all(decoded.acquire(timeout=10) for _ in range(4))
 
-    monkeypatch.setattr(images, "decode_boxes", counted)
+    monkeypatch.setattr(decode_module, "decode_boxes", counted)
     engine = Quadrants(until_four_are_decoded)
     assert len(list(extract([png(pixels(n)) for n in range(4)], engine, PREPROCESSING, batch_size=2, workers=1))) == 4
 
 
 @pytest.mark.parametrize("raised", [RuntimeError("out of memory"), KeyboardInterrupt()])
-def test_an_engine_s_error_is_nobody_else_s(raised: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_engine_ends_the_stream_and_its_threads(
+    raised: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepared = 0
     prepare = pipeline.prepare
 
@@ -270,7 +220,7 @@ def test_an_engine_s_error_is_nobody_else_s(raised: BaseException, monkeypatch: 
     assert prepared <= 32
 
 
-def test_what_waits_to_be_decoded_is_dropped_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_waiting_to_be_decoded_are_dropped_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = 0
     prepare = pipeline.prepare
 
@@ -293,7 +243,7 @@ def test_what_waits_to_be_decoded_is_dropped_after_an_error(monkeypatch: pytest.
     assert 8 <= prepared <= 12
 
 
-def test_what_is_asked_wrongly_is_said_at_once() -> None:
+def test_wrong_arguments_are_usage_errors_at_once() -> None:
     for wrong in ({"batch_size": 0}, {"crops": 0}, {"workers": 0}):
         with pytest.raises(UsageError, match=f"{next(iter(wrong))} must be at least 1, got 0"):
             extract([], Quadrants(), PREPROCESSING, **wrong)  # type: ignore[arg-type]
@@ -301,12 +251,12 @@ def test_what_is_asked_wrongly_is_said_at_once() -> None:
         list(extract([pixels(0), 7], Quadrants(), PREPROCESSING))  # type: ignore[list-item]
 
 
-def test_no_sources_no_rows() -> None:
+def test_no_sources_give_no_extractions() -> None:
     assert list(extract([], Quadrants(), PREPROCESSING)) == []
 
 
 class Slow:
-    """Sources that come only when told; `ended` once nobody iterates them any more."""
+    """Sources that come one per release of `next`. `ended` is set once they are no longer iterated."""
 
     def __init__(self, sources: list[Source]) -> None:
         self.next, self.ended = threading.Semaphore(0), threading.Event()
@@ -321,7 +271,7 @@ class Slow:
             self.ended.set()
 
 
-def test_a_row_does_not_wait_for_a_source_that_is_late() -> None:
+def test_an_extraction_does_not_wait_for_a_late_source() -> None:
     sources = Slow([pixels(n) for n in range(4)])
     engine = Quadrants()
     extracted = extract(sources, engine, PREPROCESSING, batch_size=8, max_wait=0.01)
@@ -329,21 +279,21 @@ def test_a_row_does_not_wait_for_a_source_that_is_late() -> None:
         sources.next.release()
         assert next(extracted).uri == f"array:{n}"
     extracted.close()
-    sources.next.release()  # the iterable comes back, sees that nobody listens, and its thread ends
+    sources.next.release()  # the iterable comes back, the feed is closed, and so its thread ends
     assert sources.ended.wait(10)
     assert engine.batches == [1, 1, 1]
     while threads():
         time.sleep(0.01)
 
 
-def test_a_slow_decoder_does_not_hold_up_what_came_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode, seen = images.decode_boxes, threading.Event()
+def test_a_slow_source_does_not_delay_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, seen = decode_module.decode_boxes, threading.Event()
 
-    def slow(data: bytes, place: Place, limits: ReadLimits) -> images.DecodedBoxes:
+    def slow(data: bytes, place: Place, limits: ReadLimits) -> decode_module.DecodedBoxes:
         assert data != last or seen.wait(20)
         return decode(data, place, limits)
 
-    monkeypatch.setattr(images, "decode_boxes", slow)
+    monkeypatch.setattr(decode_module, "decode_boxes", slow)
     first, last = png(pixels(0)), png(pixels(1))
     extracted = extract([first, last], Quadrants(), PREPROCESSING, batch_size=8, max_wait=0.01, workers=2)
     assert next(extracted).uri == "bytes:0"
@@ -356,7 +306,7 @@ def test_the_engine_runs_while_the_caller_is_busy() -> None:
     extracted = extract([pixels(n) for n in range(12)], engine, PREPROCESSING, batch_size=2, max_wait=60)
     next(extracted)
     deadline = time.monotonic() + 10
-    # One batch with the caller, one waiting for it, one that waits to be handed over.
+    # One batch is with the caller, one waits for it, and one waits to be handed over.
     while len(engine.batches) < 3:
         assert time.monotonic() < deadline
     time.sleep(0.05)
@@ -367,7 +317,7 @@ def test_the_engine_runs_while_the_caller_is_busy() -> None:
 
 @pytest.mark.parametrize("at", [0, 1, 5])
 @pytest.mark.parametrize("kind", [TimeoutError, SystemExit])
-def test_an_error_of_the_sources_comes_after_what_was_before_it(at: int, kind: type[BaseException]) -> None:
+def test_an_error_of_the_sources_comes_after_the_sources_before_it(at: int, kind: type[BaseException]) -> None:
     def failing() -> Iterator[Source]:
         for n in range(at):
             yield pixels(n)
@@ -381,7 +331,7 @@ def test_an_error_of_the_sources_comes_after_what_was_before_it(at: int, kind: t
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
-def test_an_interrupt_of_the_caller_ends_the_threads_after_the_engine_s_call() -> None:
+def test_an_interrupt_ends_the_threads_once_the_engine_returns() -> None:
     called, going_on = threading.Event(), threading.Event()
 
     def long() -> None:

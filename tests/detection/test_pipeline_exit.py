@@ -1,4 +1,4 @@
-"""A program ends though it left a stream unfinished, and whoever still reads one then is told."""
+"""A program can exit with an unfinished stream, and a thread that still reads it gets an error."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def ending():
 
 pixels = np.zeros((20, 20, 3), np.uint8)
 sources = {"unread": [pixels] * 50, "late": late(), "ending": ending()}[sys.argv[1]]
-signed = extract(sources, engine, Preprocessing(crop=16), batch_size=2)
-next(signed)
+extracted = extract(sources, engine, Preprocessing(crop=16), batch_size=2)
+next(extracted)
 """
 READ_ON = """
 def read():
@@ -38,7 +38,7 @@ def read():
     while any(thread.name == "mdmf-engine" for thread in threading.enumerate()):
         time.sleep(0.01)
     try:
-        list(signed)
+        list(extracted)
     except Exception as error:
         print(error)
 
@@ -57,14 +57,14 @@ def test_an_unfinished_stream_does_not_keep_a_program_alive(sources: str) -> Non
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_nor_does_one_held_by_an_error() -> None:
-    ended = run(f"{BEGIN}\ndef fail(rows):\n    raise ValueError('mine')\n\nfail(signed)", "late")
+def test_a_stream_held_by_an_error_does_not_keep_a_program_alive() -> None:
+    ended = run(f"{BEGIN}\ndef fail(rows):\n    raise ValueError('mine')\n\nfail(extracted)", "late")
     assert ended.returncode == 1
     assert ended.stderr.endswith("ValueError: mine\n")
 
 
 @pytest.mark.parametrize("sources", ["unread", "ending"])
-def test_who_reads_on_after_the_main_thread_gets_an_error_and_no_early_end(sources: str) -> None:
+def test_reading_on_after_the_main_thread_is_an_error_and_no_early_end(sources: str) -> None:
     ended = run(BEGIN + READ_ON, sources)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("the main thread has ended before this stream")

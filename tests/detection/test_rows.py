@@ -1,20 +1,44 @@
-"""The row's columns, which every output and every reader of one depends on."""
+"""A row cannot be changed, and its line in the table is aligned, with the path last and complete."""
 
 from __future__ import annotations
 
 import pytest
 
-from mdmf_deploy.detection.rows import COLUMNS, TIMINGS, Row
+from mdmf_deploy.detection.rows import TABLE_HEADER, Row, table_line
 
-
-def test_the_columns_are_those_of_the_design_in_order() -> None:
-    assert (
-        *("uri", "sha256", "status", "error_code", "error", "score", "p_value", "verdict", "threshold"),
-        *("bundle_id", "runtime", "precision", "width", "height", "format", "crop", "ms_decode", "ms_engine", "ms_mmd"),
-    ) == COLUMNS
-    assert set(TIMINGS) < set(COLUMNS)
+LONG = "a/" * 60 + "name.jpg"
+ROWS = [
+    Row(uri=LONG, score=0.1234567, p_value=1e-5, threshold=0.1, verdict="generated", width=12000, height=9000),
+    Row(uri="b.png", score=-0.01, verdict="uncalibrated", width=1, height=1),
+    Row(uri="c.gif", status="error", error_code="empty", error="the input holds no bytes"),
+]
 
 
 def test_a_row_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Row(uri="a.jpg").score = 1.0  # type: ignore[misc]
+
+
+def test_table_columns_end_under_their_names() -> None:
+    for row in ROWS:
+        line = table_line(row)
+        for name in ("score", "p ", "threshold", "size"):
+            end = TABLE_HEADER.index(name) + len(name.strip())
+            assert line[end - 1] != " "
+            assert line[end] == " "
+        assert line.startswith(row.verdict)
+        assert line[TABLE_HEADER.index("image") :].startswith(row.uri)
+
+
+def test_table_values() -> None:
+    assert table_line(ROWS[0]).split() == ["generated", "0.123457", "1e-05", "0.100000", "12000x9000", LONG]
+    assert table_line(ROWS[1]).split() == ["uncalibrated", "-0.010000", "-", "-", "1x1", "b.png"]
+    assert table_line(ROWS[2]).endswith("c.gif  (empty: the input holds no bytes)")
+
+
+def test_colour_changes_nothing_else_in_the_table() -> None:
+    for row in ROWS:
+        coloured = table_line(row, colour=True)
+        assert coloured.startswith("\x1b[")
+        start, end = coloured.index("m") + 1, coloured.index("\x1b[0m")
+        assert coloured[start:end] + coloured[end + 4 :] == table_line(row)

@@ -1,9 +1,12 @@
-// A driver of made-up GPUs, for tests: answers as the environment says, runs kernels on the host, and nothing before
-// somebody waits for it.  What tests/host_device.py does for a Device, this does for the libraries below one.
+// A fake CUDA driver for tests, with made-up GPUs. It runs kernels on the host, and only once somebody waits for them.
+// tests/fakes/host_device.py replaces a Device. This replaces the driver below the device libraries.
 //
-// FAKE_INIT, FAKE_NAME: a CUresult to fail with.  FAKE_CUDA: the version it serves.  FAKE_COUNT: GPUs.
-// FAKE_MEMORY: bytes that may be allocated.  FAKE_KERNELS: a library with, for each kernel, <name>_run (argument
-// pointers, grid, block, shared bytes) and <name>_sizes, its arguments' sizes in bytes, with a 0 after the last.
+// Environment variables set its answers:
+// FAKE_INIT, FAKE_NAME: the CUresult that cuInit or cuDeviceGetName returns.
+// FAKE_CUDA: the CUDA version the driver supports.  FAKE_COUNT: the number of GPUs.  FAKE_MEMORY: bytes of GPU memory.
+// FAKE_KERNELS: a library with two symbols for each kernel: <name>_run(argument pointers, grid, block, shared bytes),
+//     and <name>_sizes, the sizes of its arguments in bytes with a 0 after the last.
+// FAKE_TRACE: if set, print each function that a library looks up.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -17,7 +20,7 @@
 #include <string>
 #include <vector>
 
-// What a real driver may refuse in a thread that has no context, this one does.
+// A real driver may refuse these calls in a thread without a context. This one always does.
 #define NEEDS_CONTEXT \
     if (!current) return 201
 
@@ -81,7 +84,7 @@ int release(std::uintptr_t pointer) {
     std::free(reinterpret_cast<void *>(pointer));
     return 0;
 }
-// Arguments come as a pointer to each, or all in one buffer, aligned by their size (`extra`: 1, buffer, 2, its size, 0).
+// Arguments come as one pointer each, or in one buffer, each aligned by its size (`extra`: 1, buffer, 2, its size, 0).
 int launch(Kernel *kernel, const unsigned *grid, unsigned block, unsigned shared, Stream *stream, void **arguments,
            void **extra) {
     NEEDS_CONTEXT;
@@ -128,7 +131,7 @@ ANSWER cuDeviceGetName(char *name, int length, int device) {
 }
 ANSWER cuDeviceTotalMem_v2(std::size_t *bytes, int device) { return *bytes = (device == 0 ? 24ULL : 15ULL) << 30, 0; }
 ANSWER cuDeviceGetAttribute(int *value, int attribute, int device) {
-    // Multiprocessors, compute capability, memory pools, shared memory that a block may ask for; of the rest it has none.
+    // Multiprocessors, compute capability, memory pools, shared memory per block. All other attributes are 0.
     const std::map<int, int> known = {{16, 128}, {75, device == 0 ? 8 : 7}, {76, device == 0 ? 9 : 5}, {115, 1}, {97, 101376}};
     const auto found = known.find(attribute);
     return *value = found == known.end() ? 0 : found->second, 0;
@@ -170,7 +173,7 @@ ANSWER cuMemcpyDtoDAsync_v2(std::uintptr_t to, std::uintptr_t from, std::size_t 
 
 ANSWER cuStreamCreateWithPriority(void **stream, unsigned, int) { return *stream = new Stream, 0; }
 ANSWER cuStreamCreate(void **stream, unsigned) { return *stream = new Stream, 0; }
-// Streams and events stay: what still waits for them may look at them.
+// Streams and events are never freed, because pending work may still refer to them.
 ANSWER cuStreamDestroy_v2(void *) { return 0; }
 ANSWER cuStreamSynchronize(void *stream) {
     NEEDS_CONTEXT;
@@ -227,7 +230,7 @@ ANSWER cuGraphLaunch(Graph *graph, void *stream) {
     for (const Work &work : graph->work) at(stream)->give(work);
     return 0;
 }
-// A graph keeps what it works on; here nothing goes away.
+// User objects keep a graph's resources alive. Here nothing is ever freed.
 ANSWER cuUserObjectCreate(void **object, void *, void *, unsigned, unsigned) { return *object = &context, 0; }
 ANSWER cuUserObjectRetain(void *, unsigned) { return 0; }
 ANSWER cuUserObjectRelease(void *, unsigned) { return 0; }
@@ -237,7 +240,7 @@ ANSWER cuGraphDestroy(Graph *) { return 0; }
 ANSWER cuGraphExecDestroy(Graph *) { return 0; }
 
 ANSWER cuLibraryLoadData(void **library, const void *code, void *, void *, unsigned, void *, void *, unsigned) {
-    // As a driver would, it takes nothing but ELF.
+    // Like a real driver, accept only ELF.
     if (std::memcmp(code, "\177ELF", 4)) return 200;
     *library = dlopen(std::getenv("FAKE_KERNELS"), RTLD_NOW | RTLD_LOCAL);
     return *library ? 0 : 200;
@@ -262,7 +265,7 @@ ANSWER cuKernelSetAttribute(int attribute, int value, Kernel *kernel, int) {
 }
 ANSWER cuFuncGetAttribute(int *value, int attribute, Kernel *kernel) { return cuKernelGetAttribute(value, attribute, kernel, 0); }
 ANSWER cuFuncSetAttribute(Kernel *kernel, int attribute, int value) { return cuKernelSetAttribute(attribute, value, kernel, 0); }
-// pycuda says this, too, before it launches.
+// pycuda also calls this before a launch.
 ANSWER cuFuncSetBlockShape(Kernel *, int, int, int) { return 0; }
 ANSWER cuLaunchKernelEx(const void *config, Kernel *kernel, void **arguments, void **extra) {
     struct Config {
@@ -278,7 +281,7 @@ ANSWER cuLaunchKernel(Kernel *kernel, unsigned x, unsigned y, unsigned z, unsign
     return launch(kernel, grid, block, shared, at(stream), arguments, extra);
 }
 
-// How libraries find the functions above; names come without the suffix of their version.
+// Libraries find the functions above here, by names without the version suffix.
 ANSWER cuGetProcAddress_v2(const char *name, void **function, int, std::uint64_t, int *status) {
     *function = nullptr;
     for (const char *suffix : {"_v3", "_v2", ""}) {

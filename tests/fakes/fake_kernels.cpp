@@ -1,9 +1,9 @@
-// What the fake driver runs where somebody launches a kernel: `blend` of blend.cu, and those of the reduction.
-// Built as tests/kernels/library.cpp is, which it includes.
+// The kernels that the fake driver can launch: `blend` of blend.cu, and the reduction's.
+// Built like tests/kernels/library.cpp, which it includes.
 #include "library.cpp"
 
 namespace {
-// Calls kernel(arguments...), each of its arguments read through its pointer.
+// Call kernel(arguments...), reading each argument through its pointer.
 template <typename... Parameters, std::size_t... I>
 void run(void (*kernel)(Parameters...), void** given, const unsigned* grid, unsigned block, unsigned shared,
          std::index_sequence<I...>) {

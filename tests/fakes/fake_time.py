@@ -1,4 +1,4 @@
-"""A clock that only moves when told to, and a detector that moves it."""
+"""A clock that moves only when it is set, and a detector that moves it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from mdmf_deploy.tasks.benchmark.subjects import Subject
 
 
 class FakeClock:
+    """A Clock whose CPU time is its wall-clock time."""
+
     def __init__(self) -> None:
         self.time = 0.0
 
@@ -25,7 +27,10 @@ class FakeClock:
 
 
 class FakeDetector:
-    """Takes `a_batch` seconds for every call and `an_image` for every image; log: (name, images) of every call."""
+    """A detector that takes `a_batch` seconds a call and `an_image` an image.
+
+    log: (name, images) of every call.
+    """
 
     bundle: Any = None
 
@@ -35,10 +40,10 @@ class FakeDetector:
         self.clock, self.an_image, self.a_batch, self.name = clock, an_image, a_batch, name
         self.log = [] if log is None else log
 
-    def detect(self, sources: Any) -> list[None]:
+    def detect(self, sources: Any) -> list[Any]:
         return list(self.stream([sources] if isinstance(sources, Path) else sources))
 
-    def stream(self, sources: Iterable[Path]) -> Iterator[None]:
+    def stream(self, sources: Iterable[Path]) -> Iterator[Any]:
         count = len(list(sources))
         self.log.append((self.name, count))
         self.clock.time += self.a_batch + count * self.an_image
@@ -46,6 +51,7 @@ class FakeDetector:
 
 
 def subject(detector: Any, name: str = "fake fp32", bundle: str = "a.mdmf") -> Subject:
+    """Return a subject of a fake detector, named "RUNTIME PRECISION"."""
     runtime, _, precision = name.partition(" ")
     about = Configuration(name=name, bundle=bundle, bundle_id="0" * 64, runtime=runtime, precision=precision)
     return Subject(about, detector)

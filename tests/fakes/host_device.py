@@ -1,14 +1,15 @@
-"""A Device without a GPU, for tests: kernels run on the host, and nothing runs before somebody waits for it.
+"""A Device without a GPU, for tests. Kernels run on the host, and nothing runs before somebody waits for it.
 
-A stream is a list of what it was given.  It is worked off only as far as a synchronisation asks, and other streams only
-as far as that depends on them through events: so memory that is reused too soon, or read without waiting, is wrong
-every time, not once in a while.  Fresh memory is full of NaN, freed memory is as well.
+A stream is a list of the work it was given. A synchronisation runs only as much of it as it waits for, and as much of
+other streams as that depends on through events. So memory that is reused too soon, or read without waiting, is wrong
+every time instead of once in a while. New and freed memory is full of NaN.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,16 +19,15 @@ from mdmf_deploy.hardware.device import Gpu
 from mdmf_deploy.hardware.memory import host_view, out_of_memory
 
 Entry = Callable[..., None]
-"""grid, block, shared, *arguments as NumPy scalars."""
+"""Called with grid, block, shared and the arguments as NumPy scalars."""
 
-
-# The host build of a kernel has one block of threads, for whoever asks.
+# The host build of a kernel runs one block at a time in the whole process.
 _ONE_AT_A_TIME = threading.RLock()
 
 
 class HostMemory:
     def __init__(self, nbytes: int, pinned: bool) -> None:
-        # 256 bytes of alignment, as CUDA gives.
+        # Aligned to 256 bytes, as CUDA does.
         self._bytes = np.full(nbytes + 256, 0xFF, np.uint8)
         start = -self._bytes.ctypes.data % 256
         self._whole = self._bytes[start : start + nbytes]
@@ -105,7 +105,12 @@ class HostGraph:
 
 
 class HostDevice:
-    """build: (source, options) -> entries by name.  memory: bytes that it pretends to have."""
+    """A fake GPU.
+
+    build: (source, options) -> entry points by name.
+    sm: its compute capability, 89 for 8.9.
+    memory: its size in bytes.
+    """
 
     name = "host"
 
@@ -116,14 +121,19 @@ class HostDevice:
         self.gpu = Gpu("a pretended GPU", divmod(sm, 10), memory, (13, 0), 4)
         self.memories: list[HostMemory] = []
         self.streams: dict[int, HostStream] = {}
-        self.graphs: list[HostGraph] = []
+        self._graphs: list[weakref.ref[HostGraph]] = []
         self.launched: list[str] = []
-        self.to_host = 0  # bytes
+        self.to_host = 0  # bytes copied so far
         self._handles = itertools.count(100)
 
     @property
     def allocated(self) -> int:
         return sum(memory.nbytes for memory in self.memories if not memory.freed)
+
+    @property
+    def graphs(self) -> list[HostGraph]:
+        """Graphs that somebody still holds, oldest first."""
+        return [graph for reference in self._graphs if (graph := reference()) is not None]
 
     def allocate(self, nbytes: int, remedy: str, *, pinned: bool = False) -> HostMemory:
         self._refuse_recording()
@@ -181,8 +191,9 @@ class HostDevice:
             work()
         finally:
             stream.recording = None
-        self.graphs.append(HostGraph(recorded))
-        return self.graphs[-1]
+        graph = HostGraph(recorded)
+        self._graphs.append(weakref.ref(graph))
+        return graph
 
     def _known(self, pointer: int) -> bool:
         return any(m.pointer <= pointer < m.pointer + max(m.nbytes, 1) and not m.freed for m in self.memories)

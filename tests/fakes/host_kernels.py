@@ -1,14 +1,19 @@
-"""The kernels as g++ compiles them for this machine, called as the device layer would call them on a GPU."""
+"""The GPU kernels compiled for this machine by g++, and called the way the device layer calls them on a GPU."""
 
 from __future__ import annotations
 
 import atexit
 import ctypes
+import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,15 +27,18 @@ from mdmf_deploy.mmd import Scores
 from mdmf_deploy.mmd.cuda.kernels import Kernel, Launch, PreparedBank, prepare_bank
 
 SHIM = Path(__file__).parents[1] / "kernels"
-# Contraction off and no fast math: what the source says, as CUDA's own fmaf does.
+# No contraction and no fast math: exactly what the source says, with CUDA's own fmaf.
 FLAGS = ["-std=c++20", "-march=native", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-# Kernels move whatever they move as words of 16 bytes: well defined in CUDA, not in C++.
+# Kernels move any data as 16-byte words, which is well defined in CUDA but not in C++.
 FLAGS += ["-fno-strict-aliasing", "-pthread", f"-I{SHIM}", "-include", "host.hpp"]
 MULTIPROCESSORS = 4
+# Earlier builds, shared by test processes and sessions. A name is a hash of everything that was compiled.
+BUILT = Path(__file__).parents[2] / ".pytest_cache" / "kernels"
+FORGET_AFTER = 7 * 86400  # seconds without use
 
 
 def compiler() -> str:
-    """g++; its absence fails a test in CI, and skips it elsewhere."""
+    """Return the path of g++. Without it, fail the test in CI and skip it elsewhere."""
     if found := shutil.which("g++"):
         return found
     if os.environ.get("CI") == "true":
@@ -39,10 +47,50 @@ def compiler() -> str:
 
 
 def compile_host(kernel: Kernel, source: Path, main: Path, out: Path, *flags: str) -> None:
-    """main: what includes the kernel's source.  Raises CalledProcessError, with g++'s words in the test's log."""
-    defines = [f"-D{define}" for define in (f"MDMF_WIDTH={kernel.width}", f"MDMF_{kernel.operand.upper()}")]
-    command = [compiler(), *FLAGS, *flags, *defines, f'-DMDMF_SOURCE="{source}"', str(main), "-o", str(out)]
-    subprocess.run(command, check=True, timeout=300)
+    """Compile a kernel for this machine, or copy an earlier build of the same text.
+
+    main: the C++ file that includes the kernel's source.
+    Raises CalledProcessError if it does not compile. The messages of g++ are in the test's log.
+    """
+    options = [*FLAGS, *flags, f"-DMDMF_WIDTH={kernel.width}", f"-DMDMF_{kernel.operand.upper()}"]
+    texts = [source, main, *sorted(source.parent.glob("*.cuh")), *sorted(SHIM.glob("*.[hc]pp"))]
+    digest = hashlib.sha256(repr([target(), options]).encode())
+    for text in texts:
+        digest.update(f"{text.name} {text.stat().st_size} ".encode() + text.read_bytes())
+    BUILT.mkdir(parents=True, exist_ok=True)
+    kept = BUILT / digest.hexdigest()
+    with locked(kept.with_suffix(".lock")):
+        if not kept.exists():
+            command = [
+                compiler(),
+                *options,
+                f'-DMDMF_SOURCE="{source}"',
+                str(main),
+                "-o",
+                str(kept.with_suffix(".new")),
+            ]
+            subprocess.run(command, check=True, timeout=300)
+            kept.with_suffix(".new").replace(kept)
+    os.utime(kept)
+    shutil.copy(kept, out)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Let one process or thread at a time go on."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@cache
+def target() -> str:
+    """The version of g++, and every option that -march=native turns on here. Also forgets builds long out of use."""
+    for file in BUILT.glob("*"):
+        if file.stat().st_mtime < time.time() - FORGET_AFTER:
+            file.unlink(missing_ok=True)
+    questions = ["--version"], ["-march=native", "-Q", "--help=target"]
+    return "".join(subprocess.run([compiler(), *asked], capture_output=True, text=True).stdout for asked in questions)
 
 
 class _Grid(ctypes.Structure):
@@ -51,7 +99,11 @@ class _Grid(ctypes.Structure):
 
 @dataclass
 class HostKernel:
-    """A kernel's library.  backwards: blocks run from the last on.  late: copies come as late as they may."""
+    """The library of a kernel.
+
+    backwards: run blocks from the last to the first.
+    late: let asynchronous copies arrive as late as they may.
+    """
 
     kernel: Kernel
     library: ctypes.CDLL
@@ -69,7 +121,7 @@ class HostKernel:
     def __call__(
         self, x: np.ndarray, bank: Bank | PreparedBank, slices: int | None = None, shares: int | None = None
     ) -> Scores:
-        """x: (B, N, d).  slices, and shares (how many blocks share them): instead of the launch's own."""
+        """Score x, (B, N, d). slices, and shares (how many blocks share them), override the launch's own."""
         prepared = prepare_bank(bank, self.kernel) if isinstance(bank, Bank) else bank
         operands, half_norms = self.prepare(x, prepared)
         partial = self.cross(operands, half_norms, prepared, x.shape[0], slices, shares)
@@ -82,7 +134,7 @@ class HostKernel:
         operands, half_norms = np.empty((rows, width), prepared.operands.dtype), np.full(rows, np.nan, np.float32)
         source = np.ascontiguousarray(x, np.float32)
         scale = ctypes.c_float(prepared.scale)
-        self._launch("prepare", launch, source, prepared.centre, scale, rows, operands, half_norms)
+        self.launch(launch, source, prepared.centre, scale, rows, operands, half_norms)
         return operands, half_norms
 
     def cross(
@@ -94,7 +146,7 @@ class HostKernel:
         slices: int | None = None,
         shares: int | None = None,
     ) -> np.ndarray:
-        """(slices, rows), the partial sums."""
+        """Return the partial sums, (slices, rows)."""
         rows, bank_rows = len(operands), len(prepared.operands)
         launches = self.kernel.launches(images, rows // images, bank_rows, MULTIPROCESSORS)
         slices = min(slices or launches.slices, bank_rows // self.kernel.tile)
@@ -103,15 +155,15 @@ class HostKernel:
         partial = np.full((slices, rows), np.nan, np.float32)
         bank = prepared.operands, prepared.half_norms, prepared.weights
         launch = Launch(launch.entry, across, launch.block, launch.shared)
-        self._launch("cross", launch, operands, half_norms, *bank, rows, bank_rows, slices, partial)
+        self.launch(launch, operands, half_norms, *bank, rows, bank_rows, slices, partial)
         return partial
 
     def within(self, operands: np.ndarray, half_norms: np.ndarray, images: int) -> np.ndarray:
-        """(rows,)"""
+        """Return the within-image term, (rows,)."""
         patches = len(operands) // images
         within = np.full(len(operands), np.nan, np.float32)
         launch = self.kernel.launches(images, patches, self.kernel.tile, MULTIPROCESSORS).within
-        self._launch("within", launch, operands, half_norms, images, patches, within)
+        self.launch(launch, operands, half_norms, images, patches, within)
         return within
 
     def finish(self, partial: np.ndarray, within: np.ndarray, prepared: PreparedBank, images: int) -> Scores:
@@ -119,15 +171,16 @@ class HostKernel:
         contributions, mmd2 = np.full((images, patches), np.nan), np.full(images, np.nan)
         launch = self.kernel.launches(images, patches, self.kernel.tile, MULTIPROCESSORS).finish
         scalars = ctypes.c_float(prepared.unit), ctypes.c_double(prepared.self_term)
-        self._launch("finish", launch, partial, within, len(partial), images, patches, *scalars, contributions, mmd2)
+        self.launch(launch, partial, within, len(partial), images, patches, *scalars, contributions, mmd2)
         return Scores(mmd2, contributions)
 
-    def _launch(self, name: str, launch: Launch, *arguments: object) -> None:
+    def launch(self, launch: Launch, *arguments: object) -> None:
+        """Run one entry point. Arguments are arrays, or values of ctypes."""
         assert launch.grid[2] == 1
         self.library.host_late(int(self.late))
         grid = _Grid(*launch.grid[:2], launch.block, launch.shared, int(self.backwards))
         given = [_address(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        getattr(self.library, f"host_{name}")(grid, *given)
+        getattr(self.library, launch.entry.replace("mdmf_", "host_"))(grid, *given)
 
 
 def _address(array: np.ndarray) -> ctypes.c_void_p:
@@ -136,7 +189,7 @@ def _address(array: np.ndarray) -> ctypes.c_void_p:
 
 
 class Builder:
-    """Compiles each kernel once, several at a time, into `folder`."""
+    """Builds each kernel once per process, two at a time, in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._pool = folder, ThreadPoolExecutor(2)
@@ -158,7 +211,7 @@ class Builder:
     def _build(self, kernel: Kernel) -> Path:
         out = self._folder / f"{kernel.version}-{kernel.operand}-{kernel.width}.so"
         shared = ["-O2", "-shared", "-fPIC", "-fno-gnu-unique"]
-        # Some distributions' checks forbid longjmp from one stack to another.
+        # The fortified longjmp of some distributions refuses to jump from one stack to another.
         fibers = ["-DMDMF_FIBERS", "-U_FORTIFY_SOURCE"]
         compile_host(kernel, kernel.source, SHIM / "library.cpp", out, *shared, *fibers)
         return out
@@ -166,7 +219,7 @@ class Builder:
 
 @cache
 def builder() -> Builder:
-    """The session's, so that no kernel is built twice."""
+    """Return the builder of this process."""
     compiler()
     folder = tempfile.mkdtemp(prefix="mdmf-kernels-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A Device that runs the GPU's kernels on this machine: engines/kernels as g++ builds them, host_device.py."""
+"""A Device that runs the GPU kernels on this machine: engines/kernels compiled by g++, on host_device.HostDevice."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fakes.host_kernels import HostKernel, builder, compiler
 
 from mdmf_deploy.mmd.cuda.kernels import VERSIONS, Launch
 
-ENTRIES = ("prepare", "cross", "within", "finish")
+ENTRIES = ("mdmf_prepare", "mdmf_cross", "mdmf_within", "mdmf_finish")
 C_TYPES = {np.uintp: ctypes.c_void_p, np.float32: ctypes.c_float, np.float64: ctypes.c_double, np.int32: ctypes.c_int}
 
 
 def host_device(sm: int = 89, memory: int = 1 << 30) -> HostDevice:
-    """A pretended GPU of that compute capability, with so many bytes.  Without g++ as host_kernels.compiler."""
+    """Return a fake GPU of this compute capability and memory, in bytes. Without g++ it fails as `compiler` does."""
     compiler()
     return HostDevice(_build, sm, memory)
 
@@ -30,11 +30,11 @@ def _build(source: Path, options: tuple[str, ...]) -> Mapping[str, Entry]:
     [width] = re.findall(r"-DMDMF_WIDTH=(\d+)", defines)
     [operand] = re.findall(r"-DMDMF_(FP32|TF32|FP16|BF16)", defines)
     kernel = builder()(version, operand.lower(), int(width))
-    return {f"mdmf_{name}": partial(_call, kernel, name) for name in ENTRIES}
+    return {entry: partial(_call, kernel, entry) for entry in ENTRIES}
 
 
 def _call(
-    kernel: HostKernel, name: str, grid: tuple[int, int, int], block: int, shared: int, *arguments: np.generic
+    kernel: HostKernel, entry: str, grid: tuple[int, int, int], block: int, shared: int, *arguments: np.generic
 ) -> None:
     given = [C_TYPES[type(argument)](argument.item()) for argument in arguments]
-    kernel._launch(name, Launch(f"mdmf_{name}", grid, block, shared), *given)
+    kernel.launch(Launch(entry, grid, block, shared), *given)

@@ -1,4 +1,4 @@
-"""A model repository served as Triton would, by what its config.pbtxt files say and plain ONNX Runtime alone."""
+"""Serves a model repository like Triton, from its config.pbtxt files and plain ONNX Runtime alone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _TYPES = {"TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32, "TYPE_FP64": np.float
 
 
 class StockServer:
-    """Loads every model that has a config; ensembles pass tensors on as their maps say."""
+    """Loads every model that has a config. Ensembles pass tensors on according to their maps."""
 
     def __init__(self, repository: Path) -> None:
         self.configs: dict[str, Any] = {}
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
         options = onnxruntime.SessionOptions()
         if saturates_int8():
-            # What Triton cannot be told; the repository's README says that such processors will not do.
+            # Triton has no such option. The repository's README states that these processors are unsuitable.
             options.add_session_config_entry("session.x64quantprecision", "1")
         for path in sorted(repository.glob("*/config.pbtxt")):
             config = triton_schema.parse(path.read_text())
@@ -55,7 +55,7 @@ class StockServer:
         return answer
 
     def client(self) -> ModuleType:
-        """In place of tritonclient.http: its InferInput and InferenceServerClient, answered by this server."""
+        """Stand in for tritonclient.http: its InferInput and InferenceServerClient, answered by this server."""
         server = self
 
         class InferInput:

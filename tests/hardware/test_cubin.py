@@ -1,4 +1,4 @@
-"""Compiled kernels are kept as long as all that they depend on is the same, no longer, and are never half a file."""
+"""Cubins are cached until something they depend on changes, and a damaged cache file is never used."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ HEADER = "__device__ inline float half_of(float value) { return 0.5f * value; }\
 
 
 class Counting:
-    """A compiler that makes something of everything, and remembers how often it was asked."""
+    """A compiler that accepts any source and counts its calls."""
 
     def __init__(self, version: str = "1.0") -> None:
-        self.version, self.asked = version, 0
+        self.version, self.calls = version, 0
 
     def __call__(self, source: Path, options: tuple[str, ...], sm: int) -> bytes:
-        self.asked += 1
+        self.calls += 1
         return f"{source.read_text()} {options} {sm} {self.version}".encode()
 
 
@@ -38,16 +38,16 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "halve.cu"
 
 
-def test_the_same_is_compiled_once(source: Path) -> None:
+def test_the_same_source_is_compiled_once(source: Path) -> None:
     compiler = Counting()
     first = cached_cubin(source, ("-DFACTOR=1",), 80, "13.0", compiler)
     assert cached_cubin(source, ("-DFACTOR=1",), 80, "13.0", compiler) == first
     assert cached_cubin(source, ("-DFACTOR=1",), 80, "13.0", Counting()) == first
-    assert compiler.asked == 1
+    assert compiler.calls == 1
 
 
 @pytest.mark.parametrize("changed", ["source", "header", "deep header", "options", "sm", "driver", "compiler"])
-def test_anything_else_is_compiled_anew(source: Path, changed: str) -> None:
+def test_any_change_is_compiled_again(source: Path, changed: str) -> None:
     before = {"options": ("-DFACTOR=1",), "sm": 80, "driver": "13.0", "compiler": Counting()}
     after: dict[str, object] = {"options": ("-DFACTOR=2",), "sm": 86, "driver": "13.1", "compiler": Counting("1.1")}
     cached_cubin(source, **before)  # type: ignore[arg-type]
@@ -61,8 +61,8 @@ def test_anything_else_is_compiled_anew(source: Path, changed: str) -> None:
     compiler = Counting("1.1" if changed == "compiler" else "1.0")
     now = before | {name: after[name] for name in (changed,) if name in after} | {"compiler": compiler}
     cached_cubin(source, **now)  # type: ignore[arg-type]
-    assert compiler.asked == 1
-    # What was there before is still there.
+    assert compiler.calls == 1
+    # The cubin of the old version is kept.
     assert len(list((source.parents[1] / "cache" / "kernels").iterdir())) == 2
 
 
@@ -75,15 +75,15 @@ def test_a_damaged_file_is_compiled_again(source: Path, damage: str) -> None:
     flipped = data[:-1] + bytes([data[-1] ^ 1])
     file.write_bytes({"flipped": flipped, "cut": data[:-1], "emptied": b"", "lengthened": data + b"\0"}[damage])
     assert cached_cubin(source, (), 80, "13.0", compiler) == cubin
-    assert compiler.asked == 2
+    assert compiler.calls == 2
     assert file.read_bytes() == data
 
 
-def test_what_a_driver_refused_is_not_given_again(source: Path) -> None:
+def test_a_refused_cubin_is_compiled_again(source: Path) -> None:
     compiler = Counting()
     cached_cubin(source, (), 80, "13.0", compiler)
-    cached_cubin(source, (), 80, "13.0", compiler, anew=True)
-    assert compiler.asked == 2
+    cached_cubin(source, (), 80, "13.0", compiler, fresh=True)
+    assert compiler.calls == 2
 
 
 @pytest.mark.parametrize("sm", [75, 80, 86, 89, 90, 100, 120])
@@ -99,10 +99,10 @@ def test_nvrtc_compiles_for_a_gpu_that_is_not_here(source: Path, sm: int) -> Non
     assert sm in cubin[48:52]
 
 
-def test_a_source_that_does_not_compile_is_told_in_one_line(source: Path) -> None:
+def test_a_source_that_does_not_compile_is_a_one_line_error(source: Path) -> None:
     needed("cuda.bindings.nvrtc")
     with pytest.raises(CompilationFailed, match=r"halve\.cu: nvrtc .* sm_80 .*FACTOR.*undefined") as caught:
         cached_cubin(source, (), 80, "13.0", Nvrtc())
     assert "\n" not in str(caught.value)
-    # Nothing of it is kept.
+    # Nothing is cached.
     assert list((source.parents[1] / "cache" / "kernels").iterdir()) == []

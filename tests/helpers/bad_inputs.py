@@ -1,8 +1,7 @@
 """Image files made in memory: whole ones of every kind (`valid`), and ones that must fail (`broken`).
 
-Everything is seeded and small. `python tests/helpers/bad_inputs.py` remakes export/golden/decoding; do it only when the
-decode
-policy changes on purpose, or when a lossy codec's new version changes pixels and you have looked at the change.
+Everything is seeded and small. `python tests/helpers/bad_inputs.py` remakes export/golden/decoding. Run it only when
+the decode policy changes on purpose, or when a lossy codec's new version changes pixels and you have looked at it.
 """
 
 from __future__ import annotations
@@ -21,14 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mdmf_deploy.bundle.recipe import Preprocessing
-from mdmf_deploy.images.decode import center_crop, decode, decoder_version, normalise
+from mdmf_deploy.images.crops import center_crop, normalise
+from mdmf_deploy.images.decode import decode, decoder_version
 
 GOLDEN = Path(__file__).parents[2] / "export" / "golden"
 SIZE = (48, 32)  # width, height
 
 
 def photo(width: int = SIZE[0], height: int = SIZE[1], seed: int = 0) -> NDArray[np.uint8]:
-    """(H, W, 3): smooth colours under a little noise, unequal in every corner, so that a turn shows."""
+    """Return (H, W, 3): smooth colours under a little noise, different in every corner, so that a turn shows."""
     y, x = np.mgrid[0:height, 0:width]
     noise = np.random.default_rng(seed).normal(0, 6, (height, width, 3))
     ramps = np.stack([255 * x / max(1, width - 1), 255 * y / max(1, height - 1), 127 + 100 * np.sin(x / 5 + y / 9)], -1)
@@ -36,7 +36,7 @@ def photo(width: int = SIZE[0], height: int = SIZE[1], seed: int = 0) -> NDArray
 
 
 def encoded(image: Image.Image | NDArray[Any], format: str, **options: Any) -> bytes:
-    """An image as a file in memory."""
+    """Return an image as the bytes of a file."""
     buffer = io.BytesIO()
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     picture.save(buffer, format, **options)
@@ -48,7 +48,7 @@ def jpeg(**options: Any) -> bytes:
 
 
 def oriented(format: str, orientation: int) -> bytes:
-    """The photo with an EXIF orientation tag of 1 to 8."""
+    """Return the photo with an EXIF orientation tag of 1 to 8."""
     exif = Image.Exif()
     exif[274] = orientation
     options = {"lossless": True} if format == "WEBP" else {}
@@ -58,7 +58,7 @@ def oriented(format: str, orientation: int) -> bytes:
 def png(
     width: int, height: int, depth: int, colour: int, rows: bytes | None, extra: list[tuple[bytes, bytes]] | None = None
 ) -> bytes:
-    """A PNG chunk by chunk; rows: the raw scan lines, each after its filter byte; None leaves IDAT out."""
+    """Build a PNG chunk by chunk.  rows: raw scan lines, each after its filter byte, or None to leave IDAT out."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)), *(extra or [])]
     if rows is not None:
         chunks.append((b"IDAT", zlib.compress(rows)))
@@ -69,8 +69,13 @@ def png(
     )
 
 
+def filtered(rows: NDArray[Any]) -> bytes:
+    """Return PNG scan lines: a zero filter byte before each row's bytes."""
+    return b"".join(b"\0" + row.tobytes() for row in rows)
+
+
 def tiff(tags: dict[int, tuple[int, int, int]], pixels: bytes) -> bytes:
-    """A little-endian TIFF with one strip; tags: tag -> (type, count, value or offset); the strip lies at byte 8."""
+    """Build a little-endian TIFF whose only strip lies at byte 8.  tags: tag -> (type, count, value or offset)."""
     body = b"II*\0" + struct.pack("<I", 8 + len(pixels) + len(pixels) % 2) + pixels + b"\0" * (len(pixels) % 2)
     body += struct.pack("<H", len(tags))
     for tag, (kind, count, value) in sorted(tags.items()):
@@ -79,7 +84,7 @@ def tiff(tags: dict[int, tuple[int, int, int]], pixels: bytes) -> bytes:
 
 
 def grey_tiff(values: NDArray[Any], bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
-    """An uncompressed grey TIFF of (H, W) values, little-endian; 12 bits are packed."""
+    """Build an uncompressed, little-endian grey TIFF of (H, W) values. 12-bit values are packed."""
     height, width = values.shape
     if bits == 12:
         pairs = values.reshape(height, -1, 2).astype(np.uint32)
@@ -115,7 +120,7 @@ def gif(frames: int = 3) -> bytes:
 
 
 def palette_png(alphas: bytes | None = bytes([0, 128, 255])) -> bytes:
-    """A palette of 8 colours, the first three with the given alphas."""
+    """Return a PNG with a palette of 8 colours, the first three with the given alphas."""
     picture = Image.fromarray(photo()).quantize(8, dither=Image.Dither.NONE)
     return encoded(picture, "PNG", **({"transparency": alphas} if alphas else {}))
 
@@ -130,7 +135,7 @@ def adobe_cmyk() -> bytes:
 
 
 def valid() -> dict[str, bytes]:
-    """One whole file of every kind that is read; name -> bytes."""
+    """Return one whole file of every kind that can be read, by name."""
     grey16 = (photo().astype(np.uint16).sum(-1) * 85).astype(np.uint16)
     picture = Image.fromarray(photo())
     return {
@@ -166,7 +171,7 @@ def valid() -> dict[str, bytes]:
 
 
 def broken() -> dict[str, tuple[bytes, str]]:
-    """name -> (bytes, the error_code they must cost)."""
+    """Return broken files and their error codes: name -> (bytes, code)."""
     floats = np.linspace(0, 1, SIZE[0] * SIZE[1], dtype=np.float32).reshape(SIZE[1], SIZE[0])
     lab = Image.frombytes("LAB", SIZE, photo().tobytes())
     whole = jpeg()
@@ -222,7 +227,7 @@ def grey_tiff_claiming(width: int, height: int) -> bytes:
 
 
 def tiled_tiff(side: int) -> bytes:
-    """A grey TIFF of 16 x 16 pixels in one deflated tile of `side` x `side`."""
+    """Build a grey TIFF of 16 x 16 pixels in one deflated tile of `side` x `side`."""
     deflate = zlib.compressobj()
     row = bytes(side)
     data = b"".join(deflate.compress(row) for _ in range(side)) + deflate.flush()
@@ -254,7 +259,7 @@ def _huge_jpeg(data: bytes) -> bytes:
 
 
 def described(data: bytes, crop: int) -> dict[str, Any]:
-    """What golden/decoding.json says of one file: hashes of its pixels and of its normalised central crop."""
+    """Describe one file for golden/decoding.json: hashes of its pixels and of its normalised central crop."""
     image = decode(data)
     square = center_crop(image.pixels, crop)
     tensor = normalise(square.pixels, Preprocessing(crop=crop))
@@ -269,7 +274,7 @@ def described(data: bytes, crop: int) -> dict[str, Any]:
 
 
 def remake_golden() -> None:
-    """Write golden/decoding/* and golden/decoding.json anew, with the decoder installed here."""
+    """Write golden/decoding/* and golden/decoding.json again, with the decoder installed here."""
     folder = GOLDEN / "decoding"
     folder.mkdir(parents=True, exist_ok=True)
     files = valid()

@@ -1,4 +1,4 @@
-"""Banks and signatures drawn at random, as learnt ones are: off centre, with equal or with signed weights."""
+"""Random banks and signatures that look like learnt ones: off centre, with equal or with signed weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mdmf_deploy.mmd.reference import bank_self_term, uniform_bank
 def drawn(
     seed: int, images: int, patches: int, points: int, width: int, sigma: float, weights: str = "equal"
 ) -> tuple[np.ndarray, Bank]:
-    """Signatures (images, patches, width) and a bank of so many points.
+    """Return signatures (images, patches, width) and a bank of this many points.
 
-    weights: "equal"; "signed", summing to about 1 as a compressed bank's do; or "wild", of any size.
+    weights: "equal"; "signed" with a sum of about 1, like those of a compressed bank; or "wild", of any size.
     """
     generator = np.random.default_rng(seed)
     centre = generator.uniform(-3, 3, width)
@@ -25,6 +25,6 @@ def drawn(
     bank = uniform_bank(r, sigma, source=np.zeros(points, np.int32), sources=sources, model_sha256="1" * 64)
     if weights != "equal":
         spread = 0.5 / points if weights == "signed" else 1.0
-        extracted = bank.weights * (weights == "signed") + spread * generator.standard_normal(points)
-        bank = dataclasses.replace(bank, weights=extracted, self_term=bank_self_term(r, extracted, sigma))
+        signed = bank.weights * (weights == "signed") + spread * generator.standard_normal(points)
+        bank = dataclasses.replace(bank, weights=signed, self_term=bank_self_term(r, signed, sigma))
     return x.astype(np.float32), bank

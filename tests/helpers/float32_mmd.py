@@ -1,4 +1,4 @@
-"""The baseline that float32 reductions are held to (STYLE.md, habit 7)."""
+"""The baseline of the tolerance rule: a float32 reduction may have at most twice its error, with a floor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EPS = float(np.finfo(np.float32).eps)
 
 
 def naive_float32(x: np.ndarray, bank: Bank) -> np.ndarray:
-    """Contributions in plain NumPy: direct differences, one kernel matrix, float32 sums. (N, d) -> (N,)."""
+    """Return contributions in plain NumPy, (N, d) -> (N,): direct differences, one kernel matrix, float32 sums."""
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         squared = ((a[:, None] - b[None]) ** 2).sum(-1, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Bundles, banks and signed images made by hand, for tests that need no model."""
+"""Handmade bundles, banks and extractions, for tests that need no model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ WIDTH = 4
 SIGMA = 1.5
 
 
-class FakeSigned(NamedTuple):
-    """The fields of mdmf_deploy.detection.pipeline.Signed that matter here."""
+class FakeExtraction(NamedTuple):
+    """The fields of mdmf_deploy.detection.feed.Extraction that banks and calibrations read."""
 
     uri: str
     sha256: str
@@ -38,15 +38,15 @@ def sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def extracted(name: str, patches: int = 4, shift: float = 0.0) -> FakeSigned:
-    """An image called name; its bytes, and so its signatures, are its name's last part."""
+def extracted(name: str, patches: int = 4, shift: float = 0.0) -> FakeExtraction:
+    """Return the extraction of an image called `name`. Its hash and signatures follow from the name's last part."""
     content = name.rpartition("/")[2]
     generator = np.random.default_rng(int(sha(content)[:8], 16))
-    return FakeSigned(name, sha(content), (generator.standard_normal((patches, WIDTH)) + shift).astype(np.float32))
+    return FakeExtraction(name, sha(content), (generator.standard_normal((patches, WIDTH)) + shift).astype(np.float32))
 
 
-def broken(name: str) -> FakeSigned:
-    return FakeSigned(name, sha(name), None, ImageError("truncated", f"{name}: ends early"))
+def broken(name: str) -> FakeExtraction:
+    return FakeExtraction(name, sha(name), None, ImageError("truncated", f"{name}: ends early"))
 
 
 def record(passed: bool = True, runtime: str = "onnxruntime") -> Verification:
@@ -81,7 +81,7 @@ def manifest(graph: bytes = GRAPH, **changes: object) -> Manifest:
 
 
 def bank(count: int = 6, model_sha256: str | None = None, sigma: float = SIGMA) -> Bank:
-    """Four signatures from each of `count` images; whole eighths, so that every machine has the same bytes."""
+    """Return a bank with four signatures from each of `count` images. Whole eighths have the same bytes everywhere."""
     values = (np.arange(count * 4 * WIDTH) * 37 % 64 - 32) / 8
     return uniform_bank(
         values.reshape(-1, WIDTH).astype(np.float32),

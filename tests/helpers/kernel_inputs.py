@@ -1,4 +1,4 @@
-"""Signatures and banks as the GPU kernels' tests draw them, and what the kernels should make of their operands."""
+"""Random signatures and banks for tests of the GPU kernels, and the exact results for given operands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mdmf_deploy.mmd.cuda.kernels import PreparedBank, widened
 
 
 def bank_of(signatures: np.ndarray, sigma: float, weights: np.ndarray | None = None, self_term: float = 0.37) -> Bank:
-    """Not with its true self term, which would take longer than all else; the kernels only add it."""
+    """Return a bank with a made-up self term: the true one takes longer than everything else, and is only added."""
     m = len(signatures)
     weights = np.full(m, 1 / m) if weights is None else np.asarray(weights, np.float64)
     sources = (BankSource("a.png", "0" * 64),)
@@ -17,26 +17,26 @@ def bank_of(signatures: np.ndarray, sigma: float, weights: np.ndarray | None = N
 
 
 def draw(
-    seed: int, images: int, patches: int, points: int, width: int, *, bandwidth: float = 1.0, extracted: bool = False
+    seed: int, images: int, patches: int, points: int, width: int, *, bandwidth: float = 1.0, signed: bool = False
 ) -> tuple[np.ndarray, Bank]:
-    """Signatures off centre, as learnt ones are.  bandwidth: in units of the median distance."""
+    """Return signatures and a bank, off centre like learnt ones. bandwidth: in units of the median distance."""
     generator = np.random.default_rng(seed)
     spread = 10.0 ** generator.uniform(-2, 2)
     centre = generator.uniform(-3, 3, width)
     x = spread * (generator.normal(0.1, 1.1, (images, patches, width)) + centre)
     r = spread * (generator.normal(0.0, 1.0, (points, width)) + centre)
-    weights = generator.normal(0, 1 / points, points) if extracted else None
+    weights = generator.normal(0, 1 / points, points) if signed else None
     return x.astype(np.float32), bank_of(r, bandwidth * spread * (2 * width) ** 0.5, weights)
 
 
 def kernel_values(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """k of operands as prepared, (n, d) and (m, d) -> (n, m), float64, from direct differences."""
+    """Return k of prepared operands, (n, d) and (m, d) -> (n, m), in float64 from direct differences."""
     a, b = widened(a), widened(b)
     return np.exp2([-0.5 * np.einsum("md,md->m", b - row, b - row) for row in a])
 
 
 def exact_cross(operands: np.ndarray, prepared: PreparedBank) -> tuple[np.ndarray, np.ndarray]:
-    """(rows,) sum_m w_m k and sum_m |w_m| k, weights in the bank's units."""
+    """Return sum_m w_m k and sum_m |w_m| k, both (rows,), with the prepared weights."""
     k = kernel_values(operands, prepared.operands)
     weights = prepared.weights.astype(np.float64)
     return k @ weights, k @ np.abs(weights)

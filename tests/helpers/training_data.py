@@ -1,4 +1,4 @@
-"""What the training tests read their folders with."""
+"""Read the folders of the training tests."""
 
 from __future__ import annotations
 

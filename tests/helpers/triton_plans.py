@@ -1,4 +1,4 @@
-"""Plans that no GPU has seen, with the card that `mdmf build` would write beside them."""
+"""TensorRT plans that no GPU has built, each with the card that `mdmf build` would write beside it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mdmf_deploy.bundle.bundle import Bundle
 
 
 def write_plan(path: Path, bundle: Bundle, **changes: Any) -> Path:
-    """changes: of the card, or of its key."""
+    """Write a plan for a bundle. changes: replace fields of the card or of its key."""
     path.write_bytes(b"what TensorRT calls a serialised engine")
     key: dict[str, Any] = {
         "model": bundle.manifest.model_sha256,

@@ -1,7 +1,7 @@
 """The part of Triton's model_config.proto that repositories use, for protobuf's own parser of its text format.
 
-Field numbers play no part in text, so they are made up; names, types and structure are Triton's
-(tests/triton_repository/test_configs.py compares them with tritonclient's where that is installed).
+Text has no field numbers, so they are made up here. Names, types and structure are Triton's.
+tests/tasks/triton/test_config.py compares them with tritonclient's where that is installed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 
 _DATA_TYPES = ["TYPE_INVALID", "TYPE_BOOL", "TYPE_UINT8", "TYPE_INT32", "TYPE_INT64", "TYPE_FP32", "TYPE_FP64"]
 ENUMS = {"DataType": _DATA_TYPES, "Kind": ["KIND_AUTO", "KIND_GPU", "KIND_CPU"]}
-# "*" is a repeated field, "string>X" a map.
+# "*" marks a repeated field, "string>X" a map.
 MESSAGES: dict[str, dict[str, str]] = {
     "ModelConfig": {
         "name": "string",
@@ -51,7 +51,7 @@ MESSAGES: dict[str, dict[str, str]] = {
 
 
 def parse(text: str) -> Any:
-    """A ModelConfig.  Raises text_format.ParseError for unknown fields, wrong types and all else Triton refuses."""
+    """Parse a ModelConfig. Like Triton, raises text_format.ParseError for unknown fields and wrong types."""
     return text_format.Parse(text, _MODEL_CONFIG())
 
 

@@ -1,4 +1,4 @@
-"""Laws of cropping and normalising."""
+"""Crops and normalised tensors follow their formulas."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIDES = st.integers(1, 70)
 
 
 def located(height: int, width: int) -> np.ndarray:
-    """An image whose first channels are each pixel's own row and column (below 256)."""
+    """Return an image whose first two channels are each pixel's row and column (below 256)."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([y, x, np.zeros_like(x)], -1).astype(np.uint8)
 
@@ -37,7 +37,7 @@ def test_a_small_image_is_mirrored_as_numpy_does(height: int, width: int, size: 
     assert crop.kind == ("center" if min(height, width) >= size else "reflected")
 
 
-def test_a_crop_does_not_keep_its_image_in_memory() -> None:
+def test_a_crop_does_not_keep_its_image_alive() -> None:
     pixels = located(90, 100)
     for crop in (center_crop(pixels, 56), center_crop(pixels, 200), crops(pixels, 20, 4)):
         assert not np.shares_memory(crop.pixels, pixels)
@@ -46,7 +46,9 @@ def test_a_crop_does_not_keep_its_image_in_memory() -> None:
 
 @settings(deadline=None, derandomize=True)
 @given(st.integers(1, 250), st.integers(1, 250), st.integers(1, 60), st.integers(1, 12))
-def test_crops_start_at_the_centre_keep_apart_and_lie_inside(height: int, width: int, size: int, count: int) -> None:
+def test_crops_start_at_the_centre_keep_their_distance_and_lie_inside(
+    height: int, width: int, size: int, count: int
+) -> None:
     pixels = located(height, width)
     several = crops(pixels, size, count)
     np.testing.assert_array_equal(several.pixels[:1], center_crop(pixels, size).pixels)
@@ -69,7 +71,7 @@ def test_five_crops_are_the_centre_and_the_corners() -> None:
     assert corners(several) == [(72, 97), (0, 0), (0, 194), (144, 0), (144, 194)]
 
 
-def test_an_image_without_room_gives_fewer() -> None:
+def test_an_image_without_room_gives_fewer_crops() -> None:
     assert crops(located(80, 80), 56, 9).kind == "center"
     assert crops(located(96, 56), 56, 9).kind == "center+2"
     assert crops(located(20, 300), 56, 9).kind == "reflected"
@@ -90,7 +92,7 @@ def test_normalising_is_the_formula_rounded_once() -> None:
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
-def test_wrong_arrays_are_named(wrong: np.ndarray) -> None:
+def test_wrong_arrays_are_refused(wrong: np.ndarray) -> None:
     with pytest.raises(ShapeMismatch, match="uint8"):
         center_crop(wrong, 4)
     with pytest.raises(ShapeMismatch, match="uint8"):

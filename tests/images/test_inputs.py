@@ -1,4 +1,4 @@
-"""Arguments become inputs: complete, in a stable order, under names that can be printed and given back."""
+"""Arguments expand to all inputs, in a stable order, under printable names that give the paths back."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_arguments_keep_their_order(tmp_path: Path) -> None:
     assert names(found, tmp_path) == ["b/1.jpg", "b/2.jpg", "a/3.jpg", "b/2.jpg"]
 
 
-def test_a_glob_counts_each_match_as_named_once(tmp_path: Path) -> None:
+def test_each_match_of_a_glob_counts_as_named_once(tmp_path: Path) -> None:
     made(tmp_path, "b.jpg", "a.jpg", "c.dat", "sub/d.jpg", "sub/e.txt", ".f.jpg")
     assert names(expand([str(tmp_path / "*.jpg")]), tmp_path) == ["a.jpg", "b.jpg"]
     assert names(expand([str(tmp_path / "*.dat")]), tmp_path) == ["c.dat"]
@@ -81,7 +81,9 @@ def test_a_glob_counts_each_match_as_named_once(tmp_path: Path) -> None:
     assert names(expand([str(tmp_path / "**/*.jpg")]), tmp_path) == ["a.jpg", "b.jpg", "sub/d.jpg"]
 
 
-def test_lists_hold_literal_paths_one_a_line_or_between_nuls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_contain_literal_paths_one_per_line_or_between_nuls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made(tmp_path, "a.jpg", "in/b.jpg", "in/c.txt")
     lines = f"{tmp_path}/a.jpg\r\n\n{tmp_path}/*.jpg\n{tmp_path}/in\n-\n@x\n".encode()
     expected = [f"{tmp_path}/a.jpg", f"{tmp_path}/*.jpg", f"{tmp_path}/in/b.jpg", "-", "@x"]
@@ -95,7 +97,7 @@ def test_lists_hold_literal_paths_one_a_line_or_between_nuls(tmp_path: Path, mon
     assert [os.fsencode(path) for path in expand(["-"]).paths] == [b"new\nline.jpg", b"caf\xe9.jpg"]
 
 
-def test_arguments_that_stand_for_nothing_are_usage_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_without_inputs_are_usage_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path, "empty/a.txt", "empty/.b", "list")
     (tmp_path / "list").write_bytes(b"\n \n")
     stdin(monkeypatch, b"")
@@ -116,9 +118,7 @@ def test_arguments_that_stand_for_nothing_are_usage_errors(tmp_path: Path, monke
         assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_cannot_be_listed_is_not_passed_over_in_silence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_listed_costs_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path, "a.jpg", "locked/b.jpg")
     listed = Path.iterdir
 

@@ -1,4 +1,4 @@
-"""decode_boxes: the pixels and the errors of a full decode, whatever is left undecoded."""
+"""decode_boxes gives the pixels and errors of a full decode, however much it leaves undecoded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OTHER_SAMPLING = {"4:1:1": b"\x41", "4:4:0": b"\x12"}  # which Pillow does not w
 def jpeg(
     kind: str, width: int, height: int, orientation: int = 1, restart: int = 0, progressive: bool = False
 ) -> bytes:
-    """A noisy picture; restart: MCUs between restart markers."""
+    """Return a noisy JPEG.  restart: MCUs between restart markers."""
     picture = Image.fromarray(photo(width, height))
     options: dict[str, object] = {"quality": 92, "restart_marker_blocks": restart, "progressive": progressive}
     if kind == "grey":
@@ -46,14 +46,14 @@ def jpeg(
 
 
 def resampled(data: bytes, sampling: bytes) -> bytes:
-    """Says of a 4:4:4 file that its luminance is sampled otherwise: other pixels, but still a whole picture."""
+    """Declare another luminance sampling in a 4:4:4 file. Its pixels change, but it stays a whole picture."""
     at = data.index(b"\xff\xc2" if b"\xff\xc2" in data else b"\xff\xc0") + 11
     assert data[at] == 0x11
     return data[:at] + sampling + data[at + 1 :]
 
 
 def outcome(data: bytes, size: int, count: int) -> tuple[str, bytes, tuple[object, ...]]:
-    """Error code or "", pixels of the crop, and what is said of the image; from a decode of only what is needed."""
+    """Decode only the boxes. Return the error code or "", the crop's pixels, and the image's description."""
     try:
         part = decode_boxes(data, lambda height, width: boxes(height, width, size, count), SMALL)
     except ImageError as error:
@@ -63,6 +63,7 @@ def outcome(data: bytes, size: int, count: int) -> tuple[str, bytes, tuple[objec
 
 
 def in_full(data: bytes, size: int, count: int) -> tuple[str, bytes, tuple[object, ...]]:
+    """Return the same from a full decode."""
     try:
         whole = decode(data, SMALL)
     except ImageError as error:
@@ -110,7 +111,7 @@ def test_a_tall_jpeg_is_decoded_in_part(kind: str, monkeypatch: pytest.MonkeyPat
 
 
 def scan(data: bytes) -> int:
-    """Where the entropy-coded data begin."""
+    """Return where the entropy-coded data begin."""
     at = data.index(b"\xff\xda")
     return at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
 
@@ -121,9 +122,7 @@ def scan(data: bytes) -> int:
         lambda data: data[:-2],  # no end
         lambda data: data[:-40],
         lambda data: data[: scan(data) + 20],
-        lambda data: (
-            data[:-30] + b"\xff\x02" + data[-28:]
-        ),  # no marker of JPEG's: libjpeg refuses it, if it comes so far
+        lambda data: data[:-30] + b"\xff\x02" + data[-28:],  # not a JPEG marker: libjpeg refuses it if it gets that far
         lambda data: data[:-30] + b"\xff\xc0" + data[-28:],
         lambda data: data[:-30] + b"\xff\xd9" + data[-28:],  # an early end: grey below
         lambda data: data[:-30] + b"\xff\xd3" + data[-28:],  # a restart where there are none
@@ -140,15 +139,15 @@ def scan(data: bytes) -> int:
     ],
 )
 @pytest.mark.parametrize("restart", [0, 3])
-def test_a_spoilt_end_costs_what_it_costs_in_full(spoilt: object, restart: int) -> None:
+def test_a_spoilt_end_has_the_outcome_of_a_full_decode(spoilt: object, restart: int) -> None:
     data = spoilt(jpeg("4:2:0", 40, 160, 1, restart))  # type: ignore[operator]
     assert outcome(data, 24, 1) == in_full(data, 24, 1)
 
 
 @pytest.mark.parametrize("marker", [b"\xff\x02", b"\xff\xc0", b"\xff\xda"])
-def test_what_lies_far_behind_the_rows_needed_counts_too(marker: bytes) -> None:
+def test_errors_far_below_the_needed_rows_count(marker: bytes) -> None:
     data = encoded(np.random.default_rng(0).integers(0, 256, (900, 300, 3), np.uint8), "JPEG", quality=95)
-    assert len(data) > 4 * 64 * 1024  # Pillow feeds libjpeg in pieces of 64 KB, and stops once it has all rows
+    assert len(data) > 4 * 64 * 1024  # Pillow feeds libjpeg in pieces of 64 KB and stops once it has all rows
     assert jpeg_rows.shortened(data, 100) is not None
     spoilt = data[:-90] + marker + data[-88:]
     assert outcome(spoilt, 24, 1) == in_full(spoilt, 24, 1)
@@ -164,7 +163,7 @@ def test_what_lies_far_behind_the_rows_needed_counts_too(marker: bytes) -> None:
         st.tuples(st.floats(0, 1, exclude_max=True), st.sampled_from([0, 0xFF, 0xD9, 0xD2, 0xDA, 0x02, 77])), max_size=4
     ),
 )
-def test_cut_and_flipped_jpegs_cost_what_they_cost_in_full(
+def test_cut_and_flipped_jpegs_have_the_outcome_of_a_full_decode(
     file: tuple[str, int, float], flips: list[tuple[float, int]]
 ) -> None:
     kind, restart, kept = file
@@ -176,13 +175,13 @@ def test_cut_and_flipped_jpegs_cost_what_they_cost_in_full(
     assert outcome(bytes(data), 16, 1) == in_full(bytes(data), 16, 1)
 
 
-def test_every_cut_of_a_jpeg_is_told() -> None:
+def test_every_cut_of_a_jpeg_has_the_outcome_of_a_full_decode() -> None:
     data = jpeg("4:2:0", 16, 80)
     for end in range(scan(data) - 20, len(data)):
         assert outcome(data[:end], 8, 1) == in_full(data[:end], 8, 1), end
 
 
-def test_what_cannot_be_shortened_is_left_alone() -> None:
+def test_only_suitable_files_are_shortened() -> None:
     data = jpeg("4:2:0", 40, 160)
     part = jpeg_rows.shortened(data, 60)
     assert part is not None
@@ -200,7 +199,7 @@ def test_what_cannot_be_shortened_is_left_alone() -> None:
 
 @pytest.mark.parametrize("header", [b"\1\0", b"\1\x10", b"\0\0"])
 def test_a_header_without_sampling_or_components_is_left_to_the_decoder(header: bytes) -> None:
-    """header: the frame's number of components, and the first one's sampling."""
+    """Spoil the frame header.  header: the number of components, and the first one's sampling."""
     data = bytearray(jpeg("grey", 40, 160))
     at = data.index(b"\xff\xc0") + 9
     assert data[at] == 1
@@ -212,9 +211,9 @@ def test_a_header_without_sampling_or_components_is_left_to_the_decoder(header: 
         decode_boxes(bytes(data), lambda height, width: boxes(height, width, 24, 1), SMALL)
 
 
-def test_the_end_is_not_looked_for_where_nothing_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_is_not_searched_when_nothing_would_be_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     data = jpeg("4:2:0", 40, 160)
-    monkeypatch.setattr(jpeg_rows, "_MARKER", None)
+    monkeypatch.setattr(jpeg_rows, "MARKER", None)
     assert jpeg_rows.shortened(data, 129) is None
 
 

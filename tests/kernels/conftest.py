@@ -1,4 +1,4 @@
-"""The kernels built for this machine, once a session; and where the compiler is."""
+"""The compiler, and the kernels that it builds for this machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from fakes.host_kernels import Builder, builder, compiler
 from mdmf_deploy.mmd.cuda.kernels import Kernel
 
 WANTED = [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "bf16"), ("tensor", "tf32")]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the marker without pytest-xdist, too."""
+    config.addinivalue_line("markers", "xdist_group(name): run these tests in one worker, so they share a fixture")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-// A kernel under a sanitizer: all four entry points over shapes with every tail, in memory of exactly their size.
+// A kernel under a sanitizer: all four entry points, with every kind of incomplete tile, in memory of the exact size.
 // Built with -include host.hpp and -DMDMF_SOURCE="<the .cu file>".
 #include MDMF_SOURCE
 
@@ -14,7 +14,7 @@ void launch(dim3 grid, int block, std::size_t shared, void (*kernel)(Parameters.
 
 unsigned blocks(int count, int each) { return unsigned((count + each - 1) / each); }
 
-// Memory that ends where its last number does, and begins at 16 bytes as a GPU's does at 256.
+// Memory that ends with its last number, aligned to 16 bytes (a GPU aligns to 256).
 template <typename T> std::vector<T> numbers(std::size_t count, T value) { return std::vector<T>(count, value); }
 
 double score(int images, int patches, int tiles, int slices, int shares) {

@@ -1,6 +1,6 @@
-// CUDA threads as fibers of one thread, each run until it has to wait for others.
+// CUDA threads as fibers of one thread. Each runs until it has to wait for others.
 //
-// A fiber begins by setcontext and goes on by longjmp, which, unlike swapcontext, asks nothing of the system.
+// A fiber begins by setcontext and continues by longjmp, which, unlike swapcontext, makes no system call.
 #pragma once
 
 #include <csetjmp>
@@ -25,7 +25,7 @@ struct Fiber {
     ucontext_t begin;
     std::jmp_buf place;
     const Meeting* waits = nullptr;
-    int round = 0;  // of the meeting that it waits for
+    int round = 0;  // of the meeting it waits for
     bool begun = false, done = false;
 };
 inline Fiber* current = nullptr;

@@ -1,4 +1,4 @@
-// Warp-wide operations of the host build: shuffles, and mma.sync with the fragments that the PTX ISA lays out.
+// Warp-wide operations of the host build: shuffles, and mma.sync with the fragment layout of the PTX ISA.
 #pragma once
 
 namespace host {
@@ -30,7 +30,7 @@ inline float half_of(unsigned two, int which) {
     return __uint_as_float(unsigned(bits) << 16);
 #endif
 }
-// Two k a register: (row, k) of A is in a[k / 8 * 2 + row / 8] of lane row % 8 * 4 + k % 8 / 2; B likewise.
+// A register holds two k: (row, k) of A is in a[k / 8 * 2 + row / 8] of lane row % 8 * 4 + k % 8 / 2. B likewise.
 inline float element_a(Lanes lanes, int m, int row, int k) {
     return half_of(lanes[row % 8 * 4 + k % 8 / 2].a[m][k / 8 * 2 + row / 8], k % 2);
 }
@@ -43,7 +43,7 @@ inline float element_a(Lanes, int, int, int) { return 0.0f; }
 inline float element_b(Lanes, int, int, int) { return 0.0f; }
 #endif
 
-// Cut off, as tensor cores do where they add: the nearest float32 that is no farther from 0.
+// Truncate as tensor cores do when they add: the nearest float32 that is no farther from 0.
 inline float towards_zero(double value) {
     const float nearest = static_cast<float>(value);
     return std::abs(static_cast<double>(nearest)) > std::abs(value) ? std::nextafter(nearest, 0.0f) : nearest;
@@ -53,7 +53,7 @@ inline float towards_zero(double value) {
 
 inline float shuffle_xor(float value, int lanes) { return host::exchange(value)[(threadIdx.x % host::WARP) ^ lanes]; }
 
-// M x N products in one meeting of the warp, each added up in float64 and then cut off to float32.
+// M x N products in one meeting of the warp, each summed in float64 and then truncated to float32.
 template <int M, int N> void multiply(float (&sums)[M][N][4], const unsigned (&a)[M][4], const unsigned (&b)[N][2]) {
     static_assert(M <= 2 && N <= 4, "more than a post holds");
     host::Fragments mine{};

@@ -1,9 +1,9 @@
-// A GPU's block on this machine's processor, so that the kernels' own source runs, and sanitizers see it.
+// A GPU's block on this machine's processor: the kernels' own source runs, and sanitizers can watch it.
 //
-// A CUDA thread is a std::thread and __syncthreads a std::barrier (threads.hpp); or, with -DMDMF_FIBERS, both are a few
-// instructions in one thread, ten times as fast and blind to races (fibers.hpp).  __shared__ memory is static, for one
-// block runs at a time.  Dynamic shared memory is a heap block of exactly the size asked for, filled with NaN.
-// Asynchronous copies happen at once or as late as allowed (`late`), since either may hide what the other shows.
+// A CUDA thread is a std::thread and __syncthreads a std::barrier (threads.hpp). With -DMDMF_FIBERS both are a few
+// instructions in one thread, ten times as fast but blind to races (fibers.hpp). __shared__ memory is static, because
+// one block runs at a time. Dynamic shared memory is a heap block of exactly the requested size, filled with NaN.
+// Asynchronous copies happen at once or as late as allowed (`late`), since either may hide a fault the other shows.
 // Included before a kernel's source: g++ -std=c++20 -include host.hpp -x c++ 2_tiled.cu
 #pragma once
 
@@ -35,7 +35,7 @@ struct alignas(8) float2 {
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
 };
-// Signed, where CUDA's are unsigned: kernels may compare them with int and warnings stay on.
+// Signed, unlike CUDA's: kernels may compare them with int, and warnings stay on.
 struct Place {
     int x = 0, y = 0, z = 0;
 };
@@ -61,17 +61,17 @@ struct Copy {
     const void* from;
 };
 
-// What a CUDA thread has of its own.
+// The private state of a CUDA thread.
 struct Thread {
-    int turn = 0;                           // which of its warp's two places is next
+    int turn = 0;                           // which of the warp's two places it posts to next
     std::vector<std::vector<Copy>> groups;  // closed, oldest first
     std::vector<Copy> open;
 };
 
 }  // namespace host
 
-// Both have threadIdx, host::self() (the CUDA thread that asks), host::Meeting (a barrier), and host::Team: run(block,
-// body) runs the body as so many CUDA threads, rest() ends what it keeps.
+// Both define threadIdx, host::self() (the calling CUDA thread), host::Meeting (a barrier) and host::Team. Its
+// run(block, body) runs the body as `block` CUDA threads, and rest() ends the threads it keeps.
 #ifdef MDMF_FIBERS
 #include "fibers.hpp"
 #else
@@ -80,7 +80,7 @@ struct Thread {
 
 namespace host {
 
-// A warp-wide operation's posts: two places, so that the next may begin while slow lanes still read the last.
+// The posts of warp-wide operations. Two places, so that the next may begin while slow lanes still read the last one.
 struct Warp {
     Meeting meet{WARP};
     alignas(16) unsigned char posted[2][WARP][64] = {};
@@ -91,7 +91,7 @@ struct Machine {
     Warp warps[MOST_THREADS / WARP];
     std::unique_ptr<Meeting> meet;
 
-    // Run `body` once for every thread of every block, blocks in order, or from the last on.
+    // Run `body` once for every thread of every block, blocks in order or backwards.
     void run(dim3 grid, int block, std::size_t bytes, bool backwards, const std::function<void()>& body) {
         meet = std::make_unique<Meeting>(block);
         gridDim = {int(grid.x), int(grid.y), int(grid.z)};
@@ -115,7 +115,8 @@ template <typename T> struct Posts {
     const T& operator[](int lane) const { return *reinterpret_cast<const T*>(places[lane]); }
 };
 
-// Post a copy of `mine`, wait for the warp, and return all lanes' copies; they stay until the lane's next call but one.
+// Post a copy of `mine`, wait for the warp and return all lanes' copies, which stay valid until the lane's call after
+// the next.
 template <typename T> Posts<T> exchange(const T& mine) {
     static_assert(sizeof(T) <= 64);
     Warp& warp = machine.warps[threadIdx.x / WARP];
@@ -154,7 +155,7 @@ template <int PENDING> void wait_copies() {
 inline unsigned short half_bits(float value) { return std::bit_cast<unsigned short>(static_cast<_Float16>(value)); }
 inline float half_value(unsigned short bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
 
-// The nearest float32, and 0 below the normal numbers, as ex2.approx.ftz has it (which may be 2 ulp off).
+// The nearest float32, and 0 below the normal numbers, like ex2.approx.ftz (which may be 2 ulp off).
 inline float exp2_special(float x) {
     const float value = std::exp2(x);
     return value < 0x1p-126f ? 0.0f : value;

@@ -1,4 +1,4 @@
-// A kernel's source as a shared library for ctypes: every entry point with its launch in front, and its constants.
+// A kernel's source as a shared library for ctypes: a launcher for every entry point, and the kernel's constants.
 // Built with -include host.hpp and -DMDMF_SOURCE="<the .cu file>".
 #include MDMF_SOURCE
 

@@ -1,6 +1,8 @@
-"""2^x by polynomial, and rounding to the operand types, as the kernels have them."""
+"""The kernels' 2^x by polynomial, their rounding to operand types, and their places in shared memory."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,13 +13,13 @@ from mdmf_deploy.mmd.cuda.kernels import prepare_bank, rounded, widened
 
 
 @pytest.mark.parametrize(("degree", "allowed"), [(4, 3e-6), (6, 2.0**-22)])
-def test_exp2_is_as_good_as_it_says(host: Builder, degree: int, allowed: float) -> None:
+def test_exp2_is_as_accurate_as_documented(host: Builder, degree: int, allowed: float) -> None:
     kernel = host("plain", "fp32", 64)
     x = -np.concatenate([np.linspace(0, 126, 1 << 18), np.arange(127), np.arange(127) + 0.5]).astype(np.float32)
     x = x[x >= -126]
     exact = np.exp2(x.astype(np.float64))
     assert np.abs(kernel.exp2(x, degree) / exact - 1).max() <= allowed
-    # Not better than its degree either: the one that is asked for is the one that runs.
+    # Not better than its degree either, so the one asked for is the one that runs.
     assert (np.abs(kernel.exp2(x, degree) / exact - 1).max() > 1e-6) == (degree == 4)
 
 
@@ -35,14 +37,13 @@ def test_exp2_at_its_ends(host: Builder, degree: int) -> None:
 
 @pytest.mark.parametrize("operand", ["fp16", "bf16"])
 def test_device_and_host_round_alike(host: Builder, operand: str) -> None:
-    """Ties, subnormal numbers, overflow: prepared on either side, a number has the same bits."""
+    """A number has the same bits whichever side prepares it: ties, subnormal numbers, overflow."""
     ties = [1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-8, 1 + 3 * 2.0**-8]
     values = np.array([*ties, 1 + 2.0**-9, 3e-8, 6e-8, 65504, 65519, 65520, -7e4, 0.1, -0.0])
     values = np.concatenate([values, np.random.default_rng(0).normal(0, 1, 64 * 64 - len(values))]).astype(np.float32)
     kernel = host("tensor", operand, 64)
-    # A bank that neither moves nor scales what is prepared with it.
-    prepared = prepare_bank(bank_of(np.zeros((1, 64)), 1.0), kernel.kernel)
-    object.__setattr__(prepared, "scale", 1.0)
+    # A bank that neither moves nor scales the signatures.
+    prepared = dataclasses.replace(prepare_bank(bank_of(np.zeros((1, 64)), 1.0), kernel.kernel), scale=1.0)
     operands, _ = kernel.prepare(values.reshape(1, 64, 64), prepared)
     limit = 65504.0 if operand == "fp16" else 2.0**56
     expected = rounded(np.clip(values, -limit, limit), operand)
@@ -50,10 +51,8 @@ def test_device_and_host_round_alike(host: Builder, operand: str) -> None:
 
 
 @pytest.mark.parametrize(("operand", "width"), [("fp16", 64), ("fp16", 128), ("fp16", 256), ("tf32", 256)])
-def test_threads_that_read_at_a_time_find_their_words_in_different_banks(
-    host: Builder, operand: str, width: int
-) -> None:
-    """Eight threads read 16 bytes each, of two points; shared memory has 32 banks of 4 bytes."""
+def test_threads_that_read_together_use_different_banks(host: Builder, operand: str, width: int) -> None:
+    """Eight threads read 16 bytes each, of two points. Shared memory has 32 banks of 4 bytes."""
     place_of = host("tensor", operand, width).library.host_place_of
     words = width * (4 if operand == "tf32" else 2) // 16
     places = np.array([[place_of(point, word) for word in range(words)] for point in range(32)])

@@ -1,6 +1,7 @@
-"""What NVIDIA's own compiler makes of the kernels; needs wheels, but no GPU.
+"""The kernels compiled by NVIDIA's own compiler: resources and instructions. Needs wheels, but no GPU.
 
-Every kernel for one architecture, and one of each step for every architecture; with MDMF_ALL_KERNELS=1 every pair.
+Tests take every kernel for one architecture, and one kernel of each step for every architecture. With
+MDMF_ALL_KERNELS=1 they take every pair.
 """
 
 from __future__ import annotations
@@ -8,44 +9,49 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from importlib.util import find_spec
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from benchmarks.kernel_resources import ARCHITECTURES, cubin, dump, rows, version
-from mdmf_deploy.errors import UsageError
+from mdmf_deploy.errors import CompilationFailed, UsageError
 from mdmf_deploy.files import room
 from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels
 
+pytestmark = pytest.mark.xdist_group("compiled")
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py"
+# Compute capability -> most bytes of shared memory per block.
+ARCHITECTURES = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 EVERY = [(kernel, sm) for kernel in kernels() for sm in ARCHITECTURES if kernel.supports(sm)]
-# The widest of each step have least room; 8.6 has as little shared memory as any after 7.5.
+# The widest kernels of each step have the least room. 8.6 has as little shared memory as any after 7.5.
 EACH = {Kernel("tiled", "fp32", 128), Kernel("tensor", "fp16", 128), Kernel("tensor", "tf32", 256)}
 SOME = EVERY if os.environ.get("MDMF_ALL_KERNELS") == "1" else [(k, sm) for k, sm in EVERY if k in EACH or sm == 86]
-# What the system keeps of a block's shared memory from 8.0 on.
+# Bytes of a block's shared memory that the system keeps, from 8.0 on.
 RESERVED = 1024
 
 
 @pytest.fixture(scope="module")
-def _compilers() -> None:
-    """The wheels; their absence is a failure in CI, and a reason to skip elsewhere."""
-    missing = [name for name in ("cuda.bindings", "cuda.pathfinder") if _missing(name)]
-    if missing and os.environ.get("CI") == "true":
-        pytest.fail(f"{missing} are not installed; the kernels are compiled with the wheels of the extra dev")
-    if missing:
-        pytest.skip(f"{missing} are not installed")
-
-
-def _missing(name: str) -> bool:
+def script() -> ModuleType:
+    """benchmarks/kernel_resources.py. Without its wheels, fail in CI and skip elsewhere."""
+    spec = spec_from_file_location(SCRIPT.stem, SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
     try:
-        return find_spec(name) is None
-    except ImportError:
-        return True
+        spec.loader.exec_module(module)
+        module.nvrtc()
+    except ImportError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{error}; the kernels are compiled with the wheels of the extra dev")
+        pytest.skip(str(error))
+    return module
 
 
 @pytest.fixture(scope="module")
-def compiled(_compilers: None) -> list[list[str]]:
+def compiled(script: ModuleType) -> list[list[str]]:
     """The cells of RESOURCES.md, compiled now."""
-    return [cells(row) for row in rows(SOME)]
+    return [cells(row) for row in script.rows(SOME)]
 
 
 def cells(row: str) -> list[str]:
@@ -60,25 +66,26 @@ def test_nothing_spills_and_every_block_fits(compiled: list[list[str]]) -> None:
         assert dynamic == kernel.shared
         assert dynamic + RESERVED <= ARCHITECTURES[sm] + (RESERVED if sm == 75 else 0)
         assert fixed <= 49152
-        # Registers are given out 8 at a time to each thread; a multiprocessor has 65536.
+        # Each thread gets registers in groups of 8. A multiprocessor has 65536.
         threads = kernel.launches(1, 1, kernel.tile, 1).cross.block
         assert -(-registers[1] // 8) * 8 * threads * kernel.resident <= 65536, row
 
 
-def test_the_table_of_resources_is_current(compiled: list[list[str]]) -> None:
+def test_the_table_of_resources_is_current(script: ModuleType, compiled: list[list[str]]) -> None:
+    assert script.ARCHITECTURES == ARCHITECTURES
     text = (room("engines") / "kernels" / "RESOURCES.md").read_text()
     table = {tuple(row[:4]): row for row in map(cells, text.splitlines()) if len(row) == 11}
     assert {(k.version, k.operand, str(k.width), f"{sm // 10}.{sm % 10}") for k, sm in EVERY} <= set(table)
     assert all(row[8] in ("0", "spills", "---") for row in table.values())
-    if version() not in text:
-        pytest.skip(f"the table is of another compiler than {version()}")
+    if script.nvrtc().version.upper() not in text:
+        pytest.skip(f"the table is of another compiler than {script.nvrtc().version}")
     for row in compiled:
         assert table[tuple(row[:4])] == row
 
 
-def instructions(kernel: Kernel, sm: int) -> Counter[str]:
-    """How often each instruction stands in the cross term's machine code."""
-    text = dump(cubin(kernel, sm), "-sass")
+def instructions(script: ModuleType, kernel: Kernel, sm: int) -> Counter[str]:
+    """Count each instruction in the machine code of the cross term."""
+    text = script.cuobjdump(script.cubin(kernel, sm), "-sass")
     body = text.split("Function : mdmf_cross")[1].split("Function : ")[0]
     return Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", body, re.MULTILINE))
 
@@ -90,23 +97,22 @@ def total(counts: Counter[str], start: str) -> int:
 MATRIX = {"fp16": ("HMMA.16816.F32", 16), "bf16": ("HMMA.16816.F32.BF16", 16), "tf32": ("HMMA.1688.F32.TF32", 8)}
 
 
-@pytest.mark.usefixtures("_compilers")
 @pytest.mark.parametrize(
     ("operand", "width", "sm"),
     [("fp16", 128, 80), ("bf16", 128, 90), ("tf32", 128, 90), ("tf32", 256, 86), ("fp16", 64, 120), ("fp16", 256, 100)],
 )
-def test_step_3_runs_on_tensor_cores(operand: str, width: int, sm: int) -> None:
-    """The instructions meant to be there, as many as its tile scheme has, and no others in their place."""
+def test_step_3_runs_on_tensor_cores(script: ModuleType, operand: str, width: int, sm: int) -> None:
+    """It has the intended instructions, as many as the tile scheme needs, and no others in their place."""
     kernel = Kernel("tensor", operand, width)
-    found = instructions(kernel, sm)
+    found = instructions(script, kernel, sm)
     name, depth = MATRIX[operand]
-    # 16 rows by 8 points each: a warp's rows, twice 8 points; three products for tf32's two parts.
+    # A product is 16 rows by 8 points. A warp takes all its rows and twice 8 points. tf32 needs three products.
     values = kernel.rows // 8 // 16 * 2
     products = values * width // depth * (3 if operand == "tf32" else 1)
     assert found[name] == total(found, "HMMA") > 0
     assert found[name] % products == 0
     copies = found[name] // products
-    # Of four kernel values a thread has of each product, three are by the special-function unit.
+    # Three of the four kernel values that a thread has of each product come from the special-function unit.
     assert found["MUFU.EX2"] == 3 * values * copies
     assert found["FFMA"] >= values * (4 + (6 if operand == "tf32" else 4)) * copies
     assert total(found, "LDGSTS") > 0
@@ -114,20 +120,18 @@ def test_step_3_runs_on_tensor_cores(operand: str, width: int, sm: int) -> None:
     assert total(found, "LDL") == total(found, "STL") == 0
 
 
-@pytest.mark.usefixtures("_compilers")
-def test_step_3_on_turing() -> None:
-    """Products of half the depth, and no asynchronous copies: it has none."""
-    found = instructions(Kernel("tensor", "fp16", 128), 75)
+def test_step_3_on_turing(script: ModuleType) -> None:
+    """Products have half the depth, and there are no asynchronous copies."""
+    found = instructions(script, Kernel("tensor", "fp16", 128), 75)
     assert found["HMMA.1688.F32"] == total(found, "HMMA")
     assert found["HMMA.1688.F32"] % (4 * 128 // 8) == 0
     assert found["MUFU.EX2"] == 3 * 4 * found["HMMA.1688.F32"] // (4 * 128 // 8)
     assert total(found, "LDGSTS") == total(found, "LDL") == total(found, "STL") == 0
 
 
-@pytest.mark.usefixtures("_compilers")
 @pytest.mark.parametrize("sm", [75, 80])
-def test_step_2_multiplies_in_float32_from_shared_memory(sm: int) -> None:
-    found = instructions(Kernel("tiled", "fp32", 128), sm)
+def test_step_2_multiplies_in_float32_from_shared_memory(script: ModuleType, sm: int) -> None:
+    found = instructions(script, Kernel("tiled", "fp32", 128), sm)
     assert total(found, "HMMA") == 0
     # 64 products of 4 numbers each from 16 loads of 16 bytes.
     assert found["FFMA"] >= 256
@@ -136,18 +140,22 @@ def test_step_2_multiplies_in_float32_from_shared_memory(sm: int) -> None:
     assert found["MUFU.EX2"] == 48
 
 
-@pytest.mark.usefixtures("_compilers")
 @pytest.mark.parametrize("operand", ["tf32", "bf16"])
-def test_what_an_architecture_lacks_is_refused_before_it_is_compiled(operand: str) -> None:
+def test_a_kernel_is_refused_before_it_is_compiled_for_an_architecture_without_its_products(
+    script: ModuleType, operand: str
+) -> None:
     with pytest.raises(UsageError, match=r"7\.5 cannot run it; choose fp32 or fp16"):
-        cubin(Kernel("tensor", operand, 64), 75)
+        script.cubin(Kernel("tensor", operand, 64), 75)
 
 
-@pytest.mark.usefixtures("_compilers")
-def test_a_source_that_is_wrong_or_warns_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Kernel, "options", lambda *_: ("--std=c++17", "-DMDMF_WIDTH=96", "-DMDMF_FP32"))
-    with pytest.raises(RuntimeError, match="no such width"):
-        cubin(Kernel("plain", "fp32", 64), 80)
-    monkeypatch.setattr(Kernel, "options", lambda *_: ("--std=c++17", "-DMDMF_WIDTH=64", "-DMDMF_FP32", "-DWIDTH=64"))
-    with pytest.raises(RuntimeError, match=r"1_plain\.cu for sm_80"):
-        cubin(Kernel("plain", "fp32", 64), 80)
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [(("-DMDMF_WIDTH=96",), "no such width"), (("-DMDMF_WIDTH=64", "-DMDMF_PRODUCT=1"), "incompatible redefinition")],
+    ids=["wrong", "warns"],
+)
+def test_a_source_that_is_wrong_or_warns_does_not_pass(
+    script: ModuleType, options: tuple[str, ...], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Kernel, "options", lambda *_: ("--std=c++17", "-DMDMF_FP32", *options))
+    with pytest.raises(CompilationFailed, match=rf"1_plain\.cu: nvrtc .* for sm_80 .*{error}"):
+        script.cubin(Kernel("plain", "fp32", 64), 80)

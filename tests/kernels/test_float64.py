@@ -1,4 +1,4 @@
-"""What the host-built kernels compute, against float64, for every tail there is."""
+"""The host-built kernels against float64, for every kind of incomplete tile."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel
 
 ALLOWED = 2e-6
 LN2 = math.log(2)
-# Half a unit in the last place, relative, and the smallest step of numbers near 0.
+# Half a unit in the last place (relative), and the smallest step between numbers near 0.
 ROUNDING = {"fp32": (2.0**-24, 2.0**-149), "tf32": (2.0**-24, 2.0**-149)}
 ROUNDING |= {"fp16": (2.0**-11, 2.0**-24), "bf16": (2.0**-8, 2.0**-133)}
 
 shapes = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 2**32 - 1),
-        # Few rows, the paper's 49, and more than a block takes.
+        # Few rows, the paper's 49, and more rows than a block takes.
         "images": st.integers(1, 4),
         "patches": st.one_of(st.integers(1, 8), st.sampled_from([31, 32, 33, 49])),
         "points": st.one_of(st.integers(1, 70), st.sampled_from([127, 128, 129, 256, 257, 300])),
@@ -39,7 +39,7 @@ splits = st.tuples(st.integers(1, 12), st.integers(1, 12))
 def test_float32_is_within_two_millionths(
     host: Builder, version: str, shape: dict[str, int], split: tuple[int, int]
 ) -> None:
-    """Of either term itself, for every signature; of the score, of its terms' sum, since they cancel."""
+    """Each term is, relative to itself, for every signature. The score is, relative to the sum of its terms."""
     x, bank = draw(**shape)
     kernel = host(version, "fp32", shape["width"])
     prepared = prepare_bank(bank, kernel.kernel)
@@ -59,38 +59,38 @@ def test_float32_is_within_two_millionths(
 
 
 def allowed_relative(operand: str, operands: np.ndarray, prepared: PreparedBank) -> float:
-    """Of a kernel value from given operands, by step 3: float32's own, and what its products and polynomials add."""
+    """Error allowed to step 3 for given operands, relative to a kernel value: float32's own, products, polynomials."""
     a, b = widened(operands), widened(prepared.operands)
     width = a.shape[1]
     products = float((np.abs(a) @ np.abs(b).T).max())
     if operand == "tf32":
-        # Left out of every product: x'.r', 2^-22 of it, and what the small parts were cut off, 2^-21 of it each.
-        # Sums are cut off once every 8 terms, and hold products alone.
+        # Every product leaves out x'.r', 2^-22 of it, and what truncation took from the small parts, 2^-21 of it each.
+        # Sums are truncated once every 8 terms, and hold only products.
         exponent = products * (2.0**-22 + 2 * 2.0**-21 + width / 8 * 2.0**-23)
         return ALLOWED + LN2 * exponent
-    # Sums are cut off once every 16 terms and start from the norms; the polynomial is good to 3e-6.
+    # Sums start from the norms and are truncated once every 16 terms. The polynomial is good to 3e-6.
     norms = float((a * a).sum(1).max() + (b * b).sum(1).max()) / 2
     return ALLOWED + 3e-6 + LN2 * (norms + products) * (width / 16 + 1) * 2.0**-23
 
 
 @settings(deadline=None, max_examples=60)
-@given(operand=st.sampled_from(["fp16", "bf16", "tf32"]), shape=shapes, split=splits, extracted=st.booleans())
+@given(operand=st.sampled_from(["fp16", "bf16", "tf32"]), shape=shapes, split=splits, signed=st.booleans())
 def test_tensor_cores_add_only_what_their_rounding_explains(
-    host: Builder, operand: str, shape: dict[str, int], split: tuple[int, int], extracted: bool
+    host: Builder, operand: str, shape: dict[str, int], split: tuple[int, int], signed: bool
 ) -> None:
-    x, bank = draw(**shape, extracted=extracted)
+    x, bank = draw(**shape, signed=signed)
     kernel = host("tensor", operand, shape["width"])
     prepared = prepare_bank(bank, kernel.kernel)
     operands, half_norms = kernel.prepare(x, prepared)
 
-    # Operands: the nearest numbers of their type.  Scaling in float32 rounds three times.
+    # Operands are the nearest numbers of their type. Scaling in float32 rounds three times.
     unit, step = ROUNDING[operand]
     exact = (x.reshape(-1, x.shape[2]).astype(np.float64) - prepared.centre) * prepared.scale
     assert (np.abs(widened(operands) - exact) <= np.abs(exact) * (unit + 3 * 2.0**-24) + step).all()
     norms = (widened(operands) ** 2).sum(axis=1) / 2
     assert half_norms == pytest.approx(norms, rel=x.shape[2] * 2.0**-24, abs=1e-30)
 
-    # Sums: those of the operands.
+    # Sums are those of the rounded operands.
     partial = kernel.cross(operands, half_norms, prepared, len(x), *split)
     cross, magnitude = exact_cross(operands, prepared)
     allowed = allowed_relative(operand, operands, prepared)
@@ -103,7 +103,7 @@ def test_tensor_cores_add_only_what_their_rounding_explains(
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("bandwidth", [0.5, 1.0, 3.0])
 def test_tf32_scores_are_within_ten_millionths(host: Builder, width: int, bandwidth: float) -> None:
-    """The aim for the accurate mode, with tensor cores that cut off every sum."""
+    """The aim for the accurate mode, on tensor cores that truncate every sum."""
     x, bank = draw(7, 2, 49, 500, width, bandwidth=bandwidth)
     exact, scores = ReferenceReduction()(x, bank), host("tensor", "tf32", width)(x, bank)
     assert scores.mmd2 == pytest.approx(exact.mmd2, rel=1e-5)
@@ -118,7 +118,7 @@ def test_tf32_scores_are_within_ten_millionths(host: Builder, width: int, bandwi
 def test_a_bank_much_wider_than_its_bandwidth(
     host: Builder, version: str, operand: str, of_norm: float, bandwidth: float
 ) -> None:
-    """Direct differences do not mind; products cancel, and lose so much of the half norms."""
+    """Direct differences stay accurate. Products cancel, with an error proportional to the half norms."""
     _, bank = draw(5, 1, 1, 130, 64, bandwidth=bandwidth)
     near = np.random.default_rng(5).normal(0, bank.sigma / 8, (60, 64))
     x = (bank.signatures[None, :60] + near).astype(np.float32)
@@ -133,8 +133,8 @@ def test_a_bank_much_wider_than_its_bandwidth(
 
 @pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("finer", ["x", "bank", "both"])
-def test_tf32_keeps_what_one_such_number_would_cut_off(host: Builder, width: int, finer: str) -> None:
-    """Coordinates that end 2^-12 after their first bit: lost on one side, k would be off by 2^-12 of the norm."""
+def test_tf32_keeps_bits_that_a_single_tf32_would_drop(host: Builder, width: int, finer: str) -> None:
+    """Coordinates end 2^-12 after their first bit. If one side lost that bit, k would be off by 2^-12 of the norm."""
     kernel = host("tensor", "tf32", width)
     coarse = np.random.default_rng(width).choice([-1.0, 1.0], (1, width)) / width**0.5 * 2
     fine = coarse * (1 + 2.0**-12)
@@ -153,7 +153,7 @@ def test_tf32_keeps_what_one_such_number_would_cut_off(host: Builder, width: int
     ("version", "operand"), [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "tf32")]
 )
 def test_a_bank_of_more_tiles_than_slices(host: Builder, version: str, operand: str) -> None:
-    """With the launch's own split: slices of unequal length, several to a block."""
+    """Keep the launch's own split: slices of unequal length, several per block."""
     points = 20_000 if version == "tiled" else 5_000
     x, bank = draw(3, 1, 5, points, 64)
     kernel = host(version, operand, 64)

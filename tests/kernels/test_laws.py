@@ -1,4 +1,4 @@
-"""What holds for every version and operand, whatever the numbers are."""
+"""Laws that hold for every kernel version and operand, whatever the input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mdmf_deploy.mmd.reference import ReferenceReduction
 
 EVERY = [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "bf16"), ("tensor", "tf32")]
 each = pytest.mark.parametrize(("version", "operand"), EVERY)
-# Relative to k, of a score near 1.
+# Relative error of a kernel value, for scores near 1.
 COARSE = {"fp32": 2e-6, "tf32": 1e-5, "fp16": 2e-3, "bf16": 2e-2}
 
 
@@ -30,7 +30,7 @@ def same(a: object, b: object) -> bool:
 
 @each
 def test_an_image_has_the_same_bits_in_any_batch(kernel: HostKernel) -> None:
-    """Wherever its rows lie in a tile, and however many blocks share the bank."""
+    """It does so wherever its rows lie in a tile, and however many blocks share the bank."""
     x, bank = draw(1, 6, 49, 70, 64)
     whole = kernel(x, bank)
     for start, stop, shares in ((0, 1, 1), (2, 4, 3), (5, 6, None)):
@@ -40,7 +40,7 @@ def test_an_image_has_the_same_bits_in_any_batch(kernel: HostKernel) -> None:
 
 
 @each
-def test_neither_the_order_of_blocks_nor_the_time_of_copies_changes_a_bit(host: Builder, kernel: HostKernel) -> None:
+def test_neither_the_order_of_blocks_nor_the_timing_of_copies_changes_a_bit(host: Builder, kernel: HostKernel) -> None:
     x, bank = draw(2, 3, 49, 140, 64)
     once = kernel(x, bank)
     for how in ({"backwards": True}, {"late": True}, {"backwards": True, "late": True}):
@@ -84,7 +84,7 @@ def test_an_image_that_is_not_finite_spoils_no_other(kernel: HostKernel, bad: fl
     assert same(scores.contributions[[0, 2]], expected.contributions[[0, 2]])
     assert np.isnan(scores.contributions[1]).all()
     assert same(np.isnan(scores.mmd2), [False, True, False])
-    # Of the image itself the cross term is lost for that patch alone.
+    # Within that image, only the one patch loses its cross term.
     prepared = prepare_bank(bank, kernel.kernel)
     lost = np.isnan(kernel.cross(*kernel.prepare(x, prepared), prepared)).any(axis=0)
     assert same(np.flatnonzero(lost), [20 + 4])
@@ -92,7 +92,7 @@ def test_an_image_that_is_not_finite_spoils_no_other(kernel: HostKernel, bad: fl
 
 @each
 @pytest.mark.parametrize("huge", [1e20, -3e38, 1e6])
-def test_what_is_far_away_from_everything_has_a_kernel_value_of_0(kernel: HostKernel, huge: float) -> None:
+def test_a_signature_far_away_from_everything_has_a_kernel_value_of_0(kernel: HostKernel, huge: float) -> None:
     x, bank = draw(7, 1, 9, 70, 64)
     narrow = bank_of(bank.signatures / 1e3, bank.sigma / 1e3)
     x[0, 3] = huge
@@ -106,7 +106,7 @@ def test_what_is_far_away_from_everything_has_a_kernel_value_of_0(kernel: HostKe
 
 @each
 def test_no_kernel_value_is_above_1_however_far_both_sides_are(kernel: HostKernel) -> None:
-    """Rounding a'.b' - h_a - h_b alone would make it 2 to the power of a huge number."""
+    """Otherwise rounding of a'.b' - h_a - h_b would make it 2 to the power of a huge number."""
     _, bank = draw(8, 1, 1, 70, 64)
     far = bank.signatures * np.float32(1e4)
     prepared = prepare_bank(bank_of(far, bank.sigma), kernel.kernel)
@@ -119,7 +119,7 @@ def test_no_kernel_value_is_above_1_however_far_both_sides_are(kernel: HostKerne
 
 @each
 def test_points_of_weight_0_change_nothing(kernel: HostKernel, operand: str) -> None:
-    """Neither those that fill the last tile nor a bank's own, wherever they lie."""
+    """Padding of the last tile has no effect, whatever its coordinates."""
     x, bank = draw(9, 2, 9, 70, 64)
     prepared = prepare_bank(bank, kernel.kernel)
     assert len(prepared.operands) > 70
@@ -132,7 +132,7 @@ def test_points_of_weight_0_change_nothing(kernel: HostKernel, operand: str) -> 
 
 @each
 def test_weights_may_be_negative_and_need_not_add_up_to_1(kernel: HostKernel, operand: str) -> None:
-    x, bank = draw(10, 2, 9, 90, 64, extracted=True)
+    x, bank = draw(10, 2, 9, 90, 64, signed=True)
     assert (bank.weights < 0).any()
     exact, scores = ReferenceReduction()(x, bank), kernel(x, bank)
     allowed = COARSE[operand] * (1 + np.abs(bank.weights).sum())
@@ -177,6 +177,6 @@ def test_python_knows_the_sources_numbers(host: Builder, version: str, operand: 
 def test_every_operand_and_version_is_held_to_these_laws() -> None:
     assert {operand for _, operand in EVERY} == set(OPERANDS)
     assert {version for version, _ in EVERY} == set(VERSIONS)
-    # Step 1 in 16 bits is there to be compared with.
+    # Step 1 in 16 bits exists for comparison.
     assert {(k.version, k.operand) for k in kernels()} - set(EVERY) == {("plain", "fp16"), ("plain", "bf16")}
     assert Kernel("plain", "fp16", 64) in set(kernels())

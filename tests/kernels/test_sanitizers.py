@@ -1,4 +1,4 @@
-"""The kernels' own source under AddressSanitizer and ThreadSanitizer; and that both would find a fault."""
+"""The kernels' own source under AddressSanitizer and ThreadSanitizer, and planted faults that both must find."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from fakes.host_kernels import SHIM, compile_host
 from mdmf_deploy.files import room
 from mdmf_deploy.mmd.cuda.kernels import Kernel
 
+# One worker builds all programs.
+pytestmark = pytest.mark.xdist_group("sanitizers")
 SANITIZERS = {"address": ["-fsanitize=address"], "thread": ["-fsanitize=thread"]}
 UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
 STEPS = {"plain": Kernel("plain", "fp32", 64), "tiled": Kernel("tiled", "fp32", 64)}
 STEPS |= {"tensor": Kernel("tensor", "fp16", 64), "tf32": Kernel("tensor", "tf32", 128)}
-# Step 1's threads share nothing; what is around the cross term is the same in every step, as are step 3's barriers.
+# Step 1's threads share nothing. The kernels around the cross term are the same in every step, and step 3 has the same
+# barriers for every operand.
 CLEAN = [("address", step) for step in STEPS] + [("thread", "tiled"), ("thread", "tensor")]
 
 
 class Fault(NamedTuple):
-    """Found by a sanitizer in a step, once `line` of a source has become `changed`."""
+    """A fault that a sanitizer must find in a step after `line` of a source was replaced by `changed`."""
 
     sanitizer: str
     step: str
@@ -40,37 +43,35 @@ PLANTED = {
         "address", "tiled", "2_tiled.cu", "min(first + row, last)", "min(first + row, last + 1)"
     ),
     "tensor reads a row too many": Fault("address", "tensor", "3_tensor.cu", "+ group, rows - 1)", "+ group, rows)"),
-    "tensor writes rows that are not there": Fault(
-        "address", "tensor", "3_tensor.cu", "if (quarter == 0 && row < rows)", ""
-    ),
+    "tensor writes rows past the end": Fault("address", "tensor", "3_tensor.cu", "if (quarter == 0 && row < rows)", ""),
     "tensor's last slice is a tile too long": Fault(
         "address", "tensor", "3_tensor.cu", "mine.last - 1).last;", "mine.last - 1).last + 1;"
     ),
-    "within reads patches that are not there": Fault(
-        "address", "plain", "around.cuh", "here = min(LANES, patches - start)", "here = LANES"
+    "within reads patches past the end": Fault(
+        "address", "plain", "common.cuh", "here = min(LANES, patches - start)", "here = LANES"
     ),
-    "tiled begins before its columns are there": Fault(
+    "tiled begins before its columns have arrived": Fault(
         "thread", "tiled", "2_tiled.cu", BARRIER + "        copy_step", "        copy_step"
     ),
     "tiled adds up before all have written": Fault(
         "thread", "tiled", "2_tiled.cu", BARRIER + "        const int row", "        const int row"
     ),
-    "tensor begins before its tile is there": Fault(
+    "tensor begins before its tile has arrived": Fault(
         "thread", "tensor", "3_tensor.cu", BARRIER + "        copy(", "        copy("
     ),
-    "tensor copies into a tile that is read": Fault(
+    "tensor copies into a tile that is being read": Fault(
         "thread", "tensor", "3_tensor.cu", "copy(tile + STAGES - 1);", "copy(tile + STAGES);"
     ),
     "finish adds up before all have written": Fault(
-        "thread", "tensor", "around.cuh", BARRIER + "        if (threadIdx.x < half)", "        if (threadIdx.x < half)"
+        "thread", "tensor", "common.cuh", BARRIER + "        if (threadIdx.x < half)", "        if (threadIdx.x < half)"
     ),
 }
-SAID = {"address": "AddressSanitizer", "thread": "data race"}
+REPORTED = {"address": "AddressSanitizer", "thread": "data race"}
 
 
 @cache
 def fixed_addresses() -> list[str]:
-    """What runs a program without random addresses, where allowed: some leave ThreadSanitizer no room for its own."""
+    """The command that turns off address randomisation, where allowed. Some layouts leave ThreadSanitizer no room."""
     command = ["setarch", os.uname().machine, "-R"]
     allowed = shutil.which("setarch") and subprocess.run([*command, "true"], capture_output=True).returncode == 0
     return command if allowed else []
@@ -84,7 +85,7 @@ def run(program: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def programs(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> dict[object, Path]:
-    """Every program, compiled several at a time."""
+    """Every program, compiled two at a time."""
     folder = tmp_path_factory.mktemp("sanitizers")
     jobs: dict[object, tuple[Kernel, Path, list[str]]] = {}
     for sanitizer, step in CLEAN:
@@ -120,4 +121,4 @@ def test_nothing_is_found(programs: dict[object, Path], sanitizer: str, step: st
 def test_a_planted_fault_is_found(programs: dict[object, Path], name: str) -> None:
     done = run(programs[name])
     assert done.returncode != 0
-    assert SAID[PLANTED[name].sanitizer] in done.stderr
+    assert REPORTED[PLANTED[name].sanitizer] in done.stderr

@@ -1,4 +1,4 @@
-// CUDA threads as std::threads, kept from block to block.
+// CUDA threads as std::threads, reused from block to block.
 #pragma once
 
 #include <barrier>

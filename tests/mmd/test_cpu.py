@@ -1,4 +1,4 @@
-"""What only the CPU's reduction promises: the same bits whatever shares the work, and bounded memory."""
+"""The CPU reduction's own promises: the same bits however work is shared, and bounded memory. Leave-one-out scores."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
+from mdmf_deploy.errors import BankError
 from mdmf_deploy.mmd import cpu, operands
-from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.mmd.operands import Points, aligned
-from mdmf_deploy.mmd.reference import ReferenceReduction
+from mdmf_deploy.mmd.cpu import CpuReduction, leave_one_out
+from mdmf_deploy.mmd.operands import BankOperands, aligned
+from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
 from mdmf_deploy.mmd.threads import share_out
 
 
 def make(kind: str, b: int, n: int, m: int, d: int, seed: int = 0) -> tuple[np.ndarray, Bank]:
-    """Signatures (b, n, d) and a bank that takes float32, float64 exponents, or float64 throughout."""
+    """Return signatures (b, n, d) and a bank that needs float32, float64 exponents, or float64 throughout."""
     generator = np.random.default_rng(seed)
     x = generator.normal(0.2, 1.1, (b, n, d)).astype(np.float32)
     r = generator.normal(0.0, 1.0, (m, d)).astype(np.float32)
     weights = generator.normal(0, 20 / m, m) if kind == "amplified" else np.full(m, 1 / m)
     sigma = (3 + d) ** 0.5 / (8 if kind == "steep" else 1)
-    # Not the true self term, which would take longer than all else; the reduction only adds it.
+    # The self term is made up: the true one takes longer than everything else, and the reduction only adds it.
     bank = Bank(r, weights, sigma, 0.25, np.zeros(m, np.int32), (BankSource("a.png", "0" * 64),), "1" * 64)
-    points = Points(bank)
+    points = BankOperands(bank)
     exponent, value = {"plain": "ff", "steep": "df", "amplified": "dd"}[kind]
     assert (points.exponent, points.value) == (np.dtype(exponent), np.dtype(value))
     return x, bank
@@ -52,10 +53,10 @@ KINDS = ["plain", "steep", "amplified"]
 
 @pytest.fixture
 def _shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small the work, threads share it, in several tiles and blocks."""
-    monkeypatch.setattr(cpu, "_SHARE", 1)
-    monkeypatch.setattr(cpu, "_LONGEST_TILE", 8 * operands.RUN)
-    monkeypatch.setattr(cpu, "_BLOCKS", 3)
+    """Let threads share even a small amount of work, in several tiles and blocks."""
+    monkeypatch.setattr(cpu, "WORK_PER_THREAD", 1)
+    monkeypatch.setattr(cpu, "LONGEST_TILE", 8 * operands.RUN)
+    monkeypatch.setattr(cpu, "BLOCKS", 3)
 
 
 @pytest.mark.usefixtures("_shared_out")
@@ -75,7 +76,7 @@ def test_the_same_bits_for_any_batch_threads_and_call(kind: str, n: int, m: int,
 
 @pytest.mark.usefixtures("_shared_out")
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_bits_whatever_blas_may_use(kind: str) -> None:
+def test_the_same_bits_for_any_number_of_blas_threads(kind: str) -> None:
     x, bank = make(kind, 3, 49, 1500, 64)
     results = []
     for limit in (1, 2, 4):
@@ -86,7 +87,7 @@ def test_the_same_bits_whatever_blas_may_use(kind: str) -> None:
 
 
 def test_blas_has_one_thread_while_tiles_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bits that are the same all the same would be luck."""
+    """With more threads, equal bits would be luck."""
     x, bank = make("plain", 2, 5, 100, 3)
     seen: list[int] = []
     monkeypatch.setattr(cpu, "one_blas_thread", lambda: nullcontext(seen.append(1)))
@@ -109,7 +110,7 @@ def test_the_same_bits_from_several_callers_at_once() -> None:
 def test_the_same_bits_in_parts_of_a_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     x, bank = make("plain", 9, 5, 300, 8)
     whole = CpuReduction()(x, bank).contributions
-    monkeypatch.setattr(cpu, "_ROWS", 11)
+    monkeypatch.setattr(cpu, "MAX_ROWS", 11)
     assert np.array_equal(CpuReduction()(x, bank).contributions, whole)
 
 
@@ -117,14 +118,14 @@ def test_the_same_bits_in_parts_of_a_large_batch(monkeypatch: pytest.MonkeyPatch
 def test_the_same_bits_from_a_bank_too_large_to_copy(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, bank = make(kind, 2, 49, 5000, 16)
     kept = CpuReduction()(x, bank).contributions
-    monkeypatch.setattr(operands, "_LARGEST_COPY", 0)
+    monkeypatch.setattr(operands, "LARGEST_COPY", 0)
     assert np.array_equal(CpuReduction()(x, bank).contributions, kept)
 
 
 @pytest.mark.usefixtures("_shared_out")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
-def test_an_image_that_is_not_finite_spoils_no_other(kind: str, bad: float) -> None:
+def test_an_image_that_is_not_finite_affects_no_other(kind: str, bad: float) -> None:
     x, bank = make(kind, 3, 9, 700, 4)
     expected = CpuReduction()(x, bank).contributions
     x[1, 4, 2] = bad
@@ -155,9 +156,9 @@ def test_any_shape_and_weights_within_the_rule(
     bank = Bank(r, weights, sigma, 0.0, np.zeros(m, np.int32), (BankSource("a.png", "0" * 64),), "1" * 64)
     exact = ReferenceReduction()(x, bank).contributions
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operands, "_FAST_EXP2", binary)
+        patch.setattr(operands, "FAST_EXP2", binary)
         contributions = CpuReduction()(x, bank).contributions
-    # Sharper than the rule where weights amplify: float64 leaves nothing to amplify.
+    # Stricter than the tolerance rule where weights amplify errors: float64 leaves nothing to amplify.
     total = np.abs(weights).sum()
     baseline = np.array([naive_float32(image, bank) for image in x])
     allowed = 1e-13 * total if total > 1.5 else 2 * np.abs(baseline - exact).max() + 4 * EPS
@@ -167,7 +168,7 @@ def test_any_shape_and_weights_within_the_rule(
 @pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("distance", [0.0, 10.0, 18.0, 40.0, 1e4, 1e18, 1e20])
 def test_images_far_from_the_bank(distance: float, binary: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operands, "_FAST_EXP2", binary)
+    monkeypatch.setattr(operands, "FAST_EXP2", binary)
     x, bank = make("plain", 1, 6, 300, 4)
     x += np.float32(distance)
     exact, scores = ReferenceReduction()(x, bank), CpuReduction()(x, bank)
@@ -176,21 +177,21 @@ def test_images_far_from_the_bank(distance: float, binary: bool, monkeypatch: py
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [1e37, 1e38, -3e38])
-def test_an_image_whose_every_term_overflows_is_far_away(kind: str, value: float) -> None:
+def test_an_image_whose_terms_all_overflow_is_far_away(kind: str, value: float) -> None:
     _, bank = make(kind, 1, 6, 300, 4)
     narrow = dataclasses.replace(bank, signatures=bank.signatures / 100, sigma=bank.sigma / 100)
     x = np.full((1, 6, 4), value, np.float32)
     assert CpuReduction()(x, narrow).mmd2 == pytest.approx([1 + narrow.self_term])
 
 
-def test_exp2_is_never_given_what_it_is_slow_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operands, "_FAST_EXP2", True)
+def test_exp2_never_gets_inputs_that_make_it_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operands, "FAST_EXP2", True)
     x, bank = make("plain", 1, 6, 300, 4)
-    points = Points(bank)
+    points = BankOperands(bank)
     chosen = []
     for distance in np.linspace(0, 40, 81, dtype=np.float32):
         columns = aligned((6, 6), np.float32)
-        _, exp = operands.image_side(x[0] + distance, points, columns, 1000)
+        _, exp = operands.image_operands(x[0] + distance, points, columns, 1000)
         if exp is np.exp2:
             assert (points.tile(0, points.rows)[:300] @ columns).min() > -126
         chosen.append(exp)
@@ -203,39 +204,39 @@ def test_memory_does_not_grow_with_the_kernel_matrix(kind: str) -> None:
     x, bank = make(kind, 40, 49, 30_000, 4)
     peak = peak_of(lambda: CpuReduction(2)(x, bank))
     copy = 30_000 * (4 + 2) * 8
-    # One image's kernel values alone would be 5.9 MB in float32, all of them 235 MB.
+    # The kernel values of one image would be 5.9 MB in float32, those of all images 235 MB.
     assert peak < copy + 5e6
 
 
 def test_memory_does_not_grow_with_the_patches_of_an_image() -> None:
     x, bank = make("plain", 1, 3000, 3000, 3)
     reduction = CpuReduction(1)
-    # Its own kernel matrix would be 72 MB, a tile of full length 25 MB.
+    # The image's own kernel matrix would be 72 MB, a tile of full length 25 MB.
     assert peak_of(lambda: reduction(x, bank)) < 5e6
 
 
 def test_memory_does_not_grow_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_LONGEST_TILE", 4 * operands.RUN)
-    monkeypatch.setattr(cpu, "_ROWS", 490)
+    monkeypatch.setattr(cpu, "LONGEST_TILE", 4 * operands.RUN)
+    monkeypatch.setattr(cpu, "MAX_ROWS", 490)
     x, bank = make("plain", 400, 49, 6400, 3)
     # Sums of 50 blocks for all 400 images would be 7.8 MB.
     assert peak_of(lambda: CpuReduction(2)(x, bank)) < 2e6
 
 
-def test_an_image_as_wide_as_can_be_has_a_finite_score() -> None:
+def test_a_very_wide_image_has_a_finite_score() -> None:
     x, bank = make("plain", 1, 20, 100, 4)
     for scale in (1e8, 1e12, 1e18):
         assert 0 <= CpuReduction()(x * np.float32(scale), bank).mmd2[0] <= 1.25
 
 
-def test_a_large_bank_is_held_twice_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operands, "_LARGEST_COPY", 1 << 20)
+def test_a_large_bank_is_held_at_most_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operands, "LARGEST_COPY", 1 << 20)
     for kind, copies in (("plain", 1), ("steep", 0), ("amplified", 0)):
         _, bank = make(kind, 1, 1, 100_000, 16)
-        # As wide as the dtype of the weights, which every bank keeps.
+        # Every bank keeps its weights, 8 bytes each.
         weights = 100_000 * 8
-        points = Points(bank)
-        peak = peak_of(lambda bank=bank: Points(bank))
+        points = BankOperands(bank)
+        peak = peak_of(lambda bank=bank: BankOperands(bank))
         assert peak < copies * bank.signatures.nbytes * 18 / 16 + 2 * weights + 2.5e6
         assert points.rows % operands.RUN == 0
         assert 0 <= points.rows - 100_000 < operands.RUN
@@ -243,10 +244,10 @@ def test_a_large_bank_is_held_twice_at_most(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_within_image_term_is_the_same_in_pieces() -> None:
     x, bank = make("plain", 1, 50, 10, 3)
-    points, columns = Points(bank), aligned((5, 50), np.float32)
-    whole, _ = operands.image_side(x[0], points, columns, 1 << 20)
+    points, columns = BankOperands(bank), aligned((5, 50), np.float32)
+    whole, _ = operands.image_operands(x[0], points, columns, 1 << 20)
     for most in (1, 50, 777):
-        pieces, _ = operands.image_side(x[0], points, columns, most)
+        pieces, _ = operands.image_operands(x[0], points, columns, most)
         assert pieces == pytest.approx(whole, rel=1e-14)
 
 
@@ -259,7 +260,7 @@ def test_arrays_begin_at_64_bytes() -> None:
             assert array.ctypes.data % 64 == 0
 
 
-def test_a_bank_replaced_is_prepared_anew() -> None:
+def test_another_bank_is_prepared_in_place_of_the_last() -> None:
     x, bank = make("plain", 1, 5, 100, 3)
     reduction = CpuReduction()
     before = reduction(x, bank).mmd2
@@ -268,9 +269,39 @@ def test_a_bank_replaced_is_prepared_anew() -> None:
 
 
 def test_equal_weights_are_not_rounded() -> None:
-    """1/M in float32 would move every score the same way."""
+    """Rounding 1/M to float32 would shift every score in the same direction."""
     _, bank = make("plain", 1, 1, 77, 3)
-    points = Points(bank)
+    points = BankOperands(bank)
     assert (points.weights[:77] == 1).all()
     assert not points.weights[77:].any()
     assert points.unit == bank.weights[0]
+
+
+def bank_of(signatures: np.ndarray, source: np.ndarray) -> Bank:
+    sources = tuple(BankSource(f"{i}.jpg", f"{i:064}") for i in range(source.max() + 1))
+    return uniform_bank(
+        signatures.astype(np.float32), 1.3, source=source.astype(np.int32), sources=sources, model_sha256="0" * 64
+    )
+
+
+def test_leaving_an_image_out_equals_a_bank_built_without_it() -> None:
+    generator = np.random.default_rng(0)
+    source = np.array([0] * 4 + [1] * 2 + [2] * 5 + [3] * 1)
+    signatures = generator.standard_normal((len(source), 6)) + source[:, None]
+    slow = []
+    for image in range(4):
+        rest = bank_of(signatures[source != image], np.unique(source[source != image], return_inverse=True)[1])
+        slow.append(ReferenceReduction()(signatures[None, source == image].astype(np.float32), rest).mmd2[0])
+    np.testing.assert_allclose(leave_one_out(bank_of(signatures, source)), slow, rtol=1e-4, atol=1e-6)
+
+
+def test_a_sample_of_the_images_left_out_is_evenly_spaced_and_scored_alike() -> None:
+    generator = np.random.default_rng(1)
+    source = np.repeat(np.arange(9), 2)
+    bank = bank_of(generator.standard_normal((18, 3)), source)
+    assert leave_one_out(bank, at_most=3) == pytest.approx(leave_one_out(bank)[[0, 4, 8]])
+
+
+def test_the_only_image_cannot_be_left_out() -> None:
+    with pytest.raises(BankError, match="at least two"):
+        leave_one_out(bank_of(np.ones((3, 2)), np.zeros(3, int)))

@@ -1,4 +1,4 @@
-"""Every reduction says what the float64 specification says, and the specification is the formula."""
+"""Every reduction agrees with the float64 specification, and the specification with the formula."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import ShapeMismatch
-from mdmf_deploy.mmd import Reduction, Scores, check_shapes, reference
+from mdmf_deploy.mmd import Reduction, Scores, check_shape, reference
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.cuda.kernels import WIDTHS
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction, bank_self_term, gaussian_kernel, uniform_bank
 
 
-class OnPretendedGpu:
-    """The GPU's reduction, its plain kernels built for this machine; other widths than theirs filled up with zeros.
+class OnFakeGpu:
+    """The GPU reduction with its plain kernels built for this machine. Signatures are padded with zeros to their width.
 
-    test_cuda.py holds the other versions to it, which take longer here.
+    cuda/test_reduction.py tests the other versions, which take longer here.
     """
 
     name = "cuda"
@@ -36,7 +36,7 @@ class OnPretendedGpu:
         self._wide: tuple[Bank, Bank] | None = None
 
     def __call__(self, signatures: np.ndarray, bank: Bank) -> Scores:
-        check_shapes(signatures, bank)
+        check_shape(signatures.shape, bank)
         if self._wide is None or self._wide[0] is not bank:
             self._wide = bank, dataclasses.replace(bank, signatures=widened(bank.signatures))
         return self._reduction(widened(signatures), self._wide[1])
@@ -47,7 +47,7 @@ def widened(signatures: np.ndarray) -> np.ndarray:
     return np.pad(signatures, [(0, 0)] * (signatures.ndim - 1) + [(0, width - signatures.shape[-1])])
 
 
-REDUCTIONS = [ReferenceReduction, CpuReduction, OnPretendedGpu]
+REDUCTIONS = [ReferenceReduction, CpuReduction, OnFakeGpu]
 
 
 def make_bank(signatures: np.ndarray, sigma: float, weights: np.ndarray | None = None) -> Bank:
@@ -65,7 +65,7 @@ def make_bank(signatures: np.ndarray, sigma: float, weights: np.ndarray | None =
 
 
 def draw(seed: int, b: int, n: int, m: int, d: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Signatures (b, n, d) and a bank's (m, d), off centre as learnt ones are."""
+    """Return signatures (b, n, d) and a bank's (m, d), off centre like learnt ones."""
     generator = np.random.default_rng(seed)
     centre = generator.uniform(-3, 3, d)
     x = spread * 1.2 * generator.standard_normal((b, n, d)) + centre + 0.2
@@ -74,7 +74,7 @@ def draw(seed: int, b: int, n: int, m: int, d: int, spread: float = 1.0) -> tupl
 
 
 def triple_loop(x: np.ndarray, bank: Bank) -> float:
-    """METHOD.md's formula for one image, letter by letter, in Python's own float64."""
+    """docs/method.md's formula for one image, written out literally in Python's float64."""
 
     def k(a: np.ndarray, b: np.ndarray) -> float:
         return math.exp(-sum((float(p) - float(q)) ** 2 for p, q in zip(a, b, strict=True)) / (2 * bank.sigma**2))
@@ -93,11 +93,11 @@ def triple_loop(x: np.ndarray, bank: Bank) -> float:
     m=st.integers(1, 6),
     d=st.integers(1, 4),
     sigma=st.floats(0.2, 5),
-    extracted=st.booleans(),
+    signed=st.booleans(),
 )
-def test_the_specification_is_the_formula(seed: int, n: int, m: int, d: int, sigma: float, extracted: bool) -> None:
+def test_the_specification_is_the_formula(seed: int, n: int, m: int, d: int, sigma: float, signed: bool) -> None:
     x, r = draw(seed, 1, n, m, d)
-    bank = make_bank(r, sigma, np.random.default_rng(seed).normal(size=m) if extracted else None)
+    bank = make_bank(r, sigma, np.random.default_rng(seed).normal(size=m) if signed else None)
     scores = ReferenceReduction()(x, bank)
     assert scores.mmd2[0] == pytest.approx(triple_loop(x[0], bank), abs=1e-12)
 
@@ -107,12 +107,11 @@ def test_the_specification_is_the_formula(seed: int, n: int, m: int, d: int, sig
     ("n", "m", "d", "sigma"), [(49, 8192, 64, 8.0), (49, 3000, 128, 16.0), (1, 1, 1, 1.0), (16, 1025, 32, 2.0)]
 )
 def test_within_the_tolerance_rule(reduction: type[Reduction], n: int, m: int, d: int, sigma: float) -> None:
-    """At most twice the error of plain float32, plus rounding (STYLE.md, habit 7)."""
+    """The error is at most twice that of plain float32, plus rounding."""
     x, r = draw(n + m, 2, n, m, d)
     bank = make_bank(r, sigma)
     exact, scores = ReferenceReduction()(x, bank), reduction()(x, bank)
     for image in range(len(x)):
-        # A tile of the bank at a time would hide nothing, but 49 x 8192 x 64 differences fit in memory.
         baseline = naive_float32(x[image], bank)
         allowed = 2 * np.abs(baseline - exact.contributions[image]).max() + 4 * EPS
         assert np.abs(scores.contributions[image] - exact.contributions[image]).max() <= allowed
@@ -124,7 +123,7 @@ def test_within_the_tolerance_rule(reduction: type[Reduction], n: int, m: int, d
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("seed", range(8))
 def test_a_bank_much_wider_than_its_bandwidth_costs_no_accuracy(reduction: type[Reduction], seed: int) -> None:
-    """Where one GEMM in float32 would lose the kernel value in its exponent's rounding."""
+    """One GEMM in float32 would lose the kernel value in the rounding of its exponent."""
     _, r = draw(seed, 1, 1, 6, 3, spread=20.0)
     bank = make_bank(r, 0.5)
     x = r[None] + np.float32(0.3)
@@ -167,13 +166,13 @@ def test_laws(reduction: type[Reduction], seed: int, sigma: float, n: int, m: in
     assert scores.contributions.shape == (2, n)
     assert scores.contributions.mean(axis=1) == pytest.approx(scores.mmd2, abs=1e-15)
     assert (scores.mmd2 >= -rounding).all()
-    # The bank's own signatures are no distance away from it.
+    # The distance of the bank's own signatures to the bank is 0.
     assert reduction()(bank.signatures[None], bank).mmd2[0] == pytest.approx(0, abs=rounding)
-    # Neither the order of the bank nor that of the patches matters.
+    # The order of bank and patches does not matter.
     order = np.random.default_rng(seed).permutation(m)
     assert reduction()(x, make_bank(r[order], sigma)).mmd2 == pytest.approx(scores.mmd2, abs=rounding)
     assert reduction()(x[:, ::-1], bank).contributions[:, ::-1] == pytest.approx(scores.contributions, abs=rounding)
-    # A point twice is that point with twice the weight.
+    # A point that comes twice counts like one with twice the weight.
     doubled = make_bank(np.concatenate([r, r]), sigma)
     assert reduction()(x, doubled).mmd2 == pytest.approx(scores.mmd2, abs=rounding)
 

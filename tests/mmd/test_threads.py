@@ -1,4 +1,4 @@
-"""Work shared out among threads is done once, ends at the first error, and leaves BLAS as it was."""
+"""Work shared among threads is done once, stops at the first error, and leaves BLAS as it was."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mdmf_deploy.mmd.threads import one_blas_thread, share_out
 
 
 def blas_threads() -> set[int]:
-    """Of NumPy's BLAS; SciPy's wheels bring another."""
+    """Return the thread counts of NumPy's BLAS. SciPy's wheels bring another."""
     found = ThreadpoolController().select(user_api="blas").info()
     numpys = [library for library in found if "numpy" in library["filepath"]]
     return {library["num_threads"] for library in numpys or found}
@@ -83,7 +83,7 @@ def test_several_threads_work_at_once() -> None:
 
 
 @pytest.mark.parametrize("fails_on_the_caller", [False, True])
-def test_an_error_ends_all_and_is_raised(fails_on_the_caller: bool) -> None:
+def test_an_error_stops_all_threads_and_is_raised(fails_on_the_caller: bool) -> None:
     caller = threading.current_thread()
     failed = threading.Event()
     done: list[int] = []
@@ -98,5 +98,5 @@ def test_an_error_ends_all_and_is_raised(fails_on_the_caller: bool) -> None:
 
     with pytest.raises(ValueError, match="as planned"):
         share_out(1_000_000, 2, worker)
-    # How many were done meanwhile is chance, but all that others left is none.
+    # How many were done meanwhile is chance, but the rest was dropped.
     assert len(done) < 900_000

@@ -27,7 +27,7 @@ from mdmf_deploy.model.engine import TorchEngine
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.runtime import ENGINES, ON_GPU, Engine, open_engine, ort, preference
 from mdmf_deploy.runtime.ort import OrtEngine
-from mdmf_deploy.tasks.export.restore import Restorable
+from mdmf_deploy.tasks.export.int8 import Restorable
 from mdmf_deploy.tasks.verify import environment
 
 REFERENCE = "pytorch"

@@ -12,7 +12,7 @@ from mdmf_deploy.bundle.calibration import Pair
 from mdmf_deploy.bundle.manifest import CALIBRATION
 from mdmf_deploy.errors import CalibrationError
 from mdmf_deploy.mmd.reference import ReferenceReduction
-from mdmf_deploy.tasks.bank.build import Duplicate
+from mdmf_deploy.tasks.bank.build import Duplicate, gather_bank, swap_bank
 from mdmf_deploy.tasks.calibrate import (
     CalibrationReport,
     calibrate,
@@ -42,7 +42,7 @@ def test_scores_are_those_of_the_reduction(bundle: Bundle) -> None:
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_the_bank_has_seen_is_left_out(bundle: Bundle) -> None:
+def test_images_in_the_bank_are_left_out(bundle: Bundle) -> None:
     seen = extracted("renamed/3.png")
     assert seen.sha256 in bundle.bank.hashes
     report = gather(bundle, [seen, *held_out(9)])
@@ -50,14 +50,14 @@ def test_what_the_bank_has_seen_is_left_out(bundle: Bundle) -> None:
     assert report.calibration == gather(bundle, held_out(9)).calibration
 
 
-def test_copies_and_broken_files_are_said(bundle: Bundle) -> None:
+def test_copies_and_broken_files_are_reported(bundle: Bundle) -> None:
     report = gather(bundle, [broken("x.png"), *held_out(3), extracted("again/out1.png")])
     assert report.duplicates == (Duplicate("again/out1.png", "held/out1.png"),)
     assert [error.uri for error in report.errors] == ["x.png"]
     assert len(report.calibration.scores) == 3
 
 
-def test_a_score_that_is_no_number_does_not_calibrate(bundle: Bundle) -> None:
+def test_a_score_that_is_not_finite_does_not_calibrate(bundle: Bundle) -> None:
     bad = extracted("odd/nan.png", shift=float("nan"))
     report = gather(bundle, [bad, *held_out(9), extracted("copy/nan.png", shift=float("nan"))])
     assert report.calibration == gather(bundle, held_out(9)).calibration
@@ -98,7 +98,7 @@ def test_a_shipped_bundle_is_named_in_hints_not_changed(tmp_path: Path, monkeypa
         calibrate(shipped, FakeEngine("openvino"), [], [0.1])
 
 
-def test_it_is_bound_to_the_bundle_and_the_verified_pairs(bundle: Bundle) -> None:
+def test_a_calibration_is_bound_to_the_bundle_and_the_verified_pairs(bundle: Bundle) -> None:
     calibration = gather(bundle, held_out(9)).calibration
     assert calibration.bundle_id == bundle.bundle_id
     assert calibration.measured_on == Pair("onnxruntime", "fp32")
@@ -115,8 +115,6 @@ def test_writing_keeps_the_id_and_the_verification(bundle: Bundle) -> None:
 
 
 def test_a_calibration_of_another_bundle_is_not_written(bundle: Bundle, tmp_path: Path) -> None:
-    from mdmf_deploy.tasks.bank.build import gather_bank, swap_bank
-
     other = swap_bank(bundle, gather_bank(bundle.manifest, held_out(2)).bank, tmp_path / "other")
     with pytest.raises(CalibrationError, match="does not belong"):
         write_calibration(other, gather(bundle, held_out(9)).calibration, other.path)

@@ -1,3 +1,5 @@
+"""The gate's figures are plain arithmetic, and nothing that is not a number passes it."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,23 +7,25 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from fakes.failing_engines import NanEngine
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
-from mdmf_deploy.bundle.bank import BankSource
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.manifest import PROBES, Verification
 from mdmf_deploy.bundle.recipe import GateLimits
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch
 from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
 from mdmf_deploy.runtime import open_engine
-from mdmf_deploy.tasks import verify as verifying
 from mdmf_deploy.tasks.bank.compress import compress_bundle
 from mdmf_deploy.tasks.verify import (
+    Gate,
     Scale,
     compare,
+    environment,
     limits_by_figure,
     rank_correlation,
     record,
@@ -31,7 +35,8 @@ from mdmf_deploy.tasks.verify import (
 )
 
 GENERATOR = np.random.default_rng(0)
-SIGNED = GENERATOR.standard_normal((40, 4, 8)).astype(np.float32)
+SIGNATURES = GENERATOR.standard_normal((40, 4, 8)).astype(np.float32)
+NOISY = SIGNATURES + 0.3 * GENERATOR.standard_normal(SIGNATURES.shape).astype(np.float32)
 BANK = uniform_bank(
     GENERATOR.standard_normal((64, 8)).astype(np.float32),
     2.0,
@@ -41,15 +46,16 @@ BANK = uniform_bank(
 )
 
 
-class Fake:
-    name = "onnxruntime"
-    precision = "fp32"
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return np.full((len(images), 4, 8), np.nan, np.float32)
-
-    def close(self) -> None:
-        pass
+def judged(
+    source: np.ndarray,
+    exported: np.ndarray,
+    limits: GateLimits | None = None,
+    *,
+    bank: Bank = BANK,
+    reference: str = "test",
+    scale: Scale | None = None,
+) -> Verification:
+    return compare(source, exported, NanEngine(), Gate(bank, limits or GateLimits(), reference, scale))
 
 
 @given(
@@ -64,7 +70,7 @@ def test_rank_correlation_is_spearmans(a: np.ndarray, b: np.ndarray) -> None:
 
 
 def test_nothing_changed_passes_with_every_figure_at_its_best() -> None:
-    gate = compare(SIGNED, SIGNED.copy(), BANK, GateLimits(), Fake(), reference="itself")
+    gate = judged(SIGNATURES, SIGNATURES.copy())
     assert gate.passed
     assert gate.reasons == ()
     assert (gate.max_signature_error, gate.max_score_change, gate.flipped_verdicts, gate.fpr_change) == (0, 0, 0, 0)
@@ -72,14 +78,13 @@ def test_nothing_changed_passes_with_every_figure_at_its_best() -> None:
 
 
 def test_the_figures_are_those_of_plain_arithmetic() -> None:
-    exported = SIGNED + 0.3 * GENERATOR.standard_normal(SIGNED.shape).astype(np.float32)
-    gate = compare(SIGNED, exported, BANK, GateLimits(), Fake(), reference="noise")
-    before = ReferenceReduction()(SIGNED, BANK).mmd2
-    after = ReferenceReduction()(exported, BANK).mmd2
+    gate = judged(SIGNATURES, NOISY)
+    before = ReferenceReduction()(SIGNATURES, BANK).mmd2
+    after = ReferenceReduction()(NOISY, BANK).mmd2
     threshold = np.quantile(before, 0.95)
     assert gate.images == 40
-    assert gate.max_signature_error == pytest.approx(np.abs(exported - SIGNED).max())
-    assert gate.mean_signature_error == pytest.approx(np.abs(exported - SIGNED).mean(), rel=1e-5)
+    assert gate.max_signature_error == pytest.approx(np.abs(NOISY - SIGNATURES).max())
+    assert gate.mean_signature_error == pytest.approx(np.abs(NOISY - SIGNATURES).mean(), rel=1e-5)
     assert gate.score_spread == pytest.approx(before.std(), rel=1e-4)
     assert gate.threshold == pytest.approx(threshold, rel=1e-4)
     assert gate.max_score_change == pytest.approx(np.abs(after - before).max() / before.std(), rel=1e-4)
@@ -90,7 +95,6 @@ def test_the_figures_are_those_of_plain_arithmetic() -> None:
 
 @pytest.mark.parametrize("figure", list(limits_by_figure(GateLimits())))
 def test_each_limit_can_fail_the_gate_alone(figure: str) -> None:
-    exported = SIGNED + 0.3 * GENERATOR.standard_normal(SIGNED.shape).astype(np.float32)
     lax = {"max_score_change": 1e9, "min_rank_correlation": -1.0, "max_flipped_verdicts": 1.0, "max_fpr_change": 1.0}
     strict = {"max_score_change": 0.0, "rank_correlation": 1.0, "flipped_verdicts": -1.0, "fpr_change": -1.0}
     name = {
@@ -99,71 +103,69 @@ def test_each_limit_can_fail_the_gate_alone(figure: str) -> None:
         "flipped_verdicts": "max_flipped_verdicts",
         "fpr_change": "max_fpr_change",
     }[figure]
-    assert compare(SIGNED, exported, BANK, GateLimits(**lax), Fake(), reference="").passed
-    gate = compare(SIGNED, exported, BANK, GateLimits(**{**lax, name: strict[figure]}), Fake(), reference="")
+    assert judged(SIGNATURES, NOISY, GateLimits(**lax)).passed
+    gate = judged(SIGNATURES, NOISY, GateLimits(**{**lax, name: strict[figure]}))
     assert not gate.passed
     (reason,) = gate.reasons
     assert reason.startswith(figure)
 
 
-def test_values_that_are_not_finite_fail_and_can_still_be_recorded() -> None:
-    exported = SIGNED.copy()
+def test_values_that_are_not_finite_fail() -> None:
+    exported = SIGNATURES.copy()
     exported[3, 1, 2] = np.inf
-    gate = compare(SIGNED, exported, BANK, GateLimits(max_score_change=1e9), Fake(), reference="overflow")
+    gate = judged(SIGNATURES, exported, GateLimits(max_score_change=1e9))
     assert not gate.passed
     assert "not finite" in gate.reasons[0]
     assert np.isfinite(gate.max_signature_error)
 
 
 def test_copies_of_one_image_leave_no_room_for_a_change() -> None:
-    same = np.repeat(SIGNED[:1], 5, axis=0)
-    assert compare(same, same, BANK, GateLimits(), Fake(), reference="").passed
-    assert not compare(same, same + np.float32(0.1), BANK, GateLimits(), Fake(), reference="").passed
+    same = np.repeat(SIGNATURES[:1], 5, axis=0)
+    assert judged(same, same).passed
+    assert not judged(same, same + np.float32(0.1)).passed
 
 
 @pytest.mark.parametrize("scale", [None, Scale(0.3, 0.9)])
-def test_scores_that_are_all_the_same_pass_only_what_changed_nothing(scale: Scale | None) -> None:
+def test_where_all_scores_are_the_same_only_an_unchanged_engine_passes(scale: Scale | None) -> None:
     # Every kernel value but those of a patch with itself underflows to 0.
     blind = uniform_bank(
         BANK.signatures, 1e-3, source=BANK.source, sources=BANK.sources, model_sha256=BANK.model_sha256
     )
-    source = SIGNED[:, :1]
-    gate = compare(source, source + 1, blind, GateLimits(), Fake(), reference="", scale=scale)
+    source = SIGNATURES[:, :1]
+    gate = judged(source, source + 1, bank=blind, scale=scale)
     assert not gate.passed
     (reason,) = gate.reasons
     assert "cannot tell engines apart" in reason
-    assert compare(source, source.copy(), blind, GateLimits(), Fake(), reference="", scale=scale).passed
+    assert judged(source, source.copy(), bank=blind, scale=scale).passed
 
 
 def test_one_image_is_enough_where_the_scale_is_known() -> None:
-    one = SIGNED[:1]
-    assert compare(
-        one, one * np.float32(1 + 1e-6), BANK, GateLimits(), Fake(), reference="", scale=Scale(0.3, 0.9)
-    ).passed
+    one = SIGNATURES[:1]
+    assert judged(one, one * np.float32(1 + 1e-6), scale=Scale(0.3, 0.9)).passed
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_source_that_is_not_finite_is_an_error(value: float) -> None:
-    source = SIGNED.copy()
+    source = SIGNATURES.copy()
     source[3, 1, 2] = value
     with pytest.raises(GateFailed, match=r"verification \(itself\): the source's own signatures or scores"):
-        compare(source, SIGNED, BANK, GateLimits(), Fake(), reference="itself")
+        judged(source, SIGNATURES, reference="itself")
 
 
 @pytest.mark.parametrize("value", [1e20, 3e38, -3e38, np.inf, -np.inf, np.nan])
 def test_every_figure_of_a_broken_engine_can_be_read_back(value: float) -> None:
-    exported = SIGNED.copy()
+    exported = SIGNATURES.copy()
     exported[3, 1, 2] = value
-    gate = compare(SIGNED, exported, BANK, GateLimits(), Fake(), reference="overflow")
+    gate = judged(SIGNATURES, exported)
     assert not gate.passed
     assert msgspec.json.decode(msgspec.json.encode(gate), type=Verification) == gate
 
 
 def test_shapes_must_agree() -> None:
     with pytest.raises(ShapeMismatch, match=r"\(40, 4, 8\)"):
-        compare(SIGNED, SIGNED[:, :2], BANK, GateLimits(), Fake(), reference="")
+        judged(SIGNATURES, SIGNATURES[:, :2])
     with pytest.raises(ShapeMismatch):
-        compare(SIGNED[:0], SIGNED[:0], BANK, GateLimits(), Fake(), reference="")
+        judged(SIGNATURES[:0], SIGNATURES[:0])
 
 
 def test_a_bundle_verifies_itself_with_nothing_else(tiny_bundle: Path) -> None:
@@ -175,16 +177,16 @@ def test_a_bundle_verifies_itself_with_nothing_else(tiny_bundle: Path) -> None:
     assert "onnxruntime" in gate.environment
 
 
-def test_a_record_tells_what_machine_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_names_the_machine_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdmf_deploy.tasks.verify.this_cpu", lambda: ("EPYC", ("avx2", "avx512_vnni")))
     monkeypatch.setattr("mdmf_deploy.tasks.verify.cores", lambda: 3)
-    found = verifying.environment("onnxruntime")
+    found = environment("onnxruntime")
     assert (found["processor"], found["cpu"], found["cores"]) == ("EPYC", "avx2 avx512_vnni", "3")
     assert found.keys() == {"python", "machine", "system", "processor", "cpu", "cores", "numpy", "onnxruntime"}
 
 
 def test_a_broken_engine_fails_on_the_probes(tiny_bundle: Path) -> None:
-    assert not verify_probes(Bundle.open(tiny_bundle), Fake()).passed
+    assert not verify_probes(Bundle.open(tiny_bundle), NanEngine()).passed
 
 
 def test_without_calibration_the_banks_own_images_set_the_scale(tiny_bundle: Path) -> None:
@@ -224,7 +226,7 @@ def test_a_compressed_bank_alone_has_no_scale(tiny_bundle: Path, photos: Path, t
     engine = open_engine("onnxruntime", small)
     with pytest.raises(BankError, match="and `mdmf bank compress` last, or verify with --checkpoint"):
         verify_probes(small, engine)
-    # Real images bring their own.
+    # Real images bring a scale of their own.
     ((gate,), _) = verify_images(small, [engine], engine, sorted(photos.iterdir()))
     assert gate.passed
     assert gate.score_spread > 0.0
@@ -232,7 +234,7 @@ def test_a_compressed_bank_alone_has_no_scale(tiny_bundle: Path, photos: Path, t
 
 def test_a_record_is_appended_and_changes_nothing_else(bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
-    failed = compare(SIGNED, SIGNED + 1, BANK, GateLimits(), Fake(), reference="failed")
+    failed = judged(SIGNATURES, SIGNATURES + 1)
     record(bundle, failed)
     again = Bundle.open(bundle_copy)
     assert again.manifest.verification == (*bundle.manifest.verification, failed)
@@ -241,8 +243,8 @@ def test_a_record_is_appended_and_changes_nothing_else(bundle_copy: Path) -> Non
     assert not again.covers("onnxruntime", "fp32")
 
 
-def test_a_bundle_without_probes_says_so(bundle_copy: Path) -> None:
+def test_a_bundle_without_probes_is_an_error(bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
     del bundle.manifest.files[PROBES]
     with pytest.raises(BundleError, match=r"probes\.safetensors"):
-        verify_probes(bundle, Fake())
+        verify_probes(bundle, NanEngine())

@@ -1,8 +1,10 @@
-"""Rows to files, one writer a format; a file appears under its name only once it is whole and valid."""
+"""Rows to files, one writer per format. A file appears under its name only when it is complete and valid."""
 
 from __future__ import annotations
 
+import csv
 import importlib
+import io
 import os
 import signal
 import threading
@@ -13,33 +15,35 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, Protocol
 
-from mdmf_deploy.detection.rows import Row
-from mdmf_deploy.errors import RuntimeUnavailable, UsageError
+from mdmf_deploy.detection.rows import COLUMNS, Row, json_line
+from mdmf_deploy.errors import RuntimeUnavailable, UsageError, install
+from mdmf_deploy.files import replace_durably
 
 
 class Writer(Protocol):
-    """Built as Writer(file); writes every column of mdmf_deploy.detection.rows.COLUMNS, in their order."""
+    """Built as Writer(file). Writes every column of mdmf_deploy.detection.rows.COLUMNS, in their order."""
 
     def write(self, row: Row) -> None: ...
 
     def close(self) -> None:
-        """Write what is left, so that the file is valid as it is; the file itself stays open."""
+        """Write what is left, so that the file is valid. The file itself stays open."""
         ...
 
 
-# ending -> module, class, extra that installs what it imports
+# ending -> module, class, extra that installs the module's imports
 WRITERS: dict[str, tuple[str, str, str]] = {
-    ".jsonl": ("mdmf_deploy.detection.outputs.jsonl", "JsonlWriter", ""),
-    ".csv": ("mdmf_deploy.detection.outputs.text_formats", "CsvWriter", ""),
+    ".jsonl": ("mdmf_deploy.detection.outputs", "JsonlWriter", ""),
+    ".csv": ("mdmf_deploy.detection.outputs", "CsvWriter", ""),
     ".parquet": ("mdmf_deploy.detection.outputs.parquet", "ParquetWriter", "scale"),
 }
 
 
 @dataclass(slots=True)
 class Scratch:
-    """A file on its way to its name.
+    """A temporary file on its way to its name.
 
-    rows: how many of those in it are whole and worth keeping.  valid: whether it could be read as it is.
+    rows: how many complete rows it holds that are worth keeping.
+    valid: whether it could be read as it is.
     """
 
     file: BinaryIO
@@ -49,71 +53,114 @@ class Scratch:
 
 @contextmanager
 def open_output(path: Path) -> Iterator[Writer]:
-    """A writer for the format that the path's ending names; the file comes about as `replacing` says.
+    """Open a writer for the format that the path's ending names. The file takes its name as in `replacing`.
 
     Raises UsageError for an unknown ending, RuntimeUnavailable if the format's library is not installed.
     """
     writer_class = _writer_class(path)
     with replacing(path) as scratch:
         scratch.valid = False
-        writer = _Counted(writer_class(scratch.file))
+        writer = _CountingWriter(writer_class(scratch.file))
         try:
             yield writer
         finally:
-            with unbroken():
-                writer.close()  # after a crash too: a library's writer would complain once it is collected
+            with _uninterrupted():
+                writer.close()  # after a crash too, since a library's writer complains if it is collected open
                 scratch.rows, scratch.valid = writer.rows, True
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Scratch]:
-    """A temporary file beside the path, which takes its name at the end, replacing one that is there.
+    """Open a temporary file beside the path. It takes that name when the block ends, replacing an older file.
 
-    An interrupt (Ctrl-C) is such an end, and a second one waits until it is done. After any other exception an older
-    file of that name stays as it was, and whole rows, if there are any, are kept as <stem>.partial<ending>, as a note
-    on the exception says.
-    Raises UsageError, before anything is written, for a place that cannot be written to.
+    An interrupt (Ctrl-C) ends the block in the same way, and a second one waits until the file has its name. After any
+    other exception the older file stays. Complete rows, if there are any, are then kept as <stem>.partial<ending>, and
+    a note on the exception says so.
+    Raises UsageError, before anything is written, if the place cannot be written to.
     """
-    path = path.resolve()  # a link to a file stays one
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = path.resolve()  # so that a link to a file stays a link
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.is_dir():
             raise UsageError(f"-o {path} is a folder; give the name of a file")
-        file = scratch.open("wb")
+        file = temporary.open("wb")
     except OSError as error:
         raise UsageError(f"-o {path}: {error.strerror}; choose a place you can write to") from error
     target: Path | None = None
-    written = Scratch(file)
+    scratch = Scratch(file)
     try:
-        yield written
+        yield scratch
         target = path
     except KeyboardInterrupt:
         target = path
         raise
     except Exception as error:
-        if written.rows:
+        if scratch.rows:
             target = path.with_name(f"{path.stem}.partial{path.suffix}")
-            error.add_note(f"the {written.rows} rows finished before are in {target}")
+            error.add_note(f"the {scratch.rows} rows finished before are in {target}")
         raise
     finally:
-        with unbroken():
-            _settle(written, scratch, target)
+        with _uninterrupted():
+            _settle(scratch, temporary, target)
 
 
-def _settle(written: Scratch, scratch: Path, target: Path | None) -> None:
-    """Give the file its name, if there is one for it and everything is on the disk; leave none of another name."""
+class JsonlWriter:
+    """One JSON object a line."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, row: Row) -> None:
+        self._file.write(json_line(row))
+
+    def close(self) -> None:
+        """Do nothing: every line is written at once."""
+
+
+class CsvWriter:
+    """CSV (RFC 4180, except that a line ends in a bare newline), UTF-8, with a header. A missing value is empty."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        self._rows = csv.writer(self._text, lineterminator="\n")
+        self._rows.writerow(COLUMNS)
+
+    def write(self, row: Row) -> None:
+        self._rows.writerow(getattr(row, name) for name in COLUMNS)
+
+    def close(self) -> None:
+        self._text.detach()
+
+
+def _settle(scratch: Scratch, temporary: Path, target: Path | None) -> None:
+    """Give a valid file its final name, if it has one, once it is on disk. Always remove the temporary name."""
     try:
-        with written.file as file:
-            file.flush()
-            os.fsync(file.fileno())
-        if target is not None and written.valid:
-            scratch.replace(target)
+        scratch.file.close()
+        if target is not None and scratch.valid:
+            replace_durably(temporary, target)
     finally:
-        scratch.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-class _Counted:
-    """A writer, and how many rows it has taken."""
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C until the block has ended. Only the main thread is ever interrupted, so others just run."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            before(*held[0])
+
+
+class _CountingWriter:
+    """A writer that counts its rows."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -135,24 +182,5 @@ def _writer_class(path: Path) -> type:
     try:
         found: type = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        raise RuntimeUnavailable(
-            f"-o {path}: {ending} needs {error.name}; run: pip install 'mdmf-deploy[{extra}]'"
-        ) from error
+        raise RuntimeUnavailable(f"-o {path}: {ending} needs {error.name}; run: {install(extra)}") from error
     return found
-
-
-@contextmanager
-def unbroken() -> Iterator[None]:
-    """Hold back Ctrl-C until the block has ended; outside the main thread, which alone is interrupted, do nothing."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    held: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if held:
-            before(*held[0])

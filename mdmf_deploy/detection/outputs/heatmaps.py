@@ -1,7 +1,7 @@
-"""Heat maps: the original, and what each patch of the crop that was scored contributes to its score.
+"""Heat maps: the image, coloured by how much each patch of its scored crop contributes to the score.
 
-Contributions average to the score (METHOD.md), so one above the threshold pushes the image towards "generated" and one
-below it away: colours are centred there, and a patch at the centre shows the picture as it is.
+The mean of the contributions is the score (docs/method.md). A contribution above the threshold pushes the image towards
+"generated", one below it pushes away. So colours are centred on the threshold, where a patch keeps its own colours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, ShapeMismatch, UsageError
 from mdmf_deploy.images.decode import ReadLimits, decode, read
 
-# ColorBrewer's RdBu, from blue (below the centre) to red: told apart by colour-blind eyes too.
+# ColorBrewer's RdBu, from blue (below the centre) to red. Colour-blind eyes can tell it apart, too.
 _COLOURS = np.array(
     [
         (0x21, 0x66, 0xAC),
@@ -35,23 +35,31 @@ _COLOURS = np.array(
 )
 _OPACITY = 0.5  # of the strongest colour
 _PANEL = 560  # pixels: height of both panels
-_WIDEST = 1000  # of the left one
+_WIDEST = 1000  # pixels: most of the left panel
 _MARGIN = 20
 _INK, _QUIET, _PAPER = (25, 25, 25), (105, 105, 105), (255, 255, 255)
 _VERDICT_INK = {"generated": (0xB2, 0x18, 0x2B), "real": (0x21, 0x66, 0xAC), "uncertain": (0x9A, 0x6A, 0)}
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
-    """Which contribution gets which colour.  name: what the centre is.  half: distance from it to either end."""
+class ColourScale:
+    """Map contributions to colours.
+
+    centre: the contribution without a colour.
+    half: distance from the centre to either end of the scale.
+    name: what the centre is, "threshold" or "mean".
+    """
 
     centre: float
     half: float
     name: str
 
     @classmethod
-    def of(cls, row: Row) -> Scale:
-        """Centred on the row's threshold, or without one on its score; the ends take in every contribution."""
+    def of(cls, row: Row) -> ColourScale:
+        """Centre the scale on the row's threshold, or on its score if it has none, wide enough for all contributions.
+
+        Raises UsageError for a row without a score.
+        """
         centre, name = (row.score, "mean") if row.threshold is None else (row.threshold, "threshold")
         if centre is None or not row.contributions:
             raise UsageError(f"{row.uri}: no score, so no heat map")
@@ -59,7 +67,7 @@ class Scale:
         return cls(centre, max(half, 1e-12), name)
 
     def __call__(self, contributions: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Colours (..., 3), 0 to 255, and opacities (..., 1), 0 to 1."""
+        """Return colours (..., 3), 0 to 255, and opacities (..., 1), 0 to 1."""
         strength = np.clip((contributions - self.centre) / self.half, -1, 1)
         stops = np.linspace(-1, 1, len(_COLOURS))
         colours = np.stack([np.interp(strength, stops, channel) for channel in _COLOURS.T], axis=-1)
@@ -67,9 +75,9 @@ class Scale:
 
 
 class HeatmapFolder:
-    """A folder that takes one PNG a scored image.
+    """A folder that gets one PNG per scored image.
 
-    Raises UsageError at once if the folder cannot be made or written to.
+    Raises UsageError at birth if the folder cannot be made or written to.
     """
 
     def __init__(self, folder: Path, pool: int, crop: int, limits: ReadLimits | None = None) -> None:
@@ -84,11 +92,11 @@ class HeatmapFolder:
             raise UsageError(f"--heatmaps {folder}: {error.strerror}; choose a folder you can write to") from error
 
     def write(self, row: Row, source: Path) -> Path | None:
-        """Draw the row's heat map over its image, read once more; None for a row without a score.
+        """Read the image again, draw the row's heat map over it and return its path. Skip a row without a score.
 
-        Its name is <stem>.heatmap.png, or <stem>-2.heatmap.png and so on where another image has taken that.
-        Raises ImageError if the file has changed since it was scored, OSError (and leaves no part of a file) if the
-        folder takes no more.
+        The file is called <stem>.heatmap.png, or <stem>-2.heatmap.png and so on if another image took that name.
+        Raises ImageError if the image has changed since it was scored. Raises OSError, and leaves no partial file, if
+        the folder takes no more.
         """
         if row.contributions is None:
             return None
@@ -107,7 +115,7 @@ class HeatmapFolder:
         return path
 
     def _name(self, source: Path) -> str:
-        stem = source.stem[:60]  # at most 240 of the 255 bytes that file systems give a name
+        stem = source.stem[:60]  # at most 240 of the 255 bytes that file systems allow in a name
         name, n = f"{stem}.heatmap.png", 1
         while name.casefold() in self._taken:
             n += 1
@@ -117,15 +125,17 @@ class HeatmapFolder:
 
 
 def draw(pixels: NDArray[np.uint8], row: Row, pool: int, crop: int) -> Image.Image:
-    """The whole picture on the left, the crop that was scored enlarged and grey on the right, a colour bar, a verdict.
+    """Draw the whole picture on the left, the scored crop in grey and enlarged on the right, a colour bar, a verdict.
 
-    pixels: (H, W, 3).  pool: patches a side.  crop: pixels a side.
-    Raises ShapeMismatch unless the row has pool x pool contributions, of one crop.
+    pixels: (H, W, 3).
+    pool: patches along one side of the crop.
+    crop: pixels along one side of the crop.
+    Raises ShapeMismatch unless the row has pool x pool contributions, from one crop.
     """
     contributions = np.array(row.contributions or ())
     if contributions.size != pool * pool:
         raise ShapeMismatch(f"{row.uri}: expected {pool * pool} contributions of one crop, got {contributions.size}")
-    scale = Scale.of(row)
+    scale = ColourScale.of(row)
     box = crop_box(pixels.shape[1], pixels.shape[0], crop)
     left, top, right, bottom = box
     colours, opacity = scale(_over(box, pixels.shape[:2], contributions.reshape(pool, pool), crop))
@@ -135,14 +145,14 @@ def draw(pixels: NDArray[np.uint8], row: Row, pool: int, crop: int) -> Image.Ima
     zoom = whole.width / pixels.shape[1]
     edges = [round(edge * zoom) for edge in box]
     _frame(whole, (edges[0], edges[1], edges[2] - 1, edges[3] - 1))
-    # Grey, so that every colour in it is the map's.
+    # Grey, so that every colour in it comes from the map.
     grey = np.asarray(Image.fromarray(pixels[top:bottom, left:right]).convert("L").convert("RGB"))
     part = _fit(Image.fromarray(_blend(grey, colours, opacity)), _PANEL, _PANEL)
     return _compose(row, whole, part, scale)
 
 
 def crop_box(width: int, height: int, crop: int) -> tuple[int, int, int, int]:
-    """left, top, right, bottom of the central crop, in pixels, as far as the image reaches."""
+    """Return left, top, right and bottom of the central crop, in pixels, clipped to the image."""
     left, top = (width - crop) // 2, (height - crop) // 2
     return max(0, left), max(0, top), min(width, left + crop), min(height, top + crop)
 
@@ -150,9 +160,10 @@ def crop_box(width: int, height: int, crop: int) -> tuple[int, int, int, int]:
 def _over(
     box: tuple[int, int, int, int], shape: tuple[int, ...], grid: NDArray[np.float64], crop: int
 ) -> NDArray[np.float64]:
-    """The contribution at every pixel of the crop's box, (height, width), between patches interpolated.
+    """Return the contribution at every pixel of the crop's box, (height, width), interpolated between patches.
 
-    Of an image smaller than the crop the rim is mirrored picture: it counts in the score, but has no place here.
+    If the image is smaller than the crop, the crop's rim mirrors the image. The rim counts in the score but is not
+    part of the picture, so it is left out.
     """
     left, top, right, bottom = box
     smooth = Image.fromarray(grid.astype(np.float32)).resize((crop, crop), Image.Resampling.BILINEAR)
@@ -166,14 +177,14 @@ def _blend(under: NDArray[np.uint8], colours: NDArray[np.float64], opacity: NDAr
 
 
 def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Scaled to touch width x height from inside, aspect kept; enlarged without inventing detail."""
+    """Scale the image to just fit into width x height, and keep its aspect."""
     zoom = min(width / image.width, height / image.height)
     size = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
     return image.resize(size, Image.Resampling.LANCZOS if zoom < 1 else Image.Resampling.BICUBIC)
 
 
 def _frame(image: Image.Image, box: tuple[int, int, int, int]) -> None:
-    """A white line between two black ones, seen on any picture."""
+    """Draw a white line between two black ones, which shows on any picture."""
     pen = ImageDraw.Draw(image)
     for inset, ink in ((0, "black"), (1, "white"), (2, "black")):
         inner = (box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset)
@@ -181,7 +192,7 @@ def _frame(image: Image.Image, box: tuple[int, int, int, int]) -> None:
             pen.rectangle(inner, outline=ink)
 
 
-def _compose(row: Row, whole: Image.Image, part: Image.Image, scale: Scale) -> Image.Image:
+def _compose(row: Row, whole: Image.Image, part: Image.Image, scale: ColourScale) -> Image.Image:
     title, body, small = (ImageFont.load_default(size) for size in (26, 18, 15))
     head, foot, bar = 88, 34, 150
     width = max(_MARGIN * 3 + whole.width + part.width + bar, 760)
@@ -215,7 +226,7 @@ def _colour_bar(
     page: Image.Image,
     corner: tuple[int, int],
     height: int,
-    scale: Scale,
+    scale: ColourScale,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
     left, top = corner

@@ -1,4 +1,4 @@
-"""Parquet, with one schema whatever the rows hold (extra: scale)."""
+"""Rows as Parquet, always with the same schema (extra: scale)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow.parquet
 
 from mdmf_deploy.detection.rows import COLUMNS, Row
 
-_ROW_GROUP = 8192
+ROW_GROUP = 8192  # rows
 _NUMBERS = {
     "score": pyarrow.float64(),
     "p_value": pyarrow.float64(),
@@ -26,7 +26,7 @@ SCHEMA = pyarrow.schema(
 
 
 class ParquetWriter:
-    """Holds one row group in memory."""
+    """Keep at most ROW_GROUP rows in memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._parquet = pyarrow.parquet.ParquetWriter(file, SCHEMA)
@@ -34,7 +34,7 @@ class ParquetWriter:
 
     def write(self, row: Row) -> None:
         self._rows.append({name: getattr(row, name) for name in COLUMNS})
-        if len(self._rows) >= _ROW_GROUP:
+        if len(self._rows) >= ROW_GROUP:
             self._flush()
 
     def close(self) -> None:

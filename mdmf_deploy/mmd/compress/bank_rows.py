@@ -1,4 +1,4 @@
-"""Where a bank's signatures are: in memory, or in a bank.safetensors that is read block by block and never whole."""
+"""Read a bank block by block, from memory or from a bank.safetensors that never has to fit into memory."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ BLOCK = 8192
 
 
 class BankRows(Protocol):
-    """M weighted signatures that are read a slice at a time."""
+    """M weighted signatures, read a slice at a time."""
 
     @property
     def rows(self) -> int:
-        """M."""
+        """The number of signatures, M."""
         ...
 
     @property
     def width(self) -> int:
-        """d."""
+        """The width of a signature, d."""
         ...
 
     def signatures(self, start: int, stop: int) -> NDArray[np.float32]:
-        """(stop - start, d)."""
+        """Read signatures, (stop - start, d)."""
         ...
 
     def weights(self, start: int, stop: int) -> NDArray[np.float64]:
-        """(stop - start,)."""
+        """Read weights, (stop - start,)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryRows:
-    """Rows that are in memory already."""
+    """A bank that is already in memory. points: (M, d). mass: (M,), their weights."""
 
     points: NDArray[np.float32]
     mass: NDArray[np.float64]
@@ -63,9 +63,9 @@ class MemoryRows:
 
 
 class BankFile:
-    """A bank.safetensors on disk; only its header is held.
+    """A bank.safetensors on disk, of which only the header is held in memory.
 
-    Raises BankError naming the file if it is not such a bank.
+    Raises BankError, naming the file, if it is not a bank.
     """
 
     _TYPES: Mapping[str, tuple[str, type[np.generic]]] = {
@@ -102,11 +102,11 @@ class BankFile:
         return self._read("weights", start, stop)
 
     def source(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Index into sources; (stop - start,)."""
+        """Read each signature's index into sources, (stop - start,)."""
         return self._read("source", start, stop)
 
     def _read(self, name: str, start: int, stop: int, width: int = 1) -> NDArray[Any]:
-        # Read, not mapped: mapped pages would count as this process's memory, all M of them in the end.
+        # Read instead of mapped, because mapped pages would count as this process's memory, in the end for all M rows.
         kind = np.dtype(self._TYPES[name][1]).newbyteorder("<")
         at, count = self._starts[name] + start * width * kind.itemsize, (stop - start) * width
         if at + count * kind.itemsize > self._stops[name]:
@@ -117,13 +117,13 @@ class BankFile:
 
 
 def blocks(rows: BankRows) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float64]]]:
-    """(signatures, weights) of all rows, block by block.  Raises BankError at a value that is not finite."""
+    """Yield (signatures, weights) of all rows, block by block. Raises BankError at a value that is not finite."""
     for start in range(0, rows.rows, BLOCK):
         yield _block(rows, start)
 
 
 def take(rows: BankRows, places: NDArray[np.intp]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """(signatures, weights) at ascending places, in one pass over the blocks that hold any; raises as blocks does."""
+    """Return (signatures, weights) at ascending places, in one pass over the blocks they are in. Raises as `blocks`."""
     parts = []
     for start in range(0, rows.rows, BLOCK):
         own = places[np.searchsorted(places, start) : np.searchsorted(places, start + BLOCK)] - start

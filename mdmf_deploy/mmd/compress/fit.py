@@ -1,7 +1,8 @@
-"""Weights for the points kept, and the certificate: |MMD(X, R') - MMD(X, R)| <= MMD(R, R') for every image X.
+"""Compress a bank: choose points, fit their weights, and bound the error of every score.
 
-w = (K + lambda)^-1 z minimises MMD(R, R')^2 = C - 2 w'z + w'Kw (Nystrom mean embedding; Chatalic et al. 2022), which is
-then computed for the very weights that are stored; float64 rounding is added as a bound, not guessed.
+The error bound is |MMD(X, R') - MMD(X, R)| <= MMD(R, R') for every image X. The weights w = (K + lambda)^-1 z minimise
+MMD(R, R')^2 = C - 2 w'z + w'Kw (Nystrom mean embedding; Chatalic et al. 2022). The bound is then computed for the very
+weights that are stored, and a bound on float64 rounding is added to it.
 """
 
 from __future__ import annotations
@@ -13,20 +14,32 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.mmd.compress.bank_rows import BankRows, take
-from mdmf_deploy.mmd.compress.greedy import REGULARISER, Choice, choose
-from mdmf_deploy.mmd.compress.kernel import Embedding, Floats, Kernel, Points, Workers, all_cores, embed, multiply
-from mdmf_deploy.mmd.compress.neighbourhoods import Named, name_candidates
+from mdmf_deploy.mmd.compress.greedy import REGULARISER, Choice, Named, choose, name_candidates
+from mdmf_deploy.mmd.compress.kernel import (
+    CentredPoints,
+    Embedding,
+    Floats,
+    GaussianKernel,
+    Workers,
+    all_cores,
+    embed,
+    multiply,
+)
 
 CANDIDATES = 32_768
-_FEW = 16_384
-# Signatures that are looked at for candidates: a larger bank is sampled.
+# Candidates tried first, if more are allowed.
+FIRST_CANDIDATES = 16_384
+# Signatures searched for candidates. A larger bank is sampled.
 SAMPLE = 131_072
 _SEED = 20260509
 _PANEL = 256
 
 
 class OutOfReach(BankError):
-    """No choice of points certifies the change of MMD asked for.  mmd: the best reached, with so many points."""
+    """No choice of points has an error bound as small as asked for.
+
+    mmd: the best bound reached, with this many points out of this many candidates.
+    """
 
     def __init__(self, mmd: float, points: int, candidates: int, rows: int) -> None:
         super().__init__(
@@ -38,9 +51,13 @@ class OutOfReach(BankError):
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """places: (m,) rows of the bank, ascending.  signatures: (m, d).  weights: (m,), signed.
+    """Points with optimal weights that stand for a bank.
 
-    self_term: w'Kw.  mmd: at least MMD(R, R').
+    places: (m,), rows of the bank, ascending.
+    signatures: (m, d).
+    weights: (m,), signed.
+    self_term: w'Kw.
+    mmd: the error bound, at least MMD(R, R').
     """
 
     places: NDArray[np.intp]
@@ -59,13 +76,18 @@ def compress(
     max_mmd: float | None = None,
     candidates: int = CANDIDATES,
 ) -> Fitted:
-    """The best of the bank's points, at most `points` or as few as certify max_mmd, with optimal weights.
+    """Return the best of the bank's points with optimal weights: at most `points`, or the fewest within max_mmd.
 
-    self_term: the bank's own, sum_jj' v_j v_j' k(r_j, r_j').  candidates: points are chosen among at most so many
-    of its rows, which mdmf_deploy.mmd.compress.neighbourhoods names; at least twice `points`.
-    Memory O(candidates x m), whatever the bank's size.
-    Raises BankError if a weight is not finite, max_mmd is out of reach, or memory does not suffice.
+    self_term: the bank's own, sum_jj' v_j v_j' k(r_j, r_j').
+    points: at least 1.
+    max_mmd: the largest error bound allowed, above 0. At least one point is kept, however large it is.
+    candidates: points are chosen among at most this many rows (see greedy.name_candidates), or twice `points` if that
+    is more.
+    Memory is O(candidates x m), whatever the size of the bank.
+    Raises BankError if points is below 1, a value is not finite, max_mmd is out of reach, or memory does not suffice.
     """
+    if points is not None and points < 1:
+        raise BankError(f"points: expected 1 or more, got {points}")
     candidates = max(candidates, 2 * (points or 0))
     try:
         return _compress(rows, sigma, self_term, points, max_mmd, candidates)
@@ -82,17 +104,19 @@ def _compress(
 ) -> Fitted:
     places = np.arange(rows.rows) if rows.rows <= SAMPLE else _draw(rows.rows, SAMPLE)
     signatures, weights = take(rows, places)
-    kernel = Kernel(sigma, signatures.mean(axis=0, dtype=np.float64))
-    looked_at = kernel.points(signatures)
+    kernel = GaussianKernel(sigma, signatures.mean(axis=0, dtype=np.float64))
+    searched = kernel.points(signatures)
     with all_cores() as run:
+        task = _Task(rows, self_term, kernel, run, points, max_mmd)
         trials = [np.arange(len(places))]
-        if len(places) > min(_FEW, candidates):
-            mass = weights * (rows.rows / len(weights))  # what a sample leaves out is taken to lie where it lies
-            trials = _trials(name_candidates(looked_at, mass, kernel, run, candidates), points, max_mmd)
+        if len(places) > min(FIRST_CANDIDATES, candidates):
+            # Rows outside the sample are assumed to lie where the sample lies.
+            mass = weights * (rows.rows / len(weights))
+            trials = task.trials(name_candidates(searched, mass, kernel, run, candidates))
         while True:
             among = trials.pop(0)
             try:
-                chosen, solution = _fit(rows, looked_at[among], kernel, run, self_term, points, max_mmd)
+                chosen, solution = task.fit(searched[among])
             except OutOfReach:
                 if not trials:
                     raise
@@ -103,32 +127,45 @@ def _compress(
     return Fitted(places[kept], signatures[kept], solution.weights[ascending], solution.self_term, solution.mmd)
 
 
-def _fit(
-    rows: BankRows,
-    among: Points,
-    kernel: Kernel,
-    run: Workers,
-    self_term: float,
-    points: int | None,
-    max_mmd: float | None,
-) -> tuple[NDArray[np.intp], _Solution]:
-    """Which of these candidates to keep, and their weights."""
-    seen = embed(rows, among, kernel, run)
-    most = len(among) if points is None else points
-    enough = -np.inf
-    if max_mmd is not None:
-        # The certificate adds rounding; weights may weigh three times what the bank's do before this is too little.
-        rounding = (4.0 * seen.mass) ** 2 * kernel.rounding(seen.gamma_radius, rows.rows)
-        enough = 0.99 * max_mmd**2 - rounding
-    choice = choose(among, seen.z, self_term, kernel, run, most=most, enough=enough)
-    problem = _Problem(kernel, among, seen, choice, self_term, rows.rows, run)
-    solution = problem.solve(len(choice.order)) if max_mmd is None else problem.smallest(max_mmd)
-    return choice.order[: len(solution.weights)], solution
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A bank, and the number of points or the error bound that its compression has to reach."""
+
+    rows: BankRows
+    self_term: float
+    kernel: GaussianKernel
+    run: Workers
+    points: int | None
+    max_mmd: float | None
+
+    def trials(self, named: Named) -> list[NDArray[np.intp]]:
+        """Return sets of candidates to try, ascending: enough by the estimate of the neighbourhoods, then all."""
+        wanted = self.points or 0
+        if self.max_mmd is not None:
+            reached = named.remaining <= self.max_mmd * self.max_mmd
+            wanted = int(np.argmax(reached)) + 1 if reached.any() else len(reached)
+        size = max(min(8 * wanted, FIRST_CANDIDATES), wanted + wanted // 8)
+        return [np.sort(named.places[:size])] + [np.sort(named.places)] * (size < len(named.places))
+
+    def fit(self, among: CentredPoints) -> tuple[NDArray[np.intp], _Solution]:
+        """Choose among these candidates, and fit the weights. Raises OutOfReach."""
+        seen = embed(self.rows, among, self.kernel, self.run)
+        most = len(among) if self.points is None else self.points
+        enough = -np.inf
+        if self.max_mmd is not None:
+            # The error bound includes rounding. This is enough as long as the weights weigh at most three times as
+            # much as the bank's.
+            rounding = (4.0 * seen.mass) ** 2 * self.kernel.rounding(seen.gamma_radius, self.rows.rows)
+            enough = 0.99 * (self.max_mmd * self.max_mmd) - rounding
+        choice = choose(among, seen.z, self.self_term, self.kernel, self.run, most=most, enough=enough)
+        problem = _Problem(self, among, seen, choice)
+        solution = problem.solve(len(choice.order)) if self.max_mmd is None else problem.smallest(self.max_mmd)
+        return choice.order[: len(solution.weights)], solution
 
 
 @dataclass(frozen=True, slots=True)
 class _Solution:
-    """weights: (m,), in the order of the choice.  self_term and mmd as in Fitted."""
+    """weights: (m,), in the order of the choice. self_term and mmd as in Fitted."""
 
     weights: Floats
     self_term: float
@@ -137,32 +174,30 @@ class _Solution:
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """A choice of points, and what their weights have to match."""
+    """A choice of points whose weights have to match the bank's mean embedding."""
 
-    kernel: Kernel
-    among: Points
+    task: _Task
+    among: CentredPoints
     seen: Embedding
     choice: Choice
-    self_term: float
-    rows: int
-    run: Workers
 
     def solve(self, m: int) -> _Solution:
-        """The first m points of the choice, with their weights and certificate."""
+        """Fit the weights of the first m points of the choice, and bound the error."""
+        kernel, run = self.task.kernel, self.task.run
         order, factor = self.choice.order[:m], self.choice.factor[:m, :m]
         points, z = self.among[order], self.seen.z[order]
         weights = _solve(factor, z)
-        # One step of refinement: the factor has gathered rounding from all its columns.
-        weights += _solve(factor, z - multiply(points, points, weights, self.kernel, self.run) - REGULARISER * weights)
-        own = float(weights @ multiply(points, points, weights, self.kernel, self.run))
-        squared = self.self_term - 2.0 * float(weights @ z) + own
+        # One step of refinement, because the factor has gathered rounding from all its columns.
+        weights += _solve(factor, z - multiply(points, points, weights, kernel, run) - REGULARISER * weights)
+        own = float(weights @ multiply(points, points, weights, kernel, run))
+        squared = self.task.self_term - 2.0 * float(weights @ z) + own
         mass = self.seen.mass + float(np.abs(weights).sum())
-        rounding = mass**2 * self.kernel.rounding(self.seen.gamma_radius, max(self.rows, m))
+        rounding = mass**2 * kernel.rounding(self.seen.gamma_radius, max(self.task.rows.rows, m))
         return _Solution(weights, own, float(np.sqrt(max(squared, 0.0) + rounding)))
 
     def smallest(self, max_mmd: float) -> _Solution:
-        """The fewest points that certify max_mmd.  Raises OutOfReach."""
-        enough = self.choice.remaining <= max_mmd**2
+        """Return the solution with the fewest points whose error bound is within max_mmd. Raises OutOfReach."""
+        enough = self.choice.remaining <= max_mmd * max_mmd
         low, high = int(np.argmax(enough)) if enough.any() else len(enough) - 1, len(enough)
         best = self.solve(low + 1)
         if best.mmd <= max_mmd:
@@ -170,7 +205,7 @@ class _Problem:
         # Rounding counts here: a few more points have to make up for it.
         best = self.solve(high)
         if best.mmd > max_mmd:
-            raise OutOfReach(best.mmd, high, len(self.among), self.rows)
+            raise OutOfReach(best.mmd, high, len(self.among), self.task.rows.rows)
         low += 1
         while high - low > 1:
             middle = self.solve((low + high) // 2)
@@ -181,18 +216,8 @@ class _Problem:
         return best
 
 
-def _trials(named: Named, points: int | None, max_mmd: float | None) -> list[NDArray[np.intp]]:
-    """Candidates to choose among, ascending: enough by the neighbourhoods' own estimate, then all of them."""
-    wanted = points or 0
-    if max_mmd is not None:
-        reached = named.remaining <= max_mmd**2
-        wanted = int(np.argmax(reached)) + 1 if reached.any() else len(reached)
-    size = max(min(8 * wanted, _FEW), wanted + wanted // 8)
-    return [np.sort(named.places[:size])] + [np.sort(named.places)] * (size < len(named.places))
-
-
 def _solve(factor: Floats, right: Floats) -> Floats:
-    """(L L')^-1 right for a lower triangular L, (m, m), panel by panel: NumPy has no triangular solve."""
+    """Return (L L')^-1 right for a lower triangular L, (m, m), panel by panel. NumPy has no triangular solver."""
     x = right.copy()
     starts = range(0, len(x), _PANEL)
     for start in starts:
@@ -205,6 +230,6 @@ def _solve(factor: Floats, right: Floats) -> Floats:
 
 
 def _draw(n: int, size: int) -> NDArray[np.intp]:
-    """size of n places, ascending, the same ones every time."""
+    """Draw `size` of n places, ascending, the same ones every time."""
     places = np.random.Generator(np.random.PCG64(_SEED)).choice(n, size, replace=False, shuffle=False)
     return np.sort(places).astype(np.intp)

@@ -1,9 +1,9 @@
-"""A bank compressed while it is gathered: never whole in memory, and never all of its M^2 pairs.
+"""Compress a bank while its images arrive, without ever holding the whole bank or visiting all of its M^2 pairs.
 
-Signatures fill a block; a full one is compressed, with an exact certificate of its own, and its points wait on a level.
-A level that holds a block's worth of points is joined, compressed again and goes one level up: a streaming coreset
-(Bentley and Saxe 1980; Har-Peled and Mazumdar 2004).  A union's mean embedding is its parts' by their shares of the
-signatures, so certificates add up by the triangle inequality:
+Signatures fill a block. A full block is compressed, with an exact error bound of its own, and its points wait on a
+level. When a level holds a block's worth of points, they are joined, compressed again and moved one level up. This is a
+streaming coreset (Bentley and Saxe 1980; Har-Peled and Mazumdar 2004). The mean embedding of a union is that of its
+parts, weighted by their shares of the signatures. So error bounds add up by the triangle inequality:
 
     MMD(R, R') <= sum_c n_c / M MMD(R_c, R'_c) + MMD(union of all R'_c, R').
 """
@@ -11,7 +11,7 @@ signatures, so certificates add up by the triangle inequality:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +24,18 @@ from mdmf_deploy.mmd.reference import bank_self_term
 
 BLOCK = 32_768
 PER_BLOCK = 2048
-# A merge takes at least this many compressed blocks, or their points would be fitted over and over for little.
+# A merge takes at least this many compressed blocks. With fewer, points would be fitted over and over for little gain.
 _FAN = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Points that stand for `of` signatures; no image's MMD differs by more than max_mmd_change between the two.
+class Coreset:
+    """Points that stand for `of` signatures.
 
-    signatures: (m, d).  weights: (m,), for a bank of these signatures alone.  source: (m,) number of the image.
+    signatures: (m, d).
+    weights: (m,), for a bank of these signatures only.
+    source: (m,), the number of each point's image.
+    max_mmd_change: the error bound. No image's MMD differs by more between the points and the signatures.
     """
 
     signatures: NDArray[np.float32]
@@ -44,20 +47,25 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """part: at most as many points as asked for, its source an index into hashes.  hashes: of all images, ascending."""
+    """The result of Gathering.
 
-    part: Part
+    coreset: at most as many points as asked for. Its source is an index into hashes.
+    hashes: of all images, ascending.
+    """
+
+    coreset: Coreset
     self_term: float
     hashes: tuple[str, ...]
 
 
 class Gathering:
-    """Takes images one by one and holds a few blocks of points: one, and one for each level, log M of them.
+    """Take images one by one, holding one block of points and one per level: log M blocks in all.
 
-    points: how many to end with.  block: signatures compressed at once, at least four times what is kept of them.
-    per_block: points kept of each, at least `points`.
-    What fits into one block is compressed once, and does not depend on the order of the images; otherwise blocks are
-    filled in the order given, and the choice of points, though not what the certificate promises, depends on it.
+    points: how many to keep in the end.
+    block: signatures compressed at once, at least four times the points kept of them.
+    per_block: points kept of each block, at least `points`.
+    Signatures that fit into one block are compressed once, and the result does not depend on the order of the images.
+    Otherwise blocks are filled in the order given, which the choice of points depends on. The bound holds in any order.
     """
 
     def __init__(self, sigma: float, points: int, *, block: int = BLOCK, per_block: int = PER_BLOCK) -> None:
@@ -69,10 +77,10 @@ class Gathering:
         self._hashes: list[str] = []
         self._open: list[tuple[str, int, NDArray[np.float32]]] = []
         self._held = 0
-        self._levels: list[list[Part]] = []
+        self._levels: list[list[Coreset]] = []
 
     def add(self, sha256: str, signatures: NDArray[np.float32]) -> None:
-        """An image not given before.  signatures: (N, d).  Raises BankError if one is not finite."""
+        """Add an image that was not given before. signatures: (N, d). Raises BankError if one is not finite."""
         if not np.isfinite(signatures).all():
             raise BankError(f"bank: signatures of the image with SHA-256 {sha256} are not finite; run `mdmf verify`")
         if self._open and self._held + len(signatures) > self._block:
@@ -82,19 +90,19 @@ class Gathering:
         self._held += len(signatures)
 
     def result(self) -> Gathered:
-        """The points chosen from all that was given, at least one image."""
+        """Return the points that stand for all images, at least one of which was added."""
         parts = [part for level in reversed(self._levels) for part in level]
         if self._open:
             parts.append(self._close())
         self._levels = []
-        part, self_term = _reduced(_joined(parts), self._sigma, self._points)
+        coreset, self_term = _reduced(_joined(parts), self._sigma, self._points)
         ascending = sorted(range(len(self._hashes)), key=self._hashes.__getitem__)
         place = np.empty(len(ascending), np.int32)
         place[ascending] = np.arange(len(ascending), dtype=np.int32)
-        numbered = Part(part.signatures, part.weights, place[part.source], part.of, part.max_mmd_change)
+        numbered = replace(coreset, source=place[coreset.source])
         return Gathered(numbered, self_term, tuple(self._hashes[number] for number in ascending))
 
-    def _put(self, level: int, part: Part) -> None:
+    def _put(self, level: int, part: Coreset) -> None:
         if level == len(self._levels):
             self._levels.append([])
         waiting = self._levels[level]
@@ -103,18 +111,18 @@ class Gathering:
             self._levels[level] = []
             self._put(level + 1, _reduced(_joined(waiting), self._sigma, self._per_block)[0])
 
-    def _close(self) -> Part:
-        """The block as a part, its images by hash."""
+    def _close(self) -> Coreset:
+        """Return the open block with its images ordered by hash, and start a new one."""
         images = sorted(self._open, key=lambda image: image[0])
         self._open, self._held = [], 0
         signatures = np.concatenate([image[2] for image in images]).astype(np.float32, copy=False)
         source = np.repeat(np.array([image[1] for image in images], np.int32), [len(image[2]) for image in images])
-        return Part(signatures, np.full(len(signatures), 1.0 / len(signatures)), source, len(signatures), 0.0)
+        return Coreset(signatures, np.full(len(signatures), 1.0 / len(signatures)), source, len(signatures), 0.0)
 
 
-def _joined(parts: Sequence[Part]) -> Part:
+def _joined(parts: Sequence[Coreset]) -> Coreset:
     of = sum(part.of for part in parts)
-    return Part(
+    return Coreset(
         np.concatenate([part.signatures for part in parts]),
         np.concatenate([part.weights * (part.of / of) for part in parts]),
         np.concatenate([part.source for part in parts]),
@@ -123,12 +131,12 @@ def _joined(parts: Sequence[Part]) -> Part:
     )
 
 
-def _reduced(part: Part, sigma: float, points: int) -> tuple[Part, float]:
-    """At most `points` of its points, and their self term."""
+def _reduced(part: Coreset, sigma: float, points: int) -> tuple[Coreset, float]:
+    """Compress to at most `points`, and return the result with its self term."""
     self_term = bank_self_term(part.signatures, part.weights, sigma)
     if len(part.weights) <= points:
         return part, self_term
     fitted = compress(MemoryRows(part.signatures, part.weights), sigma, self_term, points=points)
     change = part.max_mmd_change + fitted.mmd
-    reduced = Part(fitted.signatures, fitted.weights, part.source[fitted.places], part.of, change)
+    reduced = Coreset(fitted.signatures, fitted.weights, part.source[fitted.places], part.of, change)
     return reduced, fitted.self_term

@@ -1,49 +1,67 @@
-"""The reduction on an NVIDIA GPU: signatures from either memory in, a few bytes an image out.
+"""The reduction on an NVIDIA GPU: signatures from host or GPU memory in, a few bytes per image out.
 
     out[n] = 1/N sum_n' k(x[n], x[n']) - 2 sum_m w[m] k(x[n], r[m]) + C,   k(a, b) = exp(-|a - b|^2 / (2 sigma^2))
 
-The kernels (engines/kernels) hold no N x M matrix, and sum in an order that depends on the bank and the GPU alone: so
-an image's bits depend neither on its batch nor on how often it is run.  A bank is prepared and uploaded once.
-Reference: mdmf_deploy.mmd.reference.ReferenceReduction (float64).
+How a signature becomes a score, file by file:
+
+1. Here. `CudaReduction.submit` checks the shape and prepares the bank on first use (`UploadedBank`). It cuts a batch
+   that is too large and gives each part to one of two lanes in turn. `Lane.start` copies the signatures to the GPU,
+   launches four kernels and copies the scores back. `Pending.scores` waits for them.
+2. mmd/cuda/kernels.py says which kernel a GPU and a bank get, how a bank is prepared for it, and with which grid each
+   of the four kernels is launched. mmd/__init__.py holds `Scores` and the check of shapes.
+3. hardware/device.py is the GPU as this file sees it: memory, copies, modules, launches, events, streams and graphs.
+   hardware/cuda_core.py is that GPU through cuda-core, hardware/cubin.py compiles and caches the kernels, and
+   hardware/memory.py reads arrays that other libraries hold on the GPU.
+4. engines/kernels/3_tensor.cu (or 2_tiled.cu, 1_plain.cu) computes the cross term. engines/kernels/common.cuh holds
+   the kernels around it: prepare the operands, the within-image term, and the final sums.
+
+No N x M matrix is ever stored. The order of every sum depends only on the bank and the GPU, so an image gets the same
+bits in any batch and on every run. Reference: mdmf_deploy.mmd.reference.ReferenceReduction (float64).
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank
-from mdmf_deploy.hardware.device import Device, Event, open_device
-from mdmf_deploy.hardware.memory import device_view, is_on_device
+from mdmf_deploy.hardware.device import Device, Event, Graph, Memory, open_device
+from mdmf_deploy.hardware.memory import DeviceView, device_view, is_on_device, upload
 from mdmf_deploy.mmd import Scores, check_shape
-from mdmf_deploy.mmd.cuda.kernels import Kernel, choose
-from mdmf_deploy.mmd.cuda.lane import Lane, Part, PointsOnDevice
+from mdmf_deploy.mmd.cuda.kernels import Kernel, Launch, Launches, choose, prepare_bank
 
-# Two batches at a time: one's copies run while the other's kernels do.
+# Two batches at a time: the copies of one run beside the kernels of the other.
 _LANES = 2
-# Most rows (signatures) of a batch taken at once.
-_ROWS = 1 << 16
-# Compute capabilities whose tensor cores make three tf32 products in less time than a float32 one: A100, H100, B200,
-# B300.  Other cards' tf32 runs at float32's rate (engines/kernels/README.md).
+# Most rows (signatures) in flight per lane. A larger batch is cut.
+MAX_ROWS = 1 << 16
+# Graphs kept per lane, one for each batch shape. A run has two shapes: the batch size and the remainder at the end.
+MAX_GRAPHS = 8
+# Compute capabilities whose tensor cores do three tf32 products faster than one float32 product: A100, H100, B200 and
+# B300. Other cards run tf32 at float32's rate (engines/kernels/README.md).
 _TF32 = (80, 90, 100, 103)
-# Largest mean |r - centre|^2 / (2 sigma^2) up to which exponents come from products: they are off by about 3e-8 of it.
-# Beyond it they come from differences ("plain"), which is slower.  fp16 and bf16 round more than that anyway.
+# Largest mean |r - centre|^2 / (2 sigma^2) for which exponents are computed from products, with an error of about 3e-8
+# of it. Beyond it they are computed from differences ("plain"), which is slower. fp16 and bf16 have no limit, because
+# their operands round more than that anyway.
 _STEEP = {"fp32": 16.0, "tf32": 128.0}
+_SMALLER_BATCH = "lower --batch-size"
+_SMALLER_BANK = "compress the bank (`mdmf bank compress`), or close what else runs on this GPU"
 
 
 class Pending:
-    """Scores that a GPU is working on.  Any thread may wait for them, in any order."""
+    """Scores that a GPU is still computing. Any thread may wait for them, in any order."""
 
-    def __init__(self, parts: Sequence[Part], patches: int) -> None:
-        self._parts, self._patches = parts, patches
+    def __init__(self, batches: Sequence[BatchScores], patches: int) -> None:
+        self._batches, self._patches = batches, patches
 
     def scores(self) -> Scores:
-        """Wait until they are there."""
-        taken = [part.take() for part in self._parts]
+        """Wait for the scores and return them."""
+        taken = [batch.take() for batch in self._batches]
         if not taken:
             return Scores(np.zeros(0), np.zeros((0, self._patches)))
         mmd2, contributions = zip(*taken, strict=True)
@@ -51,41 +69,42 @@ class Pending:
 
     @property
     def milliseconds(self) -> float:
-        """What the GPU spent on them, from the first copy to the last; waits for them."""
+        """Time the GPU spent on them, from the first copy to the last. Waits for the scores."""
         self.scores()
-        return sum(part.milliseconds for part in self._parts)
+        return sum(batch.milliseconds for batch in self._batches)
 
 
 class CudaReduction:
-    """Held to the same contract as every reduction.  operand: what the products are made of.
+    """Satisfies the contract of every reduction, on a GPU.
 
-    device: None for the first GPU.  operand: "fp32", "tf32", "fp16" or "bf16"; None for tf32 where that takes less time
-    than fp32, else fp32.  version: of the kernels ("plain", "tiled", "tensor"); None for the fastest that is accurate
-    with this bank.
-    Raises RuntimeUnavailable without a usable GPU, UsageError for an operand or a width that no kernel is made for, and
+    device: None for the first GPU.
+    operand: the type that is multiplied, "fp32", "tf32", "fp16" or "bf16". None for tf32 on GPUs where it is faster
+    than fp32, and fp32 on others.
+    version: of the kernels ("plain", "tiled", "tensor"). None for the fastest that is accurate with the bank.
+    Raises RuntimeUnavailable without a usable GPU, UsageError for an operand or width that has no kernel, and
     OutOfMemory.
     """
 
     name = "cuda"
 
     def __init__(self, device: Device | None = None, *, operand: str | None = None, version: str | None = None) -> None:
-        self._device = open_device() if device is None else device
-        self._operand = operand or ("tf32" if self._device.gpu.sm in _TF32 else "fp32")
+        self.device = open_device() if device is None else device
+        self.operand = operand or ("tf32" if self.device.gpu.sm in _TF32 else "fp32")
         self._version = version
-        self._lanes = [Lane(self._device) for _ in range(_LANES)]
+        self._lanes = [Lane(self.device) for _ in range(_LANES)]
         self._next = 0
-        self._points: PointsOnDevice | None = None
+        self._bank: UploadedBank | None = None
         self._lock = threading.Lock()
 
     def __call__(self, signatures: Any, bank: Bank) -> Scores:
-        """signatures: (B, N, d), of NumPy, or of whatever has a `__cuda_array_interface__`, which is not copied."""
+        """Score (B, N, d) signatures: a NumPy array, or one with `__cuda_array_interface__`, which is not copied."""
         return self.submit(signatures, bank).scores()
 
     def submit(self, signatures: Any, bank: Bank) -> Pending:
-        """As a call, but without waiting.
+        """Start scoring without waiting.
 
-        A NumPy array may be changed as soon as this returns.  An array on the GPU may be changed by work on its own
-        stream (`stream` of its interface), which is made to wait; it must not be freed otherwise before its scores are
+        A NumPy array may be changed as soon as this returns. An array on the GPU may be overwritten by work on its own
+        stream (`stream` of its interface), which is made to wait. Its memory must not be freed before the scores are
         there.
         """
         view = device_view(signatures) if is_on_device(signatures) else None
@@ -93,60 +112,241 @@ class CudaReduction:
         check_shape(shape, bank)
         images, patches, _ = shape
         with self._lock:
-            points = self._prepared(bank)
-            step = max(1, _ROWS // patches)
-            parts = []
+            uploaded = self._prepared(bank)
+            step = max(1, MAX_ROWS // patches)
+            batches = []
             for start in range(0, images, step):
                 count = min(step, images - start)
                 lane = self._lanes[self._next]
                 self._next = (self._next + 1) % _LANES
                 batch = signatures[start : start + count] if view is None else view.images(start, count)
-                parts.append(lane.start(batch, points))
-        return Pending(parts, patches)
+                batches.append(lane.start(batch, uploaded))
+        return Pending(batches, patches)
 
     def mark(self, stream: int) -> Event:
-        """A new event, recorded on another library's stream (cudaStream_t)."""
-        event = self._device.event()
-        event.record(self._device.stream(stream))
+        """Record a new event on another library's stream (a cudaStream_t) and return it."""
+        event = self.device.event()
+        event.record(self.device.stream(stream))
         return event
 
     def prepare(self, bank: Bank) -> None:
-        """Upload a bank before its first image comes.  Raises as the first call with it would."""
+        """Upload a bank ahead of its first image. Raises the same errors as the first call with it."""
         with self._lock:
             self._prepared(bank)
 
     def close(self) -> None:
-        """Free all memory on the GPU, once what runs has run; the next call takes it anew."""
+        """Wait for running work and free all GPU memory. The next call allocates it again."""
         with self._lock:
             self._clear()
 
-    def _prepared(self, bank: Bank) -> PointsOnDevice:
-        if self._points is None or self._points.bank is not bank:
+    def _prepared(self, bank: Bank) -> UploadedBank:
+        if self._bank is None or self._bank.bank is not bank:
             kernel = self._kernel(bank)
             self._clear()
-            self._points = PointsOnDevice(self._device, bank, kernel)
-        return self._points
+            self._bank = UploadedBank(self.device, bank, kernel)
+        return self._bank
 
     def _kernel(self, bank: Bank) -> Kernel:
-        sm, width = self._device.gpu.sm, bank.signatures.shape[1]
-        if self._version is None and _steepness(bank) > _STEEP.get(self._operand, math.inf):
+        sm, width = self.device.gpu.sm, bank.signatures.shape[1]
+        if self._version is None and _steepness(bank) > _STEEP.get(self.operand, math.inf):
             return choose(sm, width, "fp32", "plain")
-        return choose(sm, width, self._operand, self._version)
+        return choose(sm, width, self.operand, self._version)
 
     def _clear(self) -> None:
         for lane in self._lanes:
             lane.clear()
-        if self._points is not None:
-            self._points.free()
-        self._points = None
+        if self._bank is not None:
+            self._bank.free()
+        self._bank = None
+
+
+class UploadedBank:
+    """A bank prepared for a kernel and uploaded, with the kernel compiled for this GPU.
+
+    Raises OutOfMemory, CompilationFailed.
+    """
+
+    def __init__(self, device: Device, bank: Bank, kernel: Kernel) -> None:
+        self.bank, self.kernel = bank, kernel
+        prepared = prepare_bank(bank, kernel)
+        self.rows, self.operand_bytes = len(prepared.operands), prepared.operands.itemsize
+        self.unit, self.scale, self.self_term = prepared.unit, prepared.scale, prepared.self_term
+        module = device.module(kernel.source, kernel.options(device.gpu.sm))
+        self.entries = {name: module[name] for name in ("mdmf_prepare", "mdmf_cross", "mdmf_within", "mdmf_finish")}
+        self._multiprocessors = device.gpu.multiprocessors
+        self._launches: dict[tuple[int, int], Launches] = {}
+        stream = device.stream()
+        self._held: list[Memory] = []
+        try:
+            for array in (prepared.operands, prepared.half_norms, prepared.weights, prepared.centre):
+                self._held.append(upload(device, array, stream, _SMALLER_BANK))
+        except BaseException:
+            self.free()
+            raise
+        self.operands, self.half_norms, self.weights, self.centre = self._held
+
+    def launches(self, images: int, patches: int) -> Launches:
+        """The launches for a batch of this shape. Computed once per shape, because choosing the grid takes a while."""
+        shape = images, patches
+        if shape not in self._launches:
+            self._launches[shape] = self.kernel.launches(*shape, self.rows, self._multiprocessors)
+        return self._launches[shape]
+
+    def free(self) -> None:
+        for memory in self._held:
+            memory.free()
+
+
+class BatchScores:
+    """The scores of one batch in a lane, until they are read."""
+
+    def __init__(self, read: Callable[[], tuple[NDArray[np.float64], NDArray[np.float64], float]]) -> None:
+        self._read, self._lock = read, threading.Lock()
+        self._taken: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        self.milliseconds = 0.0
+
+    def take(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Wait for the GPU and return mmd2 (B,) and contributions (B, N), copies that the reader owns."""
+        with self._lock:
+            if self._taken is None:
+                mmd2, contributions, self.milliseconds = self._read()
+                self._taken = mmd2, contributions
+            return self._taken
+
+
+class Lane:
+    """A stream with memory of its own, for one batch at a time.
+
+    The next batch may start once the last one has finished on the GPU, whether its scores were read or not.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._stream = device.stream()
+        self._begun, self._consumed, self._done, self._made = (device.event() for _ in range(4))
+        self._batch: BatchScores | None = None
+        self._memory: dict[str, Memory] = {}
+        self._seen: set[tuple[int, int]] = set()
+        self._graphs: dict[tuple[int, int], Graph] = {}
+
+    def start(self, signatures: NDArray[np.float32] | DeviceView, bank: UploadedBank) -> BatchScores:
+        """Start scoring (B, N, d) signatures, B >= 1. A host array has been read when this returns.
+
+        Raises OutOfMemory.
+        """
+        if self._batch is not None:
+            # Read the last batch's results: this batch's will be written to the same place.
+            self._batch.take()
+            self._batch = None
+        images, patches, width = signatures.shape
+        rows = images * patches
+        launches = bank.launches(images, patches)
+        operands = self._room("operands", rows * width * bank.operand_bytes)
+        half_norms, within = self._room("half_norms", 4 * rows), self._room("within", 4 * rows)
+        partial_sums = self._room("partial", 4 * rows * launches.slices)
+        # Contributions first, then the scores of the images.
+        out = self._room("out", 8 * (rows + images))
+        results = self._room("results", 8 * (rows + images), pinned=True)
+        source = self._source(signatures)
+
+        def after_prepare() -> None:
+            run = partial(self._launch, bank)
+            x, points = (operands, half_norms), (bank.operands, bank.half_norms, bank.weights)
+            run(launches.cross, *x, *points, rows, bank.rows, launches.slices, partial_sums)
+            run(launches.within, *x, images, patches, within)
+            scalars = np.float32(bank.unit), np.float64(bank.self_term)
+            mmd2 = np.uintp(out.pointer + 8 * rows)
+            run(launches.finish, partial_sums, within, launches.slices, images, patches, *scalars, out, mmd2)
+            self._device.copy(results, out, 8 * (rows + images), self._stream)
+
+        scale = np.float32(bank.scale)
+        self._launch(bank, launches.prepare, source, bank.centre, scale, rows, operands, half_norms)
+        if isinstance(signatures, DeviceView) and signatures.stream is not None:
+            # Only prepare reads the signatures, so their producer may overwrite them from here on.
+            self._consumed.record(self._stream)
+            self._device.stream(signatures.stream).wait(self._consumed)
+        self._repeat((images, patches), after_prepare)
+        self._done.record(self._stream)
+
+        def read() -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+            self._done.synchronize()
+            values = results.host[: 8 * (rows + images)].view(np.float64).copy()
+            return values[rows:], values[:rows].reshape(images, patches), self._done.since(self._begun)
+
+        self._batch = BatchScores(read)
+        return self._batch
+
+    def clear(self) -> None:
+        """Wait for running work and free everything."""
+        if self._batch is not None:
+            self._batch.take()
+            self._batch = None
+        self._forget_graphs()
+        for memory in self._memory.values():
+            memory.free()
+        self._memory.clear()
+
+    def _source(self, signatures: NDArray[np.float32] | DeviceView) -> np.uintp:
+        """The address on the GPU where the signatures are, or will be once the stream has copied them."""
+        if isinstance(signatures, DeviceView):
+            if signatures.stream is not None:
+                self._made.record(self._device.stream(signatures.stream))
+                self._stream.wait(self._made)
+            self._begun.record(self._stream)
+            return np.uintp(signatures.pointer)
+        nbytes = 4 * signatures.size
+        staging = self._room("staging", nbytes, pinned=True)
+        x = self._room("x", nbytes)
+        staging.host[:nbytes].view(np.float32).reshape(signatures.shape)[...] = signatures
+        self._begun.record(self._stream)
+        self._device.copy(x, staging, nbytes, self._stream)
+        return np.uintp(x.pointer)
+
+    def _launch(self, bank: UploadedBank, launch: Launch, *arguments: Memory | np.generic | int) -> None:
+        scalars = tuple(
+            argument
+            if isinstance(argument, np.generic)
+            else np.int32(argument)
+            if isinstance(argument, int)
+            else np.uintp(argument.pointer)
+            for argument in arguments
+        )
+        self._device.launch(bank.entries[launch.entry], launch.grid, launch.block, launch.shared, scalars, self._stream)
+
+    def _repeat(self, shape: tuple[int, int], work: Callable[[], None]) -> None:
+        """Do the work directly for a new shape, and as a graph from its second batch on: most odd shapes come once."""
+        if shape not in self._seen:
+            self._seen.add(shape)
+            work()
+            return
+        if shape not in self._graphs:
+            if len(self._graphs) == MAX_GRAPHS:
+                self._forget_graphs()
+            self._graphs[shape] = self._device.graph(work, self._stream)
+        self._graphs[shape].launch(self._stream)
+
+    def _room(self, name: str, nbytes: int, *, pinned: bool = False) -> Memory:
+        """Return the lane's memory of this name, at least nbytes of it. The last batch no longer uses it."""
+        held = self._memory.get(name)
+        if held is None or held.nbytes < nbytes:
+            # Graphs hold addresses.
+            self._forget_graphs()
+            if held is not None:
+                self._memory.pop(name).free()
+            held = self._memory[name] = self._device.allocate(nbytes, _SMALLER_BATCH, pinned=pinned)
+        return held
+
+    def _forget_graphs(self) -> None:
+        self._graphs.clear()
+        self._seen.clear()
 
 
 def _steepness(bank: Bank) -> float:
-    """Mean |r - centre|^2 / (2 sigma^2), points weighted by |w|."""
+    """Mean |r - centre|^2 / (2 sigma^2) of the bank's points, weighted by |w|."""
     centre = bank.signatures.mean(axis=0, dtype=np.float64)
     weights = np.abs(bank.weights)
     squared = 0.0
-    for start in range(0, len(weights), _ROWS):
-        centred = bank.signatures[start : start + _ROWS] - centre
-        squared += float(weights[start : start + _ROWS] @ np.einsum("md,md->m", centred, centred))
+    for start in range(0, len(weights), MAX_ROWS):
+        centred = bank.signatures[start : start + MAX_ROWS] - centre
+        squared += float(weights[start : start + MAX_ROWS] @ np.einsum("md,md->m", centred, centred))
     return squared / (float(weights.sum()) or 1.0) / (2.0 * bank.sigma**2)

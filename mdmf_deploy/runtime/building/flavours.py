@@ -57,7 +57,7 @@ def allows_tf32(precision: str) -> bool:
     """Whether float32 products may cut their operands to the 11 significant bits of TF32, for tensor cores.
 
     In an fp16 graph they do it for nothing: its only such products are attention scores, of float16 operands
-    (mdmf_deploy.tasks.export.fp16).  Elsewhere it would not be the precision that the bundle names.
+    (mdmf_deploy.tasks.export.precision).  Elsewhere it would not be the precision that the bundle names.
     """
     return precision == "fp16"
 

@@ -1,4 +1,4 @@
-"""Building a reference bank from real images."""
+"""Build a reference bank from real images."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from mdmf_deploy.tasks.bank.compress import METHOD
 from mdmf_deploy.tasks.verify import Scale, scale_of
 
 if TYPE_CHECKING:
-    from mdmf_deploy.detection.pipeline import Extraction, Source
+    from mdmf_deploy.detection.feed import Extraction, Source
     from mdmf_deploy.runtime import Engine
 
 
-# Signatures whose M^2 / 2 pairs take two cores more than an hour.
-_HOURS = 1_000_000
-# Images whose scores set the scale that a compressed bank keeps.
-_SCORED = 256
+# The M^2 / 2 pairs of more signatures take two cores more than an hour.
+MAX_EXACT = 1_000_000
+# The scores of this many images set the scale that a compressed bank keeps.
+SCALE_IMAGES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """An image left out because its bytes are those of another one, `kept`."""
+    """An image left out because another one, `kept`, has the same bytes."""
 
     uri: str
     kept: str
@@ -45,18 +45,24 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """An image that could not be decoded; code and text are its ImageError's."""
+    """An image that could not be decoded. Its code and text are those of the ImageError."""
 
     uri: str
     code: str
     text: str
 
+    @classmethod
+    def of(cls, image: Extraction) -> Unreadable:
+        error = image.error
+        return cls(image.uri, error.code, str(error)) if error else cls(image.uri, "unreadable", "no signatures")
+
 
 @dataclass(frozen=True, slots=True)
 class BankReport:
-    """A new bank, and what happened to every image that is not in it.
+    """A new bank, and the images that are not in it.
 
-    images: distinct readable ones.  signatures: how many those gave, before thinning.
+    images: the number of distinct readable ones.
+    signatures: the number extracted from these, before thinning.
     """
 
     bank: Bank
@@ -74,14 +80,14 @@ def build_bank(
     *,
     points: int | None = None,
 ) -> BankReport:
-    """The bank of these real images for this model.
+    """Build the bank of these real images for this model.
 
-    max_signatures: a larger bank is thinned to this many; 0 keeps all.  Memory is that of the signatures kept, and the
-    bank has the same bytes whatever the order of the sources.
-    points: all signatures count, and the bank is compressed to this many points while it is gathered, as
-    mdmf_deploy.mmd.compress.Gathering says; beyond one block of signatures it depends on the order of the sources.
-    Raises UsageError if both are given, BankError if no image could be read, or so many signatures are left that their
-    self term takes hours.
+    max_signatures: a larger bank is thinned to this many. 0 keeps all. Memory is that of the signatures kept, and the
+        bank has the same bytes whatever the order of the sources.
+    points: every signature counts, and the bank is compressed to this many points while it is gathered (see Gathering
+        in mmd/compress/stream.py). Beyond one block of signatures it depends on the order of the sources.
+    Raises UsageError if both are given, and BankError if no image could be read, or if so many signatures are left that
+    their self term takes hours.
     """
     from mdmf_deploy.detection.pipeline import extract
 
@@ -91,31 +97,33 @@ def build_bank(
 def gather_bank(
     manifest: Manifest, extracted: Iterable[Extraction], max_signatures: int = 0, *, points: int | None = None
 ) -> BankReport:
-    """As build_bank, from images already signed."""
+    """Build a bank, as build_bank does, from signatures that are already extracted."""
     if max_signatures < 0:
         raise BankError(f"max_signatures: expected 0 (all) or more, got {max_signatures}")
     if points is not None and max_signatures:
         raise UsageError("bank build: give either --points or --max-signatures")
-    met = _Met()
-    images = met.distinct(extracted)
+    inputs = _Inputs()
+    images = inputs.distinct(extracted)
     if points is None:
-        return met.report(*_thinned(images, max_signatures, manifest, met))
-    return met.report(*_compressed(images, Gathering(manifest.model.sigma, points), manifest, met))
+        return inputs.report(*_thinned(images, max_signatures, manifest, inputs))
+    return inputs.report(*_compressed(images, Gathering(manifest.model.sigma, points), manifest, inputs))
 
 
-class _Met:
-    """Which images there were, and what became of each."""
+class _Inputs:
+    """A record of every image given: its names by content hash, or why it could not be read."""
 
     def __init__(self) -> None:
         self.uris: dict[str, list[str]] = {}
         self.errors: list[Unreadable] = []
 
     def distinct(self, extracted: Iterable[Extraction]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """(sha256, signatures) of every readable image, copies left out.  Raises BankError if there was none."""
+        """Yield (sha256, signatures) of every readable image, without copies.
+
+        Raises BankError at the end if there was none.
+        """
         for image in extracted:
             if image.error is not None or image.signatures is None:
-                code, text = (image.error.code, str(image.error)) if image.error else ("unreadable", "no signatures")
-                self.errors.append(Unreadable(image.uri, code, text))
+                self.errors.append(Unreadable.of(image))
                 continue
             uris = self.uris.setdefault(image.sha256, [])
             uris.append(image.uri)
@@ -127,7 +135,7 @@ class _Met:
             )
 
     def sources(self, hashes: Iterable[str]) -> tuple[BankSource, ...]:
-        """Of copies the first by name, whichever was met first."""
+        """Return the image of each hash under its name. Among copies, the first name in sorted order wins."""
         shown = _shorten({min(uris) for uris in self.uris.values()})
         return tuple(BankSource(shown[min(self.uris[sha256])], sha256) for sha256 in hashes)
 
@@ -143,23 +151,23 @@ class _Met:
 
 
 def _thinned(
-    images: Iterable[tuple[str, NDArray[np.float32]]], max_signatures: int, manifest: Manifest, met: _Met
+    images: Iterable[tuple[str, NDArray[np.float32]]], max_signatures: int, manifest: Manifest, inputs: _Inputs
 ) -> tuple[Bank, int]:
-    """The bank, exact, and how many signatures there were."""
+    """Return the exact bank, thinned to max_signatures, and the number of signatures before."""
     kept: dict[str, NDArray[np.float32]] = {}
     total = held = 0
     for sha256, signatures in images:
         total += len(signatures)
         kept[sha256] = _in_drawing_order(signatures, sha256) if max_signatures else signatures
         held += len(kept[sha256])
-        # With n images seen, none can end up with more than this many; letting go now bounds the memory.
+        # With n images seen, none can end up with more rows than this. Dropping the others now bounds the memory.
         if max_signatures and held > 2 * max_signatures + total // len(kept):
             quota = math.ceil(max_signatures / len(kept))
             kept = {sha256: signatures[:quota].copy() for sha256, signatures in kept.items()}
             held = sum(map(len, kept.values()))
     chosen = _thin(kept, max_signatures)
     size = sum(map(len, chosen.values()))
-    if size > _HOURS:
+    if size > MAX_EXACT:
         raise BankError(
             f"bank: the self term of {size} signatures takes hours, since all of their pairs count; "
             f"let `mdmf bank build --points {PER_BLOCK}` compress the bank while it is gathered"
@@ -169,31 +177,31 @@ def _thinned(
         np.concatenate(list(chosen.values())).astype(np.float32, copy=False),
         manifest.model.sigma,
         source=source,
-        sources=met.sources(chosen),
+        sources=inputs.sources(chosen),
         model_sha256=manifest.model_sha256,
     )
     return bank, total
 
 
 def _compressed(
-    images: Iterable[tuple[str, NDArray[np.float32]]], gathering: Gathering, manifest: Manifest, met: _Met
+    images: Iterable[tuple[str, NDArray[np.float32]]], gathering: Gathering, manifest: Manifest, inputs: _Inputs
 ) -> tuple[Bank, int]:
-    """The bank, of few points for all signatures, and how many those were."""
+    """Return a bank of few points that stand for all signatures, and the number of these."""
     some: dict[str, NDArray[np.float32]] = {}
     for sha256, signatures in images:
         gathering.add(sha256, signatures)
         some[sha256] = signatures
-        if len(some) > 2 * _SCORED:
+        if len(some) > 2 * SCALE_IMAGES:
             some = _smallest(some)
     gathered = gathering.result()
-    part = gathered.part
+    part = gathered.coreset
     bank = Bank(
         part.signatures,
         part.weights,
         manifest.model.sigma,
         gathered.self_term,
         part.source,
-        met.sources(gathered.hashes),
+        inputs.sources(gathered.hashes),
         manifest.model_sha256,
     )
     if len(part.weights) < part.of:
@@ -209,12 +217,12 @@ def _compressed(
 
 
 def _smallest(some: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """Those with the smallest hashes: the same ones in whatever order they came."""
-    return {sha256: some[sha256] for sha256 in sorted(some)[:_SCORED]}
+    """Return the images with the smallest hashes. They are the same in whatever order the images came."""
+    return {sha256: some[sha256] for sha256 in sorted(some)[:SCALE_IMAGES]}
 
 
 def _scale(bank: Bank, images: Iterable[NDArray[np.float32]]) -> Scale:
-    """What `mdmf verify` measures changes of score by, as the points left cannot tell.
+    """Return the scale by which `mdmf verify` judges changes of score. A compressed bank cannot give it.
 
     The images are in the bank themselves, so their scores are a little low: by one image's share of its signatures.
     """
@@ -223,10 +231,10 @@ def _scale(bank: Bank, images: Iterable[NDArray[np.float32]]) -> Scale:
 
 
 def swap_bank(bundle: Bundle, bank: Bank, destination: Path) -> Bundle:
-    """Write the bundle with this bank in place of its own; the model is not touched.
+    """Write the bundle with this bank in place of its own. The model is not touched.
 
-    The bundle_id changes, and thresholds and verification hold for a bundle_id: the calibration goes, and so do the
-    verification records, whose score changes and flipped verdicts were measured against the old bank.
+    The bundle_id changes. The calibration holds only for the old one and is dropped. So are the verification records,
+    whose score changes and flipped verdicts were measured against the old bank.
     Raises BundleError if the bank was made with another model, or the destination cannot be written.
     """
     check_bank(bank, bundle.manifest, BANK)
@@ -236,13 +244,13 @@ def swap_bank(bundle: Bundle, bank: Bank, destination: Path) -> Bundle:
 
 
 def _in_drawing_order(signatures: NDArray[np.float32], sha256: str) -> NDArray[np.float32]:
-    """The rows in a random order that the image's content fixes, on every machine and NumPy version."""
+    """Return the rows in a random order that the image's content fixes, on every machine and NumPy version."""
     order = sorted(range(len(signatures)), key=lambda row: hashlib.sha256(f"{sha256}:{row}".encode()).digest())
     return signatures[order]
 
 
 def _thin(kept: dict[str, NDArray[np.float32]], max_signatures: int) -> dict[str, NDArray[np.float32]]:
-    """Images by content hash; each has its first q or q + 1 rows, the lower hashes the extra one."""
+    """Return the images in order of hash, each with its first q or q + 1 rows. The lower hashes get the extra row."""
     by_hash = dict(sorted(kept.items()))
     if not max_signatures:
         return by_hash
@@ -254,7 +262,7 @@ def _thin(kept: dict[str, NDArray[np.float32]], max_signatures: int) -> dict[str
 
 
 def _shorten(uris: set[str]) -> dict[str, str]:
-    """Each uri from its last common folder on, so that a bank does not carry its maker's directories."""
+    """Map each uri to its part from the last common folder on, so that a bank does not reveal its maker's folders."""
     paths = {uri: Path(uri) for uri in uris}
     try:
         root = os.path.commonpath([path.parent for path in paths.values()])

@@ -1,4 +1,14 @@
-"""A bundle in, the same bundle with a compressed bank out."""
+"""Compress a bundle's bank, and carry its calibration and verification over without any image.
+
+Compression bounds its error: |MMD(X, R') - MMD(X, R)| <= e for every image X, seen or not.
+
+Calibration: an image of score s now scores at most (sqrt(s) + e)^2. p-values taken among these bounds are at least
+those of a new calibration, and keep their guarantee.
+
+Verification: two engines extract X and Y from one image. Their scores differ in the bank only by
+2 <mu_X - mu_Y, mu_R>. Compression changes that by at most 2 e |mu_X - mu_Y|, where
+|mu_X - mu_Y| <= sqrt(d) max|x - y| / sigma.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +20,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from mdmf_deploy.bundle import conformal
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, check_bank, hint, write_bundle
-from mdmf_deploy.bundle.calibration import Calibration, Threshold
+from mdmf_deploy.bundle.calibration import Calibration, Threshold, threshold
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, FileEntry, Manifest, Verification
 from mdmf_deploy.errors import BankError, UsageError
 from mdmf_deploy.mmd.compress.bank_rows import BankFile
@@ -22,16 +31,19 @@ from mdmf_deploy.tasks.bank.inspect import bandwidth_warning, mean_kernel
 from mdmf_deploy.tasks.verify import newest_scale
 
 METHOD = "f/P-greedy"
+_SUFFIX = "; measured before the bank was compressed, bound of the score change added"
 
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """What became of a bundle.
+    """The result of a compression.
 
-    points, of: signatures now and at first, before any compression.  max_mmd_change: the certificate, against the bank
-    as it was at first.  spread: standard deviation of MMD over the calibration images, None without any.
-    kept: why the bank is as it was; empty if it is not.  calibration: whether one was carried over.
-    carried, dropped: verification records that are kept with a bound added, and that are gone.
+    points, of: signatures now, and before the first compression.
+    max_mmd_change: the error bound, against the bank before the first compression.
+    spread: standard deviation of MMD over the calibration images, or None without any.
+    unchanged: why the bank stays as it is, or "" if it was compressed.
+    calibration: whether one was carried over.
+    carried, dropped: the number of verification records kept with a bound added, and of those removed.
     """
 
     bundle: Bundle
@@ -41,33 +53,33 @@ class Compressed:
     spread: float | None
     self_term: float
     mean_kernel: float | None
-    kept: str
+    unchanged: str
     calibration: bool
     carried: int
     dropped: int
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A line on a bandwidth that makes nearly all kernel values 0 or 1."""
+        """A line if the bandwidth makes nearly all kernel values 0 or 1."""
         warning = bandwidth_warning(self.mean_kernel, self.of, self.bundle.manifest.model.sigma)
         return (warning,) if warning else ()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines on what was carried over, and on what to run."""
+        """Lines that name what was carried over, and what to run next."""
         path = self.bundle.path
-        if self.kept:
-            return (f"the bank stays as it is: {self.kept}",)
+        if self.unchanged:
+            return (f"the bank stays as it is: {self.unchanged}",)
         notes = []
         if self.calibration:
             notes.append(
-                "calibration carried over, its scores raised by the certificate; "
+                "calibration carried over, its scores raised by the error bound; "
                 f"{hint('calibrate', path, 'REAL_PHOTOS')} would make it exact"
             )
         verify = hint("verify", path, "--runtime all")
         if self.carried:
             notes.append(
-                f"{self.carried} verification records carried over, their score change raised by the certificate; "
+                f"{self.carried} verification records carried over, their score change raised by the error bound; "
                 f"rank, flips and rate not measured again: {verify} does"
             )
         if self.dropped:
@@ -99,11 +111,11 @@ def compress_bundle(
     max_error: float | None = None,
     candidates: int = CANDIDATES,
 ) -> Compressed:
-    """Write the bundle with a bank of at most `points` signatures, or as few as certify max_error.
+    """Write the bundle with a bank of at most `points` signatures, or of as few as keep within max_error.
 
-    max_error: most that any image's MMD may change, in standard deviations of MMD over the calibration images.
-    The bank is read block by block.  The calibration is carried over, and verification as far as a bound allows; the
-    rest of it has to be measured again (mdmf_deploy.tasks.bank.compress).
+    max_error: the most that any image's MMD may change, in standard deviations of MMD over the calibration images.
+    The bank is read block by block. The calibration is carried over, and verification records as far as the error bound
+    allows. The other records have to be measured again.
     Raises UsageError unless exactly one of the two is given, BankError if max_error is out of reach or the bundle has
     no calibration to measure it by, BundleError if the destination cannot be written.
     """
@@ -115,86 +127,136 @@ def compress_bundle(
         raise UsageError(f"--max-error must be above 0, got {max_error}")
     if candidates < 1:
         raise UsageError(f"--candidates must be at least 1, got {candidates}")
-    file = BankFile(bundle.path / BANK)
-    spread = mmd_spread(bundle)
-    before = float(file.compression.get("max_mmd_change", 0.0))
-    of = int(file.compression.get("of", file.rows))
+    old = _Old(bundle, BankFile(bundle.path / BANK), mmd_spread(bundle))
+    file = old.file
     if points is not None and points >= file.rows:
-        asked = f"it has {file.rows} signatures, no more than asked for"
-        return _as_it_was(bundle, destination, file, before, of, spread, asked)
-    allowed = None if max_error is None else _allowed(bundle, max_error, spread, before)
+        return _copy(old, destination, f"it has {file.rows} signatures, no more than asked for")
+    allowed = None if max_error is None else _allowed(old, max_error)
     try:
         fitted = compress(file, file.sigma, file.self_term, points=points, max_mmd=allowed, candidates=candidates)
     except OutOfReach as error:
-        if spread is None or max_error is None:
+        if old.spread is None or max_error is None:
             raise
-        raise BankError(_out_of_reach(bundle, error, file.rows, candidates, max_error, spread, before)) from error
+        # More candidates help only where the option is what limited their number.
+        more = error.candidates == candidates < min(file.rows, SAMPLE)
+        reached = (old.change + error.mmd) / old.spread
+        raise BankError(
+            f"{bundle.path}: {error.points} of {file.rows} signatures reach {reached:.3g} spreads of MMD, "
+            f"not {max_error:g}; give {'more --candidates' if more else 'a larger --max-error'}"
+        ) from error
     if len(fitted.weights) >= file.rows:
-        needed = f"none of fewer than its {file.rows} signatures certifies so small a change"
-        return _as_it_was(bundle, destination, file, before, of, spread, needed)
-    change = before + fitted.mmd
-    compression: dict[str, object] = {"method": METHOD, "of": of, "max_mmd_change": change, "spread": spread}
-    scale = newest_scale(bundle.manifest.verification) or file.compression.get("scale")
-    if scale is not None:
-        compression["scale"] = list(scale)
-    bank = _bank(file, fitted, compression)
-    check_bank(bank, bundle.manifest, BANK)
-    new, calibration = _write(bundle, destination, bank, fitted.mmd, file.self_term)
-    records = new.manifest.verification
-    return Compressed(
-        new,
-        len(fitted.weights),
-        of,
-        change,
-        spread,
-        bank.self_term,
-        mean_kernel(file.self_term, file.compression, file.rows),
-        kept="",
-        calibration=calibration,
-        carried=sum(record.passed for record in records),
-        dropped=len(bundle.manifest.verification) - len(records),
-    )
+        return _copy(old, destination, f"fewer than its {file.rows} signatures cannot keep the change so small")
+    return _write(old, destination, fitted)
 
 
 def mmd_spread(bundle: Bundle) -> float | None:
-    """Standard deviation of MMD, not squared, over the calibration images; None without a calibration."""
+    """Return the standard deviation of MMD, not squared, over the calibration images, or None without a calibration."""
     calibration = bundle.calibration
     if calibration is None:
         return None
     return float(np.std(np.sqrt(np.maximum(calibration.scores, 0.0))))
 
 
-def _allowed(bundle: Bundle, max_error: float, spread: float | None, before: float) -> float:
-    """How much of max_error is left for this compression, in MMD."""
-    if spread is None:
+@dataclass(frozen=True, slots=True)
+class _Old:
+    """The bundle to compress, its bank's file, and the spread of MMD over its calibration images."""
+
+    bundle: Bundle
+    file: BankFile
+    spread: float | None
+
+    @property
+    def change(self) -> float:
+        """The error bound of earlier compressions."""
+        return float(self.file.compression.get("max_mmd_change", 0.0))
+
+    @property
+    def of(self) -> int:
+        return int(self.file.compression.get("of", self.file.rows))
+
+    @property
+    def mean_kernel(self) -> float | None:
+        return mean_kernel(self.file.self_term, self.file.compression, self.file.rows)
+
+
+def _allowed(old: _Old, max_error: float) -> float:
+    """Return how much of max_error is left for this compression, in MMD."""
+    path = old.bundle.path
+    if old.spread is None:
         raise BankError(
-            f"{bundle.path}: --max-error is measured by the spread of calibration scores, and there is no calibration; "
-            f"run {hint('calibrate', bundle.path, 'REAL_PHOTOS')} first, or give --points"
+            f"{path}: --max-error is measured by the spread of calibration scores, and there is no calibration; "
+            f"run {hint('calibrate', path, 'REAL_PHOTOS')} first, or give --points"
         )
-    allowed = max_error * spread - before
+    if old.spread == 0.0:
+        raise BankError(f"{path}: all calibration images score the same, so there is no spread; give --points")
+    allowed = max_error * old.spread - old.change
     if allowed <= 0.0:
         raise BankError(
-            f"{bundle.path}: its bank is compressed already, to within {before / spread:.3g} spreads of MMD if at all; "
-            "start from the bank it was made of, or give a larger --max-error"
-            if spread > 0.0
-            else f"{bundle.path}: all calibration images score the same, so there is no spread; give --points"
+            f"{path}: its bank is compressed already, to within {old.change / old.spread:.3g} spreads of MMD if at "
+            "all; start from the bank it was made of, or give a larger --max-error"
         )
     return allowed
 
 
-def _out_of_reach(
-    bundle: Bundle, error: OutOfReach, rows: int, candidates: int, max_error: float, spread: float, before: float
-) -> str:
-    # More of them help only where the option was what kept their number down.
-    more = error.candidates == candidates < min(rows, SAMPLE)
-    remedy = "more --candidates" if more else "a larger --max-error"
-    return (
-        f"{bundle.path}: {error.points} of {rows} signatures reach {(before + error.mmd) / spread:.3g} spreads of MMD, "
-        f"not {max_error:g}; give {remedy}"
+def _copy(old: _Old, destination: Path, why: str) -> Compressed:
+    """Write the bundle with its bank unchanged."""
+    bundle = old.bundle
+    if destination.resolve() != bundle.path.resolve():
+        bundle = write_bundle(destination, bundle.manifest, bundle.files())
+    return Compressed(
+        bundle,
+        points=old.file.rows,
+        of=old.of,
+        max_mmd_change=old.change,
+        spread=old.spread,
+        self_term=old.file.self_term,
+        mean_kernel=old.mean_kernel,
+        unchanged=why,
+        calibration=bundle.calibration is not None,
+        carried=0,
+        dropped=0,
     )
 
 
-def _bank(file: BankFile, fitted: Fitted, compression: dict[str, object]) -> Bank:
+def _write(old: _Old, destination: Path, fitted: Fitted) -> Compressed:
+    """Write the bundle with the compressed bank, and with the calibration and the records that carry over."""
+    bank = _bank(old, fitted)
+    check_bank(bank, old.bundle.manifest, BANK)
+    data = bank.to_bytes()
+    before = old.bundle.manifest
+    records = carry_verification(before, fitted.mmd, old.file.self_term)
+    entry = FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    manifest = msgspec.structs.replace(before, files={**before.files, BANK: entry}, verification=records)
+    files: dict[str, bytes | Path] = {**old.bundle.files(), BANK: data}
+    calibration = old.bundle.calibration
+    if calibration is not None:
+        files[CALIBRATION] = carry_calibration(calibration, fitted.mmd, manifest.bundle_id).to_bytes()
+    return Compressed(
+        write_bundle(destination, manifest, files),
+        points=len(bank.weights),
+        of=old.of,
+        max_mmd_change=old.change + fitted.mmd,
+        spread=old.spread,
+        self_term=bank.self_term,
+        mean_kernel=old.mean_kernel,
+        unchanged="",
+        calibration=calibration is not None,
+        carried=sum(record.passed for record in records),
+        dropped=len(before.verification) - len(records),
+    )
+
+
+def _bank(old: _Old, fitted: Fitted) -> Bank:
+    file = old.file
+    compression: dict[str, object] = {
+        "method": METHOD,
+        "of": old.of,
+        "max_mmd_change": old.change + fitted.mmd,
+        "spread": old.spread,
+    }
+    scale = newest_scale(old.bundle.manifest.verification) or file.compression.get("scale")
+    if scale is not None:
+        compression["scale"] = list(scale)
     return Bank(
         fitted.signatures,
         fitted.weights,
@@ -207,67 +269,27 @@ def _bank(file: BankFile, fitted: Fitted, compression: dict[str, object]) -> Ban
     )
 
 
-def _write(bundle: Bundle, destination: Path, bank: Bank, mmd: float, self_term: float) -> tuple[Bundle, bool]:
-    """The new bundle, and whether it has a calibration."""
-    data = bank.to_bytes()
-    manifest = bundle.manifest
-    entry = FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-    changed: Manifest = msgspec.structs.replace(
-        manifest,
-        files={**manifest.files, BANK: entry},
-        verification=carry_verification(manifest, mmd, self_term),
-    )
-    files: dict[str, bytes | Path] = {**bundle.files(), BANK: data}
-    calibration = bundle.calibration
-    if calibration is not None:
-        files[CALIBRATION] = carry_calibration(calibration, mmd, changed.bundle_id).to_bytes()
-    return write_bundle(destination, changed, files), calibration is not None
-
-
-def _as_it_was(
-    bundle: Bundle, destination: Path, file: BankFile, before: float, of: int, spread: float | None, why: str
-) -> Compressed:
-    if destination.resolve() != bundle.path.resolve():
-        bundle = write_bundle(destination, bundle.manifest, bundle.files())
-    return Compressed(
-        bundle,
-        file.rows,
-        of,
-        before,
-        spread,
-        file.self_term,
-        mean_kernel(file.self_term, file.compression, file.rows),
-        kept=why,
-        calibration=bundle.calibration is not None,
-        carried=0,
-        dropped=0,
-    )
-
-
-_SUFFIX = "; measured before the bank was compressed, bound of the score change added"
-
-
 def carry_calibration(calibration: Calibration, mmd: float, bundle_id: str) -> Calibration:
-    """The calibration for a bundle whose bank differs by at most mmd."""
+    """Return the calibration for a bundle whose bank changes no image's MMD by more than mmd."""
     scores = tuple((math.sqrt(max(score, 0.0)) + mmd) ** 2 for score in calibration.scores)
     return msgspec.structs.replace(
         calibration,
         bundle_id=bundle_id,
         scores=scores,
-        thresholds=tuple(
-            Threshold(entry.fpr, conformal.threshold(scores, entry.fpr)) for entry in calibration.thresholds
-        ),
+        thresholds=tuple(Threshold(entry.fpr, threshold(scores, entry.fpr)) for entry in calibration.thresholds),
         carried=calibration.carried + mmd,
     )
 
 
 def carry_verification(manifest: Manifest, mmd: float, self_term: float) -> tuple[Verification, ...]:
-    """The records that a changed bank leaves: passes whose score change stays within the limit, with the bound added.
+    """Return the records that survive a change of bank, the bound added to the score change of each pass.
 
-    mmd: the most that MMD changes.  self_term: of the bank they were measured with.
-    Rank correlation, flips and false positive rate stay as measured with the former bank, which the reference says: no
-    bound is known for them.  Failures are kept as they are.  A pair whose newest record is a pass that cannot be
-    carried loses all its records, or an older one would decide.
+    mmd: the most that MMD changes.
+    self_term: that of the bank they were measured with.
+    A pass survives if its score change stays within the limit. Its rank correlation, flips and false positive rate stay
+    as measured with the former bank, because no bound is known for them. The reference says so. Failures are kept as
+    they are. A pair whose newest record is a pass that does not survive loses all its records, or an older record would
+    decide.
     """
     newest = {(record.runtime, record.precision): record for record in manifest.verification}
     lost = {
@@ -279,9 +301,9 @@ def carry_verification(manifest: Manifest, mmd: float, self_term: float) -> tupl
 
 
 def _carried(record: Verification, manifest: Manifest, mmd: float, self_term: float) -> Verification | None:
-    """A pass with the bound added; None where that misses the limit."""
+    """Return a pass with the bound added, or None if that misses the limit."""
     apart = min(math.sqrt(manifest.model.signature) * record.max_signature_error / manifest.model.sigma, math.sqrt(2.0))
-    # No image's MMD exceeds |mu_X| + |mu_R| <= 1 + sqrt(C); a spread moves no more than the scores do.
+    # No image's MMD exceeds |mu_X| + |mu_R| <= 1 + sqrt(C). A spread moves no more than the scores do.
     largest = 1.0 + math.sqrt(max(self_term, 0.0))
     spread = record.score_spread - mmd * (2.0 * largest + mmd)
     if spread <= 0.0:

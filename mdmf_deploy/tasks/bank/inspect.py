@@ -1,4 +1,4 @@
-"""Looking into a reference bank: does its bandwidth fit, and does every image in it look real to the others?"""
+"""Inspect a reference bank: does its bandwidth fit, and does every image in it look real to the others?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank
-from mdmf_deploy.mmd.leave_one_out import leave_one_out
+from mdmf_deploy.mmd.cpu import leave_one_out
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 # Iglewicz and Hoaglin (1993): a modified z-score beyond 3.5 is an outlier.
@@ -19,7 +19,7 @@ OUTLIER_Z = 3.5
 
 
 class Outlier(msgspec.Struct, frozen=True):
-    """An image of the bank that the rest of it would call generated sooner than its fellows.
+    """An image that the rest of the bank scores far higher than the other images, as if it were generated.
 
     z: 0.6745 (score - median) / MAD.
     """
@@ -31,10 +31,13 @@ class Outlier(msgspec.Struct, frozen=True):
 
 
 class BankAudit(msgspec.Struct, frozen=True, kw_only=True):
-    """mean_kernel: as the function of that name tells it.
+    """The result of an inspection.
 
-    folders: folder -> images from it.  quantiles: of the leave-one-image-out scores, by QUANTILES; empty where there
-    are none, for the reason in warnings.  outliers: worst first.
+    mean_kernel: see the function of that name.
+    folders: folder -> number of images from it.
+    quantiles: those of the leave-one-image-out scores, by QUANTILES. Empty if there are no scores, and then a warning
+        says why.
+    outliers: worst first.
     """
 
     signatures: int
@@ -51,7 +54,7 @@ class BankAudit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def audit_bank(bank: Bank) -> BankAudit:
-    """Look into a bank; one pass over it an image, unless it is compressed."""
+    """Inspect a bank. Takes one pass over it per image, unless it is compressed."""
     m, width = bank.signatures.shape
     warnings: list[str] = []
     compressed = bank.compression.get("method") != "none"
@@ -82,21 +85,21 @@ def audit_bank(bank: Bank) -> BankAudit:
 
 
 def mean_kernel(self_term: float, compression: Mapping[str, object], m: int) -> float | None:
-    """Mean of k(r_j, r_j') over j != j' of a bank of m signatures, or of the one that was compressed to it.
+    """Return the mean of k(r_j, r_j') over j != j', of a bank of m signatures or of the bank compressed to it.
 
-    None for a single signature.  After several compressions an estimate, a little too high.
+    None for a single signature. After several compressions it is an estimate, a little too high.
     """
     of = int(str(compression.get("of", m)))
-    # Least squares leave |mu_R|^2 = |mu_R'|^2 + MMD(R, R')^2; with equal weights it is the mean over all pairs.
+    # By least squares |mu_R|^2 = |mu_R'|^2 + MMD(R, R')^2. With equal weights |mu_R|^2 is the mean over all pairs.
     whole = self_term + float(str(compression.get("max_mmd_change", 0.0))) ** 2
     return max((whole * of - 1.0) / (of - 1.0), 0.0) if of > 1 else None
 
 
 def bandwidth_warning(mean_kernel: float | None, m: int, sigma: float) -> str | None:
-    """A line on a bandwidth at which a bank of m signatures says little, or None.
+    """Return a line on a bandwidth at which a bank of m signatures says little, or None.
 
-    Too small: a mean kernel value below 0.01; worse, a point's neighbours together weigh less than itself.
-    Too large: a mean kernel value above 0.99.
+    It is too small if the mean kernel value is below 0.01. It is worse if a point's neighbours together weigh less than
+    the point itself. It is too large if the mean kernel value is above 0.99.
     """
     if mean_kernel is None:
         return None
@@ -124,7 +127,7 @@ def _outliers(bank: Bank, scores: NDArray[np.float64]) -> tuple[Outlier, ...]:
         return ()
     centre = np.median(scores)
     spread = np.median(np.abs(scores - centre))
-    # Half the images or more with one and the same score: there is no scale to judge by.
+    # Half of the images or more have the same score, so there is no scale to judge by.
     if spread == 0.0:
         return ()
     z = 0.6745 * (scores - centre) / spread

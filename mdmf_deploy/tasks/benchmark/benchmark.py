@@ -1,4 +1,4 @@
-"""The benchmark from end to end: samples, subjects, every measurement in its turn, one report."""
+"""The benchmark from end to end: samples, subjects, all measurements, one report."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.tasks.benchmark import SCENARIOS, drift, noise, offline, samples, server, single_stream, stages
-from mdmf_deploy.tasks.benchmark import cold_start as starting
-from mdmf_deploy.tasks.benchmark.results import Benchmark, Ratio, Result, Settings, look_around
+from mdmf_deploy.tasks.benchmark import SCENARIOS, cold_start, noise, samples, server, stages
+from mdmf_deploy.tasks.benchmark.comparison import measure_drift, ratios
+from mdmf_deploy.tasks.benchmark.results import Benchmark, Result, Settings, current_environment
 from mdmf_deploy.tasks.benchmark.rounds import Clock, RealClock
-from mdmf_deploy.tasks.benchmark.statistics import paired_ratio
+from mdmf_deploy.tasks.benchmark.scenarios import measure_offline, measure_single_stream
 from mdmf_deploy.tasks.benchmark.subjects import Subject, opened
 
-_PACED = 4  # images timed to guess how many fit into a run
+_PACED = 4  # images timed to estimate how many fit into a run
 
 
 def run(
@@ -31,16 +31,18 @@ def run(
 ) -> Benchmark:
     """Benchmark every bundle on every runtime in every precision.
 
-    precisions: none means each bundle's own. images: None means generated ones. say: called with each line of progress.
-    Raises UsageError for settings that make no sense, for images none of which can be read, or for a precision that
-    cannot be had; BundleError; RuntimeUnavailable.
+    precisions: none means each bundle's own.
+    images: None means generated ones.
+    log: called with each line of progress.
+    Raises UsageError for wrong settings, if no image can be read, or for a precision that is not available.
+    Raises BundleError, RuntimeUnavailable.
     """
     settings, clock = settings or Settings(), clock or RealClock()
-    check(settings)
+    check_settings(settings)
     if not bundles or not runtimes:
         raise UsageError("nothing to measure: give at least one bundle and one --runtime (auto, or a name)")
     before = noise.observe(clock)
-    environment = look_around()
+    environment = current_environment()
     with tempfile.TemporaryDirectory(prefix="mdmf-benchmark-") as scratch:
         log("reading images" if images is not None else "making images")
         sets = samples.generated(Path(scratch)) if images is None else [samples.given(images)]
@@ -56,13 +58,13 @@ def run(
             streamed = rated = None
             if "single-stream" in settings.scenarios:
                 log("single-stream")
-                streamed = single_stream.measure(subjects, paths, settings, clock, pace)
+                streamed = measure_single_stream(subjects, paths, settings, clock, pace)
             if "offline" in settings.scenarios:
                 log("offline")
-                rated = offline.measure(subjects, paths, settings, clock, pace)
-            results = []
+                rated = measure_offline(subjects, paths, settings, clock, pace)
             log("verdicts")
-            drifts = drift.measure(subjects, paths)
+            drifts = measure_drift(subjects, paths)
+            results = []
             for n, subject in enumerate(subjects):
                 served = None
                 if "server" in settings.scenarios:
@@ -77,7 +79,7 @@ def run(
                         single_stream=None if streamed is None else streamed[n].result,
                         offline=None if rated is None else rated[n].result,
                         server=served,
-                        start=starting.measure(subject, paths, settings),
+                        start=cold_start.measure(subject, paths, settings),
                         drift=drifts[n],
                     )
                 )
@@ -87,8 +89,8 @@ def run(
         images=tuple(sample.about for sample in sets),
         results=tuple(results),
         ratios=(
-            *_ratios("single-stream", results, [one.rates for one in streamed or ()]),
-            *_ratios("offline", results, [one.rates for one in rated or ()]),
+            *ratios("single-stream", results, [one.rates for one in streamed or ()]),
+            *ratios("offline", results, [one.rates for one in rated or ()]),
         ),
         noise=noise.judge(
             before, noise.observe(clock), environment.cores, _unsettled(results), noise.ticks_per_second()
@@ -96,8 +98,8 @@ def run(
     )
 
 
-def check(settings: Settings) -> None:
-    """Raise UsageError for what cannot be measured."""
+def check_settings(settings: Settings) -> None:
+    """Raise UsageError for settings that cannot be measured, naming the option."""
     unknown = [name for name in settings.scenarios if name not in SCENARIOS]
     if unknown or not settings.scenarios:
         raise UsageError(f"--scenario {','.join(unknown)}: not known; choose from {', '.join(SCENARIOS)}")
@@ -112,7 +114,7 @@ def check(settings: Settings) -> None:
 
 
 def _pace(subjects: Sequence[Subject], paths: Sequence[Path], clock: Clock) -> float:
-    """Seconds an image, end to end, of the slowest; each is run a little, to be warm."""
+    """Warm up all subjects, and return the seconds that an image takes end to end on the slowest."""
     slowest = 0.0
     for subject in subjects:
         subject.detector.detect(paths[:1])
@@ -120,19 +122,6 @@ def _pace(subjects: Sequence[Subject], paths: Sequence[Path], clock: Clock) -> f
         subject.detector.detect(list(islice(cycle(paths), _PACED)))
         slowest = max(slowest, (clock.now() - start) / _PACED)
     return slowest
-
-
-def _ratios(figure: str, results: Sequence[Result], rates: Sequence[Sequence[float]]) -> list[Ratio]:
-    return [
-        Ratio(
-            configuration=result.configuration.name,
-            against=results[0].configuration.name,
-            figure=figure,
-            times=paired_ratio(own, rates[0]),
-            rounds=len(own),
-        )
-        for result, own in list(zip(results, rates, strict=False))[1:]
-    ]
 
 
 def _unsettled(results: Sequence[Result]) -> tuple[str, ...]:

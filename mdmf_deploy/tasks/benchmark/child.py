@@ -1,6 +1,7 @@
-"""Run as a script in a fresh process: what it costs to get to a first row, and the memory all rows take.
+"""A script for a fresh process, which measures the time to a first row and the memory that many rows take.
 
-Its first line on stdout comes with the first row, its second when all are done; each is a JSON object.
+It prints two JSON objects, one a line: the first with the first row, the second when all rows are done.
+It is a file of its own because anything it imports would be missing from the time of the import that it measures.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from itertools import cycle, islice
 
 
 def main(bundle: str, runtime: str, threads: int | None, batch_size: int, paths: list[str], count: int) -> None:
-    """Score `count` images, of these paths by turns."""
+    """Score `count` images, taken from `paths` in turn."""
     start = time.perf_counter()
     from mdmf_deploy.detection.detector import Detector
 
@@ -29,11 +30,11 @@ def main(bundle: str, runtime: str, threads: int | None, batch_size: int, paths:
 
 
 def peak_kib() -> int | None:
-    """The most that this process has held resident, in KiB; None where the system does not say."""
+    """Return the most memory that this process has held resident, in KiB, or None where the system does not say."""
     try:
-        with open("/proc/self/status") as status:  # noqa: PTH123 (nothing is imported that detection does without)
+        with open("/proc/self/status") as status:  # noqa: PTH123 (import nothing that detection does not)
             lines = [line.split() for line in status]
-        # Not ru_maxrss: Linux counts into it what the process that started this one held.
+        # ru_maxrss would not do: Linux counts into it the memory of the process that started this one.
         return next(int(fields[1]) for fields in lines if fields and fields[0] == "VmHWM:")
     except (OSError, StopIteration, ValueError):
         pass
@@ -41,7 +42,7 @@ def peak_kib() -> int | None:
         import resource
     except ImportError:
         return None
-    # macOS says it in bytes.
+    # macOS reports bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
 
 

@@ -1,4 +1,4 @@
-"""Cold start and peak memory, each in a process of its own (mdmf_deploy.tasks.benchmark.child)."""
+"""Cold start and peak memory, each measured in a process of its own that runs child.py."""
 
 from __future__ import annotations
 
@@ -15,37 +15,44 @@ import numpy as np
 
 from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.tasks.benchmark import child
-from mdmf_deploy.tasks.benchmark.results import Settings, Start
+from mdmf_deploy.tasks.benchmark.results import ColdStart, Settings
 from mdmf_deploy.tasks.benchmark.statistics import spread
 from mdmf_deploy.tasks.benchmark.subjects import Subject
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """seconds: from starting the process to its first row.  times: what child.main says of them."""
+class _ProcessRun:
+    """The figures of one process.
+
+    seconds: from its start to its first row.
+    times: the parts of that time that child.main printed.
+    """
 
     seconds: float
     times: dict[str, float]
     peak_kib: int | None
 
 
-def measure(subject: Subject, paths: Sequence[Path], settings: Settings) -> Start:
-    """Several cold starts on one image, and one more process that scores many for its memory."""
+def measure(subject: Subject, paths: Sequence[Path], settings: Settings) -> ColdStart:
+    """Measure settings.cold_starts cold starts on one image, and the memory of one more process that scores many.
+
+    Raises RuntimeUnavailable if a process fails.
+    """
     runs = [_run(subject, paths, 1, settings) for _ in range(settings.cold_starts)]
-    # One batch is with the engine while two wait for it and the next are decoded: memory is at its most only once
-    # more have passed than are in hand at any one time.
+    # One batch is in the engine, two wait for it and the next are being decoded. Memory peaks only after more images
+    # than are in flight at once.
     many = 6 * settings.batch_size + 1
     full = _run(subject, paths, many, settings)
-    middle = {name: 1e3 * float(np.median([run.times[name] for run in runs])) for name in runs[0].times}
-    return Start(
+    medians = {name: 1e3 * float(np.median([run.times[name] for run in runs])) for name in runs[0].times}
+    return ColdStart(
         process=spread([1e3 * run.seconds for run in runs]),
-        **middle,
+        **medians,
         peak_mib=None if full.peak_kib is None else full.peak_kib / 1024,
         peak_images=many,
     )
 
 
-def _run(subject: Subject, paths: Sequence[Path], count: int, settings: Settings) -> Run:
+def _run(subject: Subject, paths: Sequence[Path], count: int, settings: Settings) -> _ProcessRun:
     order = {
         "bundle": str(subject.bundle.path),
         "runtime": subject.about.runtime,
@@ -54,19 +61,19 @@ def _run(subject: Subject, paths: Sequence[Path], count: int, settings: Settings
         "paths": [str(path.absolute()) for path in paths],
         "count": count,
     }
-    # -P: a script's own folder must not come first among the places to import from.
+    # -P: keep the script's own folder out of the import path, where its modules would shadow others.
     command = [sys.executable, "-P", child.__file__]
-    said: list[tuple[float, str]] = []
+    printed: list[tuple[float, str]] = []
     with tempfile.TemporaryFile("w+") as orders, tempfile.TemporaryFile("w+") as errors:
         json.dump(order, orders)
         orders.seek(0)
         start = time.perf_counter()
         with subprocess.Popen(command, stdin=orders, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
             for line in process.stdout or ():
-                said.append((time.perf_counter() - start, line))
-        if process.returncode or len(said) != 2:
+                printed.append((time.perf_counter() - start, line))
+        if process.returncode or len(printed) != 2:
             errors.seek(0)
             lines = errors.read().strip().splitlines() or [f"exit code {process.returncode}"]
             raise RuntimeUnavailable(f"{subject.about.name} does not run in a process of its own: {lines[-1]}")
-    (seconds, first), (_, last) = said
-    return Run(seconds, json.loads(first), json.loads(last)["peak_kib"])
+    (seconds, first), (_, last) = printed
+    return _ProcessRun(seconds, json.loads(first), json.loads(last)["peak_kib"])

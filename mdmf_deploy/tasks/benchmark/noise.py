@@ -1,4 +1,4 @@
-"""How quiet the machine was while it was measured."""
+"""How quiet the machine was during the measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 from mdmf_deploy.hardware.host import text_of
 from mdmf_deploy.tasks.benchmark.rounds import Clock
 
-# Where figures begin to suffer: a fifth of a core wanted by others beforehand, then their share of the machine's time.
+# Figures begin to suffer above these: load per core before the start, and shares of the machine's time.
 _LOAD_PER_CORE = 0.2
 _OTHERS = 0.05
 _STEAL = 0.005
@@ -20,12 +20,13 @@ _FORCED_OFF = 50.0
 
 
 class Noise(msgspec.Struct, frozen=True, kw_only=True):
-    """load_before: processes that wanted a core, on average over the last minute, when the benchmark began.
+    """Disturbances by other programs. A figure is None where the system does not report it.
 
-    others: share of the machine's time that other programs took meanwhile.  steal: share that its host gave to other
-    machines.  forced_off: how often a second of CPU time this process was taken off a core that was wanted (involuntary
-    context switches; its own threads want cores, too).  None where the system does not say.
-    warnings: what of it makes the figures noisy; empty for a quiet machine.
+    load_before: processes that wanted a core when the benchmark began, averaged over the last minute.
+    others: share of the machine's time that other programs took during the benchmark.
+    steal: share that the machine's host gave to other virtual machines.
+    forced_off: involuntary context switches of this process per second of CPU time. Its own threads cause some of them.
+    warnings: reasons to call the figures noisy, none on a quiet machine.
     """
 
     load_before: float | None
@@ -37,10 +38,13 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Counters at one moment.  load: of the last minute.  switches: involuntary.
+    """Counters at one moment.
 
-    busy, stolen, ticks: of /proc/stat, in ticks; all of the machine's are `ticks`.
-    cpu, with_children: seconds of this process, and with the processes it started and that have ended.
+    load: average of the last minute.
+    busy, stolen, ticks: from /proc/stat, in ticks. `ticks` is the time of the whole machine, idle or not.
+    switches: involuntary context switches of this process.
+    cpu: CPU seconds of this process.
+    with_children: the same, plus its child processes that have ended.
     """
 
     load: float | None
@@ -53,6 +57,7 @@ class Observation:
 
 
 def observe(clock: Clock, proc: Path = Path("/proc")) -> Observation:
+    """Read all counters."""
     busy, stolen, ticks = _ticks(text_of(proc / "stat"))
     load = text_of(proc / "loadavg").split(" ")[0]
     if not load and hasattr(os, "getloadavg"):
@@ -63,16 +68,17 @@ def observe(clock: Clock, proc: Path = Path("/proc")) -> Observation:
 
 
 def judge(before: Observation, after: Observation, cores: int, unsettled: tuple[str, ...], per_second: int) -> Noise:
-    """What happened between two observations.
+    """Return the noise between two observations.
 
-    cores: this process's.  unsettled: figures whose coefficient of variation stayed above its limit.
+    cores: number that this process may use.
+    unsettled: figures whose coefficient of variation stayed above its limit.
     per_second: ticks of one core in a second.
     """
     others = steal = forced_off = None
     if before.ticks is not None and after.ticks is not None and after.ticks > before.ticks:
         passed = after.ticks - before.ticks
         own = per_second * (after.with_children - before.with_children)
-        # Ticks are coarse: a benchmark alone may come out a little below nothing.
+        # Ticks are coarse: with no other program the share may come out slightly negative.
         others = max(0.0, ((after.busy or 0) - (before.busy or 0) - own) / passed)
         steal = ((after.stolen or 0) - (before.stolen or 0)) / passed
     if before.switches is not None and after.switches is not None and after.cpu > before.cpu:
@@ -85,19 +91,19 @@ def judge(before: Observation, after: Observation, cores: int, unsettled: tuple[
     if steal is not None and steal > _STEAL:
         warnings.append(f"the host gave {100 * steal:.1f}% of the machine's time to others (steal)")
     if others is None and forced_off is not None and forced_off > _FORCED_OFF:
-        warnings.append(f"its cores were wanted: taken off one {forced_off:.0f} times a second of CPU time")
+        warnings.append(f"its threads were taken off their cores {forced_off:.0f} times a second of CPU time")
     if unsettled:
         warnings.append(f"runs differed by more than the limit: {', '.join(unsettled)}")
     return Noise(load_before=before.load, others=others, steal=steal, forced_off=forced_off, warnings=tuple(warnings))
 
 
 def ticks_per_second() -> int:
-    """Of /proc/stat; 100 where the system does not say."""
+    """Return the ticks of one core in a second in /proc/stat, or 100 where the system does not say."""
     return os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 def _ticks(stat: str) -> tuple[int | None, int | None, int | None]:
-    """(busy, stolen, all) of the first line of /proc/stat: user nice system idle iowait irq softirq steal ..."""
+    """Return (busy, stolen, all) from the first line of /proc/stat: user nice system idle iowait irq softirq steal."""
     fields = stat.partition("\n")[0].split()[1:]
     if len(fields) < 8 or not all(field.isdecimal() for field in fields):
         return None, None, None
@@ -107,7 +113,7 @@ def _ticks(stat: str) -> tuple[int | None, int | None, int | None]:
 
 
 def _usage() -> tuple[int | None, float]:
-    """Involuntary context switches of this process, and CPU seconds of those it started."""
+    """Return the involuntary context switches of this process and the CPU seconds of its children."""
     if sys.platform == "win32":
         return None, 0.0
     import resource

@@ -1,4 +1,4 @@
-"""What a benchmark says, typed; the JSON report is these, as they are.  Times are in milliseconds unless named."""
+"""The report as typed structs, which are written as JSON unchanged. Times are in milliseconds unless stated."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from pathlib import Path
 
 import msgspec
 
+import mdmf_deploy
 from mdmf_deploy.hardware.host import Machine, cores, look_at_machine, text_of
 from mdmf_deploy.tasks.benchmark import BATCH_SIZE, SCENARIOS
 from mdmf_deploy.tasks.benchmark.noise import Noise
 from mdmf_deploy.tasks.benchmark.statistics import Interval, Spread, percentile
 
 SCHEMA_VERSION = 1
+_LIBRARIES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "cuda-core")
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """seconds: for each scenario and configuration.  rate: requests a second, None to search for the highest.
+    """How to measure.
 
-    p99_bound: for that search.  batch_wait: the longest that a request waits for others to join its batch.
-    cv_limit: coefficient of variation of the runs at which they end.  threads: None for one a core.
+    seconds: for each scenario and configuration.
+    rate: requests a second in the server scenario, or None to search for the highest that keeps p99_bound.
+    batch_wait: the longest that a request waits for others to join its batch.
+    threads: None for one a core.
+    cv_limit: runs end once their coefficient of variation is within it.
     """
 
     scenarios: tuple[str, ...] = SCENARIOS
@@ -37,10 +43,34 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
-class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
-    """origin: where the images come from; generated: not from the user.  given: all that there are to choose from.
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and with which software the benchmark ran.
 
-    images, unreadable: of those chosen.  megapixels, kilobytes: medians.
+    date: UTC, ISO 8601.
+    commit: of the source tree that the package runs from, or None for an installed wheel.
+    cores: number worth using, by affinity and quota.
+    governor: of the cores' frequency, or None where the system does not say.
+    libraries: installed ones that time or pixels depend on, with their versions.
+    """
+
+    date: str
+    version: str
+    commit: str | None
+    machine: Machine
+    cores: int
+    governor: str | None
+    decoder: str
+    libraries: dict[str, str]
+
+
+class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
+    """The images that were timed.
+
+    origin: where they come from.
+    generated: whether they were made here and are not the user's.
+    given: the number of inputs to choose from.
+    images, unreadable: how many of the chosen inputs could be read, and how many could not.
+    megapixels, kilobytes: medians.
     """
 
     name: str
@@ -54,7 +84,10 @@ class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
-    """What is compared.  derived: how its graph was made from the bundle's own; None where it is that one."""
+    """A bundle on a runtime in a precision.
+
+    derived: how its graph was made from the bundle's own, or None if it is the bundle's own.
+    """
 
     name: str
     bundle: str
@@ -65,7 +98,12 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """ms: wall-clock time an image.  cores: CPU time over wall-clock time.  lanes: how many run at once in detect."""
+    """One stage of a detection.
+
+    ms: wall-clock time an image.
+    cores: CPU time over wall-clock time.
+    lanes: how many `mdmf detect` runs at once.
+    """
 
     name: str
     ms: Spread
@@ -74,12 +112,15 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageTable(msgspec.Struct, frozen=True, kw_only=True):
-    """Every stage measured on its own, and all of them together.
+    """Every stage measured alone, and all of them together.
 
-    count: images of a run.  batch: those given to the engine at once.  total: the stages' ms, summed.
-    explained: total over end to end, above 1 where stages overlap; explained_cpu: the same of CPU time.
-    limit: the thread, or threads, that have most to do for an image (decoding, engine, reduction + write), than which
-    end to end could not be faster; limit_share: the time they need over end to end.
+    count: images of a run.
+    batch: images given to the engine at once.
+    total: sum of the stages' ms.
+    explained: total over end to end, above 1 if stages overlap.
+    explained_cpu: the same ratio of CPU times.
+    limit: the threads with the most work an image (decoding, engine, reduction + write). End to end cannot be faster.
+    limit_share: the time that these threads need, over end to end.
     """
 
     images: str
@@ -95,7 +136,10 @@ class StageTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """Percentiles by nearest rank.  curve: the percentiles 0 to 100, all of them."""
+    """Percentiles by nearest rank.
+
+    curve: all percentiles from 0 to 100.
+    """
 
     count: int
     p50: float
@@ -107,7 +151,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
-        """Of these latencies, at least one."""
+        """Return the percentiles of one or more latencies."""
         ordered = sorted(1e3 * value for value in seconds)
         curve = tuple(percentile(ordered, percent) for percent in range(101))
         return cls(
@@ -116,7 +160,12 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SingleStream(msgspec.Struct, frozen=True, kw_only=True):
-    """One image after another.  latency: of all runs.  medians: of the runs' medians; settled: within cv_limit."""
+    """One image after another.
+
+    latency: of all images of all runs.
+    medians: of the runs' medians.
+    settled: whether the medians vary within cv_limit.
+    """
 
     latency: Latency
     medians: Spread
@@ -124,7 +173,11 @@ class SingleStream(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Offline(msgspec.Struct, frozen=True, kw_only=True):
-    """All images at once.  joules: of the whole processor, an image; energy: why there is none, or what it covers."""
+    """All images at once.
+
+    joules: energy of the whole processor an image, or None.
+    energy: what that energy covers, or the reason why there is none.
+    """
 
     images_per_second: Spread
     images_per_run: int
@@ -133,8 +186,11 @@ class Offline(msgspec.Struct, frozen=True, kw_only=True):
     energy: str
 
 
-class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """A rate that was tried.  p99: None where it was given up, sure to be missed."""
+class RateTrial(msgspec.Struct, frozen=True, kw_only=True):
+    """A rate that was tried.
+
+    p99: None if the trial was given up because the bound was sure to be missed.
+    """
 
     rate: float
     requests: int
@@ -143,26 +199,31 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """Poisson arrivals.  rate: what latency was measured at, None where no rate keeps the bound.
+    """Poisson arrivals.
 
-    bound: None for a fixed rate.  unserved: still waiting when an overloaded run was given up; their latency so far
-    counts.  batch: mean images served at once.  note: what else to know.
+    rate: requests a second at which latency was measured, or None if no rate keeps the bound.
+    bound: None for a fixed rate.
+    unserved: requests still waiting when an overloaded run was given up. Latency counts the time they had waited.
+    batch: mean number of images served at once.
+    note: remarks for the reader.
     """
 
     rate: float | None
     bound: float | None
-    latency: Latency | None
-    requests: int
-    unserved: int
-    batch: float | None
-    trials: tuple[Trial, ...]
+    latency: Latency | None = None
+    requests: int = 0
+    unserved: int = 0
+    batch: float | None = None
+    trials: tuple[RateTrial, ...]
     note: str
 
 
-class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """Fresh processes, the files in the system's cache.  process: from starting it to its first row.
+class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
+    """Fresh processes, with the files in the system's cache.
 
-    peak_mib: the most memory that one held resident while scoring all images; None where the system does not say.
+    process: from starting a process to its first row.
+    importing, opening, first_row: medians of its parts.
+    peak_mib: most memory that a process held resident while scoring peak_images, or None where the system does not say.
     """
 
     process: Spread
@@ -174,10 +235,10 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows of the very engine that was timed, against the first configuration's, on the same images.
+    """Rows of the engine that was timed, compared with the first configuration's rows of the same images.
 
-    score_change: largest, in units of spread, the standard deviation of real scores.  flipped: verdicts on the other
-    side of the threshold; None without one.
+    score_change: the largest, in units of `spread`, the standard deviation of real scores.
+    flipped: verdicts on the other side of the threshold, or None without a threshold.
     """
 
     images: int
@@ -189,19 +250,22 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """All figures of one configuration; None for what was not asked for."""
+    """All figures of one configuration. Scenarios that were not asked for are None."""
 
     configuration: Configuration
     stages: tuple[StageTable, ...]
     single_stream: SingleStream | None
     offline: Offline | None
     server: Server | None
-    start: Start | None
+    start: ColdStart | None
     drift: Drift | None
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):
-    """How many times as fast as the first configuration; above 1 is faster.  rounds: pairs it comes from."""
+    """How many times as fast as the first configuration. Above 1 is faster.
+
+    rounds: number of pairs it comes from.
+    """
 
     configuration: str
     against: str
@@ -222,34 +286,13 @@ class Benchmark(msgspec.Struct, frozen=True, kw_only=True):
     noise: Noise
 
 
-_LIBRARIES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "cuda-core")
-_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-
-
-class Environment(msgspec.Struct, frozen=True, kw_only=True):
-    """date: UTC, ISO 8601.  commit: of the source tree the package runs from, None for an installed wheel.
-
-    cores: worth using, by affinity and quota.  governor: of the cores' frequency, None where the system does not say.
-    libraries: those installed that time or pixels depend on.
-    """
-
-    date: str
-    version: str
-    commit: str | None
-    machine: Machine
-    cores: int
-    governor: str | None
-    decoder: str
-    libraries: dict[str, str]
-
-
-def look_around() -> Environment:
-    from mdmf_deploy import __version__
+def current_environment() -> Environment:
+    """Return the environment of this process."""
     from mdmf_deploy.images.decode import decoder_version
 
     return Environment(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        version=__version__,
+        version=mdmf_deploy.__version__,
         commit=_commit(),
         machine=look_at_machine(),
         cores=cores(),
@@ -270,7 +313,7 @@ def _libraries() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    source = Path(__file__).resolve().parents[3]
+    source = Path(mdmf_deploy.__file__).resolve().parent.parent
     if not (source / ".git").exists():
         return None
     command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]

@@ -1,8 +1,7 @@
-"""The images that are timed: the user's, or ones made here that cost a decoder what photographs do."""
+"""The images that are timed: the user's, or ones made here that are as expensive to decode as photographs."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,33 +12,35 @@ from PIL import Image
 
 from mdmf_deploy.bundle.probe_images import COUNT, probe_crops
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.images import decode as images
+from mdmf_deploy.images import decode
 from mdmf_deploy.tasks.benchmark.results import ImageSet
 
-SIZES = {"0.5 MP": (816, 612, COUNT), "12 MP": (4000, 3000, 3)}
+SIZES = {"0.5 MP": (816, 612, COUNT), "12 MP": (4000, 3000, 3)}  # width, height, number of images
 MOST = 256  # each is decoded before the first measurement, and again for the verdicts
-_BITS = (MOST - 1).bit_length()
 _TILE = 256
 _QUALITY = 90
 _GENERATED = f"generated: JPEGs of quality {_QUALITY}, tiled of the probe images"
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """Readable images, at least one, and what they are."""
+class ImageSample:
+    """One or more readable images and their description."""
 
     paths: tuple[Path, ...]
     about: ImageSet
 
 
-def given(paths: Sequence[Path]) -> Sample:
-    """Those that can be read of at most MOST of the user's images.  Raises UsageError if there is none."""
+def given(paths: Sequence[Path], most: int = MOST) -> ImageSample:
+    """Choose at most `most` of the user's images, and return those that can be read.
+
+    Raises UsageError if there is none.
+    """
     readable, sizes = [], []
     reason = "no input"
-    chosen = _chosen(paths)
+    chosen = evenly_spaced(paths, most)
     for path in chosen:
         try:
-            decoded = images.decode(images.read(path))
+            decoded = decode.decode(decode.read(path))
         except ImageError as error:
             reason = str(error)
             continue
@@ -53,15 +54,19 @@ def given(paths: Sequence[Path]) -> Sample:
     return _sample("given", "the files of --images", readable, sizes, len(chosen) - len(readable), len(paths))
 
 
-def _chosen(paths: Sequence[Path]) -> list[Path]:
-    """Evenly spaced, and in an order of which any beginning is spread over all: a short run takes only that."""
-    count = min(len(paths), MOST)
-    order = sorted(range(count), key=lambda n: f"{n:0{_BITS}b}"[::-1])
+def evenly_spaced(paths: Sequence[Path], most: int = MOST) -> list[Path]:
+    """Choose at most `most` paths, ordered so that any first few are spread over all.
+
+    A short run takes only the first few.
+    """
+    count = min(len(paths), most)
+    bits = (most - 1).bit_length()
+    order = sorted(range(count), key=lambda n: f"{n:0{bits}b}"[::-1])
     return [paths[n * len(paths) // count] for n in order]
 
 
-def generated(folder: Path) -> list[Sample]:
-    """Sets of about 0.5 and 12 megapixels, written to the folder; the same pixels everywhere."""
+def generated(folder: Path) -> list[ImageSample]:
+    """Write a sample of each of SIZES to the folder. The pixels are the same on every machine."""
     tiles = probe_crops(_TILE)
     samples = []
     for name, (width, height, count) in SIZES.items():
@@ -70,13 +75,16 @@ def generated(folder: Path) -> list[Sample]:
         paths = []
         for index in range(count):
             paths.append(own / f"{index:02}.jpg")
-            Image.fromarray(_mosaic(tiles, index, width, height)).save(paths[-1], quality=_QUALITY)
+            Image.fromarray(mosaic(tiles, index, width, height)).save(paths[-1], quality=_QUALITY)
         samples.append(_sample(name, _GENERATED, paths, [width * height / 1e6] * count, 0, count))
     return samples
 
 
-def _mosaic(tiles: NDArray[np.uint8], first: int, width: int, height: int) -> NDArray[np.uint8]:
-    """(height, width, 3); one whole tile lies in the middle, where the crop is taken."""
+def mosaic(tiles: NDArray[np.uint8], first: int, width: int, height: int) -> NDArray[np.uint8]:
+    """Lay tiles (n, 256, 256, 3) side by side to an image (height, width, 3).
+
+    Tile `first` lies whole in the middle, where the crop is taken.
+    """
     rows, columns = (2 * (-(-(length - _TILE) // (2 * _TILE))) + 1 for length in (height, width))
     middle = rows * columns // 2
     order = (np.arange(rows * columns) - middle + first) % len(tiles)
@@ -87,7 +95,7 @@ def _mosaic(tiles: NDArray[np.uint8], first: int, width: int, height: int) -> ND
 
 def _sample(
     name: str, origin: str, paths: Sequence[Path], sizes: Sequence[float], unreadable: int, given: int
-) -> Sample:
+) -> ImageSample:
     about = ImageSet(
         name=name,
         origin=origin,
@@ -96,6 +104,6 @@ def _sample(
         images=len(paths),
         unreadable=unreadable,
         megapixels=float(np.median(sizes)),
-        kilobytes=float(np.median([os.stat(path).st_size for path in paths])) / 1e3,  # noqa: PTH116
+        kilobytes=float(np.median([path.stat().st_size for path in paths])) / 1e3,
     )
-    return Sample(tuple(paths), about)
+    return ImageSample(tuple(paths), about)

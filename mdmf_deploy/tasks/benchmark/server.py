@@ -1,4 +1,4 @@
-"""The server scenario: latency at a rate of Poisson arrivals, given or the highest that keeps a bound."""
+"""The server scenario: latency of Poisson arrivals at a given rate, or at the highest rate that keeps a bound."""
 
 from __future__ import annotations
 
@@ -12,46 +12,144 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.tasks.benchmark.results import Latency, Server, Settings, Trial
+from mdmf_deploy.tasks.benchmark.results import Latency, RateTrial, Server, Settings
 from mdmf_deploy.tasks.benchmark.rounds import Clock
 from mdmf_deploy.tasks.benchmark.statistics import allowed_above, percentile
 from mdmf_deploy.tasks.benchmark.subjects import Subject
 
+PERCENT = 99
+DOUBLINGS = 4
+# Shares of the rate found by the search. They are tried in longer runs until one holds.
+_CONFIRMED = (1.0, 0.9, 0.8, 0.65, 0.5, 0.3)
 _STEPS = 6
-_ALONE = 20
-_CEILING = 1.25  # times the offline rate, which is not known exactly: above it a queue grows without end
-_CONFIRMED = (1.0, 0.9, 0.8, 0.65, 0.5, 0.3)  # shares of the rate found that are tried at length, until one holds
+_ALONE = 20  # images timed alone before the search
+_CEILING = 1.25  # times the offline rate, which is only roughly known. Above it a queue grows without end
 _OVERTIME = 2.0
 _FEW = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The outcome of a run.
+
+    latencies: seconds, of requests that were served.
+    waiting: seconds waited so far, of requests that had arrived but were not served.
+    batches: how many the served requests were served in.
+    """
+
+    latencies: tuple[float, ...]
+    waiting: tuple[float, ...]
+    batches: int
+
+    @property
+    def all(self) -> tuple[float, ...]:
+        """The latencies of all requests, counting the time that unserved ones had waited."""
+        return self.latencies + self.waiting
+
+
 def measure(subject: Subject, paths: Sequence[Path], settings: Settings, clock: Clock, pace: float) -> Server:
-    """pace: seconds an image, end to end and offline, roughly: where the search begins."""
+    """Measure latency at settings.rate, or search for the highest rate whose 99th percentile keeps the bound.
+
+    pace: seconds an image takes offline, roughly, where the search begins.
+    """
     session = _Session(subject, list(paths), settings, clock)
     return session.at(settings.rate) if settings.rate is not None else session.search(_CEILING / pace)
 
 
+def serve(
+    arrivals: Sequence[float],
+    work: Callable[[range], None],
+    clock: Clock,
+    *,
+    batch_size: int,
+    batch_wait: float = 0.0,
+    bound: float | None = None,
+    longest: float | None = None,
+) -> Served:
+    """Serve requests in order of arrival, several at once.
+
+    arrivals: seconds from now, rising.
+    work: serves these requests and returns when their rows are there.
+    batch_wait: seconds that the first request of a batch may wait for others. A full batch does not wait.
+    bound: give up once the 99th percentile is sure to exceed it, in seconds.
+    longest: give up after so many seconds.
+    """
+    start = clock.now()
+    allowed = allowed_above(len(arrivals), PERCENT)
+    latencies: list[float] = []
+    at = batches = late = 0
+    while at < len(arrivals):
+        ready = arrivals[at] + batch_wait
+        if at + batch_size <= len(arrivals):
+            ready = min(ready, arrivals[at + batch_size - 1])
+        clock.sleep_until(start + ready)
+        now = clock.now() - start
+        # The request slept for has arrived, even if start + ready - start was rounded down.
+        end = max(at + 1, bisect.bisect_right(arrivals, now, at, min(at + batch_size, len(arrivals))))
+        work(range(at, end))
+        done = clock.now() - start
+        for moment in arrivals[at:end]:
+            latencies.append(done - moment)
+            late += bound is not None and latencies[-1] > bound
+        at, batches = end, batches + 1
+        if late > allowed or (longest is not None and done > longest):
+            break
+    now = clock.now() - start
+    waiting = tuple(now - moment for moment in arrivals[at:] if moment <= now)
+    return Served(tuple(latencies), waiting, batches)
+
+
+def keeps(served: Served, requests: int, bound: float) -> bool:
+    """Return whether all requests were served with a 99th percentile within the bound."""
+    return len(served.latencies) == requests and percentile(served.latencies, PERCENT) <= bound
+
+
+def highest_rate(holds: Callable[[float], bool], ceiling: float, steps: int = _STEPS) -> float:
+    """Return the highest rate found to hold by bisection of (0, ceiling), or 0. It is exact to ceiling / 2**steps.
+
+    If all rates tried hold, the ceiling is doubled while it holds, at most DOUBLINGS times. Then the interval between
+    the highest rate that held and the lowest that did not is bisected.
+    """
+    found, failed = _bisected(holds, 0.0, ceiling, steps)
+    doubled = 0
+    while failed is None and doubled < DOUBLINGS:
+        found, failed = (ceiling, None) if holds(ceiling) else (found, ceiling)
+        ceiling, doubled = 2 * ceiling, doubled + 1
+    return found if failed is None or not doubled else _bisected(holds, found, failed, steps)[0]
+
+
+def poisson(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
+    """Return the moments (n,) of a Poisson process in seconds, rising from 0, with `rate` a second for about `seconds`.
+
+    n = ceil(rate * seconds) is fixed, so that rates that hold and rates that do not are judged on as many requests.
+    """
+    count = max(1, math.ceil(rate * seconds))
+    return np.cumsum(np.random.default_rng(seed).exponential(1.0 / rate, count))
+
+
 class _Session:
+    """The trials of one subject. Each has its own random arrivals."""
+
     def __init__(self, subject: Subject, paths: list[Path], settings: Settings, clock: Clock) -> None:
         self._subject, self._paths, self._settings, self._clock = subject, paths, settings, clock
-        self._trials: list[Trial] = []
+        self._trials: list[RateTrial] = []
 
     def at(self, rate: float) -> Server:
-        """Latency at this rate, however bad."""
+        """Measure latency at this rate, even if it exceeds every bound."""
         served, requests = self._serve(rate, self._settings.seconds)
         unserved = requests - len(served.latencies)
         note = f"given up after {_OVERTIME:g} times the time asked for: the rate is too high" if unserved else ""
         return self._server(rate, served, requests, note)
 
     def search(self, ceiling: float) -> Server:
-        """The highest rate whose 99th percentile keeps the bound, and latency there in a longer run of its own."""
+        """Find the highest rate whose 99th percentile keeps the bound, and measure latency there in a longer run."""
         bound = self._settings.p99_bound
         alone = 1e3 * percentile([self._alone(path) for path in islice(cycle(self._paths), _ALONE)], 50)
         if alone > bound:
             return self._none(f"an image alone takes {alone:.3g} ms at the median, longer than the bound")
-        found = highest_rate(lambda tried: self._try(tried, self._settings.seconds / _STEPS)[0], ceiling, _STEPS)
+        found = highest_rate(lambda tried: self._try(tried, self._settings.seconds / _STEPS)[0], ceiling)
         for rate in (share * found for share in _CONFIRMED if found):
-            # The best of several short trials flatters itself: a longer one, of other arrivals, must hold as well.
+            # The best of several short trials is biased upwards, so a longer one with other arrivals must hold as well.
             held, served, requests = self._try(rate, self._settings.seconds / 2)
             if held:
                 note = f"found in {len(self._trials)} trials"
@@ -67,14 +165,14 @@ class _Session:
         served, requests = self._serve(rate, seconds, bound)
         held = keeps(served, requests, bound)
         p99 = 1e3 * percentile(served.latencies, PERCENT) if len(served.latencies) == requests else None
-        self._trials.append(Trial(rate=rate, requests=requests, p99=p99, held=held))
+        self._trials.append(RateTrial(rate=rate, requests=requests, p99=p99, held=held))
         return held, served, requests
 
     def _serve(self, rate: float, seconds: float, bound: float | None = None) -> tuple[Served, int]:
         moments = poisson(rate, seconds, self._settings.seed + len(self._trials)).tolist()
         served = serve(
             moments,
-            lambda batch: self._work(batch),
+            self._work,
             self._clock,
             batch_size=self._settings.batch_size,
             batch_wait=self._settings.batch_wait / 1e3,
@@ -104,100 +202,11 @@ class _Session:
         )
 
     def _none(self, why: str) -> Server:
-        return Server(
-            rate=None,
-            bound=self._settings.p99_bound,
-            latency=None,
-            requests=0,
-            unserved=0,
-            batch=None,
-            trials=tuple(self._trials),
-            note=why,
-        )
-
-
-PERCENT = 99
-DOUBLINGS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """latencies: seconds, of served requests.  waiting: seconds so far, of those that had come and were not served.
-
-    batches: how many they were served in.
-    """
-
-    latencies: tuple[float, ...]
-    waiting: tuple[float, ...]
-    batches: int
-
-    @property
-    def all(self) -> tuple[float, ...]:
-        """Every request's latency; of one left waiting, what it had waited."""
-        return self.latencies + self.waiting
-
-
-def serve(
-    arrivals: Sequence[float],
-    work: Callable[[range], None],
-    clock: Clock,
-    *,
-    batch_size: int,
-    batch_wait: float = 0.0,
-    bound: float | None = None,
-    longest: float | None = None,
-) -> Served:
-    """Serve requests in order of arrival, several at once.
-
-    arrivals: seconds from now, rising.  work: serves these requests; returns when their rows are there.
-    batch_wait: seconds that the first of a batch may wait for others to join it, unless the batch is full before.
-    bound: give up once its 99th percentile is sure to be missed.  longest: give up after so many seconds.
-    """
-    start = clock.now()
-    allowed = allowed_above(len(arrivals), PERCENT)
-    latencies: list[float] = []
-    at = batches = late = 0
-    while at < len(arrivals):
-        ready = arrivals[at] + batch_wait
-        if at + batch_size <= len(arrivals):
-            ready = min(ready, arrivals[at + batch_size - 1])
-        clock.sleep_until(start + ready)
-        now = clock.now() - start
-        # The one slept for is there, though start + ready - start may have rounded to a little less.
-        end = max(at + 1, bisect.bisect_right(arrivals, now, at, min(at + batch_size, len(arrivals))))
-        work(range(at, end))
-        done = clock.now() - start
-        for moment in arrivals[at:end]:
-            latencies.append(done - moment)
-            late += bound is not None and latencies[-1] > bound
-        at, batches = end, batches + 1
-        if late > allowed or (longest is not None and done > longest):
-            break
-    now = clock.now() - start
-    waiting = tuple(now - moment for moment in arrivals[at:] if moment <= now)
-    return Served(tuple(latencies), waiting, batches)
-
-
-def keeps(served: Served, requests: int, bound: float) -> bool:
-    """Whether all were served and their 99th percentile is within the bound."""
-    return len(served.latencies) == requests and percentile(served.latencies, PERCENT) <= bound
-
-
-def highest_rate(holds: Callable[[float], bool], ceiling: float, steps: int = 6) -> float:
-    """The highest rate found to hold by bisection of (0, ceiling); 0 if none did.  Within ceiling / 2**steps.
-
-    Where all of them hold, the ceiling is doubled while it holds, DOUBLINGS times at most, and what is left bisected.
-    """
-    found, failed = _bisected(holds, 0.0, ceiling, steps)
-    doubled = 0
-    while failed is None and doubled < DOUBLINGS:
-        found, failed = (ceiling, None) if holds(ceiling) else (found, ceiling)
-        ceiling, doubled = 2 * ceiling, doubled + 1
-    return found if failed is None or not doubled else _bisected(holds, found, failed, steps)[0]
+        return Server(rate=None, bound=self._settings.p99_bound, trials=tuple(self._trials), note=why)
 
 
 def _bisected(holds: Callable[[float], bool], low: float, high: float, steps: int) -> tuple[float, float | None]:
-    """(highest that held, or low; lowest that did not, None if all held)."""
+    """Return (highest rate that held, or low; lowest that did not, or None if all held)."""
     failed = None
     for _ in range(steps):
         middle = (low + high) / 2
@@ -206,12 +215,3 @@ def _bisected(holds: Callable[[float], bool], low: float, high: float, steps: in
         else:
             high = failed = middle
     return low, failed
-
-
-def poisson(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
-    """Moments of a Poisson process, (n,), rising from 0, in seconds: `rate` a second, about `seconds` long.
-
-    n = ceil(rate * seconds) is fixed, so that a rate that holds and one that does not are judged on as many requests.
-    """
-    count = max(1, math.ceil(rate * seconds))
-    return np.cumsum(np.random.default_rng(seed).exponential(1.0 / rate, count))

@@ -1,4 +1,4 @@
-"""Every stage of a detection on its own, and all of them as `mdmf detect` runs them."""
+"""Every stage of a detection measured alone, and all of them together as `mdmf detect` runs them."""
 
 from __future__ import annotations
 
@@ -11,42 +11,45 @@ from typing import TypeVar
 
 import numpy as np
 
-from mdmf_deploy.detection.outputs.jsonl import JsonlWriter
-from mdmf_deploy.detection.prepare import Prepared, prepare
+from mdmf_deploy.detection.feed import Prepared, prepare
+from mdmf_deploy.detection.outputs import JsonlWriter
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.tasks.benchmark.results import Settings, Stage, StageTable
-from mdmf_deploy.tasks.benchmark.rounds import Clock, filling, interleave
-from mdmf_deploy.tasks.benchmark.samples import Sample
+from mdmf_deploy.tasks.benchmark.rounds import Clock, images_per_run, interleave
+from mdmf_deploy.tasks.benchmark.samples import ImageSample
 from mdmf_deploy.tasks.benchmark.statistics import spread
 from mdmf_deploy.tasks.benchmark.subjects import Subject
 
 T = TypeVar("T")
 NAMES = ("read", "decode", "crop", "engine", "reduction", "write")
-_IN_WORKERS = 3  # the first three of them
-# Stages that take turns on the same threads: those that decode, the engine's, the caller's.
-_GROUPS = {"decoding": NAMES[:_IN_WORKERS], "engine": ("engine",), "reduction + write": ("reduction", "write")}
-_HELD = 4  # batches whose crops are in memory at once, where each stage runs on its own
 END_TO_END = "end to end"
+_DECODING = NAMES[:3]  # the stages of the decode workers
+# Stages that share threads: the decode workers', the engine's, the caller's.
+_GROUPS = {"decoding": _DECODING, "engine": ("engine",), "reduction + write": ("reduction", "write")}
+_HELD = 4  # batches whose crops are in memory at once while stages are measured alone
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """ms, cpu_ms: wall-clock and CPU time an image."""
+    """Wall-clock and CPU time an image."""
 
     ms: float
     cpu_ms: float
 
 
-_Round = dict[str, Cost]
+_Costs = dict[str, Cost]
 
 
 def measure(
-    subjects: Sequence[Subject], sample: Sample, settings: Settings, clock: Clock, pace: float
+    subjects: Sequence[Subject], sample: ImageSample, settings: Settings, clock: Clock, pace: float
 ) -> list[StageTable]:
-    """A table for each subject.  pace: seconds an image of the slowest, end to end, roughly."""
-    count = filling(settings.batch_size, pace, settings.seconds)
+    """Return a table for each subject.
+
+    pace: seconds an image takes end to end, roughly, on the slowest subject.
+    """
+    count = images_per_run(settings.batch_size, pace, settings.seconds)
     paths = list(islice(cycle(sample.paths), count))
     runs = interleave(
         subjects,
@@ -61,57 +64,16 @@ def measure(
     return [table(sample.about.name, count, min(count, settings.batch_size), taken, lanes) for taken in runs]
 
 
-def _round(subject: Subject, paths: list[Path], batch_size: int, clock: Clock) -> _Round:
-    costs = dict.fromkeys((*NAMES, END_TO_END), Cost(0.0, 0.0))
-    for at in range(0, len(paths), _HELD * batch_size):
-        _alone(subject, paths[at : at + _HELD * batch_size], batch_size, clock, costs)
-    rows = _timed(lambda: _written(subject.detector.stream(paths)), END_TO_END, costs, clock)
-    _timed(lambda: _written(rows), "write", costs, clock)
-    return {name: Cost(cost.ms / len(paths), cost.cpu_ms / len(paths)) for name, cost in costs.items()}
+def table(images: str, count: int, batch: int, rounds: Sequence[_Costs], lanes: int) -> StageTable:
+    """Summarise one or more rounds.
 
-
-def _written(rows: Iterable[Row]) -> list[Row]:
-    """Each as it comes, as `mdmf detect` does."""
-    writer, taken = JsonlWriter(io.BytesIO()), []
-    for row in rows:
-        writer.write(row)
-        taken.append(row)
-    return taken
-
-
-def _alone(subject: Subject, paths: list[Path], batch_size: int, clock: Clock, costs: _Round) -> None:
-    """Add what these images cost stage by stage."""
-    engine, reduction, bundle = subject.detector.engine, subject.detector.reduction, subject.bundle
-    preprocessing, limits, together = bundle.manifest.preprocessing, ReadLimits(), {"": Cost(0.0, 0.0)}
-
-    def prepare_all() -> list[Prepared]:
-        return [prepare(n, path, preprocessing, 1, limits) for n, path in enumerate(paths)]
-
-    prepared = _timed(prepare_all, "", together, clock)
-    cores = _over(together[""].cpu_ms, together[""].ms)
-    for name in NAMES[:_IN_WORKERS]:
-        # One thread did all three: the CPU time of each is its share of what they took together.
-        ms = sum(getattr(one.extracted, f"ms_{name}") or 0.0 for one in prepared)
-        costs[name] = Cost(costs[name].ms + ms, costs[name].cpu_ms + ms * cores)
-    crops = np.concatenate([one.tensor for one in prepared if one.tensor is not None])
-    batches = [crops[at : at + batch_size] for at in range(0, len(crops), batch_size)]
-    extracted = _timed(lambda: [engine(batch) for batch in batches], "engine", costs, clock)
-    _timed(lambda: [reduction(batch, bundle.bank) for batch in extracted], "reduction", costs, clock)
-
-
-def _timed(work: Callable[[], T], name: str, costs: _Round, clock: Clock) -> T:
-    """What the work gives; its time is added to that of its name."""
-    start, cpu = clock.now(), clock.cpu()
-    result = work()
-    ms, cpu_ms = 1e3 * (clock.now() - start), 1e3 * (clock.cpu() - cpu)
-    costs[name] = Cost(costs[name].ms + ms, costs[name].cpu_ms + cpu_ms)
-    return result
-
-
-def table(images: str, count: int, batch: int, rounds: Sequence[_Round], lanes: int) -> StageTable:
-    """rounds: every stage's costs and end to end's, at least one round.  lanes: workers that decode."""
+    images: name of the image set.
+    count, batch: images of a round, and of a batch.
+    rounds: the costs of every stage and of end to end.
+    lanes: number of decode workers.
+    """
     stages = {
-        name: _stage(name, [costs[name] for costs in rounds], lanes if name in NAMES[:_IN_WORKERS] else 1)
+        name: _stage(name, [costs[name] for costs in rounds], lanes if name in _DECODING else 1)
         for name in (*NAMES, END_TO_END)
     }
     end_to_end = stages.pop(END_TO_END)
@@ -133,9 +95,56 @@ def table(images: str, count: int, batch: int, rounds: Sequence[_Round], lanes: 
     )
 
 
+def _round(subject: Subject, paths: list[Path], batch_size: int, clock: Clock) -> _Costs:
+    costs = dict.fromkeys((*NAMES, END_TO_END), Cost(0.0, 0.0))
+    for at in range(0, len(paths), _HELD * batch_size):
+        _add_stages(subject, paths[at : at + _HELD * batch_size], batch_size, clock, costs)
+    rows = _timed(lambda: _written(subject.detector.stream(paths)), END_TO_END, costs, clock)
+    _timed(lambda: _written(rows), "write", costs, clock)
+    return {name: Cost(cost.ms / len(paths), cost.cpu_ms / len(paths)) for name, cost in costs.items()}
+
+
+def _written(rows: Iterable[Row]) -> list[Row]:
+    """Write each row as it comes, as `mdmf detect` does, and return them."""
+    writer, taken = JsonlWriter(io.BytesIO()), []
+    for row in rows:
+        writer.write(row)
+        taken.append(row)
+    return taken
+
+
+def _add_stages(subject: Subject, paths: list[Path], batch_size: int, clock: Clock, costs: _Costs) -> None:
+    """Run the stages one after the other on these images, and add their costs."""
+    engine, reduction, bundle = subject.detector.engine, subject.detector.reduction, subject.bundle
+    preprocessing, limits, together = bundle.manifest.preprocessing, ReadLimits(), {"": Cost(0.0, 0.0)}
+
+    def prepare_all() -> list[Prepared]:
+        return [prepare(n, path, preprocessing, 1, limits) for n, path in enumerate(paths)]
+
+    prepared = _timed(prepare_all, "", together, clock)
+    taken = _over(together[""].cpu_ms, together[""].ms)
+    for name in _DECODING:
+        # One thread ran all three stages, so they share their CPU time in proportion to their wall-clock time.
+        ms = sum(getattr(one.extraction, f"ms_{name}") or 0.0 for one in prepared)
+        costs[name] = Cost(costs[name].ms + ms, costs[name].cpu_ms + ms * taken)
+    crops = np.concatenate([one.tensor for one in prepared if one.tensor is not None])
+    batches = [crops[at : at + batch_size] for at in range(0, len(crops), batch_size)]
+    extracted = _timed(lambda: [engine(batch) for batch in batches], "engine", costs, clock)
+    _timed(lambda: [reduction(batch, bundle.bank) for batch in extracted], "reduction", costs, clock)
+
+
+def _timed(work: Callable[[], T], name: str, costs: _Costs, clock: Clock) -> T:
+    """Return the result of the work, and add its time to the cost of that name."""
+    start, cpu = clock.now(), clock.cpu()
+    result = work()
+    ms, cpu_ms = 1e3 * (clock.now() - start), 1e3 * (clock.cpu() - cpu)
+    costs[name] = Cost(costs[name].ms + ms, costs[name].cpu_ms + cpu_ms)
+    return result
+
+
 def _stage(name: str, costs: Sequence[Cost], lanes: int) -> Stage:
-    cores = _over(sum(cost.cpu_ms for cost in costs), sum(cost.ms for cost in costs))
-    return Stage(name=name, ms=spread([cost.ms for cost in costs]), cores=cores, lanes=lanes)
+    taken = _over(sum(cost.cpu_ms for cost in costs), sum(cost.ms for cost in costs))
+    return Stage(name=name, ms=spread([cost.ms for cost in costs]), cores=taken, lanes=lanes)
 
 
 def _over(above: float, below: float) -> float:

@@ -1,4 +1,4 @@
-"""Percentiles, spreads and ratios of measured times; nothing here measures."""
+"""Percentiles, spreads and ratios of measured times."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-# Student's t by degrees of freedom: 95% lie within; for those between, the next fewer are meant.
-_T = {
+# Degrees of freedom -> the value of Student's t within which 95% lie. Numbers between two keys use the lower key.
+STUDENT_T = {
     2: 4.303,
     3: 3.182,
     4: 2.776,
@@ -29,7 +29,11 @@ _T = {
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure measured several times.  low, high: the quartiles.  cv: coefficient of variation, None for one run."""
+    """One figure measured several times.
+
+    low, high: the quartiles.
+    cv: coefficient of variation, None for a single run.
+    """
 
     median: float
     low: float
@@ -39,7 +43,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """A value and its 95% interval; without an interval where fewer than three pairs were measured."""
+    """A value and its 95% interval. The ends are None if fewer than three pairs were measured."""
 
     value: float
     low: float | None
@@ -47,21 +51,22 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """By nearest rank, as MLPerf's LoadGen: the smallest value that at least `percent` % of all do not exceed.
+    """Return the smallest value that at least `percent` % of all values do not exceed.
 
-    values: at least one.  percent: 0 to 100; 0 is the smallest.
+    This is the nearest-rank percentile, as in MLPerf's LoadGen.
+    values: at least one.
+    percent: 0 to 100. 0 gives the smallest value.
     """
-    rank = max(1, -(-percent * len(values) // 100))
-    return sorted(values)[rank - 1]
+    return sorted(values)[_rank(len(values), percent) - 1]
 
 
 def allowed_above(count: int, percent: int) -> int:
-    """How many of `count` values may exceed a bound that their percentile keeps."""
-    return count - max(1, -(-percent * count // 100))
+    """Return how many of `count` values may exceed a bound that their percentile keeps."""
+    return count - _rank(count, percent)
 
 
 def variation(values: Sequence[float]) -> float | None:
-    """Sample standard deviation over mean; None for fewer than two values, or a mean of zero."""
+    """Return the sample standard deviation over the mean, or None for fewer than two values or a mean of zero."""
     if len(values) < 2:
         return None
     mean = math.fsum(values) / len(values)
@@ -69,20 +74,25 @@ def variation(values: Sequence[float]) -> float | None:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """values: at least one."""
+    """Return the spread of one or more values."""
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
     return Spread(median=median, low=low, high=high, runs=len(values), cv=variation(values))
 
 
 def paired_ratio(above: Sequence[float], below: Sequence[float]) -> Interval:
-    """Geometric mean of above[i] / below[i], positive, of the same rounds; Student's t of their logarithms.
+    """Return the geometric mean of above[i] / below[i], with an interval by Student's t of the logarithms.
 
-    A round's two values have seen the same state of the machine, so what both suffered from cancels in their ratio.
+    Both values of a pair are positive and come from the same round, so they have seen the same state of the machine.
+    A disturbance that slowed both cancels in their ratio.
     """
     logs = np.log(np.asarray(above, np.float64) / np.asarray(below, np.float64))
     mean = float(logs.mean())
-    freedom = max((known for known in _T if known < len(logs)), default=None)
+    freedom = max((known for known in STUDENT_T if known < len(logs)), default=None)
     if freedom is None:
         return Interval(math.exp(mean), None, None)
-    margin = _T[freedom] * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    margin = STUDENT_T[freedom] * float(logs.std(ddof=1)) / math.sqrt(len(logs))
     return Interval(math.exp(mean), math.exp(mean - margin), math.exp(mean + margin))
+
+
+def _rank(count: int, percent: int) -> int:
+    return max(1, -(-percent * count // 100))

@@ -1,4 +1,4 @@
-"""A benchmark as titled tables of text, which the terminal and the page lay out each in its own way."""
+"""A benchmark as titled tables of text, which the terminal and the HTML page lay out in their own ways."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _NONE = "-"
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """The first column holds names, the others numbers.  notes: sentences below."""
+    """One table. The first column holds names, the others numbers.
+
+    notes: sentences below the table.
+    """
 
     title: str
     header: tuple[str, ...]
@@ -24,7 +27,7 @@ class Section:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits or more, never in exponents: 0.0123, 1.23, 12.3, 1234; zero is 0."""
+    """Format with three significant digits or more and no exponent: 0.0123, 1.23, 12.3, 1234. Zero gives "0"."""
     if value is None:
         return _NONE
     exponent = math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 2
@@ -32,11 +35,12 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
+    """Format a share as a percentage, with one decimal below 10%."""
     return _NONE if share is None else f"{100 * share:.1f}%" if share < 0.1 else f"{100 * share:.0f}%"
 
 
 def facts(benchmark: Benchmark) -> list[tuple[str, str]]:
-    """The environment, name by name."""
+    """Return (name, text) pairs that describe environment, settings, images and configurations."""
     here = benchmark.environment
     machine, settings = here.machine, benchmark.settings
     limit = "" if machine.core_limit is None else f", container limit {machine.core_limit:g}"
@@ -64,7 +68,7 @@ def facts(benchmark: Benchmark) -> list[tuple[str, str]]:
 
 
 def sections(benchmark: Benchmark) -> Iterator[Section]:
-    """In the order in which they are shown; those not asked for are left out."""
+    """Yield the tables in the order in which they are shown, without scenarios that were not measured."""
     results, first = benchmark.results, f"{benchmark.images[0].name} images"
     for result in results:
         for table in result.stages:
@@ -73,7 +77,7 @@ def sections(benchmark: Benchmark) -> Iterator[Section]:
     yield from _offline(results, first)
     yield from _server(results, first)
     yield from _comparison(results, benchmark.ratios, benchmark.images[0])
-    yield from _start(results)
+    yield from _cold_start(results)
 
 
 def _describe(configuration: Configuration) -> str:
@@ -89,8 +93,8 @@ def _stages(name: str, table: StageTable) -> Section:
     whole = table.end_to_end
     rows.append(("sum", number(table.total), "", "", ""))
     rows.append(("end to end", number(whole.ms.median), _quartiles(whole.ms), f"{whole.cores:.2f}", ""))
-    overlap = ", for stages overlap" if table.explained > 1 else ""
-    filling = "; so few that filling the pipeline weighs: give more --seconds"
+    overlap = ", because stages overlap" if table.explained > 1 else ""
+    filling = ", too few to hide the filling of the pipeline: give more --seconds"
     filling = filling if table.count < BATCHES * table.batch else ""
     return Section(
         f"stages of {name}, {table.images} images",
@@ -106,7 +110,7 @@ def _stages(name: str, table: StageTable) -> Section:
 
 def _single_stream(results: Sequence[Result], images: str) -> Iterator[Section]:
     rows = [
-        (result.configuration.name, *_latency(one.latency), str(one.latency.count), _variation(one.medians))
+        (result.configuration.name, *_latency(one.latency), str(one.latency.count), percent(one.medians.cv))
         for result in results
         if (one := result.single_stream) is not None
     ]
@@ -123,7 +127,7 @@ def _offline(results: Sequence[Result], images: str) -> Iterator[Section]:
             number(one.images_per_second.median),
             _quartiles(one.images_per_second),
             f"{one.images_per_second.runs} x {one.images_per_run}",
-            _variation(one.images_per_second),
+            percent(one.images_per_second.cv),
             number(one.joules),
         )
         for name, one in measured
@@ -139,7 +143,7 @@ def _server(results: Sequence[Result], images: str) -> Iterator[Section]:
     if not measured:
         return
     bound = measured[0][1].bound
-    what = "a given rate" if bound is None else f"the highest rate with p99 within {bound:g} ms"
+    rate = "a given rate" if bound is None else f"the highest rate with p99 within {bound:g} ms"
     rows, notes = [], []
     for name, one in measured:
         cells = _latency(one.latency) if one.latency is not None else (_NONE,) * 5
@@ -147,7 +151,7 @@ def _server(results: Sequence[Result], images: str) -> Iterator[Section]:
         unserved = f"{one.unserved} requests left unserved" if one.unserved else ""
         notes += [f"{name}: {'; '.join(part for part in (unserved, one.note) if part)}"] if unserved or one.note else []
     header = ("ms", "rate/s", "p50", "p90", "p95", "p99", "max", "requests", "mean batch")
-    yield Section(f"server, {images}, Poisson arrivals at {what}", header, rows, notes)
+    yield Section(f"server, {images}, Poisson arrivals at {rate}", header, rows, notes)
 
 
 def _comparison(results: Sequence[Result], ratios: Sequence[Ratio], images: ImageSet) -> Iterator[Section]:
@@ -172,12 +176,12 @@ def _comparison(results: Sequence[Result], ratios: Sequence[Ratio], images: Imag
     if rows:
         header = ("", "single-stream", "offline", "score change", "rank corr.", "flipped verdicts")
         if images.generated:
-            notes.insert(0, "scores on generated images say little of yours: give photographs with --images")
+            notes.insert(0, "scores on generated images say little about yours: give photographs with --images")
         notes.insert(0, "times as fast, 95% interval; largest score change in spreads of real scores")
         yield Section(f"against {results[0].configuration.name}", header, rows, notes)
 
 
-def _start(results: Sequence[Result]) -> Iterator[Section]:
+def _cold_start(results: Sequence[Result]) -> Iterator[Section]:
     rows = []
     for result in results:
         start = result.start
@@ -198,10 +202,6 @@ def _latency(latency: Latency) -> tuple[str, ...]:
 
 def _quartiles(spread: Spread) -> str:
     return f"{number(spread.low)} - {number(spread.high)}"
-
-
-def _variation(spread: Spread) -> str:
-    return percent(spread.cv)
 
 
 def _interval(interval: Interval) -> str:

@@ -1,0 +1,1 @@
+"""`mdmf evaluate`: measure a bundle on images whose class is known."""

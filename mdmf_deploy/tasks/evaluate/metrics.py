@@ -1,7 +1,7 @@
-"""Figures of merit of a detector, with 95% intervals.
+"""Measure a detector by AUROC, AP, ACC and TPR, with 95% intervals.
 
-AUROC, AP and ACC weigh the two classes equally, whatever their numbers, as balanced benchmarks do: AP and ACC of data
-sets with other proportions would not be comparable.
+AUROC, AP and ACC weigh the two classes equally, whatever their sizes. This is how balanced benchmarks count, and it
+keeps AP and ACC comparable between data sets with different proportions.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 RESAMPLES = 1000
 _SEED = 0
-_Z = 1.959963984540054  # the normal distribution's 97.5% quantile
-_BLOCK = 1 << 21  # counts drawn at once
+# The normal distribution's 97.5% quantile.
+_Z = 1.959963984540054
+# How many counts are drawn at once. It limits memory and changes no figure.
+BLOCK = 1 << 21
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -28,10 +30,12 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """One set of generated images against the real ones.
+    """The figures of one set of generated images against the real ones.
 
-    images: generated ones.  acc: mean of TPR and 1 - FPR.  acc, tpr: None where verdicts are uncalibrated.
-    Intervals: stratified percentile bootstrap with a fixed seed; Wilson's for tpr.
+    images: how many are generated.
+    acc: the mean of TPR and 1 - FPR.
+    acc, tpr: None where verdicts are uncalibrated.
+    The intervals come from a stratified percentile bootstrap with a fixed seed, and for tpr from Wilson's formula.
     """
 
     images: int
@@ -48,7 +52,10 @@ def figures(
     generated_flagged: NDArray[np.bool_] | None,
     resamples: int = RESAMPLES,
 ) -> Figures:
-    """real: (n >= 1,) scores, generated: (m >= 1,); *_flagged: which of them got the verdict "generated"."""
+    """Compare the scores of real images, (n >= 1,), with those of generated ones, (m >= 1,).
+
+    *_flagged: which images got the verdict "generated", None if verdicts are uncalibrated.
+    """
     n, m = len(real), len(generated)
     aurocs, aps, accs = [], [], []
     for real_counts, generated_counts in _resamples(n, m, resamples):
@@ -67,13 +74,14 @@ def figures(
 
 
 def _resamples(n: int, m: int, resamples: int) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """How often each image is in each resample, in blocks of rows (R, n), (R, m); first the data themselves, R = 1.
+    """Yield how often each image is in each resample, in blocks of R rows: (R, n) and (R, m).
 
-    A class has a generator of its own, so that the draws do not depend on the size of a block.
+    The first block, with R = 1, is the data itself. Each class has its own random generator, so that the draws do not
+    depend on the size of a block.
     """
     yield np.ones((1, n)), np.ones((1, m))
     of_real, of_generated = np.random.default_rng(_SEED).spawn(2)
-    step = max(1, _BLOCK // (n + m))
+    step = max(1, BLOCK // (n + m))
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         real = of_real.multinomial(n, np.full(n, 1 / n), rows).astype(np.float64)
@@ -86,10 +94,11 @@ def auroc_and_ap(
     real_weights: NDArray[np.float64],
     generated_weights: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Area under the ROC curve and average precision, for R weightings of the same scores at once.
+    """Return the area under the ROC curve and the average precision, for R weightings of the same scores at once.
 
-    real, generated: (n,), (m,), higher is more generated.  *_weights: (R, n), (R, m), >= 0, each row with a positive
-    sum; every row is scaled to sum to 1.  Ties count half in the first, as one step in the second.  Returns (R,), (R,).
+    real, generated: (n,) and (m,) scores, higher for generated images.
+    *_weights: (R, n) and (R, m), >= 0. Each row has a positive sum and is scaled to sum to 1.
+    A tie counts half in the area, and is one step of the precision. Returns (R,) and (R,).
     """
     scores = np.concatenate([real, generated])
     order = np.argsort(-scores, kind="stable")
@@ -106,7 +115,7 @@ def auroc_and_ap(
 
 
 def wilson(count: int, total: int) -> Estimate:
-    """The rate count / total with Wilson's score interval (JASA 22, 1927); total >= 1."""
+    """Return the rate count / total with Wilson's score interval (JASA 22, 1927). total is at least 1."""
     rate = count / total
     spread = _Z / (1 + _Z**2 / total) * math.sqrt(rate * (1 - rate) / total + (_Z / (2 * total)) ** 2)
     centre = (rate + _Z**2 / (2 * total)) / (1 + _Z**2 / total)
@@ -114,6 +123,6 @@ def wilson(count: int, total: int) -> Estimate:
 
 
 def _bootstrapped(blocks: list[NDArray[np.float64]]) -> Estimate:
-    """blocks[0]: of the data; the rest: of the resamples."""
+    """Return the value of the data, blocks[0], with the 95% interval of the resamples in the other blocks."""
     low, high = np.quantile(np.concatenate(blocks[1:]), [0.025, 0.975])
     return Estimate(float(blocks[0][0]), float(low), float(high))

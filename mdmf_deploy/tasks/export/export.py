@@ -1,11 +1,11 @@
-"""From a checkpoint to a bundle: trace, lower the precision, build the bank, and verify before anything is written."""
+"""Turn a checkpoint into a bundle: trace, lower the precision, build the bank, verify, and only then write."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,28 +18,31 @@ from mdmf_deploy.bundle.bundle import Bundle, check_destination, write_bundle
 from mdmf_deploy.bundle.manifest import BANK, MODEL, PROBES, Manifest, ModelCard, Provenance, Refusal, Verification
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_to_bytes
 from mdmf_deploy.bundle.recipe import Precision, Recipe
-from mdmf_deploy.errors import GateFailed, ImageError, QuantisationError, UsageError
-from mdmf_deploy.images import decode as images
+from mdmf_deploy.errors import GateFailed, ImageError, UsageError
+from mdmf_deploy.images.decode import decoder_version, read
 from mdmf_deploy.model.checkpoints import load_source, source_sha256
 from mdmf_deploy.model.engine import TorchEngine
 from mdmf_deploy.model.pfs import MdmfModel
-from mdmf_deploy.runtime import installed
+from mdmf_deploy.runtime import installed, open_engine
+from mdmf_deploy.runtime.ort import OrtEngine
+from mdmf_deploy.runtime.speed import images_per_second
 from mdmf_deploy.tasks.bank.build import BankReport
-from mdmf_deploy.tasks.export.ladder import Trials
+from mdmf_deploy.tasks.export.ladder import Candidate, Ladder
 from mdmf_deploy.tasks.export.trace import trace
-from mdmf_deploy.tasks.verify import extract_crops, signatures_by_hash
+from mdmf_deploy.tasks.verify import SourceSignatures, extract_crops, signatures_by_hash
 
 LEAST_REALS = 16
-_HELD_BACK = (8, 128)
+_LEAST_HELD, _MOST_HELD = 8, 128
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "nncf", "numpy", "pillow")
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export made.
+    """The result of an export.
 
-    bank: its report.  verification: one record a runtime, ONNX Runtime's first, which passed.  refused: rungs that
-    did not.
+    bank: the report on its bank.
+    verification: one record per runtime. The first is ONNX Runtime's, which passed.
+    refused: the rungs that missed a limit.
     """
 
     bundle: Bundle
@@ -57,10 +60,10 @@ def export(
     log: Callable[[str], None] = lambda text: None,
     backbone_weights: Path | None = None,
 ) -> Exported:
-    """Export a checkpoint to a bundle with a bank of these real images; see export_detector.
+    """Export a checkpoint to a bundle with a bank of these real images, as export_detector does.
 
-    backbone_weights: the backbone's own file, for a checkpoint of a PFS head alone.
-    Raises CheckpointError if the checkpoint is not one of this recipe's model, else as export_detector.
+    backbone_weights: the backbone's own file, for a checkpoint that holds only a PFS head.
+    Raises CheckpointError if the checkpoint does not fit this recipe's model, and the errors of export_detector.
     """
     check_destination(destination)
     log(f"reading {checkpoint}")
@@ -79,68 +82,60 @@ def export_detector(
     log: Callable[[str], None] = lambda text: None,
     runtimes: Sequence[str] | None = None,
 ) -> Exported:
-    """Write a verified bundle; the detector is changed by tracing and cannot be used afterwards.
+    """Write a verified bundle. Tracing changes the detector, which cannot be used afterwards.
 
-    reals: image files; by content hash, the last fifth (8 to 128) is held back to verify on, the rest is
-        the bank and gives int8 its ranges.
-    precision: "auto" tries the recipe's export.precision and falls back to fp32, keeping the reason; a named one is
-        that or nothing.
-    say: told what is going on, a line at a time.
-    runtimes: what to verify besides ONNX Runtime, which must pass; None means all that are installed.
+    reals: image files. By content hash, the last fifth (8 to 128) is held back to verify on. The others become the
+        bank and give int8 its ranges.
+    precision: "auto" tries the recipe's export.precision, falls back to fp32, and keeps the reason. A named precision
+        is tried alone.
+    log: called with one line of progress at a time.
+    runtimes: the runtimes to verify besides ONNX Runtime, which must pass. None means every installed one.
     Raises UsageError for too few reals, GateFailed if no rung passes, BundleError if the bundle cannot be written.
     Nothing is written unless a rung passes.
     """
     check_destination(destination)
-    banked, held = split_reals(reals)
-    preprocessing = recipe.preprocessing
-    # The source signs before tracing bakes and replaces its parts, so that those steps are verified too.
-    log(f"signing {len(held)} held-back images with PyTorch")
-    source_engine = TorchEngine(detector)
-    source = signatures_by_hash(held, source_engine, preprocessing)
-    if len(source) < _HELD_BACK[0]:
+    banked, held_back = split_reals(reals)
+
+    # Tracing bakes and replaces parts of the detector. Extract with it before, so that those steps are verified too.
+    log(f"extracting signatures of {len(held_back)} held-back images with PyTorch")
+    source = TorchEngine(detector)
+    held = SourceSignatures(held_back, signatures_by_hash(held_back, source, recipe.preprocessing))
+    if len(held.by_hash) < _LEAST_HELD:
         raise UsageError(
-            f"--reals: only {len(source)} of {len(held)} held-back images are readable; expected 8, add more"
+            f"--reals: only {len(held.by_hash)} of {len(held_back)} held-back images are readable; expected 8, add more"
         )
-    probes = probe_crops(preprocessing.crop)
-    probe_signatures = extract_crops(probes, source_engine, preprocessing)
+    probes = probe_crops(recipe.preprocessing.crop)
+    probe_signatures = extract_crops(probes, source, recipe.preprocessing)
     sigma = detector.sigma
+
     destination.parent.mkdir(parents=True, exist_ok=True)
     # Beside the destination, so that gigabytes of weights are linked into the bundle rather than copied.
-    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.export.", dir=destination.parent))
-    try:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{destination.name}.export.", dir=destination.parent, ignore_cleanup_errors=True
+    ) as scratch:
         log("tracing to ONNX")
-        fp32 = trace(detector, recipe, _folder(scratch / "fp32") / MODEL, _graph_metadata(recipe, sigma))
-        # From here on the weights are in the graph's file; a ViT-g holds 4.5 GB of them, and the session wants as much.
+        graph = Path(scratch) / "fp32" / MODEL
+        graph.parent.mkdir()
+        trace(detector, recipe, graph, _graph_metadata(recipe, sigma))
+        # The graph's file holds the weights now. Free the detector's: a ViT-g has 4.5 GB, and a session needs as much.
         detector.to("meta")
+
         draft = _draft(recipe, sigma, checkpoint_sha256)
-        refused: list[Refusal] = []
-        trials = Trials(fp32, draft, banked, held, source, recipe.bank.max_signatures, log)
-        for rung in _ladder(recipe, precision):
-            try:
-                trial = trials.attempt(rung)
-            except QuantisationError as error:
-                reason = str(error)
-            else:
-                if trial.verification.passed:
-                    log(f"{rung}: passed")
-                    break
-                reason = "; ".join(trial.verification.reasons)
-            refused.append(Refusal(precision=rung, reason=reason))
-            log(f"{rung}: refused, {reason}")
-        else:
+        ladder = Ladder(graph, draft, banked, held, recipe.bank.max_signatures, log)
+        candidate, refused = ladder.climb(rungs(recipe, precision))
+        if candidate is None:
             why = "; ".join(f"{refusal.precision}: {refusal.reason}" for refusal in refused)
             raise GateFailed(f"{destination}: not written, the model misses its recipe's limits ({why})")
-        records = trials.verify_everywhere(trial, installed() if runtimes is None else runtimes)
-        manifest = msgspec.structs.replace(trial.manifest, verification=records, refused=tuple(refused))
-        files: dict[str, bytes | Path] = {name: trial.graph.parent / name for name in manifest.files}
-        files |= {BANK: trial.bank.bank.to_bytes(), PROBES: probes_to_bytes(probe_signatures, probes)}
-        return Exported(write_bundle(destination, manifest, files), trial.bank, records, tuple(refused))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        records = verify_everywhere(ladder, candidate, installed() if runtimes is None else runtimes)
+
+        manifest = msgspec.structs.replace(candidate.manifest, verification=records, refused=refused)
+        files: dict[str, bytes | Path] = {name: candidate.graph.with_name(name) for name in manifest.files}
+        files |= {BANK: candidate.bank.bank.to_bytes(), PROBES: probes_to_bytes(probe_signatures, probes)}
+        return Exported(write_bundle(destination, manifest, files), candidate.bank, records, refused)
 
 
 def split_reals(reals: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Distinct images for the bank, and those held back for verification: the last fifth by content hash, 8 to 128.
+    """Return the distinct images for the bank, and those held back: the last fifth by content hash, 8 to 128.
 
     Raises UsageError for fewer than 16 distinct files.
     """
@@ -148,27 +143,50 @@ def split_reals(reals: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     unreadable: list[Path] = []
     for path in reals:
         try:
-            unique.setdefault(hashlib.sha256(images.read(path)).hexdigest(), path)
+            unique.setdefault(hashlib.sha256(read(path)).hexdigest(), path)
         except ImageError:
             unreadable.append(path)
     if len(unique) < LEAST_REALS:
         raise UsageError(f"--reals: {len(unique)} distinct images; expected at least {LEAST_REALS} real photographs")
     ordered = [unique[sha256] for sha256 in sorted(unique)]
-    held = min(max(len(ordered) // 5, _HELD_BACK[0]), _HELD_BACK[1])
-    # The bank's report names what cannot be read.
+    held = min(max(len(ordered) // 5, _LEAST_HELD), _MOST_HELD)
+    # Keep unreadable files for the bank, whose report names them.
     return [*ordered[:-held], *unreadable], ordered[-held:]
 
 
-def _ladder(recipe: Recipe, precision: Literal["auto"] | Precision) -> list[Precision]:
+def rungs(recipe: Recipe, precision: Literal["auto"] | Precision) -> list[Precision]:
+    """Return the precisions to try, in order."""
     if precision != "auto":
         return [precision]
     # No fp16 between int8 and fp32: it only gains on GPUs, and a CPU runs it slower than either.
     return list(dict.fromkeys((recipe.export.precision, "fp32")))
 
 
-def _folder(path: Path) -> Path:
-    path.mkdir()
-    return path
+def verify_everywhere(ladder: Ladder, candidate: Candidate, runtimes: Sequence[str]) -> tuple[Verification, ...]:
+    """Return the candidate's own record, and one for every other runtime that opens and runs, with their speeds."""
+    bundle = Bundle(candidate.graph.parent, candidate.manifest)
+    records = [candidate.verification]
+    with ExitStack() as stack:
+        engines = [stack.enter_context(closing(open_engine(OrtEngine.name, bundle)))]
+        for name in runtimes:
+            if name == OrtEngine.name:
+                continue
+            ladder.log(f"verifying on {name}")
+            try:
+                engine = stack.enter_context(closing(open_engine(name, bundle)))
+                record = ladder.judge(engine, candidate.manifest, candidate.bank.bank)
+            # Runtimes share no exceptions. None of them may cost the record of ONNX Runtime, which has passed.
+            except Exception as error:
+                ladder.log(f"{name}: not verified, {' '.join(str(error).split())}")
+                continue
+            engines.append(engine)
+            records.append(record)
+            if not record.passed:
+                ladder.log(f"{name}: refused, {'; '.join(record.reasons)}")
+        rates = images_per_second(engines, candidate.manifest.preprocessing.crop)
+    return tuple(
+        msgspec.structs.replace(record, images_per_second=rate) for record, rate in zip(records, rates, strict=True)
+    )
 
 
 def _graph_metadata(recipe: Recipe, sigma: float) -> dict[str, str]:
@@ -181,7 +199,7 @@ def _graph_metadata(recipe: Recipe, sigma: float) -> dict[str, str]:
 
 
 def _draft(recipe: Recipe, sigma: float, checkpoint_sha256: str) -> Manifest:
-    """The fp32 graph's manifest, but for its files."""
+    """Return the fp32 graph's manifest, without files."""
     return Manifest(
         name=recipe.name,
         model=ModelCard(
@@ -197,7 +215,7 @@ def _draft(recipe: Recipe, sigma: float, checkpoint_sha256: str) -> Manifest:
             recipe=recipe.name,
             checkpoint_sha256=checkpoint_sha256,
             tool=f"mdmf-deploy {mdmf_deploy.__version__}",
-            decoder=images.decoder_version(),
+            decoder=decoder_version(),
             libraries={name: metadata.version(name) for name in _LIBRARIES},
         ),
         limits=recipe.verification,

@@ -1,43 +1,50 @@
-"""Trying the rungs of the precision ladder on one traced model, each with a bank of its own and a gate."""
+"""The precision ladder: build a candidate for each rung from one traced model, and judge it by its own bank.
+
+The int8 rung may keep some layers in fp32. A search finds as few as pass the gate.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, FileEntry, Manifest, Verification
+from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, FileEntry, Manifest, Refusal, Verification
 from mdmf_deploy.bundle.recipe import Precision, Preprocessing
 from mdmf_deploy.errors import ImageError, QuantisationError
-from mdmf_deploy.images import decode as images
+from mdmf_deploy.images.decode import center_crop, decode, normalise, read
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.runtime import Engine, open_engine
+from mdmf_deploy.runtime import Engine
 from mdmf_deploy.runtime.ort import OrtEngine
-from mdmf_deploy.runtime.speed import images_per_second
 from mdmf_deploy.tasks.bank.build import BankReport, build_bank
-from mdmf_deploy.tasks.export.fp16 import to_fp16
-from mdmf_deploy.tasks.export.int8 import quantise
-from mdmf_deploy.tasks.export.restore import Restorable
-from mdmf_deploy.tasks.verify import compare, signatures_by_hash
+from mdmf_deploy.tasks.export.int8 import Restorable, quantise
+from mdmf_deploy.tasks.export.precision import to_fp16
+from mdmf_deploy.tasks.verify import Gate, SourceSignatures
 
-_FATAL = OrtEngine.name
-# Real images to take activation ranges from: with 64 of them, unlike images exceeded the ranges.
-# And as many of them to rank layers with.
+# Real images that give int8 its activation ranges. With 64 of them, unusual images exceeded the ranges.
 _RANGE_IMAGES = 256
+# Real images that layers are ranked by.
 _RANK_IMAGES = 16
+# Layer names shown in one log line.
 _SHOWN = 6
+# An int8 graph with more of its layers in fp32 is hardly faster than fp32, and still less exact.
+MAX_KEPT_SHARE = 0.5
+
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """One graph, its manifest without records, the bank it made, and the gate's answer on ONNX Runtime."""
+class Candidate:
+    """A graph for the bundle, its manifest without records, its bank, and the gate's verdict on ONNX Runtime."""
 
     graph: Path
     manifest: Manifest
@@ -45,197 +52,199 @@ class Trial:
     verification: Verification
 
 
-class Trials:
-    """Rungs of one model: fp32 is its traced graph, in a folder of its own beside which the other graphs are written.
+@dataclass
+class Ladder:
+    """The rungs of one traced model.
 
-    draft: the fp32 graph's manifest, without files.  banked, held: real images for the bank, and to verify on.
-    source: what the model's source made of the latter, by content hash.
+    graph: the fp32 graph, in a folder of its own. The other graphs are written beside that folder.
+    draft: the fp32 graph's manifest, without files.
+    banked: real images for the bank. They also give int8 its ranges.
+    held: real images held back from the bank, with the signatures that PyTorch extracted.
+    max_signatures: a larger bank is thinned to this many. 0 keeps all.
+    quantise: makes the int8 graph of an fp32 graph and normalised crops.
     """
 
-    def __init__(
-        self,
-        fp32: Path,
-        draft: Manifest,
-        banked: Sequence[Path],
-        held: Sequence[Path],
-        source: Mapping[str, NDArray[np.float32]],
-        max_signatures: int,
-        log: Callable[[str], None],
-    ) -> None:
-        self._fp32, self._draft, self._banked, self._held = fp32, draft, banked, held
-        self._source, self._max_signatures, self._log = source, max_signatures, log
-        self._base: Trial | None = None
-        self._missed: tuple[str, ...] = ()
+    graph: Path
+    draft: Manifest
+    banked: Sequence[Path]
+    held: SourceSignatures
+    max_signatures: int = 0
+    log: Log = lambda text: None
+    quantise: Callable[[Path, NDArray[np.float32]], ModelProto] = quantise
 
-    def attempt(self, rung: Precision) -> Trial:
-        """Lower, sign the bank, and hold against the source.
+    def climb(self, rungs: Sequence[Precision]) -> tuple[Candidate | None, tuple[Refusal, ...]]:
+        """Return the first candidate that passes the gate, or None, and the refusals before it."""
+        refused: list[Refusal] = []
+        for rung in rungs:
+            try:
+                candidate = self.candidate(rung)
+            except QuantisationError as error:
+                reason = str(error)
+            else:
+                if candidate.verification.passed:
+                    self.log(f"{rung}: passed")
+                    return candidate, tuple(refused)
+                reason = "; ".join(candidate.verification.reasons)
+            refused.append(Refusal(precision=rung, reason=reason))
+            self.log(f"{rung}: refused, {reason}")
+        return None, tuple(refused)
 
-        Raises QuantisationError if int8 is not worth having: too many layers would have to stay in fp32.
+    def candidate(self, rung: Precision) -> Candidate:
+        """Lower the graph to a rung, extract its bank, and judge it.
+
+        Raises QuantisationError for int8 if fp32 itself misses the limits, or if so many layers would have to stay in
+        fp32 that int8 is not worth having.
         """
         if rung == "int8":
             return self._int8()
         if rung == "fp16":
-            return self._try(to_fp16(self._fp32, self._folder("fp16") / MODEL), self._card("fp16"))
-        if self._base is None:
-            self._base = self._try(self._fp32, self._draft)
-        return self._base
+            return self._judged(to_fp16(self.graph, self._folder("fp16") / MODEL), self._manifest("fp16"))
+        return self._fp32
 
-    def verify_everywhere(self, trial: Trial, runtimes: Sequence[str]) -> tuple[Verification, ...]:
-        """The trial's own record and one for every other runtime that can be opened and run, with their speeds."""
-        bundle = Bundle(trial.graph.parent, trial.manifest)
-        records = [trial.verification]
-        with ExitStack() as stack:
-            engines = [stack.enter_context(closing(open_engine(_FATAL, bundle)))]
-            for name in runtimes:
-                if name == _FATAL:
-                    continue
-                self._log(f"verifying on {name}")
-                try:
-                    engine = stack.enter_context(closing(open_engine(name, bundle)))
-                    record = self._gate(engine, trial.manifest, trial.bank.bank)
-                # Runtimes share no exceptions, and none of them may cost what has passed on the one that must.
-                except Exception as error:
-                    self._log(f"{name}: not verified, {' '.join(str(error).split())}")
-                    continue
-                engines.append(engine)
-                records.append(record)
-                if not record.passed:
-                    self._log(f"{name}: refused, {'; '.join(record.reasons)}")
-            rates = images_per_second(engines, trial.manifest.preprocessing.crop)
-        return tuple(
-            msgspec.structs.replace(record, images_per_second=rate) for record, rate in zip(records, rates, strict=True)
-        )
+    @cached_property
+    def _fp32(self) -> Candidate:
+        return self._judged(self.graph, self.draft)
 
-    def _try(self, graph: Path, manifest: Manifest) -> Trial:
-        rung = manifest.model.precision
-        entries = {}
-        for name in (MODEL, MODEL_DATA):
-            path = graph.parent / name
-            if path.exists():
-                entries[name] = FileEntry.of(path)
-        manifest = msgspec.structs.replace(manifest, files=entries)
-        self._log(f"{rung}: signing {len(self._banked)} bank images and {len(self._held)} held-back ones")
-        with closing(OrtEngine(Bundle(graph.parent, manifest))) as engine:
-            report = build_bank(manifest, engine, self._banked, self._max_signatures)
-            verification = self._gate(engine, manifest, report.bank)
-        return Trial(graph, manifest, report, verification)
-
-    def _gate(self, engine: Engine, manifest: Manifest, bank: Bank) -> Verification:
-        exported = signatures_by_hash(self._held, engine, manifest.preprocessing)
-        chosen = "; the layers in fp32 were chosen on them" if manifest.model.kept else ""
-        return compare(
-            np.stack(list(self._source.values())),
-            np.stack([exported[sha256] for sha256 in self._source]),
-            bank,
-            manifest.limits,
-            engine,
-            reference=f"PyTorch, {len(self._source)} real images held back from the bank{chosen}",
-        )
-
-    def _int8(self) -> Trial:
-        base = self.attempt("fp32")
-        if not base.verification.passed:
+    def _int8(self) -> Candidate:
+        if not self._fp32.verification.passed:
             raise QuantisationError("the fp32 graph that it is made from misses the limits")
-        crops = center_crops(self._banked[:_RANGE_IMAGES], self._draft.preprocessing)
-        self._log(f"int8: quantising by NNCF, on {len(crops)} images")
-        graphs = Restorable(self._fp32, quantise(self._fp32, crops), self._folder("int8-variants"))
-        most = most_worth_keeping(len(graphs.layers))
-        order: list[str] = []
-        kept = 0
-        if not self._passes(graphs, (), base.bank.bank):
-            order = self._rank(graphs, crops[:_RANK_IMAGES], base.bank.bank)
-            found = fewest(order, lambda kept: self._passes(graphs, kept, base.bank.bank), most)
-            if found is None:
-                raise QuantisationError(
-                    f"more than half of its {len(graphs.layers)} layers would have to stay in fp32; with {most} it "
-                    f"misses {'; '.join(self._missed)}"
-                )
-            kept = len(found)
-        folder = self._folder("int8")
+        crops = center_crops(self.banked[:_RANGE_IMAGES], self.draft.preprocessing)
+        self.log(f"int8: quantising by NNCF, on {len(crops)} images")
+        graphs = Restorable(self.graph, self.quantise(self.graph, crops), self._folder("int8-variants"))
+        # The search judges against fp32's bank, which is at hand. The bundle's bank is made by the graph itself.
+        bank = self._fp32.bank.bank
+        search = LayerSearch(graphs, self._manifest("int8"), bank, crops[:_RANK_IMAGES], self.judge, self.log)
+        kept = search.first_to_pass()
         while True:
-            # The search judged against fp32's bank, which is at hand; the bundle's is made by the graph itself.
-            trial = self._try(graphs.save(order[:kept], folder / MODEL), self._card("int8", tuple(order[:kept])))
-            if trial.verification.passed or kept >= most:
-                return trial
-            self._log(f"int8: {kept} layers in fp32 are too few against its own bank")
-            order = order or self._rank(graphs, crops[:_RANK_IMAGES], base.bank.bank)
-            kept = min(most, max(kept + 1, 3 * kept // 2))
+            graph = graphs.save(kept, self._folder("int8") / MODEL)
+            candidate = self._judged(graph, self._manifest("int8", tuple(kept)))
+            if candidate.verification.passed or len(kept) >= search.most:
+                return candidate
+            self.log(f"int8: {len(kept)} layers in fp32 are too few against its own bank")
+            kept = search.more_than(kept)
 
-    def _passes(self, graphs: Restorable, kept: Sequence[str], bank: Bank) -> bool:
-        gate = self._gate_variant(graphs, kept, bank)
-        names = ", ".join([*kept[:_SHOWN], *(["..."] if len(kept) > _SHOWN else [])])
-        said, self._missed = ("passes" if gate.passed else "; ".join(gate.reasons)), gate.reasons
-        self._log(f"int8: {len(kept)} of {len(graphs.layers)} layers in fp32{f' ({names})' if names else ''}: {said}")
-        return gate.passed
+    def _judged(self, graph: Path, manifest: Manifest) -> Candidate:
+        """Complete the manifest, build the graph's bank, and judge the graph on ONNX Runtime."""
+        files = {name: graph.with_name(name) for name in (MODEL, MODEL_DATA) if graph.with_name(name).exists()}
+        manifest = msgspec.structs.replace(manifest, files={name: FileEntry.of(path) for name, path in files.items()})
+        self.log(
+            f"{manifest.model.precision}: extracting signatures of {len(self.banked)} bank images and "
+            f"{len(self.held.paths)} held-back ones"
+        )
+        with closing(OrtEngine(Bundle(graph.parent, manifest))) as engine:
+            report = build_bank(manifest, engine, self.banked, self.max_signatures)
+            return Candidate(graph, manifest, report, self.judge(engine, manifest, report.bank))
 
-    def _gate_variant(self, graphs: Restorable, kept: Sequence[str], bank: Bank) -> Verification:
-        with closing(self._open(graphs, kept)) as engine:
-            return self._gate(engine, self._draft, bank)
+    def judge(self, engine: Engine, manifest: Manifest, bank: Bank) -> Verification:
+        """Hold an engine against PyTorch on the images held back."""
+        chosen = "; the layers in fp32 were chosen on them" if manifest.model.kept else ""
+        reference = f"PyTorch, {len(self.held.by_hash)} real images held back from the bank{chosen}"
+        return self.held.judge(engine, manifest.preprocessing, Gate(bank, manifest.limits, reference))
 
-    def _rank(self, graphs: Restorable, crops: NDArray[np.float32], bank: Bank) -> list[str]:
-        self._log(f"int8: ranking {len(graphs.layers)} layers by the error that each causes alone")
-        reduction = CpuReduction()
-
-        def scores(kept: Sequence[str]) -> NDArray[np.float64]:
-            with closing(self._open(graphs, kept)) as engine:
-                return reduction(engine(crops), bank).mmd2
-
-        exact = scores(graphs.layers)
-
-        def error(layer: str) -> float:
-            change = scores([other for other in graphs.layers if other != layer]) - exact
-            return float(np.sqrt(np.mean(change**2)))
-
-        return rank(graphs.layers, error)
-
-    def _open(self, graphs: Restorable, kept: Sequence[str]) -> Engine:
-        return OrtEngine(Bundle(graphs.variant(kept, MODEL).parent, self._card("int8")))
-
-    def _card(self, precision: Precision, kept: tuple[str, ...] = ()) -> Manifest:
-        model = msgspec.structs.replace(self._draft.model, precision=precision, kept=kept)
-        return msgspec.structs.replace(self._draft, model=model)
+    def _manifest(self, precision: Precision, kept: tuple[str, ...] = ()) -> Manifest:
+        model = msgspec.structs.replace(self.draft.model, precision=precision, kept=kept)
+        return msgspec.structs.replace(self.draft, model=model)
 
     def _folder(self, name: str) -> Path:
-        path = self._fp32.parent.parent / name
+        path = self.graph.parent.parent / name
         path.mkdir(exist_ok=True)
         return path
 
 
-def center_crops(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """(n, 3, crop, crop), normalised: the readable ones' centre crops."""
-    crops = []
-    for path in paths:
-        try:
-            crops.append(images.center_crop(images.decode(images.read(path)).pixels, preprocessing.crop).pixels)
-        except ImageError:
-            continue
-    return images.normalise(np.concatenate(crops), preprocessing)
+@dataclass
+class LayerSearch:
+    """A search for the fewest layers that an int8 graph must keep in fp32.
 
+    manifest: the int8 graph's.
+    bank: that of the fp32 graph.
+    crops: (n, 3, crop, crop) of real images, to rank layers by.
+    judge: the gate, given an engine, its manifest and a bank.
+    """
 
-# With more of its layers in fp32 than this an int8 graph is hardly faster than fp32, and still less exact.
-WORTH = 0.5
+    graphs: Restorable
+    manifest: Manifest
+    bank: Bank
+    crops: NDArray[np.float32]
+    judge: Callable[[Engine, Manifest, Bank], Verification]
+    log: Log
+    _missed: tuple[str, ...] = field(default=(), init=False)
+
+    @property
+    def most(self) -> int:
+        """How many layers may stay in fp32."""
+        return most_worth_keeping(len(self.graphs.layers))
+
+    def first_to_pass(self) -> Sequence[str]:
+        """Return the layers to keep: none if int8 passes without, else the fewest of the worst that pass.
+
+        Raises QuantisationError if more than half of the layers would have to stay.
+        """
+        if self._passes(()):
+            return ()
+        kept = fewest(self._order, self._passes, self.most)
+        if kept is None:
+            raise QuantisationError(
+                f"more than half of its {len(self.graphs.layers)} layers would have to stay in fp32; with {self.most} "
+                f"it misses {'; '.join(self._missed)}"
+            )
+        return kept
+
+    def more_than(self, kept: Sequence[str]) -> Sequence[str]:
+        """Return half as many layers again, at least one more and at most `most`."""
+        return self._order[: min(self.most, max(len(kept) + 1, 3 * len(kept) // 2))]
+
+    @cached_property
+    def _order(self) -> list[str]:
+        self.log(f"int8: ranking {len(self.graphs.layers)} layers by the error that each causes alone")
+        reduction = CpuReduction()
+
+        def scores(kept: Sequence[str]) -> NDArray[np.float64]:
+            with closing(self._open(kept)) as engine:
+                return reduction(engine(self.crops), self.bank).mmd2
+
+        exact = scores(self.graphs.layers)
+
+        def error(layer: str) -> float:
+            change = scores([other for other in self.graphs.layers if other != layer]) - exact
+            return float(np.sqrt(np.mean(change**2)))
+
+        return rank(self.graphs.layers, error)
+
+    def _passes(self, kept: Sequence[str]) -> bool:
+        with closing(self._open(kept)) as engine:
+            verification = self.judge(engine, self.manifest, self.bank)
+        self._missed = verification.reasons
+        names = ", ".join([*kept[:_SHOWN], *(["..."] if len(kept) > _SHOWN else [])])
+        self.log(
+            f"int8: {len(kept)} of {len(self.graphs.layers)} layers in fp32{f' ({names})' if names else ''}: "
+            f"{'passes' if verification.passed else '; '.join(verification.reasons)}"
+        )
+        return verification.passed
+
+    def _open(self, kept: Sequence[str]) -> Engine:
+        return OrtEngine(Bundle(self.graphs.variant(kept, MODEL).parent, self.manifest))
 
 
 def most_worth_keeping(layers: int) -> int:
     """How many of so many layers may stay in fp32 for an int8 graph to be worth having."""
-    return int(WORTH * layers)
+    return int(MAX_KEPT_SHARE * layers)
 
 
 def rank(layers: Sequence[str], error: Callable[[str], float]) -> list[str]:
-    """Layers by the error that quantising each of them alone causes, the worst first.
+    """Return the layers by the error that quantising each of them alone causes, the worst first.
 
-    error: called once a layer; what is not a number counts as the worst.
+    error: called once per layer. A NaN counts as the worst.
     """
     errors = {layer: error(layer) for layer in layers}
     return sorted(layers, key=lambda layer: -errors[layer] if errors[layer] == errors[layer] else -float("inf"))
 
 
 def fewest(order: Sequence[str], passes: Callable[[Sequence[str]], bool], most: int) -> Sequence[str] | None:
-    """The shortest beginning of the order that passes, of at least 1 and at most `most` layers; None if none does.
+    """Return the shortest beginning of the order that passes, of 1 to `most` layers, or None if none does.
 
-    passes: tried at 1, 2, 4, ... layers and at most, then by bisection below the first that passes: about
-    2 log2(most) calls.  Where a longer beginning fails again (one score beside the threshold), what is found passes,
-    but a shorter one might have been overlooked.
+    passes: tried at 1, 2, 4, ... layers and at `most`, then by bisection below the first that passes. That takes about
+    2 log2(most) calls. If a longer beginning fails again (one score beside the threshold), the result still passes, but
+    a shorter one may have been overlooked.
     """
     failed, size = 0, 1
     while size <= most and not passes(order[:size]):
@@ -249,3 +258,14 @@ def fewest(order: Sequence[str], passes: Callable[[Sequence[str]], bool], most: 
         else:
             failed = middle
     return order[:size]
+
+
+def center_crops(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Return the centre crops (n, 3, crop, crop), normalised, of the readable images among these."""
+    crops = []
+    for path in paths:
+        try:
+            crops.append(center_crop(decode(read(path)).pixels, preprocessing.crop).pixels)
+        except ImageError:
+            continue
+    return normalise(np.concatenate(crops), preprocessing)

@@ -1,4 +1,4 @@
-"""From the PyTorch detector to one ONNX graph, images -> signatures (extra: export)."""
+"""Trace the PyTorch detector to one ONNX graph, images -> signatures (extra: export)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mdmf_deploy.errors import RecipeError
 from mdmf_deploy.model.architectures import architecture
 from mdmf_deploy.model.pfs import MdmfModel
 
-# Name of the pooling matrix in the graph: what follows it is the PFS head.
+# The pooling matrix's name in the graph. The PFS head follows it.
 POOLING = "head.pooling.matrix"
 
 
 def pooling_matrix(grid: int, pool: int) -> Tensor:
-    """(pool * pool, grid * grid), float32: adaptive average pooling as a matrix, rows summing to 1.
+    """Return adaptive average pooling as a matrix (pool * pool, grid * grid), float32. Its rows sum to 1.
 
-    Window i of an axis is [floor(i * grid / pool), ceil((i + 1) * grid / pool)), as torch.nn.AdaptiveAvgPool2d has it.
+    Window i of an axis is [floor(i * grid / pool), ceil((i + 1) * grid / pool)), as in torch.nn.AdaptiveAvgPool2d.
     """
     axis = torch.zeros(pool, grid, dtype=torch.float64)
     for i in range(pool):
@@ -34,9 +34,9 @@ def pooling_matrix(grid: int, pool: int) -> Tensor:
 
 
 class MatrixPooling(nn.Module):
-    """(B, C, grid, grid) -> (B, C, pool, pool) by one constant matrix product: static operators on every runtime.
+    """Pool (B, C, grid, grid) to (B, C, pool, pool) by one constant matrix product, a static operator everywhere.
 
-    The exporter turns adaptive pooling with uneven windows (16 -> 7) into gathers that few runtimes do fast.
+    The exporter turns adaptive pooling with uneven windows (16 -> 7) into gathers, which are slow on most runtimes.
     """
 
     def __init__(self, grid: int, pool: int) -> None:
@@ -51,11 +51,12 @@ class MatrixPooling(nn.Module):
 
 
 def trace(detector: MdmfModel, recipe: Recipe, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Write the detector as ONNX to path, checked, with metadata embedded; weights above 1.9 GB go to `path`.data.
+    """Write the detector as ONNX to path, checked, with the metadata embedded, and return path.
 
-    The batch is dynamic, the crop fixed.  The detector itself is changed: its position embedding is baked for the
-    recipe's crop and its pooling becomes a matrix, so give a detector of your own.
-    Raises RecipeError if the crop is no multiple of the patch or the pool grid is finer than the patch grid.
+    Weights above 1.9 GB go to `path`.data. The batch is dynamic, the crop fixed.
+    Tracing changes the detector: its position embedding is baked for the recipe's crop, and its pooling becomes a
+    matrix.
+    Raises RecipeError if the crop is not a multiple of the patch, or the pool grid is finer than the patch grid.
     """
     import onnx
 
@@ -69,7 +70,7 @@ def trace(detector: MdmfModel, recipe: Recipe, path: Path, metadata: Mapping[str
     detector.eval().requires_grad_(False)
     detector.backbone.bake_position_embedding(crop)
     detector.head.pooling = MatrixPooling(grid, recipe.head.pool)
-    # Two images: a batch of one would be taken for a constant.
+    # The exporter would take a batch of one for a constant.
     example = torch.zeros(2, 3, crop, crop)
     with _quiet():
         program = torch.onnx.export(
@@ -93,7 +94,7 @@ def trace(detector: MdmfModel, recipe: Recipe, path: Path, metadata: Mapping[str
 
 
 def _strip(model: object) -> None:
-    """Drop the exporter's notes from every node and value: they hold stack traces with this machine's paths."""
+    """Remove the exporter's notes from every node and value. They hold stack traces with this machine's paths."""
     from onnx_ir import Model, traversal
 
     assert isinstance(model, Model)
@@ -110,7 +111,7 @@ def _strip(model: object) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter: it logs every optional library that is missing and warns about its own internals."""
+    """Silence the exporter, which logs every missing optional library and warns about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

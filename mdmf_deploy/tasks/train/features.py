@@ -1,77 +1,96 @@
-"""Features of a frozen backbone, computed once and cached on disk."""
+"""Features of a frozen backbone, computed once and cached on disk, and the batches drawn from them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.files import atomic_file
 from mdmf_deploy.images.decode import decode, normalise, read
 from mdmf_deploy.model.pfs import MdmfModel
-from mdmf_deploy.tasks.train.data import Sample, Window, center_crops
+from mdmf_deploy.tasks.train.data import LabelledImage, TrainingBatch, Window, center_crops
 
 _BATCH = 16
 
 
-def cache_key(detector: MdmfModel, preprocessing: Preprocessing, samples: Sequence[Sample], what: str) -> str:
-    """Hash over all that the features depend on: weights, preprocessing, pool grid, files in order, and the crops."""
-    digest = hashlib.sha256(repr((preprocessing, detector.head.pooling, what)).encode())
-    for name, tensor in detector.backbone.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().numpy().tobytes())
-    for sample in samples:
-        digest.update(sample.sha256.encode())
-    return digest.hexdigest()[:24]
+@dataclass(frozen=True, slots=True)
+class FeatureCache:
+    """Compute backbone features, and keep them as .npy files.
 
-
-def cached_features(
-    detector: MdmfModel,
-    preprocessing: Preprocessing,
-    samples: Sequence[Sample],
-    crops: int,
-    seed: int,
-    folder: Path,
-    progress: Callable[[int], None] = lambda done: None,
-) -> NDArray[np.float16]:
-    """(images, max(1, crops), N, C), read from the cache if it is there.
-
-    crops: random crops with flips an image; 0 for the one centre crop of testing.
+    detector: the backbone, and the pool grid of the head.
+    seed: of the random crops.
+    folder: where the files are kept.
     """
-    path = folder / f"{cache_key(detector, preprocessing, samples, f'{crops}/{seed}')}.npy"
-    if not path.is_file():
-        features = np.stack([_features(detector, preprocessing, sample, crops, seed, progress) for sample in samples])
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as scratch, scratch.open("wb") as file:
-            np.save(file, features)
-    loaded: NDArray[np.float16] = np.load(path, mmap_mode="r")
-    return loaded
+
+    detector: MdmfModel
+    preprocessing: Preprocessing
+    seed: int
+    folder: Path
+
+    def __call__(self, images: Sequence[LabelledImage], crops: int = 0) -> NDArray[np.float16]:
+        """Return features (images, max(1, crops), N, C), read from the cache if they are there.
+
+        crops: random crops with flips per image. 0 stands for the one center crop of detection.
+        """
+        path = self.folder / f"{self.key(images, crops)}.npy"
+        if not path.is_file():
+            features = np.stack([self._features(image, crops) for image in images])
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as scratch, scratch.open("wb") as file:
+                np.save(file, features)
+        loaded: NDArray[np.float16] = np.load(path, mmap_mode="r")
+        return loaded
+
+    def key(self, images: Sequence[LabelledImage], crops: int) -> str:
+        """Hash everything the features depend on: weights, preprocessing, pool grid, files in order, and crops."""
+        facts = (self.preprocessing, self.detector.head.pooling, f"{crops}/{self.seed}")
+        digest = hashlib.sha256(repr(facts).encode())
+        for name, tensor in self.detector.backbone.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+        for image in images:
+            digest.update(image.sha256.encode())
+        return digest.hexdigest()[:24]
+
+    @torch.inference_mode()
+    def _features(self, image: LabelledImage, crops: int) -> NDArray[np.float16]:
+        size = self.preprocessing.crop
+        if crops == 0:
+            cut = center_crops([image.path], size)
+        else:
+            rng = np.random.default_rng([self.seed, int(image.sha256[:12], 16)])
+            pixels = decode(read(image.path)).pixels
+            cut = np.stack([Window.draw(rng).cut(pixels, size) for _ in range(crops)])
+        device = next(self.detector.parameters()).device
+        tensor = torch.from_numpy(normalise(cut, self.preprocessing)).to(device)
+        parts = [self.detector.head.patches(self.detector.backbone(part)) for part in torch.split(tensor, _BATCH)]
+        features: NDArray[np.float16] = torch.cat(parts).cpu().numpy().astype(np.float16)
+        return features
 
 
-@torch.inference_mode()
-def _features(
-    detector: MdmfModel,
-    preprocessing: Preprocessing,
-    sample: Sample,
-    crops: int,
-    seed: int,
-    progress: Callable[[int], None],
-) -> NDArray[np.float16]:
-    size = preprocessing.crop
-    if crops == 0:
-        pixels = center_crops([sample.path], size)
-    else:
-        rng = np.random.default_rng([seed, int(sample.sha256[:12], 16)])
-        image = decode(read(sample.path)).pixels
-        pixels = np.stack([Window.draw(rng).cut(image, size) for _ in range(crops)])
-    device = next(detector.parameters()).device
-    tensor = torch.from_numpy(normalise(pixels, preprocessing)).to(device)
-    parts = [detector.head.patches(detector.backbone(part)) for part in torch.split(tensor, _BATCH)]
-    progress(1)
-    result: NDArray[np.float16] = torch.cat(parts).cpu().numpy().astype(np.float16)
-    return result
+class FeatureBatches:
+    """Batches of features. Every image has several crops, and one of them is drawn each time."""
+
+    def __init__(self, real: NDArray[np.float16], generated: NDArray[np.float16], batch: int, seed: int) -> None:
+        """real, generated: (images, crops, N, C)."""
+        self._real = real
+        self._generated = generated
+        self._batch = batch
+        self._seed = seed
+
+    def __call__(self, step: int) -> TrainingBatch:
+        rng = np.random.default_rng([self._seed, step])
+        return TrainingBatch(self._draw(rng, self._real), self._draw(rng, self._generated))
+
+    def _draw(self, rng: np.random.Generator, features: NDArray[np.float16]) -> Tensor:
+        images, crops = features.shape[:2]
+        which = rng.choice(images, size=self._batch, replace=images < self._batch)
+        return torch.from_numpy(features[which, rng.integers(crops, size=self._batch)].astype(np.float32))

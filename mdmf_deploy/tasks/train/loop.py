@@ -1,82 +1,121 @@
-"""The training loop: maximise the test power, watch the validation AUROC, save, resume."""
+"""The training loop: maximise the test power, watch the validation AUROC, save, and resume."""
 
 from __future__ import annotations
 
 import copy
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from mdmf_deploy.bundle.recipe import Training
-from mdmf_deploy.errors import TrainingFailed
+from mdmf_deploy.errors import CheckpointError, TrainingFailed
+from mdmf_deploy.files import atomic_file
 from mdmf_deploy.model.pfs import MdmfModel
-from mdmf_deploy.tasks.train.data import Batch, Batches
-from mdmf_deploy.tasks.train.network import TrainingNet, classification_loss, criterion
-from mdmf_deploy.tasks.train.state import State, optimiser_tensors, read_state, restore_optimiser, write_state
+from mdmf_deploy.tasks.train.data import Batches, TrainingBatch
+from mdmf_deploy.tasks.train.network import TrainingNet
+from mdmf_deploy.tasks.train.objectives import classification_loss, criterion
+from mdmf_deploy.tasks.train.validate import Record
 
 STATE = "state.safetensors"
+# How long the other processes wait for the one that trains the autoencoders or computes the features.
+_PREPARATION = timedelta(hours=24)
+
+# Takes the detector, returns the AUROC by generator.
+Validate = Callable[[MdmfModel], Record]
+# Called with the record of every logged step.
+Watch = Callable[[Record], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Cadence:
-    """Every how many steps to log, to validate, and to save."""
+    """The number of steps between two logs, two validations and two saves."""
 
     log: int = 10
     validate: int = 200
     save: int = 200
 
 
-# Validation: the network in, AUROC by generator out.
-Validate = Callable[[MdmfModel], dict[str, float]]
-# Called after every logged step with its record.
-Watch = Callable[[dict[str, float]], None]
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    """How the loop runs and keeps its state.
+
+    folder: where the state is kept.
+    fingerprint: of the recipe and the data. Only a state with the same one is resumed.
+    amp: compute in bfloat16.
+    stop_after: leave early at that step, like an interruption would.
+    """
+
+    folder: Path
+    fingerprint: str
+    resume: bool = False
+    amp: bool = False
+    cadence: Cadence = Cadence()
+    stop_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """How far a training run has come. A resumed run continues from it.
+
+    step: the number of steps done.
+    tensors: the network, its average and the optimiser.
+    history: one record per logged step.
+    """
+
+    step: int
+    fingerprint: str
+    tensors: dict[str, Tensor]
+    history: list[Record]
+
+
+def processes() -> PartialState:
+    """Return this process's place among those that `accelerate launch` started. The first call joins the others.
+
+    Without a GPU, Accelerate must be asked for the CPU explicitly, or several processes do not find each other.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=_PREPARATION)
 
 
 def train(
     net: TrainingNet,
     batches: Batches,
-    plan: Training,
+    training: Training,
     validate: Validate,
-    folder: Path,
-    fingerprint: str,
-    *,
-    resume: bool = False,
-    amp: bool = False,
-    cadence: Cadence | None = None,
+    options: LoopOptions,
     watch: Watch = lambda record: None,
-    stop_after: int | None = None,
 ) -> MdmfModel:
-    """Train for plan.steps and return the trained (averaged, where the recipe averages) detector.
+    """Train for training.steps and return the detector, averaged if the recipe averages.
 
-    folder: where the state is kept.  stop_after: leave early at that step, as an interruption would.
-    Raises CheckpointError if `resume` finds no state, or one of another recipe or other data; TrainingFailed if the
-    loss stops being a number: the last good state stays.
+    Raises CheckpointError if there is no state to resume from, or one of another recipe or other data.
+    Raises TrainingFailed if the loss stops being a number. The last good state stays.
     """
-    cadence = cadence or Cadence()
     processes()
     accelerator = Accelerator()
     net = net.to(accelerator.device)
-    torch.manual_seed(plan.seed)
-    optimiser = torch.optim.AdamW(_groups(net, plan), lr=plan.learning_rate, betas=(0.9, 0.98))
-    # Every process draws batches of its own.
+    torch.manual_seed(training.seed)
+    optimiser = torch.optim.AdamW(parameter_groups(net, training), lr=training.learning_rate, betas=(0.9, 0.98))
+    # Every process draws its own batches.
     stream = accelerator.process_index * 1_000_003
     backbone = net.detector.backbone
-    # A frozen backbone is neither averaged nor saved again and again: it may be a thousand times the head.
+    # Neither average nor save a frozen backbone: it may be a thousand times as large as the head.
     average = copy.deepcopy(net.detector, {id(backbone): backbone} if net.frozen else {})
-    history: list[dict[str, float]] = []
+    history: list[Record] = []
     start = 0
-    path = folder / STATE
-    if resume:
-        state = read_state(path, fingerprint)
-        net.load_state_dict(_under("net.", state.tensors), strict=not net.frozen)
-        average.load_state_dict(_under("average.", state.tensors), strict=not net.frozen)
-        restore_optimiser(optimiser, state.tensors)
+    path, cadence = options.folder / STATE, options.cadence
+    if options.resume:
+        state = read_state(path, options.fingerprint)
+        net.load_state_dict(_without("net.", state.tensors), strict=not net.frozen)
+        average.load_state_dict(_without("average.", state.tensors), strict=not net.frozen)
+        _restore_optimiser(optimiser, state.tensors)
         history, start = state.history, state.step
         for earlier in history:
             watch(earlier)
@@ -84,88 +123,120 @@ def train(
         net.start_bandwidth(_stacked(batches(stream)).to(accelerator.device))
         average.load_state_dict(net.detector.state_dict())
     model, optimiser = accelerator.prepare(net, optimiser)
-    for step in range(start, plan.steps if stop_after is None else min(stop_after, plan.steps)):
+    end = training.steps if options.stop_after is None else min(options.stop_after, training.steps)
+    for step in range(start, end):
         for group in optimiser.param_groups:
-            group["lr"] = group["scale"] * _learning_rate(step, plan)
-        # bfloat16 needs no loss scaling; torch's own autocast, since accelerate's setting is one for the whole process.
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=amp):
+            group["lr"] = group["scale"] * learning_rate(step, training)
+        # bfloat16 needs no loss scaling. Accelerate's own setting would hold for the whole process.
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=options.amp):
             signatures, logits, sigma = model(_stacked(batches(stream + step)).to(accelerator.device))
-        power, gap = criterion(signatures, sigma, plan)
+        power, gap = criterion(signatures, sigma, training)
         loss = -power
-        if logits is not None and plan.patch_cross_entropy > 0:
-            loss = loss + plan.patch_cross_entropy * classification_loss(logits)
+        if logits is not None and training.patch_cross_entropy > 0:
+            loss = loss + training.patch_cross_entropy * classification_loss(logits)
         optimiser.zero_grad()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        _average(average, net.detector, step, plan.average)
+        _update_average(average, net.detector, step, training.average)
         done = step + 1
-        last, checked = done == plan.steps, done % cadence.validate == 0
-        if done % cadence.log == 0 or checked or last:
+        last, validated = done == training.steps, done % cadence.validate == 0
+        if done % cadence.log == 0 or validated or last:
             values = {"loss": loss, "power": power, "mmd2": gap, "sigma": sigma}
-            record: dict[str, float] = {"step": done} | {name: value.item() for name, value in values.items()}
+            record: Record = {"step": done} | {name: value.item() for name, value in values.items()}
             if not math.isfinite(record["loss"]):
                 raise TrainingFailed(f"the loss is {record['loss']} at step {done}; try a lower learning_rate")
-            if checked or last:
+            if validated or last:
                 record |= {f"auroc_{name}": value for name, value in validate(average).items()}
             history.append(record)
             watch(record)
-        if accelerator.is_main_process and (done % cadence.save == 0 or last or done == stop_after):
-            tensors = _over("net.", net.state_dict()) | _over("average.", average.state_dict())
+        if accelerator.is_main_process and (done % cadence.save == 0 or last or done == options.stop_after):
+            tensors = _with("net.", net.state_dict()) | _with("average.", average.state_dict())
             if net.frozen:
                 tensors = {name: tensor for name, tensor in tensors.items() if "backbone." not in name}
-            write_state(path, State(done, fingerprint, tensors | optimiser_tensors(optimiser), history))
+            tensors |= _optimiser_tensors(optimiser)
+            write_state(path, TrainingState(done, options.fingerprint, tensors, history))
     return average
 
 
-def _groups(net: TrainingNet, plan: Training) -> list[dict[str, object]]:
-    """Weight decay on matrices and embeddings; the bandwidth, one number in log space, learns ten times as fast."""
+def parameter_groups(net: TrainingNet, training: Training) -> list[dict[str, object]]:
+    """Group the trained parameters for the optimiser.
+
+    Weight decay applies to matrices and embeddings. The bandwidth, one number in log space, learns ten times as fast.
+    """
     matrices = [p for p in net.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in net.parameters() if p.requires_grad and p.ndim == 1]
     scalars = [p for p in net.parameters() if p.requires_grad and p.ndim == 0]
     return [
-        {"params": matrices, "weight_decay": plan.weight_decay, "scale": 1.0},
+        {"params": matrices, "weight_decay": training.weight_decay, "scale": 1.0},
         {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
         {"params": scalars, "weight_decay": 0.0, "scale": 10.0},
     ]
 
 
-def _learning_rate(step: int, plan: Training) -> float:
-    """Linear warm-up, then half a cosine down to a hundredth."""
-    if step < plan.warmup:
-        return plan.learning_rate * (step + 1) / plan.warmup
-    progress = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
-    return plan.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+def learning_rate(step: int, training: Training) -> float:
+    """Return the learning rate of a step: a linear warm-up, then half a cosine down to a hundredth."""
+    if step < training.warmup:
+        return training.learning_rate * (step + 1) / training.warmup
+    progress = (step - training.warmup) / max(1, training.steps - training.warmup)
+    return training.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def write_state(path: Path, state: TrainingState) -> None:
+    """Write the state atomically. An interrupted save leaves the last one whole. Raises OSError."""
+    header = {"step": state.step, "fingerprint": state.fingerprint, "history": state.history}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as scratch:
+        scratch.write_bytes(save(tensors, metadata={"mdmf": json.dumps(header)}))
+
+
+def read_state(path: Path, fingerprint: str) -> TrainingState:
+    """Read a state. Raises CheckpointError if it is damaged, or belongs to another recipe or other data."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["mdmf"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a training state ({error}); start again without --resume") from error
+    if header["fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"{path} was trained with another recipe or other images; choose another -o to start afresh"
+        )
+    return TrainingState(header["step"], header["fingerprint"], tensors, header["history"])
+
+
+def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's moments and counts by parameter number."""
+    state = optimiser.state_dict()["state"]
+    return {f"optimiser.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, key = name.split(".")
+            entries.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": entries, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 @torch.no_grad()
-def _average(average: MdmfModel, current: MdmfModel, step: int, decay: float) -> None:
-    """Exponential moving average of the weights; its memory grows from nothing, so the start is not remembered."""
+def _update_average(average: MdmfModel, current: MdmfModel, step: int, decay: float) -> None:
+    """Move the exponential average of the weights. Its memory grows from nothing, so that it forgets the start."""
     keep = min(decay, (step + 1) / (step + 10))
     for kept, new in zip(average.parameters(), current.parameters(), strict=True):
         if kept is not new:
             kept.lerp_(new, 1 - keep)
 
 
-def _stacked(batch: Batch) -> Tensor:
+def _stacked(batch: TrainingBatch) -> Tensor:
     return torch.cat([batch.real, batch.generated])
 
 
-def _over(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-# How long the others wait for the one that trains the autoencoders or computes the features.
-_PREPARING = timedelta(hours=24)
-
-
-def processes() -> PartialState:
-    """Who is who; joins the others on the first call.
-
-    Accelerate takes several processes without a GPU for strangers unless it is told that the CPU is meant.
-    """
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=_PREPARING)

@@ -1,6 +1,7 @@
-"""What training maximises: the deep-kernel test power, over pools of patches or over images (METHOD.md).
+"""The objectives of training: the deep-kernel test power, over pools of patches or over images (docs/method.md).
 
-k(a, b) = exp(-|a - b|^2 / (2 sigma^2)) throughout.  Pooled: Liu et al., ICML 2020 (arXiv 2002.09116), eq. 3 to 5.
+The kernel is k(a, b) = exp(-|a - b|^2 / (2 sigma^2)) throughout. The pooled objective is that of Liu et al., ICML 2020
+(arXiv 2002.09116), equations 3 to 5.
 """
 
 from __future__ import annotations
@@ -8,32 +9,58 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mdmf_deploy.bundle.recipe import Training
 from mdmf_deploy.errors import ShapeMismatch
-
-
-def gram(a: Tensor, b: Tensor, sigma: Tensor) -> Tensor:
-    """k(a_i, b_j); (..., n, d) and (..., m, d) -> (..., n, m)."""
-    norms = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
-    squared = (norms - 2 * a @ b.transpose(-1, -2)).clamp_min(0)
-    return torch.exp(squared / (-2 * sigma.square()))
 
 
 @dataclass(frozen=True, slots=True)
 class TestPower:
-    """mmd2: unbiased MMD^2.  variance: of its H-statistic.  power: mmd2 / sqrt(variance + regulariser)."""
+    """The pooled objective and its parts.
+
+    mmd2: the unbiased MMD^2.
+    variance: of its H-statistic.
+    power: mmd2 / sqrt(variance + regulariser).
+    """
 
     mmd2: Tensor
     variance: Tensor
     power: Tensor
 
 
+def criterion(signatures: Tensor, sigma: Tensor, training: Training) -> tuple[Tensor, Tensor]:
+    """Return the test power to maximise, and the MMD^2 or the gap between the mean scores.
+
+    signatures: (2n, N, d), the real half first.
+    """
+    real, generated = signatures.float().chunk(2)
+    if training.objective == "pooled":
+        result = pooled_test_power(real.flatten(0, 1), generated.flatten(0, 1), sigma, training.regulariser)
+        return result.power, result.mmd2
+    scores = image_scores(real, generated, sigma)
+    return image_test_power(*scores, training.regulariser), scores[1].mean() - scores[0].mean()
+
+
+def classification_loss(logits: Tensor) -> Tensor:
+    """Return the logistic loss of every patch and of every image's mean logit, equally weighted.
+
+    logits: (2n, P), the real half first.
+    """
+    labels = torch.zeros_like(logits)
+    labels[len(logits) // 2 :] = 1
+    loss = nn.functional.binary_cross_entropy_with_logits
+    logits = logits.float()
+    return 0.5 * loss(logits, labels.float()) + 0.5 * loss(logits.mean(1), labels[:, 0].float())
+
+
 def pooled_test_power(x: Tensor, y: Tensor, sigma: Tensor, regulariser: float) -> TestPower:
-    """The paper's objective over n real and n generated patches, both (n, d), n >= 2.
+    """Return the paper's objective over n real and n generated patches, both (n, d) with n >= 2.
 
     H_ij = k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(y_i, x_j)
-    MMD^2_u = 1/(n(n-1)) sum_{i != j} H_ij;  var = 4/n^3 sum_i (sum_j H_ij)^2 - 4/n^4 (sum_ij H_ij)^2
+    MMD^2_u = 1/(n(n-1)) sum_{i != j} H_ij
+    var = 4/n^3 sum_i (sum_j H_ij)^2 - 4/n^4 (sum_ij H_ij)^2
+
     Raises ShapeMismatch if the two differ in shape.
     """
     n = len(x)
@@ -50,9 +77,12 @@ def pooled_test_power(x: Tensor, y: Tensor, sigma: Tensor, regulariser: float) -
 
 
 def image_scores(real: Tensor, generated: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image's biased MMD^2 against the batch's real images, an image never in its own reference.
+    """Return each image's biased MMD^2 against the real images of the batch, as scores (R,) and (G,).
 
-    real (R, N, d), R >= 2, and generated (G, N, d) -> scores (R,) and (G,).
+    An image is never part of its own reference.
+
+    real: (R, N, d) with R >= 2.
+    generated: (G, N, d).
     """
     count = len(real)
     everything = torch.cat([real, generated])
@@ -74,14 +104,21 @@ def image_scores(real: Tensor, generated: Tensor, sigma: Tensor) -> tuple[Tensor
 
 
 def image_test_power(real_scores: Tensor, generated_scores: Tensor, regulariser: float) -> Tensor:
-    """J_image = (mean_generated s - mean_real s) / sqrt(var_generated s + var_real s + regulariser)."""
+    """Return J_image = (mean_generated s - mean_real s) / sqrt(var_generated s + var_real s + regulariser)."""
     gap = generated_scores.mean() - real_scores.mean()
     spread = generated_scores.var(unbiased=False) + real_scores.var(unbiased=False) + regulariser
     return gap / spread.sqrt()
 
 
+def gram(a: Tensor, b: Tensor, sigma: Tensor) -> Tensor:
+    """Return k(a_i, b_j), (..., n, m), for a (..., n, d) and b (..., m, d)."""
+    norms = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
+    squared = (norms - 2 * a @ b.transpose(-1, -2)).clamp_min(0)
+    return torch.exp(squared / (-2 * sigma.square()))
+
+
 def median_distance(signatures: Tensor) -> Tensor:
-    """Median |a - b| over pairs of distinct signatures, (n, d) with n >= 2: the bandwidth training starts from."""
+    """Return the median |a - b| over pairs of distinct signatures, (n, d) with n >= 2. Training starts from it."""
     n = len(signatures)
     distances = torch.cdist(signatures, signatures)
     upper = torch.triu_indices(n, n, offset=1)

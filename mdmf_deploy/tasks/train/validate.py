@@ -1,4 +1,4 @@
-"""The validation AUROC of a detector in training: its scores against a bank of training photographs."""
+"""The validation AUROC of a detector in training, and the history of a run as a table and a plot."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import uniform_bank
 from mdmf_deploy.model.pfs import MdmfModel
 
-Extract = Callable[[MdmfModel, NDArray[np.generic]], NDArray[np.float32]]
-
 BANK_IMAGES = 64
 _BATCH = 32
 
+# Takes the detector and its inputs, crops or features, and returns signatures (n, N, d).
+Extract = Callable[[MdmfModel, NDArray[np.generic]], NDArray[np.float32]]
+# The values logged at one step.
+Record = dict[str, float]
+
 
 def scores(signatures: NDArray[np.float32], bank_signatures: NDArray[np.float32], sigma: float) -> NDArray[np.float64]:
-    """(n, N, d) against a bank of (m, N, d) real images' signatures -> (n,)."""
+    """Score signatures (n, N, d) against a bank of real images' signatures, (m, N, d). Returns (n,)."""
     images, patches, d = bank_signatures.shape
     bank = uniform_bank(
         bank_signatures.reshape(-1, d),
@@ -35,9 +38,10 @@ def scores(signatures: NDArray[np.float32], bank_signatures: NDArray[np.float32]
 
 
 class Validation:
-    """AUROC by generator on the validation part; "mean" over the generators.
+    """Compute the AUROC of each generator on the validation part, and "mean", their mean.
 
-    Inputs are whatever `sign` takes: uint8 crops, or cached features.
+    Scores are taken against a bank of training photographs. All inputs are of the kind that `extract` takes: uint8
+    crops, or cached features.
     """
 
     def __init__(
@@ -70,11 +74,8 @@ class Validation:
         return np.concatenate(parts)
 
 
-Record = dict[str, float]
-
-
 def write_csv(path: Path, history: Sequence[Record]) -> None:
-    """One line a logged step; columns in order of first appearance, empty where not measured."""
+    """Write one line per logged step. Columns come in order of first appearance, and are empty if not measured."""
     columns = list(dict.fromkeys(name for record in history for name in record))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
@@ -83,7 +84,7 @@ def write_csv(path: Path, history: Sequence[Record]) -> None:
 
 
 def write_plot(path: Path, history: Sequence[Record], title: str) -> None:
-    """Loss, test power and validation AUROC over the steps, as a PNG."""
+    """Plot loss, test power and validation AUROC over the steps as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

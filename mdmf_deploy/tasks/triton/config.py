@@ -1,4 +1,4 @@
-"""config.pbtxt of the three models and of the ensemble that chains them (Triton's model_config.proto)."""
+"""config.pbtxt of the three models and of the ensemble that chains them, as Triton's model_config.proto defines it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,28 @@ from mdmf_deploy.bundle.manifest import Manifest
 from mdmf_deploy.tasks.triton.graphs import CONTRIBUTIONS, CROPS, IMAGES, P_VALUE, SCORE, SIGNATURES
 from mdmf_deploy.tasks.triton.serving import Serving
 
-PREPROCESSING, SIGNING, REDUCTION = "preprocessing", "signatures", "mmd"
-STEPS = (PREPROCESSING, SIGNING, REDUCTION)
+PREPROCESSING, EXTRACTION, REDUCTION = "preprocessing", "signatures", "mmd"
+STEPS = (PREPROCESSING, EXTRACTION, REDUCTION)
+# How long a crop waits for others to fill its batch, in microseconds.
+_QUEUE_DELAY = 2000
 
-# How long a crop waits for others to fill its batch.
-_QUEUE_DELAY_US = 2000
-
+# Name -> data type and shape, without the batch.
 Tensors = dict[str, tuple[str, list[int]]]
-"""Name -> data type and shape, without the batch."""
+# Field -> a string, number, bool, Symbol or Message, or for a repeated field a list of them.
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """The name of an enumeration's value. It is written without quotes."""
+
+    name: str
 
 
 def configs(
     name: str, manifest: Manifest, serving: Serving, p_values: bool, parameters: Mapping[str, str]
 ) -> dict[str, Message]:
-    """Model -> its config.pbtxt; the ensemble's is under `name`, and has the parameters."""
+    """Return the config.pbtxt of every model by its name. The ensemble, under `name`, has the parameters."""
     crop, patches = manifest.preprocessing.crop, manifest.model.pool**2
     crops: Tensors = {CROPS: ("UINT8", [crop, crop, 3])}
     images: Tensors = {IMAGES: ("FP32", [3, crop, crop])}
@@ -43,7 +51,7 @@ def configs(
         }
         for step, (given, got) in flow.items()
     ]
-    # Triton refuses instance groups, batching and a warm-up of an ensemble: those are its steps' own.
+    # Triton refuses an ensemble with instance groups, batching or a warm-up. Its steps have them.
     made[name] = {
         "name": name,
         "platform": "ensemble",
@@ -54,8 +62,18 @@ def configs(
     return made
 
 
+def config_text(message: Message) -> str:
+    """Write a message in protobuf's text format, one field per line."""
+    return "".join(f"{line}\n" for line in _lines(message, ""))
+
+
+def entries(values: Mapping[str, Any]) -> list[Message]:
+    """Return a map field, which is a list of messages with a key and a value."""
+    return [{"key": key, "value": value} for key, value in values.items()]
+
+
 def _model(name: str, step: str, given: Tensors, got: Tensors, serving: Serving) -> Message:
-    planned = step == SIGNING and serving.plan is not None
+    planned = step == EXTRACTION and serving.plan is not None
     config: dict[str, Any] = {
         "name": name,
         "platform": "tensorrt_plan" if planned else "onnxruntime_onnx",
@@ -65,7 +83,7 @@ def _model(name: str, step: str, given: Tensors, got: Tensors, serving: Serving)
         "model_warmup": [_warmup(given)],
     }
     if serving.device == "gpu" and not planned:
-        # By default products are taken in TF32, whose 10 bits would move scores; an older Triton says it cannot.
+        # The default is TF32, whose 10 bits would move scores. An older Triton reports that it cannot turn it off.
         accelerator = {"name": "cuda", "parameters": entries({"use_tf32": "0"})}
         config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": [accelerator]}}
     return config
@@ -85,11 +103,11 @@ def _tensors(tensors: Tensors) -> list[Message]:
 
 
 def _batching(step: str, serving: Serving) -> Message:
-    if step != SIGNING:
-        # What waits is taken together, but nothing waits for more: the model's batches set the pace.
+    if step != EXTRACTION:
+        # Take what is waiting as one batch, but do not wait for more: the network's batches set the pace.
         return {}
     preferred = sorted({max(1, serving.max_batch // 4), serving.max_batch})
-    return {"preferred_batch_size": preferred, "max_queue_delay_microseconds": _QUEUE_DELAY_US}
+    return {"preferred_batch_size": preferred, "max_queue_delay_microseconds": _QUEUE_DELAY}
 
 
 def _warmup(given: Tensors) -> Message:
@@ -99,27 +117,6 @@ def _warmup(given: Tensors) -> Message:
 
 def _type(kind: str) -> Symbol:
     return Symbol(f"TYPE_{kind}")
-
-
-Message = Mapping[str, Any]
-"""Field -> a string, number, bool, Symbol or Message, or a list of one of these for a repeated field."""
-
-
-@dataclass(frozen=True, slots=True)
-class Symbol:
-    """The name of an enumeration's value, which is written without quotes."""
-
-    name: str
-
-
-def text(message: Message) -> str:
-    """The message, a field a line, nested ones indented."""
-    return "".join(f"{line}\n" for line in _lines(message, ""))
-
-
-def entries(values: Mapping[str, Any]) -> list[Message]:
-    """A map field: one message of key and value each."""
-    return [{"key": key, "value": value} for key, value in values.items()]
 
 
 def _lines(message: Message, indent: str) -> Iterator[str]:
@@ -139,5 +136,5 @@ def _list(values: Sequence[Any]) -> str:
 
 
 def _scalar(value: Any) -> str:
-    # JSON's strings, numbers and truth values are the text format's, too, but for characters written as two escapes.
+    # The text format shares JSON's strings, numbers and truth values, except characters written as two escapes.
     return value.name if isinstance(value, Symbol) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""How a bundle is to be served, and what its thresholds are worth there."""
+"""How a bundle will be served, and whether its thresholds hold there."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from mdmf_deploy.runtime.building.plans import PlanCard
 from mdmf_deploy.runtime.building.profiles import Batch
 from mdmf_deploy.tasks.triton.graphs import IMAGES, SIGNATURES
 
-Device = Literal["cpu", "gpu"]
+ServingDevice = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """device: where the models run.  max_batch: most crops of one batch.
+    """How Triton runs the models.
 
-    plan: one of the bundle's graph by TensorRT (`mdmf build`), to sign crops in place of ONNX Runtime; needs "gpu".
-    Raises UsageError where that makes no sense.
+    max_batch: most crops in one batch.
+    plan: a TensorRT plan of the bundle's graph (`mdmf build`), to extract signatures instead of ONNX Runtime. Its
+        device must be "gpu".
+    Raises UsageError for an empty batch, and for a plan on the CPU.
     """
 
-    device: Device = "cpu"
+    device: ServingDevice = "cpu"
     max_batch: int = 32
     plan: Path | None = None
 
@@ -40,27 +42,27 @@ class Serving:
 
     @property
     def runtime(self) -> str:
-        """What signs crops, by the name that verification and calibrations have for it."""
+        """The runtime that extracts signatures, under its name in verifications and calibrations."""
         if self.plan is not None:
             return "tensorrt"
         return "onnxruntime" if self.device == "cpu" else "cuda"
 
 
 def model_name(name: str) -> str:
-    """What Triton is to call the ensemble of a bundle of this name: the same.
+    """Return the name of a bundle's ensemble in Triton, which is the bundle's own.
 
-    Raises UsageError for one that is no sensible folder name and part of an address.
+    Raises UsageError if the name cannot be a folder and a part of an address.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UsageError(
             f"bundle {name!r}: Triton's models are folders and parts of addresses; expected letters, digits, '_', '-' "
-            "and '.' only; name the recipe otherwise and export it again"
+            "and '.' only; rename the recipe and export it again"
         )
     return name
 
 
-def holding(bundle: Bundle, serving: Serving) -> Calibration | None:
-    """The bundle's calibration if it holds where it will be served."""
+def valid_calibration(bundle: Bundle, serving: Serving) -> Calibration | None:
+    """Return the bundle's calibration if it holds where the bundle will be served."""
     calibration = bundle.calibration
     if calibration is None or Pair(serving.runtime, bundle.manifest.model.precision) not in calibration.holds_for:
         return None
@@ -68,7 +70,7 @@ def holding(bundle: Bundle, serving: Serving) -> Calibration | None:
 
 
 def caveat(bundle: Bundle, serving: Serving) -> str | None:
-    """Why there will be no p-values, and what to run; None if there will be."""
+    """Return why there will be no p-values and what to run, or None if there will be."""
     runtime, precision = serving.runtime, bundle.manifest.model.precision
     if not bundle.covers(runtime, precision):
         return (
@@ -84,9 +86,9 @@ def caveat(bundle: Bundle, serving: Serving) -> str | None:
 
 
 def check_plan(plan: Path, bundle: Bundle, most: int) -> PlanCard:
-    """The card of a plan that Triton can run for this bundle with batches of 1 to `most`.
+    """Return the card of a plan, if Triton can run the plan for this bundle with batches of 1 to `most`.
 
-    Raises UsageError if the plan or its card is missing or damaged, or it is another model's, library's or batch's.
+    Raises UsageError if the plan or its card is missing or damaged, or was made for another model, library or batch.
     """
     card, batch = _card(plan)
     key = card.key

@@ -1,39 +1,56 @@
-"""A bundle -> a model repository: four models, a README, and a list of what is in it."""
+"""Write a bundle as a model repository: four models, a README, and a list of the files with their hashes."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 import msgspec
-import numpy as np
 
 import mdmf_deploy
-from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.calibration import Calibration
-from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA
-from mdmf_deploy.errors import GateFailed, UsageError
+from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, Manifest
+from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import atomic_folder, file_sha256
-from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.tasks.triton.config import PREPROCESSING, REDUCTION, SIGNING, STEPS, configs, text
-from mdmf_deploy.tasks.triton.graphs import CONTRIBUTIONS, SIGNATURES, preprocessing_graph, reduction_graph
-from mdmf_deploy.tasks.triton.readme import readme
-from mdmf_deploy.tasks.triton.serving import Serving, caveat, check_plan, holding, model_name
+from mdmf_deploy.runtime.building.plans import PlanCard
+from mdmf_deploy.tasks.triton.config import EXTRACTION, PREPROCESSING, REDUCTION, STEPS, config_text, configs
+from mdmf_deploy.tasks.triton.graphs import check_reduction, preprocessing_graph, reduction_graph
+from mdmf_deploy.tasks.triton.serving import Serving, caveat, check_plan, model_name, valid_calibration
 
 LISTING = "mdmf.json"
 _CONFIG = "config.pbtxt"
 _PLAN = "model.plan"
+_README = "README.md"
+
+# The parts of README.md.in that depend on the device and the calibration.
+_PLAN_ENGINE = (
+    "a plan by TensorRT $version for $gpu, compute capability $compute_capability; use a Triton with that version"
+)
+_P_VALUE_ROW = "| `p_value` | FP64 [batch, 1] | how rarely a real photograph scores as high; NaN where the score is |\n"
+_WITHHELD = "There are no p-values and no threshold, and so no verdicts: $caveat."
+_VERDICTS = """An image is `generated` if `p_value` is at most $fpr ($threshold), `uncertain` up to $review, and
+otherwise `real`, which means "not told apart from real photographs". These rates come from $count real photographs.
+They hold for photographs like those, scored with $runtime $precision, which `mdmf verify` has passed$version.
+They say nothing about other photographs: calibrate with your own, and write this repository again."""
+_INT8 = """
+
+Versions of ONNX Runtime round int8 in different places, which moves scores a little, so serve with the verified version
+if you can. On x86 the CPU must have VNNI (AVX-512 VNNI or AVX-VNNI). Without it ONNX Runtime saturates int8 sums, and
+Triton has no option to prevent that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written.
+    """A model repository that has been written.
 
-    name: the ensemble.  models: its steps, in order.  runtime: what signs crops.
-    caveat: why there are no p-values; None if there are.
-    rounding: how far the reduction is from ours at most, in ONNX Runtime, on images made of the bank's signatures.
+    name: the ensemble's.
+    models: its steps, in order.
+    runtime: extracts the signatures.
+    caveat: why there are no p-values, None if there are.
+    rounding: largest difference between the exported reduction and ours, on images made of the bank's signatures.
     """
 
     path: Path
@@ -45,9 +62,9 @@ class Written:
 
 
 def check_repository(destination: Path, bundle: Path, force: bool) -> None:
-    """Raise UsageError unless there is nothing, an empty folder, or (with force) a repository that this wrote.
+    """Raise UsageError unless the destination is free: missing, an empty folder, or with force an older repository.
 
-    bundle: where the bundle lies or will lie; one may not be part of the other, since both are replaced as a whole.
+    bundle: where the bundle lies or will lie. Neither may contain the other, since both are replaced as a whole.
     """
     here, there = destination.resolve(), bundle.resolve()
     if here == there or here in there.parents or there in here.parents:
@@ -64,37 +81,38 @@ def check_repository(destination: Path, bundle: Path, force: bool) -> None:
 
 
 def write_repository(bundle: Bundle, destination: Path, serving: Serving | None = None, force: bool = False) -> Written:
-    """Write a Triton model repository that scores as the bundle does; nothing is there before all of it is.
+    """Write a Triton model repository that scores like the bundle. The folder appears only when it is complete.
 
-    destination: the repository, a folder that holds nothing else.  serving: None is on the CPU.
-    force: replace a repository that this wrote.
-    Raises UsageError if something else is there, it cannot be written, the plan is none of this bundle's, or the
-    bundle's name cannot be a model's; GateFailed if the exported reduction does not give our scores; BankError if the
-    bank does not fit into a graph.
+    destination: the repository, a folder that holds nothing else.
+    serving: None for the CPU.
+    force: replace an older repository.
+
+    Raises UsageError if something else is there, the folder cannot be written, the plan is not this bundle's, or the
+    bundle's name cannot be a model's. Raises GateFailed if the exported reduction does not give our scores, and
+    BankError if the bank does not fit into a graph.
     """
     check_repository(destination, bundle.path, force)
     serving = serving or Serving()
     name, manifest = model_name(bundle.manifest.name), bundle.manifest
     plan = None if serving.plan is None else check_plan(serving.plan, bundle, serving.max_batch)
-    calibration, why = holding(bundle, serving), caveat(bundle, serving)
+    calibration, why = valid_calibration(bundle, serving), caveat(bundle, serving)
     metadata = {"mdmf.bundle_id": bundle.bundle_id, "mdmf.tool": f"mdmf-deploy {mdmf_deploy.__version__}"}
     preprocessing = preprocessing_graph(manifest.preprocessing, metadata)
     reduction = reduction_graph(bundle.bank, manifest.model.pool**2, calibration, metadata)
     parameters = _parameters(bundle, serving, calibration, why)
     messages = configs(name, manifest, serving, calibration is not None, parameters)
+    readme = _readme(manifest, serving, plan, calibration, why)
     try:
         with atomic_folder(destination) as scratch:
             for model, config in messages.items():
                 (scratch / model / "1").mkdir(parents=True)
-                (scratch / model / _CONFIG).write_text(text(config), encoding="utf-8")
-            # An ensemble has no file, but must have a version; many a copy leaves empty folders behind.
+                (scratch / model / _CONFIG).write_text(config_text(config), encoding="utf-8")
+            # An ensemble has no file but needs a version, and many copying tools skip empty folders.
             (scratch / name / "1" / ".keep").touch()
             (scratch / f"{name}_{PREPROCESSING}/1" / MODEL).write_bytes(preprocessing.SerializeToString())
             (scratch / f"{name}_{REDUCTION}/1" / MODEL).write_bytes(reduction.SerializeToString())
-            _place_engine(bundle, serving, scratch / f"{name}_{SIGNING}/1")
-            (scratch / "README.md").write_text(
-                readme(name, manifest, serving, plan, calibration, why), encoding="utf-8"
-            )
+            _place_engine(bundle, serving, scratch / f"{name}_{EXTRACTION}/1")
+            (scratch / _README).write_text(readme, encoding="utf-8")
             rounding = check_reduction(scratch / f"{name}_{REDUCTION}/1" / MODEL, bundle.bank, manifest.model.pool**2)
             (scratch / LISTING).write_bytes(_listing(scratch, parameters))
     except OSError as error:
@@ -104,7 +122,7 @@ def write_repository(bundle: Bundle, destination: Path, serving: Serving | None 
 
 
 def _place_engine(bundle: Bundle, serving: Serving, folder: Path) -> None:
-    # Copied, not linked: a server's files get owners and modes of their own, and a bundle's must stay as they are.
+    # Copy instead of linking: the server's files may get other owners and modes, and the bundle's must not change.
     if serving.plan is not None:
         shutil.copyfile(serving.plan, folder / _PLAN)
         return
@@ -135,38 +153,56 @@ def _parameters(bundle: Bundle, serving: Serving, calibration: Calibration | Non
     }
 
 
+def _readme(
+    manifest: Manifest, serving: Serving, plan: PlanCard | None, calibration: Calibration | None, why: str | None
+) -> str:
+    """Fill README.md.in. Without a calibration, it says why there are no verdicts."""
+    model = manifest.model
+    if calibration is None:
+        verdicts = Template(_WITHHELD).substitute(caveat=why)
+    else:
+        decides = calibration.thresholds[0].score
+        verdicts = Template(_VERDICTS).substitute(
+            fpr=f"{calibration.fpr:g}",
+            threshold="too few photographs to reach this"
+            if decides is None
+            else f"that is, if `score` exceeds {decides:.6g}",
+            review=f"{calibration.review:g}",
+            count=len(calibration.scores),
+            runtime=serving.runtime,
+            precision=model.precision,
+            version=_verified_version(manifest, serving.runtime),
+        )
+    if serving.device == "cpu" and model.precision == "int8":
+        verdicts += _INT8
+    engine = "the bundle's graph, byte for byte"
+    if plan is not None:
+        engine = Template(_PLAN_ENGINE).substitute(msgspec.structs.asdict(plan.key))
+    return Template(Path(__file__).with_name(f"{_README}.in").read_text(encoding="utf-8")).substitute(
+        name=manifest.name,
+        bundle_id=manifest.bundle_id,
+        version=mdmf_deploy.__version__,
+        options="--gpus=all " if serving.device == "gpu" else "",
+        engine=engine,
+        crop=manifest.preprocessing.crop,
+        max_batch=serving.max_batch,
+        outputs='"score", "contributions"' + (', "p_value"' if calibration else ""),
+        decoder=manifest.provenance.decoder,
+        patches=model.pool**2,
+        pool=model.pool,
+        p_value_row=_P_VALUE_ROW if calibration else "",
+        verdicts=verdicts,
+    )
+
+
+def _verified_version(manifest: Manifest, runtime: str) -> str:
+    for record in reversed(manifest.verification):
+        if (record.runtime, record.precision) == (runtime, manifest.model.precision) and runtime in record.environment:
+            return f" in version {record.environment[runtime]}"
+    return ""
+
+
 def _listing(folder: Path, parameters: dict[str, str]) -> bytes:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
     return msgspec.json.format(msgspec.json.encode({**parameters, "sha256": files}), indent=2) + b"\n"
-
-
-# Of the sum of all weights' sizes, which no share of a score exceeds: a float32 has 6e-8.
-_ROUNDING = 1e-6
-_IMAGES = 4
-
-
-def check_reduction(graph: Path, bank: Bank, patches: int) -> float:
-    """Score a few images made of the bank's own signatures both ways; the largest change of a patch's share.
-
-    Raises GateFailed if that is more than rounding.
-    """
-    import onnxruntime
-
-    signatures = np.resize(bank.signatures, (_IMAGES * patches, bank.signatures.shape[1]))
-    # Half of them lie between two points, where kernel values are neither 0 nor 1.
-    signatures[::2] = (signatures[::2] + np.roll(signatures, 1, axis=0)[::2]) / 2
-    images = signatures.reshape(_IMAGES, patches, -1)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    (shares,) = session.run([CONTRIBUTIONS], {SIGNATURES: images})
-    change = float(np.abs(shares - CpuReduction()(images, bank).contributions).max())
-    allowed = _ROUNDING * (1.0 + 2.0 * float(np.abs(bank.weights).sum()) + abs(bank.self_term))
-    # Written so that a NaN is never good.
-    if not change <= allowed:
-        raise GateFailed(
-            f"Triton repository: not written, its reduction gives scores that differ by {change:.3g} from ours in "
-            f"onnxruntime {onnxruntime.__version__} (at most {allowed:.1g} is rounding); try another version"
-        )
-    return change

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mdmf_deploy.detection.outputs.heatmaps import HeatmapFolder, Scale, crop_box, draw
+from mdmf_deploy.detection.outputs.heatmaps import ColourScale, HeatmapFolder, crop_box, draw
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, ShapeMismatch, UsageError
 
 GREY = 128
-# Of a square picture this large the left panel is the picture, pixel for pixel, with its corner here.
+# The left panel of a square picture of this size is the picture, pixel for pixel, with its corner at LEFT, TOP.
 SIDE, LEFT, TOP = 560, 20, 88
 
 
@@ -62,7 +62,7 @@ def test_the_picture_outside_the_crop_is_untouched() -> None:
     np.testing.assert_array_equal(picture, before)
 
 
-def test_of_a_smaller_image_the_mirrored_rim_is_left_out() -> None:
+def test_the_mirrored_rim_of_a_smaller_image_is_left_out() -> None:
     # A crop of twice the picture's side: the picture is its middle, where four patches meet.
     picture = np.full((SIDE, SIDE, 3), GREY, np.uint8)
     panel = left_panel(draw(picture, row((0.3, 0.1, 0.1, 0.1)), pool=2, crop=2 * SIDE))
@@ -92,7 +92,7 @@ def test_the_box_is_the_central_crop(width: int, height: int, crop: int) -> None
 
 
 def test_colours_are_symmetric_about_the_centre() -> None:
-    scale = Scale.of(row())
+    scale = ColourScale.of(row())
     assert (scale.centre, scale.name) == (0.1, "threshold")
     assert scale.half == pytest.approx(0.2)
     _, opacity = scale(np.array([-0.1, 0.0, 0.1, 0.2, 0.3]))
@@ -102,12 +102,12 @@ def test_colours_are_symmetric_about_the_centre() -> None:
 
 
 def test_without_a_threshold_the_centre_is_the_mean() -> None:
-    scale = Scale.of(row(threshold=None))
+    scale = ColourScale.of(row(threshold=None))
     assert (scale.centre, scale.name) == (pytest.approx(0.1), "mean")
-    assert Scale.of(row((0.2, 0.2, 0.2, 0.2), threshold=None)).half > 0
+    assert ColourScale.of(row((0.2, 0.2, 0.2, 0.2), threshold=None)).half > 0
 
 
-def test_several_crops_have_no_map() -> None:
+def test_several_crops_have_no_heat_map() -> None:
     with pytest.raises(ShapeMismatch, match="expected 4 contributions of one crop, got 8"):
         draw(np.zeros((80, 80, 3), np.uint8), row((0.1,) * 8), pool=2, crop=56)
 
@@ -136,7 +136,7 @@ def test_no_two_images_share_a_name(tmp_path: Path) -> None:
     assert HeatmapFolder(tmp_path / "maps" / "deep", 2, 56).write(save(sources[0], 0), sources[0]) == written[0]
 
 
-def test_unreadable_images_have_none(tmp_path: Path) -> None:
+def test_unreadable_images_have_no_heat_map(tmp_path: Path) -> None:
     maps = HeatmapFolder(tmp_path / "maps", pool=2, crop=56)
     assert maps.write(Row(uri="gone.jpg", status="error"), tmp_path / "gone.jpg") is None
     assert not list((tmp_path / "maps").iterdir())
@@ -150,7 +150,7 @@ def test_a_file_that_changed_is_not_drawn(tmp_path: Path) -> None:
         maps.write(scored, tmp_path / "a.png")
 
 
-def test_a_folder_that_cannot_be_made_is_said_at_once(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "maps"):
         with pytest.raises(UsageError, match=r"--heatmaps .*; choose a folder you can write to"):

@@ -1,9 +1,10 @@
-"""open_output: every format gives the rows back, and a file is there whole or not at all."""
+"""Outputs: every format reads back as the same rows, and a file is complete or absent."""
 
 from __future__ import annotations
 
 import csv
 import errno
+import importlib
 import json
 import os
 import signal
@@ -19,10 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdmf_deploy.detection import outputs
-from mdmf_deploy.detection.outputs import WRITERS, open_output
-from mdmf_deploy.detection.outputs import parquet as parquet_module
-from mdmf_deploy.detection.outputs.parquet import SCHEMA
+from mdmf_deploy.detection.outputs import WRITERS, open_output, parquet
 from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import MdmfError, RuntimeUnavailable, UsageError
 
@@ -63,18 +61,24 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows as written, each value in its column's type."""
+    """The rows of a file, each value in its column's type."""
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_bytes().decode().split("\n")[:-1]]
     if path.suffix == ".parquet":
         table = pyarrow.parquet.read_table(path)
-        assert table.schema.equals(SCHEMA)
+        assert table.schema.equals(parquet.SCHEMA)
         found: list[dict[str, Any]] = table.to_pylist()
         return found
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     types = dict.fromkeys(NUMBERS, float) | {"width": int, "height": int}
     return [{name: None if text == "" else types.get(name, str)(text) for name, text in line.items()} for line in lines]
+
+
+def writer_class(ending: str) -> type:
+    module, name, _ = WRITERS[ending]
+    found: type = getattr(importlib.import_module(module), name)
+    return found
 
 
 def as_columns(row: Row) -> dict[str, Any]:
@@ -93,7 +97,7 @@ def test_rows_read_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, e
 
 
 @pytest.mark.parametrize("ending", WRITERS)
-def test_an_interrupt_keeps_what_was_finished(tmp_path: Path, ending: str) -> None:
+def test_an_interrupt_keeps_the_finished_rows(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"rows{ending}"
     with pytest.raises(KeyboardInterrupt):
         write(path, then_raise(KeyboardInterrupt()))
@@ -113,7 +117,7 @@ def test_a_second_interrupt_waits_for_the_file(
 
         return wrapped
 
-    owner: Any = {"close": outputs._Counted, "fsync": os, "replace": Path}[step]
+    owner: Any = {"close": writer_class(ending), "fsync": os, "replace": Path}[step]
     monkeypatch.setattr(owner, step, interrupted(getattr(owner, step)))
     path = tmp_path / f"rows{ending}"
     before = signal.getsignal(signal.SIGINT)
@@ -125,21 +129,21 @@ def test_a_second_interrupt_waits_for_the_file(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_interrupt_between_rows_and_their_end_leaves_nothing_that_cannot_be_read(
+def test_an_interrupt_before_the_last_bytes_leaves_no_unreadable_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(self: object) -> None:
         raise KeyboardInterrupt
 
     path = tmp_path / "rows.jsonl"
-    monkeypatch.setattr(outputs._Counted, "close", refused)
+    monkeypatch.setattr(writer_class(".jsonl"), "close", refused)
     with pytest.raises(KeyboardInterrupt):
         write(path, [ROW])
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("ending", WRITERS)
-def test_a_crash_leaves_what_was_there_and_keeps_finished_rows_beside_it(tmp_path: Path, ending: str) -> None:
+def test_a_crash_keeps_the_older_file_and_the_finished_rows_beside_it(tmp_path: Path, ending: str) -> None:
     path, partial = tmp_path / f"rows{ending}", tmp_path / f"rows.partial{ending}"
     for there in (False, True):
         if there:
@@ -160,7 +164,7 @@ def test_a_crash_before_the_first_row_leaves_nothing(tmp_path: Path, ending: str
 
 
 @pytest.mark.parametrize("ending", WRITERS)
-def test_rows_that_could_not_be_written_out_are_not_called_finished(
+def test_rows_that_did_not_reach_the_disk_are_not_kept(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
@@ -172,7 +176,7 @@ def test_rows_that_could_not_be_written_out_are_not_called_finished(
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_under_the_name_until_the_end(tmp_path: Path) -> None:
+def test_no_file_has_the_name_until_the_end(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with open_output(path) as writer:
         writer.write(ROW)
@@ -188,7 +192,7 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
 
 
 def test_parquet_holds_one_row_group_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_module, "_ROW_GROUP", 3)
+    monkeypatch.setattr(parquet, "ROW_GROUP", 3)
     write(tmp_path / "rows.parquet", [ROW] * 7)
     file = pyarrow.parquet.ParquetFile(tmp_path / "rows.parquet")
     assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [3, 3, 1]
@@ -214,7 +218,7 @@ def test_a_missing_library_names_its_extra(tmp_path: Path, monkeypatch: pytest.M
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "file").touch()
     for path, why in (
@@ -226,7 +230,7 @@ def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
             pytest.fail("opened")
 
 
-def test_a_read_only_file_system_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_file_system_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
@@ -236,7 +240,7 @@ def test_a_read_only_file_system_is_said_at_once(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_folder_is_said_at_once(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_an_error_at_once(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     try:
         with pytest.raises(UsageError, match="Permission denied; choose a place"), open_output(tmp_path / "rows.csv"):

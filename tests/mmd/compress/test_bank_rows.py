@@ -1,4 +1,4 @@
-"""A bank on disk is read in blocks, and gives what it gives in memory."""
+"""A bank on disk is read in blocks, with the same result as in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers import handmade
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.errors import BankError
-from mdmf_deploy.mmd.compress import bank_rows as rows
+from mdmf_deploy.mmd.compress import bank_rows
 from mdmf_deploy.mmd.compress.bank_rows import BankFile, MemoryRows
 from mdmf_deploy.mmd.compress.fit import compress
 
@@ -33,7 +33,7 @@ def test_a_file_holds_what_was_written(tmp_path: Path) -> None:
 
 
 class Counting:
-    """Rows that know how many were asked for at once."""
+    """Rows that record how many were read, in all and at once."""
 
     def __init__(self, inner: MemoryRows | BankFile) -> None:
         self.inner, self.rows, self.width, self.largest, self.read = inner, inner.rows, inner.width, 0, 0
@@ -46,11 +46,11 @@ class Counting:
         return self.inner.weights(start, stop)
 
 
-def test_streaming_equals_memory_bit_for_bit_and_holds_one_block(
+def test_reading_from_disk_gives_the_same_bits_and_holds_one_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank, file = large(tmp_path)
-    monkeypatch.setattr(rows, "BLOCK", 128)
+    monkeypatch.setattr(bank_rows, "BLOCK", 128)
     monkeypatch.setattr("mdmf_deploy.mmd.compress.fit.SAMPLE", 300)
     source = Counting(file)
     streamed = compress(source, bank.sigma, bank.self_term, points=30)
@@ -62,7 +62,7 @@ def test_streaming_equals_memory_bit_for_bit_and_holds_one_block(
     assert source.read == 2 * source.rows  # once for candidates, once for the mean embedding
 
 
-def test_other_files_are_named(tmp_path: Path) -> None:
+def test_an_error_names_a_file_that_is_not_a_bank(tmp_path: Path) -> None:
     path = tmp_path / "bank.safetensors"
     for content in (b"", b"not a bank at all", (9).to_bytes(8, "little") + b'{"a": 1} '):
         path.write_bytes(content)
@@ -72,7 +72,7 @@ def test_other_files_are_named(tmp_path: Path) -> None:
         BankFile(tmp_path / "missing")
 
 
-def test_a_file_that_ends_early_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_file_that_ends_early(tmp_path: Path) -> None:
     _, file = large(tmp_path, 6)
     with pytest.raises(BankError, match="ends before row 25"):
         file.signatures(20, 25)

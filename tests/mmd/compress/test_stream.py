@@ -1,4 +1,4 @@
-"""A bank that is never whole in memory keeps its promise all the same."""
+"""Compressing a bank that is never whole in memory: the error bound still holds, and few blocks are held."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import BankError
-from mdmf_deploy.mmd.compress import stream as gathering
+from mdmf_deploy.mmd.compress import stream
 from mdmf_deploy.mmd.compress.bank_rows import MemoryRows
 from mdmf_deploy.mmd.compress.fit import Fitted, compress
 from mdmf_deploy.mmd.compress.stream import Gathered, Gathering
@@ -23,7 +23,7 @@ Images = list[tuple[str, np.ndarray]]
 
 
 def drifting(sizes: list[int], width: int, seed: int, drift: float) -> Images:
-    """Images whose signatures wander off, so that no block is like the others."""
+    """Return images whose signatures drift, so that no block is like the others."""
     generator = np.random.default_rng(seed)
     return [
         (f"{generator.integers(2**32):032x}{place:032x}", generator.standard_normal((size, width)) + drift * place)
@@ -49,12 +49,12 @@ def gather(images: Images, points: int, block: int, per_block: int, sigma: float
     per_block=st.integers(1, 8),
     block=st.integers(4, 40),
 )
-def test_no_image_changes_by_more_than_the_certificate(
+def test_no_image_changes_by_more_than_the_error_bound(
     seed: int, sizes: list[int], width: int, drift: float, sigma: float, points: int, per_block: int, block: int
 ) -> None:
     images = drifting(sizes, width, seed, drift)
     gathered = gather(images, points, block, per_block, sigma)
-    part = gathered.part
+    part = gathered.coreset
     assert part.of == sum(sizes)
     assert len(part.weights) <= points
     assert list(gathered.hashes) == sorted(sha256 for sha256, _ in images)
@@ -75,18 +75,18 @@ def test_no_image_changes_by_more_than_the_certificate(
     few = Bank(part.signatures, part.weights, sigma, gathered.self_term, part.source, sources, "0" * 64)
     crops = np.random.default_rng(seed).choice(everything, (5, 3))
     before, after = (np.sqrt(np.maximum(ReferenceReduction()(crops, bank).mmd2, 0.0)) for bank in (exact, few))
-    # An MMD of 0 is the root of a rounding error.
+    # Where MMD is 0, its computed value is the root of a rounding error.
     assert np.abs(after - before).max() <= part.max_mmd_change + 1e-7
 
 
 class Watched:
-    """compress, and what it was given and gave."""
+    """compress, recording the sizes of its inputs and its error bounds, and counting signatures in memory."""
 
     def __init__(self) -> None:
         self.alive, self.given, self.mmds = 0, [], []
 
     def hold(self, array: np.ndarray) -> np.ndarray:
-        """The array, counted for as long as somebody holds it."""
+        """Count the array as alive for as long as somebody holds it."""
         self.alive += len(array)
         weakref.finalize(array, self.release, len(array))
         return array
@@ -105,13 +105,13 @@ class Watched:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     watching = Watched()
-    monkeypatch.setattr(gathering, "compress", watching)
+    monkeypatch.setattr(stream, "compress", watching)
     return watching
 
 
-def test_certificates_add_up_by_their_shares(watched: Watched) -> None:
+def test_error_bounds_add_up_by_their_shares(watched: Watched) -> None:
     images = drifting([9, 11, 12, 8, 7], 3, seed=0, drift=1.0)
-    part = gather(images, 3, block=20, per_block=5).part
+    part = gather(images, 3, block=20, per_block=5).coreset
     assert watched.given == [20, 20, 17]  # 9 + 11, 12 + 8, and both blocks' points with the last image
     first, second, last = watched.mmds
     assert part.max_mmd_change == pytest.approx(20 / 47 * first + 20 / 47 * second + last)
@@ -127,17 +127,17 @@ def test_a_level_that_holds_a_block_is_merged_one_level_up(watched: Watched) -> 
     assert watched.given == [*once, *once, *once, *once, 20, 25]  # the last block meets the five points of all others
 
 
-def test_blocks_are_large_enough_for_the_points_wanted(watched: Watched) -> None:
-    part = gather(drifting([20] * 5, 3, seed=0, drift=0.1), 10, block=20, per_block=2).part
+def test_blocks_are_large_enough_for_the_points_asked_for(watched: Watched) -> None:
+    part = gather(drifting([20] * 5, 3, seed=0, drift=0.1), 10, block=20, per_block=2).coreset
     assert watched.given == [40, 40, 40]  # 10 points of each block of 40, and the last 20
     assert len(part.weights) == 10
 
 
 def test_no_more_than_a_few_blocks_are_held(watched: Watched) -> None:
-    """200 images make 10,000 signatures; a block is 100 of them, and there are four levels of fewer than that each."""
+    """200 images have 10,000 signatures. A block holds 100 of them, and each of four levels fewer than 100."""
     held: list[int] = []
 
-    def stream() -> Iterator[tuple[str, np.ndarray]]:
+    def arriving() -> Iterator[tuple[str, np.ndarray]]:
         generator = np.random.default_rng(0)
         for place in range(200):
             signatures = watched.hold(generator.standard_normal((50, 4)).astype(np.float32))
@@ -146,15 +146,15 @@ def test_no_more_than_a_few_blocks_are_held(watched: Watched) -> None:
             del signatures
 
     taker = Gathering(SIGMA, 20, block=100, per_block=20)
-    for sha256, signatures in stream():
+    for sha256, signatures in arriving():
         taker.add(sha256, signatures)
     assert max(held) <= 5 * 100
     assert max(watched.given) <= 100 + 20
-    assert taker.result().part.of == 10_000
+    assert taker.result().coreset.of == 10_000
 
 
 def test_an_image_larger_than_a_block_is_a_block(watched: Watched) -> None:
-    part = gather(drifting([3, 90, 2], 3, seed=0, drift=0.1), 4, block=16, per_block=4).part
+    part = gather(drifting([3, 90, 2], 3, seed=0, drift=0.1), 4, block=16, per_block=4).coreset
     assert watched.given == [90, 9]
     assert (part.of, len(part.weights)) == (95, 4)
 

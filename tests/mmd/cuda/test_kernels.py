@@ -1,4 +1,4 @@
-"""The kernels as Python describes them: which there are, how they are launched, and how a bank is prepared for one."""
+"""The description of the kernels: which exist, how they are launched, and how a bank is prepared for them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_kernel_has_its_source() -> None:
     for kernel in ALL:
         text = kernel.source.read_text()
         for entry in ("mdmf_prepare", "mdmf_cross", "mdmf_within", "mdmf_finish"):
-            assert entry in text + (kernel.source.parent / "around.cuh").read_text()
+            assert entry in text + (kernel.source.parent / "common.cuh").read_text()
         assert "Reference: " in text.partition("#include")[0]
 
 
@@ -35,7 +35,7 @@ def test_another_width_is_refused(width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sm", "operand", "version", "said"),
+    ("sm", "operand", "version", "message"),
     [
         (90, "int8", None, "operand 'int8' is not known; choose one of fp32, tf32, fp16 or bf16"),
         (90, "fp32", "fast", "version 'fast' is not known; choose one of plain, tiled or tensor"),
@@ -47,8 +47,10 @@ def test_another_width_is_refused(width: int) -> None:
         (61, "fp32", None, r"compute capability 6\.1 cannot run it; choose a CPU runtime"),
     ],
 )
-def test_what_there_is_not_is_refused_in_one_line(sm: int, operand: str, version: str | None, said: str) -> None:
-    with pytest.raises(UsageError, match=said) as refused:
+def test_kernels_that_do_not_exist_are_refused_in_one_line(
+    sm: int, operand: str, version: str | None, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as refused:
         choose(sm, 128, operand, version)
     assert "\n" not in str(refused.value)
 
@@ -81,9 +83,9 @@ def test_launches_cover_everything(kernel: Kernel, images: int, patches: int, ti
     for launch in (launches.prepare, launches.cross, launches.within, launches.finish):
         assert launch.grid[1] <= 65535
         assert launch.grid[2] == 1
-    # By the bank alone, or an image's bits would change with its batch.
+    # The bank alone decides, or an image's bits would change with its batch.
     assert launches.slices == kernel.launches(1, 1, bank_rows, 7).slices
-    # No slice is longer than float32 sums up well, give or take a tile.
+    # No slice is longer than float32 can sum accurately, give or take a tile.
     assert bank_rows / launches.slices <= 512 + kernel.tile
 
 
@@ -104,7 +106,7 @@ def test_a_large_batch_leaves_few_multiprocessors_idle(kernel: Kernel, multiproc
 
 
 def test_rows_of_many_images_are_packed() -> None:
-    """N = 49 fills tiles of 256 rows but for the last."""
+    """With N = 49, only the last tile of 256 rows is incomplete."""
     assert Kernel("tensor", "fp16", 128).launches(64, 49, 1024, 1).cross.grid[0] == math.ceil(64 * 49 / 256) == 13
 
 
@@ -113,7 +115,7 @@ def test_rows_of_many_images_are_packed() -> None:
 def test_a_prepared_bank_is_the_bank(operand: str, points: int) -> None:
     version = next(version for version, (_, operands) in VERSIONS.items() if operand in operands)
     kernel = Kernel(version, operand, 64)
-    x, bank = draw(points, 1, 5, points, 64, extracted=True)
+    x, bank = draw(points, 1, 5, points, 64, signed=True)
     prepared = prepare_bank(bank, kernel)
     rows = len(prepared.operands)
     assert rows % kernel.tile == 0
@@ -125,7 +127,7 @@ def test_a_prepared_bank_is_the_bank(operand: str, points: int) -> None:
     assert np.abs(prepared.weights).max() == 1
     assert prepared.weights[:points] * prepared.unit == pytest.approx(bank.weights, rel=1e-6)
     assert (prepared.self_term, prepared.operands.flags.c_contiguous) == (bank.self_term, True)
-    # The kernel in base 2, of centred and scaled points, is the Gaussian one.
+    # The base-2 kernel of centred and scaled points equals the Gaussian kernel.
     own = ((x[0].astype(np.float64) - prepared.centre) * prepared.scale).astype(np.float32)
     cross, magnitude = exact_cross(own, prepared)
     expected = gaussian_kernel(x[0], bank.signatures, bank.sigma) @ bank.weights
@@ -143,14 +145,14 @@ def test_points_beyond_the_operands_range_are_clamped(operand: str) -> None:
 
 
 def test_equal_weights_are_not_rounded() -> None:
-    """1/M in float32 would move every score the same way."""
+    """Rounding 1/M to float32 would shift every score in the same direction."""
     _, bank = draw(0, 1, 1, 77, 64)
     prepared = prepare_bank(bank, Kernel("plain", "fp32", 64))
     assert (prepared.weights[:77] == 1).all()
     assert prepared.unit == bank.weights[0]
 
 
-def test_a_bank_without_weight_is_prepared_too() -> None:
+def test_a_bank_whose_weights_are_all_0_can_be_prepared() -> None:
     _, bank = draw(0, 1, 1, 5, 64)
     prepared = prepare_bank(dataclasses.replace(bank, weights=np.zeros(5)), Kernel("plain", "fp32", 64))
     assert (prepared.unit, prepared.weights.any()) == (1.0, False)
@@ -160,7 +162,7 @@ def test_a_long_bank_is_prepared_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     _, bank = draw(0, 1, 1, 150, 64)
     kernel = Kernel("tensor", "bf16", 64)
     whole = prepare_bank(bank, kernel)
-    monkeypatch.setattr("mdmf_deploy.mmd.cuda.kernels._STRIDE", 41)
+    monkeypatch.setattr("mdmf_deploy.mmd.cuda.kernels.PREPARED_AT_ONCE", 41)
     parts = prepare_bank(bank, kernel)
     assert np.array_equal(parts.operands, whole.operands)
     assert np.array_equal(parts.half_norms, whole.half_norms)
@@ -173,7 +175,7 @@ def test_a_bank_of_another_width_is_refused() -> None:
 
 
 def test_the_resident_blocks_fit_into_shared_memory() -> None:
-    """Of the smallest multiprocessors: 64 KB on 7.5, 100 KB on 8.6, 8.9 and 12.0, less 1 KB a block."""
+    """The smallest multiprocessors have 64 KB on 7.5 and 100 KB on 8.6, 8.9 and 12.0, less 1 KB per block."""
     for kernel, sm in itertools.product(ALL, (75, 86)):
         if kernel.supports(sm):
             room = 65536 if sm == 75 else 102400

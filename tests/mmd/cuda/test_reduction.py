@@ -1,6 +1,6 @@
-"""The GPU's reduction: batches overlap without harm, the same bits come whatever happens around them, arrays stay put.
+"""The GPU reduction: overlapping batches do not disturb each other, bits never change, and arrays are not copied.
 
-The device is host_device.py: nothing runs before it is waited for, so what is reused too soon is always wrong.
+The device is fakes/host_device.py. Nothing runs before somebody waits for it, so memory reused too soon is wrong.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from helpers.kernel_inputs import draw
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.errors import OutOfMemory, ShapeMismatch, UsageError
 from mdmf_deploy.mmd import Scores
-from mdmf_deploy.mmd.cuda import lane as cuda_lane
-from mdmf_deploy.mmd.cuda import reduction as cuda
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction, Pending
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
@@ -30,14 +28,14 @@ OPERANDS = ["fp32", "tf32", "fp16"]
 
 @dataclass
 class Array:
-    """float32 on the pretended GPU, as another library has it."""
+    """A float32 array on the fake GPU that belongs to another library."""
 
     memory: object
     __cuda_array_interface__: dict[str, object]
 
 
 def put(device: object, values: np.ndarray, stream: object = None, changes: dict[str, object] | None = None) -> Array:
-    """With a stream, the values are there only once it has run.  changes: of the interface."""
+    """Copy values to the GPU. With a stream, they arrive only once it has run. changes: to the interface."""
     source = device.allocate(values.nbytes, "-", pinned=True)
     source.host[:] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     memory = device.allocate(values.nbytes, "-")
@@ -73,7 +71,7 @@ def drawn() -> tuple[np.ndarray, Bank]:
 
 @pytest.fixture(params=[None, "fp16"])
 def reduction(request: pytest.FixtureRequest) -> Iterator[CudaReduction]:
-    """Plain float32, which takes the least time here, and one whose memory is of another size."""
+    """Plain float32, the fastest here, and fp16, whose operands have another size in memory."""
     version = None if request.param else "plain"
     reduction = CudaReduction(host_device(), operand=request.param or "fp32", version=version)
     yield reduction
@@ -101,7 +99,7 @@ def test_every_operand_gives_the_score_and_the_same_bits_in_any_batch(
 
 
 def test_tf32_is_taken_where_it_is_faster() -> None:
-    chosen = {sm: CudaReduction(host_device(sm=sm))._operand for sm in (75, 80, 89, 90, 120)}
+    chosen = {sm: CudaReduction(host_device(sm=sm)).operand for sm in (75, 80, 89, 90, 120)}
     assert chosen == {75: "fp32", 80: "tf32", 89: "fp32", 90: "tf32", 120: "fp32"}
 
 
@@ -114,21 +112,21 @@ def test_batches_in_flight_do_not_touch_each_other(reduction: CudaReduction, dra
         batch = given[i : i + 2].copy()
         pending.append(reduction.submit(batch, bank))
         batch[:] = np.nan  # the caller's own, once submit has returned
-    # In any order, twice, and after later batches took their place on the GPU.
+    # Read in any order, twice, and after later batches took their place on the GPU.
     for i in [7, 0, 3, 3, 6, 1, 2, 5, 4]:
         same(pending[i].scores(), alone[i])
 
 
-def test_two_batches_are_under_way_before_anybody_waits(drawn: tuple[np.ndarray, Bank]) -> None:
+def test_two_batches_are_in_flight_before_anybody_waits(drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
     reduction = quick()
     for _ in range(4):
         reduction(x[:2], bank)
-    launched = reduction._device.launched
+    launched = reduction.device.launched
     launched.clear()
     pending = [reduction.submit(x[i : i + 2], bank) for i in (0, 2)]
     assert launched == []
-    # The third takes the first one's place, and so waits for it alone.
+    # The third takes the place of the first, and so waits only for it.
     reduction.submit(x[4:6], bank)
     assert launched == ["mdmf_prepare", "mdmf_cross", "mdmf_within", "mdmf_finish"]
     assert [one.scores().mmd2[0] for one in pending] == [reduction(x[i : i + 1], bank).mmd2[0] for i in (0, 2)]
@@ -154,13 +152,13 @@ def test_scores_may_be_read_by_other_threads_or_by_nobody(drawn: tuple[np.ndarra
         same(read[i], alone[i])
 
 
-def test_what_is_launched_every_time_becomes_a_graph(drawn: tuple[np.ndarray, Bank]) -> None:
+def test_repeated_launches_become_a_graph(drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
     device = host_device()
     reduction = CudaReduction(device, operand="fp32", version="plain")
     for _ in range(8):
         reduction(x[:4], bank)
-    # One a lane: made when its shape came for the second time, launched that time and ever after.
+    # One per lane, made when its shape came for the second time, and launched from then on.
     assert [graph.launches for graph in device.graphs] == [3, 3]
     reduction(x[:1], bank)
     assert len(device.graphs) == 2
@@ -185,53 +183,51 @@ def test_a_larger_batch_takes_new_memory_and_new_graphs(drawn: tuple[np.ndarray,
     assert device.allocated == 0
 
 
-def test_shapes_without_end_leave_no_graphs_without_end(
-    drawn: tuple[np.ndarray, Bank], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_shapes_do_not_leave_many_graphs(drawn: tuple[np.ndarray, Bank], monkeypatch: pytest.MonkeyPatch) -> None:
     x, bank = drawn
-    monkeypatch.setattr(cuda_lane, "_GRAPHS", 2)
-    reduction = quick()
+    monkeypatch.setattr("mdmf_deploy.mmd.cuda.reduction.MAX_GRAPHS", 2)
+    device = host_device()
+    reduction = CudaReduction(device, operand="fp32", version="plain")
     whole = reduction(x, bank)
     for _ in range(3):
         for count in (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3):
             np.testing.assert_array_equal(reduction(x[:count], bank).mmd2, whole.mmd2[:count])
-    assert all(len(lane._graphs) <= 2 for lane in reduction._lanes)
+            # Two in each of two lanes.
+            assert len(device.graphs) <= 4
 
 
-def test_a_batch_that_is_too_large_for_one_pass_is_cut(
-    drawn: tuple[np.ndarray, Bank], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_too_large_for_one_pass_is_cut(drawn: tuple[np.ndarray, Bank], monkeypatch: pytest.MonkeyPatch) -> None:
     x, bank = drawn
     reduction = quick()
     whole = reduction(x, bank)
-    monkeypatch.setattr(cuda, "_ROWS", 15)
+    monkeypatch.setattr("mdmf_deploy.mmd.cuda.reduction.MAX_ROWS", 15)
     same(reduction(x, bank), whole)
-    same(reduction(put(reduction._device, x), bank), whole)
+    same(reduction(put(reduction.device, x), bank), whole)
 
 
 def test_arrays_on_the_gpu_are_scored_where_they_are(reduction: CudaReduction, drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
-    device = reduction._device
+    device = reduction.device
     array = put(device, x)
     before = len(device.memories)
     scores = reduction(array, bank)
     same(scores, reduction(x, bank))
-    # No copy of them: nothing of their size is among what was allocated for them.
+    # They were not copied: no memory of their size was allocated.
     taken = [memory.nbytes for memory in device.memories[before : before + 8]]
     assert x.nbytes not in taken
 
 
-def test_a_maker_that_is_not_done_is_waited_for(reduction: CudaReduction, drawn: tuple[np.ndarray, Bank]) -> None:
+def test_an_array_still_being_computed_is_waited_for(reduction: CudaReduction, drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
     expected = reduction(x, bank)
     for _ in range(4):
-        same(reduction(put(reduction._device, x, reduction._device.stream()), bank), expected)
+        same(reduction(put(reduction.device, x, reduction.device.stream()), bank), expected)
 
 
-def test_a_maker_may_go_on_once_its_array_was_read(reduction: CudaReduction, drawn: tuple[np.ndarray, Bank]) -> None:
-    """An engine's output, that its next call overwrites: the next call's work waits on its own stream."""
+def test_an_array_may_be_overwritten_once_it_was_read(reduction: CudaReduction, drawn: tuple[np.ndarray, Bank]) -> None:
+    """The next call of an engine overwrites its output. Its work waits on its own stream."""
     x, bank = drawn
-    device = reduction._device
+    device = reduction.device
     expected = [reduction(x[i : i + 2], bank) for i in range(6)]
     stream = device.stream()
     array = put(device, np.zeros_like(x[:2]), stream)
@@ -242,7 +238,7 @@ def test_a_maker_may_go_on_once_its_array_was_read(reduction: CudaReduction, dra
         device.copy(array.memory, source, x[:2].nbytes, stream)
         pending.append(reduction.submit(array, bank))
         if i % 2:
-            # As if the engine were far ahead of the reduction.
+            # Let the engine run far ahead of the reduction.
             stream.synchronize()
     stream.synchronize()
     for waiting, wanted in zip(pending, expected, strict=True):
@@ -252,14 +248,14 @@ def test_a_maker_may_go_on_once_its_array_was_read(reduction: CudaReduction, dra
 def test_an_array_of_an_older_interface_waits_for_the_default_stream(drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
     reduction = quick()
-    default = reduction._device.stream(1)
-    array = put(reduction._device, x, default, {"version": 2})
+    default = reduction.device.stream(1)
+    array = put(reduction.device, x, default, {"version": 2})
     array.__cuda_array_interface__.pop("stream")
     same(reduction(array, bank), reduction(x, bank))
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"typestr": "<f2"}, "expected float32, got <f2"),
         ({"strides": (7 * 64 * 4, 4, 7 * 4)}, r"expected C-contiguous .*, got strides \(1792, 4, 28\)"),
@@ -269,29 +265,27 @@ def test_an_array_of_an_older_interface_waits_for_the_default_stream(drawn: tupl
         ({"mask": object()}, "float32"),
     ],
 )
-def test_arrays_that_would_be_misread_are_refused(
-    changes: dict[str, object], told: str, drawn: tuple[np.ndarray, Bank]
+def test_arrays_that_would_be_read_wrongly_are_refused(
+    changes: dict[str, object], message: str, drawn: tuple[np.ndarray, Bank]
 ) -> None:
     x, bank = drawn
     reduction = quick()
-    with pytest.raises(ShapeMismatch, match=told) as caught:
-        reduction(put(reduction._device, x, changes=changes), bank)
+    with pytest.raises(ShapeMismatch, match=message) as caught:
+        reduction(put(reduction.device, x, changes=changes), bank)
     assert "\n" not in str(caught.value)
 
 
-def test_strides_that_say_the_same_are_taken(drawn: tuple[np.ndarray, Bank]) -> None:
+def test_explicit_strides_of_a_contiguous_array_are_accepted(drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
     reduction = quick()
-    same(reduction(put(reduction._device, x, changes={"strides": (7 * 64 * 4, 64 * 4, 4)}), bank), reduction(x, bank))
-    # Of an axis of length 1 the stride means nothing.
-    same(
-        reduction(put(reduction._device, x[:1], changes={"strides": (12345, 64 * 4, 4)}), bank), reduction(x[:1], bank)
-    )
+    same(reduction(put(reduction.device, x, changes={"strides": (7 * 64 * 4, 64 * 4, 4)}), bank), reduction(x, bank))
+    # The stride of an axis of length 1 means nothing.
+    same(reduction(put(reduction.device, x[:1], changes={"strides": (12345, 64 * 4, 4)}), bank), reduction(x[:1], bank))
 
 
 @pytest.mark.parametrize("operand", OPERANDS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_an_image_that_is_no_number_costs_its_own_score_only(
+def test_an_image_that_is_not_finite_loses_only_its_own_score(
     operand: str, bad: float, drawn: tuple[np.ndarray, Bank]
 ) -> None:
     x, bank = drawn
@@ -321,13 +315,13 @@ def test_a_bank_much_wider_than_its_bandwidth_costs_no_accuracy(operand: str) ->
     exact = ReferenceReduction()(x, bank)
     scores = CudaReduction(host_device(), operand=operand)(x, bank)
     np.testing.assert_allclose(scores.contributions, exact.contributions, rtol=0, atol=8 * EPS)
-    # The faster version alone would not do.
+    # The faster version would not be accurate enough.
     version = {"fp32": "tiled", "tf32": "tensor"}[operand]
     fast = CudaReduction(host_device(), operand=operand, version=version)(x, bank)
     assert np.abs(fast.contributions - exact.contributions).max() > 8 * EPS
 
 
-def test_another_bank_takes_the_place_of_the_last(drawn: tuple[np.ndarray, Bank]) -> None:
+def test_another_bank_replaces_the_last(drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
     other = draw(4, 1, 1, 300, WIDTH)[1]
     device = host_device()
@@ -335,17 +329,17 @@ def test_another_bank_takes_the_place_of_the_last(drawn: tuple[np.ndarray, Bank]
     first, second = reduction(x, bank), quick()(x, other)
     held = device.allocated
     for _ in range(3):
-        # Still in flight when the next bank comes.
+        # Still in flight when the next bank arrives.
         waiting = reduction.submit(x, bank)
         same(reduction(x, other), second)
         same(waiting.scores(), first)
     reduction(x, bank)
     assert device.allocated == held
-    # The same values, another bank: it is known by what it is, not by what it holds.
+    # A bank with the same values is another bank: identity decides, not contents.
     same(reduction(x, dataclasses.replace(bank)), first)
 
 
-def test_closing_gives_everything_back_and_finishes_what_runs(drawn: tuple[np.ndarray, Bank]) -> None:
+def test_closing_frees_all_memory_and_finishes_running_work(drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
     device = host_device()
     reduction = CudaReduction(device, operand="fp32", version="plain")
@@ -358,7 +352,7 @@ def test_closing_gives_everything_back_and_finishes_what_runs(drawn: tuple[np.nd
     same(reduction(x, bank), expected)
 
 
-def test_too_little_memory_says_what_to_lower_and_leaves_all_in_order(drawn: tuple[np.ndarray, Bank]) -> None:
+def test_too_little_memory_is_an_error_with_a_remedy_and_the_next_call_works(drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
     with pytest.raises(OutOfMemory, match=r"a pretended GPU: 0\.0 MiB asked for, 0\.0 MiB free; compress the bank"):
         CudaReduction(host_device(memory=10_000), operand="fp32", version="plain")(x, bank)
@@ -372,7 +366,7 @@ def test_too_little_memory_says_what_to_lower_and_leaves_all_in_order(drawn: tup
         same(reduction(x, bank), expected)
 
 
-def test_what_no_kernel_is_made_for_is_refused_in_one_line(drawn: tuple[np.ndarray, Bank]) -> None:
+def test_widths_and_operands_without_a_kernel_are_refused_in_one_line(drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
     narrow = dataclasses.replace(bank, signatures=bank.signatures[:, :48].copy())
     with pytest.raises(UsageError, match="signatures of width 48: the GPU kernels are for 64, 128 or 256"):
@@ -390,6 +384,6 @@ def test_no_images_give_no_scores(drawn: tuple[np.ndarray, Bank]) -> None:
     assert scores.contributions.shape == (0, 7)
 
 
-def test_the_gpu_s_own_time_is_told(drawn: tuple[np.ndarray, Bank]) -> None:
+def test_the_gpu_time_is_reported(drawn: tuple[np.ndarray, Bank]) -> None:
     x, bank = drawn
     assert quick().submit(x, bank).milliseconds == 0.25

@@ -24,9 +24,8 @@ from mdmf_deploy.runtime.building.flavours import RTX
 from mdmf_deploy.runtime.building.obtain import obtain
 from mdmf_deploy.runtime.building.plans import PlanCard, find
 from mdmf_deploy.runtime.building.profiles import Batch, Profile
-from mdmf_deploy.tasks.export.fp16 import to_fp16
 from mdmf_deploy.tasks.export.int8 import quantise
-from mdmf_deploy.tasks.export.save import save
+from mdmf_deploy.tasks.export.precision import save_graph, to_fp16
 from mdmf_deploy.tasks.export.trace import trace
 
 needed("tensorrt_rtx")
@@ -60,7 +59,7 @@ def lowered(graph: Path, precision: Precision) -> Path:
     if precision == "fp16":
         return to_fp16(graph, destination)
     images = np.random.default_rng(0).standard_normal((2, 3, 224, 224)).astype(np.float32)
-    return save(quantise(graph, images), destination, precision)
+    return save_graph(quantise(graph, images), destination, precision)
 
 
 def built(graph: Path, precision: Precision, capability: tuple[int, int] = ADA) -> PlanCard:

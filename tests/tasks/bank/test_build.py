@@ -1,4 +1,4 @@
-"""A bank depends on its images alone: not on their order, their copies, or where they lie."""
+"""A bank depends on its images alone, not on their order, their copies, or their folders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.handmade import FakeSigned, bank, broken, extracted, make_bundle, manifest
+from helpers.handmade import FakeExtraction, bank, broken, extracted, make_bundle, manifest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ from mdmf_deploy.tasks.bank.build import Duplicate, gather_bank, swap_bank
 from mdmf_deploy.tasks.bank.compress import compress_bundle
 
 
-def images(count: int, patches: int = 4) -> list[FakeSigned]:
+def images(count: int, patches: int = 4) -> list[FakeExtraction]:
     return [extracted(f"/home/me/reals/{place % 3}/{place}.png", patches) for place in range(count)]
 
 
@@ -42,7 +42,7 @@ def test_thinning_is_even_and_keeps_true_signatures(count: int, patches: int, mo
     report = gather_bank(manifest(), taken, most)
     assert len(report.bank.signatures) == min(most, count * patches)
     assert (report.images, report.signatures) == (count, count * patches)
-    # Some images may be left with none, and are then no longer in the bank.
+    # An image may be left with none. It is then no longer in the bank.
     shares = np.bincount(report.bank.source)
     assert len(shares) == len(report.bank.sources) == min(count, most)
     assert shares.min() >= 1
@@ -59,8 +59,8 @@ def test_thinning_does_not_take_the_first_patches() -> None:
     assert sum(row.tobytes() in first for row in report.bank.signatures) < 20
 
 
-def test_memory_is_that_of_what_is_kept() -> None:
-    """200 images make 1.28 MB of signatures; a bank of 100 of them takes nothing like it."""
+def test_memory_is_that_of_the_signatures_kept() -> None:
+    """200 images have 1.28 MB of signatures. A bank of 100 signatures takes far less."""
     stream = (extracted(f"{place}.png", patches=400) for place in range(200))
     tracemalloc.start()
     try:
@@ -72,7 +72,7 @@ def test_memory_is_that_of_what_is_kept() -> None:
     assert peak < 600_000
 
 
-def test_without_a_limit_all_is_kept() -> None:
+def test_without_a_limit_every_signature_is_kept() -> None:
     report = gather_bank(manifest(), images(9), 0)
     assert len(report.bank.signatures) == 36
     for place, source in enumerate(report.bank.sources):
@@ -80,7 +80,7 @@ def test_without_a_limit_all_is_kept() -> None:
         assert np.array_equal(report.bank.signatures[report.bank.source == place], original.signatures)
 
 
-def test_copies_count_once_and_are_said() -> None:
+def test_copies_count_once_and_are_reported() -> None:
     copies = [extracted("/r/b/1.png"), extracted("/r/a/1.png"), extracted("/r/c/2.png"), extracted("/r/c/1.png")]
     report = gather_bank(manifest(), copies)
     assert report.duplicates == (Duplicate("/r/b/1.png", "/r/a/1.png"), Duplicate("/r/c/1.png", "/r/a/1.png"))
@@ -107,13 +107,13 @@ def test_any_uri_will_do(uris: list[str]) -> None:
 
 
 @pytest.mark.parametrize("inputs", [[], [broken("a.png")]])
-def test_nothing_readable_is_an_error(inputs: list[FakeSigned]) -> None:
+def test_nothing_readable_is_an_error(inputs: list[FakeExtraction]) -> None:
     with pytest.raises(BankError, match="none of the"):
         gather_bank(manifest(), inputs)
 
 
 def test_a_bank_whose_self_term_takes_hours_says_what_to_do_instead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdmf_deploy.tasks.bank.build._HOURS", 11)
+    monkeypatch.setattr("mdmf_deploy.tasks.bank.build.MAX_EXACT", 11)
     with pytest.raises(BankError, match=r"12 signatures takes hours.* `mdmf bank build --points 2048` compress"):
         gather_bank(manifest(), images(3))
     assert len(gather_bank(manifest(), images(3), 11).bank.signatures) == 11
@@ -134,7 +134,7 @@ def test_points_of_a_bank_that_fits_into_a_block_are_those_of_bank_compress(tmp_
 
 
 def test_a_bank_of_few_points_keeps_the_scale_of_its_images_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdmf_deploy.tasks.bank.build._SCORED", 7)
+    monkeypatch.setattr("mdmf_deploy.tasks.bank.build.SCALE_IMAGES", 7)
     taken = images(30)
     built = gather_bank(manifest(), taken, points=20).bank
     chosen = sorted(taken, key=lambda image: image.sha256)[:7]
@@ -176,7 +176,7 @@ def test_signatures_that_are_not_finite_are_refused() -> None:
             gather_bank(manifest(), [bad], points=points)
 
 
-def test_swapping_keeps_the_model_and_drops_what_no_longer_holds(tmp_path: Path) -> None:
+def test_swapping_keeps_the_model_and_drops_calibration_and_records(tmp_path: Path) -> None:
     old = make_bundle(tmp_path / "b")
     old = write_bundle(old.path, old.manifest, {**old.files(), CALIBRATION: b"{}", "probes.safetensors": b"p"})
     new = swap_bank(old, gather_bank(manifest(), images(3)).bank, tmp_path / "new")

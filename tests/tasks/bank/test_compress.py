@@ -1,4 +1,4 @@
-"""Compressing a bundle: what it says about bandwidths, and what it refuses."""
+"""A compressed bundle keeps what the error bound allows, and names what it lost."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from helpers.handmade import GRAPH, WIDTH, make_bundle, manifest, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdmf_deploy.bundle import conformal
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
-from mdmf_deploy.bundle.calibration import Calibration, Pair
+from mdmf_deploy.bundle.calibration import Calibration, Pair, p_value
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MODEL
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.mmd.compress.bank_rows import MemoryRows
@@ -49,12 +48,12 @@ def bundle_at(path: Path, sigma: float, scores: tuple[float, ...] = ()) -> Bundl
 @pytest.mark.parametrize(
     ("sigma", "words"), [(1e-3, "too small for this bank: its"), (1e4, "too large for this bank: its"), (3.0, None)]
 )
-def test_a_bandwidth_that_says_nothing_is_one_line(tmp_path: Path, sigma: float, words: str | None) -> None:
+def test_a_useless_bandwidth_is_one_line_of_warning(tmp_path: Path, sigma: float, words: str | None) -> None:
     report = compress_bundle(bundle_at(tmp_path / "b", sigma), tmp_path / "c", points=10)
     assert [words in warning for warning in report.warnings] == ([True] if words else [])
 
 
-def test_images_that_all_score_the_same_set_no_scale(tmp_path: Path) -> None:
+def test_images_that_all_score_the_same_leave_no_spread(tmp_path: Path) -> None:
     with pytest.raises(BankError, match="there is no spread; give --points"):
         compress_bundle(bundle_at(tmp_path / "b", 3.0, (0.2, 0.2)), tmp_path / "c", max_error=0.1)
 
@@ -78,7 +77,7 @@ def test_a_weight_that_is_not_a_number_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
-def test_what_was_carried_and_what_was_lost_is_told(tmp_path: Path) -> None:
+def test_the_notes_name_what_was_carried_and_what_was_lost(tmp_path: Path) -> None:
     lost = msgspec.structs.replace(record(runtime="openvino"), max_score_change=0.1)
     bundle = bundle_at(tmp_path / "b", 3.0)
     verified = msgspec.structs.replace(
@@ -89,18 +88,18 @@ def test_what_was_carried_and_what_was_lost_is_told(tmp_path: Path) -> None:
     assert (report.carried, report.dropped) == (1, 1)
     verify = f"`mdmf verify {tmp_path / 'c'} --runtime all`"
     carried, dropped = report.notes
-    assert carried.startswith("1 verification records carried over, their score change raised by the certificate")
+    assert carried.startswith("1 verification records carried over, their score change raised by the error bound")
     assert carried.endswith(f"rank, flips and rate not measured again: {verify} does")
     assert dropped == f"1 verification records no longer hold; run {verify}"
 
 
 def test_a_bank_that_stays_as_it_is_says_why(tmp_path: Path) -> None:
-    # Signatures that do not see each other: none can stand for another.
+    # The kernel values between these signatures are 0, so none can stand for another.
     bundle = bundle_at(tmp_path / "b", 1e-3, (0.01, 0.25))
     few = compress_bundle(bundle, tmp_path / "c", max_error=0.01)
     many = compress_bundle(bundle, tmp_path / "d", points=80)
     assert few.points == many.points == 80
-    assert few.notes == ("the bank stays as it is: none of fewer than its 80 signatures certifies so small a change",)
+    assert few.notes == ("the bank stays as it is: fewer than its 80 signatures cannot keep the change so small",)
     assert many.notes == ("the bank stays as it is: it has 80 signatures, no more than asked for",)
     assert few.bundle.bundle_id == many.bundle.bundle_id == bundle.bundle_id
 
@@ -111,7 +110,7 @@ def test_a_bank_that_stays_as_it_is_says_why(tmp_path: Path) -> None:
         (3.0, 3, 100, "more --candidates"),
         (3.0, 3, 3, "a larger --max-error"),
         (3.0, 99, 100, "a larger --max-error"),
-        # The few that are named explain all others.
+        # The few candidates explain all other signatures.
         (1e4, 70, 100, "a larger --max-error"),
     ],
 )
@@ -157,7 +156,7 @@ def test_p_values_are_at_least_those_of_a_new_calibration(seed: int, points: int
     assert carried.carried == fitted.mmd
     assert carried.image_sha256 == calibration(old[:25]).image_sha256
     for score in new[25:]:
-        assert conformal.p_value(score, carried.scores) >= conformal.p_value(score, exact.scores)
+        assert p_value(score, carried.scores) >= p_value(score, exact.scores)
     decided = carried.thresholds[0].score, exact.thresholds[0].score
     assert decided[0] is not None
     assert decided[1] is not None
@@ -199,7 +198,7 @@ def test_a_record_is_dropped_where_the_bound_does_not_meet_the_limit(mmd: float,
     assert carry_verification(handmade.manifest(verification=(record,)), mmd, 0.5) == ()
 
 
-def test_compressing_twice_says_so_once() -> None:
+def test_compressing_twice_adds_one_remark_to_the_reference() -> None:
     once = carry_verification(handmade.manifest(), 1e-4, 0.5)
     (twice,) = carry_verification(handmade.manifest(verification=once), 1e-4, 0.5)
     assert twice.reference == once[0].reference
@@ -228,7 +227,7 @@ def test_a_pair_is_decided_on_its_own() -> None:
     manifest = handmade.manifest(verification=(FAILED, handmade.record(), UNSURE, other))
     carried = carry_verification(manifest, 1e-2, 0.5)
     assert [record.runtime for record in carried] == ["openvino"]
-    # An older pass that cannot be carried costs only itself.
+    # An older pass that does not survive costs only itself.
     older = handmade.manifest(verification=(UNSURE, FAILED, handmade.record()))
     assert [record.passed for record in carry_verification(older, 1e-2, 0.5)] == [False, True]
 

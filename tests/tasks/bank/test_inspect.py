@@ -1,4 +1,4 @@
-"""What `mdmf bank inspect` finds is there, and nothing else."""
+"""`mdmf bank inspect` finds the images that look generated, and no others."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_images_that_look_generated_are_found_worst_first() -> None:
     assert audit.outliers[0].score == pytest.approx(audit.quantiles["1"])
 
 
-def test_images_that_do_not_are_not() -> None:
+def test_images_like_the_others_are_no_outliers() -> None:
     assert audit_bank(made(30)).outliers == ()
 
 
@@ -69,7 +69,7 @@ def test_the_mean_kernel_value_leaves_out_the_diagonal() -> None:
 
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 1.5, 30.0])
 @pytest.mark.parametrize("points", [3, 12])
-def test_a_compressed_bank_tells_the_mean_kernel_value_of_the_one_it_was_made_of(
+def test_a_compressed_bank_has_the_mean_kernel_value_of_the_whole_one(
     sigma: float, points: int, tmp_path: Path
 ) -> None:
     model = manifest()
@@ -81,12 +81,12 @@ def test_a_compressed_bank_tells_the_mean_kernel_value_of_the_one_it_was_made_of
     assert report.mean_kernel == expected
     assert report.bundle.bank.compression["of"] == 54 > len(report.bundle.bank.weights)
     assert audit_bank(report.bundle.bank).mean_kernel == pytest.approx(expected, rel=1e-4, abs=1e-8)
-    told = audit_bank(report.bundle.bank).warnings[:-1]
-    assert [line.partition("(")[0] for line in told] == [line.partition("(")[0] for line in report.warnings]
+    warnings = audit_bank(report.bundle.bank).warnings[:-1]
+    assert [line.partition("(")[0] for line in warnings] == [line.partition("(")[0] for line in report.warnings]
 
 
 @pytest.mark.parametrize(("sigma", "word"), [(1e-3, "too small"), (1e3, "too large"), (1.5, None)])
-def test_a_bandwidth_that_says_nothing_is_warned_of(sigma: float, word: str | None) -> None:
+def test_a_useless_bandwidth_is_warned_of(sigma: float, word: str | None) -> None:
     model = manifest()
     model = msgspec.structs.replace(model, model=msgspec.structs.replace(model.model, sigma=sigma))
     warnings = audit_bank(gather_bank(model, [extracted(f"{i}.png") for i in range(6)]).bank).warnings

@@ -1,4 +1,4 @@
-"""A machine that was busy while it was measured is told apart from a quiet one."""
+"""The report recognises a machine that was busy during the measurements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUIET = Observation(load=0.1, busy=500, stolen=0, ticks=1000, switches=10, cpu=1
 
 
 def after(**changes: float | None) -> Observation:
-    """20 s of a machine of one core, of which this process took 10 and its children 2."""
+    """Return counters after 20 s on one core, of which this process took 10 s and its children 2 s."""
     values = {"load": 2.0, "busy": 1700, "stolen": 0, "ticks": 3000, "switches": 30, "cpu": 11.0, "with_children": 13.0}
     return Observation(**(values | changes))  # type: ignore[arg-type]
 
@@ -41,12 +41,12 @@ def test_a_quiet_machine_has_no_warning_though_its_own_load_rose() -> None:
         (judged(unsettled=("onnxruntime fp32 offline",)), "onnxruntime fp32 offline"),
     ],
 )
-def test_each_sign_of_noise_is_said(noise: Noise, text: str) -> None:
+def test_each_kind_of_noise_gives_a_warning(noise: Noise, text: str) -> None:
     (warning,) = noise.warnings
     assert text in warning
 
 
-def test_threads_of_its_own_that_push_each_other_off_are_no_noise() -> None:
+def test_threads_of_its_own_that_compete_for_cores_are_no_noise() -> None:
     noise = judged(switches=20_010)
     assert noise.forced_off == 2000
     assert noise.warnings == ()
@@ -63,7 +63,7 @@ def test_counters_are_read_from_proc(tmp_path: Path) -> None:
     assert (seen.load, seen.busy, seen.stolen, seen.ticks) == (0.75, 160, 30, 1000)
 
 
-def test_what_the_system_does_not_say_is_none(tmp_path: Path) -> None:
+def test_counters_that_the_system_lacks_are_none(tmp_path: Path) -> None:
     (tmp_path / "stat").write_text("cpu nothing\n")
     seen = observe(FakeClock(), tmp_path)
     assert (seen.busy, seen.stolen, seen.ticks) == (None, None, None)

@@ -1,15 +1,15 @@
-"""Configurations take turns, until their runs agree or the time is up."""
+"""Configurations take turns until their runs agree or the time is up."""
 
 from __future__ import annotations
 
 import pytest
 from fakes.fake_time import FakeClock
 
-from mdmf_deploy.tasks.benchmark.rounds import interleave, settled
+from mdmf_deploy.tasks.benchmark.rounds import images_per_run, interleave, items_per_run, settled
 
 
 class Runs:
-    """run() logs its subject, takes a second, and gives the next value."""
+    """A run that logs its subject, takes a second and returns the next value."""
 
     def __init__(self, values: list[float]) -> None:
         self.clock, self.order, self.values = FakeClock(), [], iter(values)
@@ -27,7 +27,7 @@ def test_the_warm_up_is_dropped_and_rounds_alternate() -> None:
     assert results == [[1.0] * 3, [2.0] * 3]
 
 
-def test_a_warm_up_may_be_another_than_the_runs() -> None:
+def test_a_warm_up_may_differ_from_the_runs() -> None:
     runs, warmed = Runs([1.0, 2.0] * 3), []
     interleave("ab", runs, float, runs.clock, budget=100, limit=0.05, least=3, warm_up=warmed.append)
     assert (warmed, runs.order) == (["a", "b"], list("ab" * 3))
@@ -52,7 +52,7 @@ def test_the_budget_ends_what_never_settles() -> None:
 
 
 @pytest.mark.parametrize(("subjects", "rounds"), [("a", 2), ("ab", 3)])
-def test_some_rounds_are_run_however_small_the_budget(subjects: str, rounds: int) -> None:
+def test_two_or_three_rounds_run_however_small_the_budget(subjects: str, rounds: int) -> None:
     runs = Runs([1.0] * 20)
     first, *_ = interleave(subjects, runs, float, runs.clock, budget=0.001, limit=0.05)
     assert len(first) == rounds
@@ -61,3 +61,13 @@ def test_some_rounds_are_run_however_small_the_budget(subjects: str, rounds: int
 @pytest.mark.parametrize("values", [[], [1.0]])
 def test_one_run_alone_has_not_settled(values: list[float]) -> None:
     assert not settled(values, 1.0)
+
+
+@pytest.mark.parametrize(("most", "seconds", "count"), [(32, 0.001, 32), (32, 0.1, 10), (32, 60.0, 1), (32, 0.0, 32)])
+def test_a_run_takes_about_an_eighth_of_the_time(most: int, seconds: float, count: int) -> None:
+    assert items_per_run(most, seconds, budget=8.0) == count
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(0.001, 128), (0.1, 80), (60.0, 1)])
+def test_a_run_holds_enough_batches_to_overlap_or_takes_all_of_the_time(seconds: float, count: int) -> None:
+    assert images_per_run(8, seconds, longest=8.0) == count

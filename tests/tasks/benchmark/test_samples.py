@@ -9,7 +9,7 @@ import pytest
 
 from mdmf_deploy.bundle.probe_images import probe_crops
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.images import decode as images
+from mdmf_deploy.images import decode
 from mdmf_deploy.tasks.benchmark import samples
 
 
@@ -19,7 +19,7 @@ def test_generated_images_have_the_sizes_they_name(tmp_path: Path, monkeypatch: 
     assert [len(half.paths), len(one.paths)] == [3, 1]
     for sample, size in ((half, (612, 816)), (one, (900, 1200))):
         for path in sample.paths:
-            decoded = images.decode(images.read(path))
+            decoded = decode.decode(decode.read(path))
             assert decoded.pixels.shape[:2] == size
             assert decoded.format == "jpeg"
     assert half.about.megapixels == pytest.approx(0.5, abs=0.01)
@@ -28,9 +28,9 @@ def test_generated_images_have_the_sizes_they_name(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(("width", "height"), [(816, 612), (1000, 1800), (300, 256)])
-def test_the_middle_of_each_is_one_probe_whole(width: int, height: int) -> None:
+def test_a_whole_probe_image_lies_in_the_middle_of_each(width: int, height: int) -> None:
     tiles = probe_crops(256, 4)
-    mosaic = samples._mosaic(tiles, 2, width, height)
+    mosaic = samples.mosaic(tiles, 2, width, height)
     assert mosaic.shape == (height, width, 3)
     top, left = (height - 256) // 2, (width - 256) // 2
     assert np.array_equal(mosaic[top : top + 256, left : left + 256], tiles[2])
@@ -44,25 +44,23 @@ def test_given_images_that_cannot_be_read_are_counted(photos: Path, tmp_path: Pa
     assert (sample.about.images, sample.about.unreadable, sample.about.given) == (3, 2, 5)
 
 
-def test_none_that_can_be_read_is_an_error(tmp_path: Path) -> None:
+def test_no_readable_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none of 1 inputs tried is a readable image \(.*does not exist"):
         samples.given([tmp_path / "missing.jpg"])
 
 
-def test_of_many_images_some_all_over_are_decoded_and_timed(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "MOST", 4)
-    monkeypatch.setattr(samples, "_BITS", 2)
+def test_only_some_of_many_images_are_decoded_and_timed(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, whole = [], sorted(photos.iterdir())
-    load = images.read
-    monkeypatch.setattr(images, "read", lambda path: read.append(path) or load(path))
-    sample = samples.given(whole)
+    load = decode.read
+    monkeypatch.setattr(decode, "read", lambda path: read.append(path) or load(path))
+    sample = samples.given(whole, most=4)
     assert (len(whole), sample.about.given, sample.about.images) == (12, 12, 4)
     assert list(sample.paths) == read == [whole[n] for n in (0, 6, 3, 9)]
 
 
 @pytest.mark.parametrize("count", [1, 7, 256, 10_000])
-def test_any_beginning_of_the_chosen_is_spread_over_all(count: int) -> None:
-    chosen = [int(path.name) for path in samples._chosen([Path(f"{n:05}") for n in range(count)])]
+def test_the_first_few_chosen_are_spread_over_all(count: int) -> None:
+    chosen = [int(path.name) for path in samples.evenly_spaced([Path(f"{n:05}") for n in range(count)])]
     assert len(chosen) == len(set(chosen)) == min(count, 256)
     for part in (8, 32, 128):
         if count > part:

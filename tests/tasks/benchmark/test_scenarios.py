@@ -1,30 +1,39 @@
-"""The scenarios with a detector whose times are known."""
+"""Single-stream and offline with a detector whose times are known, and RAPL's counters in a tree like the kernel's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 from fakes.fake_time import FakeClock, FakeDetector, subject
 
-from mdmf_deploy.tasks.benchmark import offline, server, single_stream
 from mdmf_deploy.tasks.benchmark.results import Settings
-from mdmf_deploy.tasks.benchmark.server import Served, serve
+from mdmf_deploy.tasks.benchmark.scenarios import (
+    EnergyReading,
+    joules,
+    measure_offline,
+    measure_single_stream,
+    read_energy,
+)
 
 PATHS = [Path("a.jpg"), Path("b.jpg"), Path("c.jpg")]
 SETTINGS = Settings(batch_size=8, seconds=8.0, p99_bound=100.0)
 
 
-def changed(**changes: object) -> Settings:
-    return msgspec.structs.replace(SETTINGS, **changes)
+def zone(root: Path, name: str, label: str, energy: int | str, turn: int = 1_000_000) -> Path:
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "name").write_text(f"{label}\n")
+    (folder / "energy_uj").write_text(f"{energy}\n")
+    (folder / "max_energy_range_uj").write_text(f"{turn}\n")
+    return folder
 
 
 def test_single_stream_gives_one_image_at_a_time_and_its_latency() -> None:
     clock = FakeClock()
     fast, slow = FakeDetector(clock, 0.010), FakeDetector(clock, 0.020)
-    first, second = single_stream.measure(
+    first, second = measure_single_stream(
         [subject(fast), subject(slow, "fake int8")], PATHS, SETTINGS, clock, pace=0.020
     )
     assert first.result.latency.p50 == pytest.approx(10)
@@ -41,7 +50,7 @@ def test_single_stream_gives_one_image_at_a_time_and_its_latency() -> None:
 def test_offline_gives_all_images_at_once_and_its_rate() -> None:
     clock, log = FakeClock(), []
     a, b = FakeDetector(clock, 0.010, name="a", log=log), FakeDetector(clock, 0.005, name="b", log=log)
-    first, second = offline.measure([subject(a), subject(b)], PATHS, SETTINGS, clock, 0.010, Path("/nowhere"))
+    first, second = measure_offline([subject(a), subject(b)], PATHS, SETTINGS, clock, 0.010, Path("/nowhere"))
     assert first.result.images_per_second.median == pytest.approx(100)
     assert second.rates == pytest.approx([200] * 5)
     # 16 batches of 8 after two of them as a warm-up.
@@ -51,132 +60,48 @@ def test_offline_gives_all_images_at_once_and_its_rate() -> None:
 
 
 def test_offline_divides_the_energy_of_a_run_among_its_images(tmp_path: Path) -> None:
-    zone = tmp_path / "intel-rapl:0"
-    zone.mkdir()
-    for name, text in {"name": "package-0", "energy_uj": "0", "max_energy_range_uj": "1000000000"}.items():
-        (zone / name).write_text(text)
+    counter = zone(tmp_path, "intel-rapl:0", "package-0", 0, 10**9) / "energy_uj"
 
     class Burning(FakeDetector):
         def stream(self, sources: Iterable[Path]) -> Iterator[None]:
-            (zone / "energy_uj").write_text(str(int((zone / "energy_uj").read_text()) + 64_000_000))
+            counter.write_text(str(int(counter.read_text()) + 64_000_000))
             return super().stream(sources)
 
     clock = FakeClock()
-    (rated,) = offline.measure([subject(Burning(clock, 0.010))], PATHS, SETTINGS, clock, 0.010, tmp_path)
+    (rated,) = measure_offline([subject(Burning(clock, 0.010))], PATHS, SETTINGS, clock, 0.010, tmp_path)
     assert rated.result.joules == pytest.approx(0.5)
     assert "idle power" in rated.result.energy
 
 
-def test_the_server_finds_the_highest_rate_that_keeps_the_bound() -> None:
-    clock = FakeClock()
-    detector = FakeDetector(clock, 0.010)
-    found = server.measure(subject(detector), PATHS, changed(seconds=600.0, batch_size=1), clock, pace=0.010)
-    # M/D/1 with a service of 10 ms: p99 of 100 ms at a load of about 0.8.
-    assert found.rate is not None
-    assert 70 < found.rate < 90
-    assert found.latency is not None
-    assert found.latency.p99 <= 100
-    assert found.trials[-1].held
-    assert found.trials[-1].rate == found.rate
-    assert any(not trial.held for trial in found.trials)
-    assert "highest rate tried" not in found.note
-    assert all(trial.held or trial.p99 is None or trial.p99 > 100 for trial in found.trials)
+def test_only_packages_count_not_their_parts_nor_the_board(tmp_path: Path) -> None:
+    zone(tmp_path, "intel-rapl:0", "package-0", 100)
+    zone(tmp_path, "intel-rapl:0:0", "core", 40)
+    zone(tmp_path, "intel-rapl:1", "package-1", 200)
+    zone(tmp_path, "intel-rapl:2", "psys", 900)
+    (tmp_path / "intel-rapl").mkdir()
+    assert read_energy(tmp_path) == EnergyReading({"intel-rapl:0": (100, 1_000_000), "intel-rapl:1": (200, 1_000_000)})
 
 
-def test_a_rate_that_a_longer_run_does_not_confirm_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths, seeds = [], []
-    nothing = Served((0.01,), (), 1)
-
-    def confirm(self: object, rate: float, seconds: float) -> tuple[bool, Served, int]:
-        lengths.append(seconds)
-        return rate < 44, nothing, 1
-
-    monkeypatch.setattr(server, "highest_rate", lambda *_: 50.0)
-    monkeypatch.setattr(server._Session, "_try", confirm)
-    clock = FakeClock()
-    found = server.measure(subject(FakeDetector(clock, 0.01)), PATHS, SETTINGS, clock, pace=0.01)
-    assert found.rate == pytest.approx(50 * 0.8)
-    assert lengths == [4.0] * 3
-    monkeypatch.undo()
-    draw = server.poisson
-    monkeypatch.setattr(server, "poisson", lambda rate, seconds, seed: seeds.append(seed) or draw(rate, seconds, seed))
-    server.measure(subject(FakeDetector(clock, 0.01)), PATHS, changed(seed=5), clock, pace=0.01)
-    assert seeds == list(range(5, 5 + len(seeds)))  # no two trials see the same arrivals
+def test_energy_is_the_sum_over_packages_in_joules(tmp_path: Path) -> None:
+    before = EnergyReading({"a": (100, 10**9), "b": (500, 10**9)})
+    assert joules(before, EnergyReading({"a": (2_000_100, 10**9), "b": (1_000_500, 10**9)})) == pytest.approx(3.0)
 
 
-def test_batching_raises_that_rate() -> None:
-    def best(batch_size: int) -> float:
-        clock = FakeClock()
-        detector = FakeDetector(clock, 0.002, a_batch=0.008)
-        settings = changed(seconds=60.0, batch_size=batch_size)
-        return server.measure(subject(detector), PATHS, settings, clock, pace=0.003).rate or 0.0
-
-    assert best(8) > 2 * best(1)
+def test_a_counter_may_wrap_around_once() -> None:
+    before, after = EnergyReading({"a": (900_000, 1_000_000)}), EnergyReading({"a": (400_000, 1_000_000)})
+    assert joules(before, after) == pytest.approx(0.5)
 
 
-def test_a_search_that_begins_far_too_low_still_finds_it_or_says_that_it_did_not() -> None:
-    clock = FakeClock()
-    settings = changed(seconds=600.0, batch_size=1)
-    found = server.measure(subject(FakeDetector(clock, 0.010)), PATHS, settings, clock, pace=0.060)
-    assert found.rate is not None
-    assert 65 < found.rate < 90
-    assert "highest rate tried" not in found.note
-    found = server.measure(subject(FakeDetector(clock, 0.001)), PATHS, settings, clock, pace=0.100)
-    assert found.rate == pytest.approx(1.25 / 0.100 * 8)
-    assert "the highest rate tried, so a higher one may hold as well" in found.note
+def test_the_reason_for_no_reading_is_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no RAPL counter" in str(read_energy(tmp_path / "nowhere"))
+    zone(tmp_path, "intel-rapl:0", "package-0", "soup")
+    assert "cannot be read" in str(read_energy(tmp_path))
 
+    def refuse(*_: object) -> str:
+        raise PermissionError(13, "Permission denied")
 
-def test_a_bound_that_an_image_alone_misses_is_said_without_a_search() -> None:
-    clock = FakeClock()
-    found = server.measure(subject(FakeDetector(clock, 0.3)), PATHS, SETTINGS, clock, pace=0.3)
-    assert (found.rate, found.latency, found.trials) == (None, None, ())
-    assert "an image alone takes 300 ms" in found.note
-
-
-def test_a_bound_that_holds_at_no_rate_is_said_after_a_few_trials() -> None:
-    clock = FakeClock()
-
-    class Stuttering(FakeDetector):
-        """Fast, but every tenth call takes a second."""
-
-        def stream(self, sources: Iterable[Path]) -> Iterator[None]:
-            rows = super().stream(sources)
-            self.clock.time += len(self.log) % 10 == 0
-            return rows
-
-    found = server.measure(subject(Stuttering(clock, 0.001)), PATHS, SETTINGS, clock, pace=0.001)
-    assert found.rate is None
-    assert "no rate kept it" in found.note
-    assert len(found.trials) <= 12
-
-
-def test_a_given_rate_is_measured_as_it_is() -> None:
-    clock = FakeClock()
-    found = server.measure(subject(FakeDetector(clock, 0.010)), PATHS, changed(rate=10.0), clock, pace=0.010)
-    assert (found.rate, found.bound, found.requests, found.unserved) == (10.0, None, 80, 0)
-    assert found.latency is not None
-    assert found.latency.count == 80
-    assert found.note == ""
-
-
-def test_a_rate_beyond_the_machine_is_given_up_and_said() -> None:
-    clock = FakeClock()
-    found = server.measure(subject(FakeDetector(clock, 1.0)), PATHS, changed(rate=100.0), clock, pace=1.0)
-    assert found.unserved > 700
-    assert "too high" in found.note
-    assert found.latency is not None
-    assert found.latency.count == found.requests  # those left waiting have waited, too
-    assert found.latency.p50 > 1000
-    assert clock.now() < 40
-
-
-def test_arrivals_do_not_wait_for_the_server() -> None:
-    """No coordinated omission: one stall makes everyone who came meanwhile late, not one request alone."""
-    clock = FakeClock()
-    calls = iter(range(1000))
-
-    def work(batch: range) -> None:
-        clock.time += 1.0 if next(calls) == 0 else 0.001
-
-    served = serve([0.01 * n for n in range(100)], work, clock, batch_size=1)
-    assert sum(latency > 0.5 for latency in served.latencies) > 40
+    monkeypatch.setattr(Path, "read_text", refuse)
+    reason = read_energy(tmp_path)
+    assert isinstance(reason, str)
+    assert "no permission to read" in reason
+    assert "sudo chmod a+r" in reason

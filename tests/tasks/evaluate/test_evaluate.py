@@ -1,4 +1,4 @@
-"""The audit of a data set, the conditions, and the tables of an evaluation; the detector is a stand-in."""
+"""The audit of a data set, the conditions, and the tables of an evaluation, with a stand-in for the detector."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from PIL import Image
 from mdmf_deploy.bundle.recipe import Split, part_of
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.tasks.evaluate.conditions import Condition
-from mdmf_deploy.tasks.evaluate.evaluate import Sample, audit, find_samples, judge, tabulate, unscored
+from mdmf_deploy.tasks.evaluate.evaluate import Condition, KnownImage, audit, find_images, judge, tabulate, unscored
 
 
 def bundle(bank: Iterable[str] = (), calibration: Iterable[str] | None = None) -> Any:
@@ -28,7 +27,7 @@ def bundle(bank: Iterable[str] = (), calibration: Iterable[str] | None = None) -
 
 @pytest.fixture
 def dataset(photos: Path, tmp_path: Path) -> Path:
-    """6 real images, one in a sub-folder; 4 of generator a; 2 of generator b."""
+    """A data set of 6 real images, one of them in a sub-folder, 4 of generator a and 2 of generator b."""
     names = sorted(photos.iterdir())
     for folder, files in {
         "real": names[:5],
@@ -46,17 +45,17 @@ def row(score: float | None, verdict: Literal["real", "generated", "uncertain", 
     return Row(uri="x", score=score, verdict=verdict, status="error" if score is None else "ok")
 
 
-def pairs(generator: str | None, *rows: Row) -> list[tuple[Sample, Row]]:
-    return [(Sample(Path("x"), "0", generator), row) for row in rows]
+def pairs(generator: str | None, *rows: Row) -> list[tuple[KnownImage, Row]]:
+    return [(KnownImage(Path("x"), "0", generator), row) for row in rows]
 
 
 def test_finds_classes_by_folder(dataset: Path) -> None:
-    samples = find_samples(dataset)
-    assert [sample.generator for sample in samples] == [None] * 6 + ["a"] * 4 + ["b"] * 2
-    assert all(s.sha256 == hashlib.sha256(s.path.read_bytes()).hexdigest() for s in samples)
+    images = find_images(dataset)
+    assert [image.generator for image in images] == [None] * 6 + ["a"] * 4 + ["b"] * 2
+    assert all(s.sha256 == hashlib.sha256(s.path.read_bytes()).hexdigest() for s in images)
 
 
-def test_folders_are_taken_by_name_and_hidden_generators_are_none(
+def test_folder_names_are_literal_and_hidden_folders_are_no_generators(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (dataset / "generated/a").rename(dataset / "generated/[a]*")
@@ -64,21 +63,21 @@ def test_folders_are_taken_by_name_and_hidden_generators_are_none(
     shutil.copytree(dataset, tmp_path / "@set")
     monkeypatch.chdir(tmp_path)
     for folder in (dataset, Path("@set")):
-        assert [sample.generator for sample in find_samples(folder)] == [None] * 6 + ["[a]*"] * 4 + ["b"] * 2
+        assert [image.generator for image in find_images(folder)] == [None] * 6 + ["[a]*"] * 4 + ["b"] * 2
 
 
 def test_a_generator_that_lost_every_image_is_named(dataset: Path) -> None:
-    samples = find_samples(dataset)
-    gone = [sample.sha256 or "" for sample in samples if sample.generator == "b"]
-    kept, report = audit(samples, bundle(gone[:1], gone[1:]))
+    images = find_images(dataset)
+    gone = [image.sha256 or "" for image in images if image.generator == "b"]
+    kept, report = audit(images, bundle(gone[:1], gone[1:]))
     assert report.left_out == ("b",)
     assert unscored(kept, []) == []
-    assert audit(samples, bundle(gone[:1]))[1].left_out == ()
+    assert audit(images, bundle(gone[:1]))[1].left_out == ()
     broken = [*pairs(None, row(0.1, "real")), *pairs("a", row(0.2, "real")), *pairs("b", row(None, "error"))]
     whole = [*broken, *pairs("b", row(0.3, "real"))]
     tables = [tabulate("x", judged, resamples=2) for judged in (whole, broken)]
-    assert unscored([sample for sample, _ in whole], tables[:1]) == []
-    assert unscored([sample for sample, _ in whole], tables) == ["b"]
+    assert unscored([image for image, _ in whole], tables[:1]) == []
+    assert unscored([image for image, _ in whole], tables) == ["b"]
 
 
 @pytest.mark.parametrize("folders", [[], ["real"], ["generated/a"], ["real", "generated"]])
@@ -86,16 +85,16 @@ def test_another_layout_is_an_error(folders: list[str], tmp_path: Path) -> None:
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(UsageError, match="expected"):
-        find_samples(tmp_path)
+        find_images(tmp_path)
 
 
-def test_what_shaped_the_bundle_is_left_out(dataset: Path) -> None:
+def test_images_that_shaped_the_bundle_are_left_out(dataset: Path) -> None:
     shutil.copy(dataset / "generated/a/photo08.jpg", dataset / "generated/b/copy.jpg")
-    samples = find_samples(dataset)
-    banked, calibrated = samples[0], samples[7]
+    images = find_images(dataset)
+    banked, calibrated = images[0], images[7]
     assert banked.sha256
     assert calibrated.sha256
-    kept, report = audit(samples, bundle([banked.sha256], [calibrated.sha256]))
+    kept, report = audit(images, bundle([banked.sha256], [calibrated.sha256]))
     assert report.in_bank == (str(banked.path),)
     assert report.in_calibration == (str(calibrated.path),)
     assert report.copies == (str(dataset / "generated/b/copy.jpg"),)
@@ -106,24 +105,24 @@ def test_what_shaped_the_bundle_is_left_out(dataset: Path) -> None:
 def test_an_image_cannot_be_real_and_generated(dataset: Path) -> None:
     shutil.copy(dataset / "generated/a/photo08.jpg", dataset / "real/other.jpg")
     with pytest.raises(UsageError, match=r"other\.jpg and .*photo08\.jpg are the same bytes"):
-        audit(find_samples(dataset), bundle())
+        audit(find_images(dataset), bundle())
 
 
 def test_the_split_keeps_one_part_and_all_of_held_out_generators(dataset: Path) -> None:
     split = Split(train=0.5, validation=0.2, held_out=("b",))
-    samples = find_samples(dataset)
-    seen: list[Sample] = []
+    images = find_images(dataset)
+    seen: list[KnownImage] = []
     for part in ("train", "validation", "test"):
-        kept, report = audit(samples, bundle(), split, part)
-        assert all(part_of(sample.sha256 or "", split, sample.generator) == part for sample in kept)
-        assert report.other_parts == len(samples) - len(kept)
-        assert ("b" in {sample.generator for sample in kept}) == (part == "test")
+        kept, report = audit(images, bundle(), split, part)
+        assert all(part_of(image.sha256 or "", split, image.generator) == part for image in kept)
+        assert report.other_parts == len(images) - len(kept)
+        assert ("b" in {image.generator for image in kept}) == (part == "test")
         seen += kept
-    assert sorted(seen, key=str) == sorted(samples, key=str)
+    assert sorted(seen, key=str) == sorted(images, key=str)
 
 
 def test_unreadable_files_are_kept_for_a_row_of_their_own(tmp_path: Path) -> None:
-    gone = Sample(tmp_path / "gone.jpg", None, None)
+    gone = KnownImage(tmp_path / "gone.jpg", None, None)
     kept, report = audit([gone, gone], bundle(), Split())
     assert kept == [gone, gone]
     assert report.copies == ()
@@ -137,7 +136,7 @@ def test_unknown_conditions_are_errors(text: str) -> None:
         Condition.parse(text)
 
 
-def test_conditions(photos: Path) -> None:
+def test_a_condition_changes_the_image_step_by_step(photos: Path) -> None:
     path = photos / "photo01.png"
     original = np.asarray(Image.open(path))
     assert Condition.parse("as is").source(path) == path
@@ -163,17 +162,17 @@ def test_a_file_that_cannot_be_decoded_is_left_to_the_detector(tmp_path: Path) -
     assert Condition.parse("jpeg:75").source(broken) == broken
 
 
-def test_rows_carry_the_file_not_what_the_condition_made_of_it(dataset: Path) -> None:
+def test_rows_name_the_file_not_the_changed_image(dataset: Path) -> None:
     class Detector:
         def stream(self, sources: Iterable[object]) -> Iterator[Row]:
             for i, source in enumerate(sources):
                 assert isinstance(source, bytes)
                 yield Row(uri="bytes", sha256=hashlib.sha256(source).hexdigest(), score=float(i))
 
-    samples = find_samples(dataset)
-    judged = list(judge(Detector(), samples, Condition.parse("jpeg:50")))  # type: ignore[arg-type]
-    assert [sample for sample, _ in judged] == samples
-    assert [(row.uri, row.sha256) for _, row in judged] == [(str(s.path), s.sha256) for s in samples]
+    images = find_images(dataset)
+    judged = list(judge(Detector(), images, Condition.parse("jpeg:50")))  # type: ignore[arg-type]
+    assert [image for image, _ in judged] == images
+    assert [(row.uri, row.sha256) for _, row in judged] == [(str(s.path), s.sha256) for s in images]
     assert [row.score for _, row in judged] == list(range(12))
 
 

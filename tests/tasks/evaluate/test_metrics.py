@@ -1,4 +1,4 @@
-"""Figures of merit against scikit-learn, and the laws that they and their intervals obey."""
+"""The figures agree with scikit-learn, and they and their intervals obey their laws."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         return auroc_and_ap(*arrays)
 
     monkeypatch.setattr("mdmf_deploy.tasks.evaluate.metrics.auroc_and_ap", watched)
-    monkeypatch.setattr("mdmf_deploy.tasks.evaluate.metrics._BLOCK", 200)
+    monkeypatch.setattr("mdmf_deploy.tasks.evaluate.metrics.BLOCK", 200)
     assert figures(real, generated, None, None, resamples=50) == whole
     assert max(drawn) <= 200
 
 
-def test_figures() -> None:
+def test_figures_are_those_of_scikit_learn_and_lie_within_their_intervals() -> None:
     rng = np.random.default_rng(1)
     real, generated = rng.normal(0, 1, 60), rng.normal(1.5, 1, 45)
     found = figures(real, generated, real > 1, generated > 1)
@@ -83,7 +83,7 @@ def test_figures() -> None:
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    # AUROC of N(0, 1) against N(1, 1) is Phi(1 / sqrt 2); 90% of 200 is 4 standard errors below 95%.
+    # AUROC of N(0, 1) against N(1, 1) is Phi(1 / sqrt 2). 90% of 200 is 4 standard errors below 95%.
     truth, rng = 0.7602499389, np.random.default_rng(2)
     estimates = [
         figures(rng.normal(0, 1, 60), rng.normal(1, 1, 60), None, None, resamples=200).auroc for _ in range(200)

@@ -1,3 +1,5 @@
+"""The traced graph computes what the detector did, with static operators, on a batch of any size."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -37,7 +39,7 @@ def uneven(tiny_recipe: Recipe) -> Recipe:
 
 @pytest.fixture(scope="module")
 def traced(uneven: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor, np.ndarray]:
-    """The graph, images, and what PyTorch made of them before tracing."""
+    """The graph, images, and the signatures that PyTorch extracted from them before tracing."""
     torch.manual_seed(3)
     detector = MdmfModel(uneven).eval()
     torch.nn.init.normal_(detector.backbone.pos_embed)

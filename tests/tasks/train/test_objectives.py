@@ -1,4 +1,4 @@
-"""The objectives against plain float64 loops over their definitions in METHOD.md."""
+"""The objectives against plain float64 loops over their definitions in docs/method.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import ShapeMismatch
 from mdmf_deploy.mmd.reference import ReferenceReduction
-from mdmf_deploy.tasks.train.objectives import image_scores, image_test_power, median_distance, pooled_test_power
+from mdmf_deploy.tasks.train.objectives import (
+    classification_loss,
+    image_scores,
+    image_test_power,
+    median_distance,
+    pooled_test_power,
+)
 
 Array = NDArray[np.float64]
 
@@ -65,7 +71,7 @@ def test_pools_of_different_size_are_refused() -> None:
 
 
 def test_image_scores_equal_the_score_of_detection() -> None:
-    """s(X) of training is the biased MMD^2 of detection, a real image's own patches left out of its reference."""
+    """Training's score is the biased MMD^2 of detection, with a real image left out of its own reference."""
     rng = np.random.default_rng(2)
     real, generated = rng.standard_normal((5, 4, 3)), rng.standard_normal((3, 4, 3)) + 0.7
     sigma = 1.3
@@ -115,3 +121,11 @@ def test_gradients_reach_signatures_and_bandwidth() -> None:
 def test_median_distance() -> None:
     points = torch.tensor([[0.0], [1.0], [3.0]])
     assert float(median_distance(points)) == 2.0
+
+
+def test_the_classifiers_loss_falls_as_generated_logits_rise() -> None:
+    even = torch.zeros(4, 9)
+    right = torch.cat([torch.full((2, 9), -2.0), torch.full((2, 9), 2.0)])
+    assert float(classification_loss(even)) == pytest.approx(0.6931, abs=1e-4)
+    assert float(classification_loss(right)) == pytest.approx(0.1269, abs=1e-4)
+    assert float(classification_loss(-right)) > 2

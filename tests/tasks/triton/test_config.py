@@ -1,4 +1,4 @@
-"""config.pbtxt: what Triton's parser takes, and what the graphs beside it are."""
+"""config.pbtxt is text that Triton's parser accepts, and it describes the graphs beside it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from helpers.handmade import manifest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.tasks.triton import Serving, write_repository
-from mdmf_deploy.tasks.triton.config import configs, entries, text
+from mdmf_deploy.tasks.triton import Serving
+from mdmf_deploy.tasks.triton.config import config_text, configs, entries
 
 _ONNX_TYPES = {"TYPE_UINT8": "UINT8", "TYPE_FP32": "FLOAT", "TYPE_FP64": "DOUBLE"}
 _STEPS = ["starter_preprocessing", "starter_signatures", "starter_mmd"]
@@ -24,32 +23,27 @@ _STEPS = ["starter_preprocessing", "starter_signatures", "starter_mmd"]
 
 def parsed(serving: Serving, p_values: bool = True) -> dict[str, Any]:
     made = configs("handmade", manifest(), serving, p_values, {"bundle_id": "abc"})
-    return {name: triton_schema.parse(text(config)) for name, config in made.items()}
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_repository(Bundle.open("starter"), tmp_path_factory.mktemp("triton") / "models").path
+    return {name: triton_schema.parse(config_text(config)) for name, config in made.items()}
 
 
 @pytest.mark.parametrize("model", _STEPS)
-def test_inputs_and_outputs_are_those_of_the_graph(repository: Path, model: str) -> None:
-    config = triton_schema.parse((repository / model / "config.pbtxt").read_text())
-    graph = onnx.load(repository / model / "1" / "model.onnx").graph
+def test_inputs_and_outputs_are_those_of_the_graph(starter: Path, model: str) -> None:
+    config = triton_schema.parse((starter / model / "config.pbtxt").read_text())
+    graph = onnx.load(starter / model / "1" / "model.onnx").graph
     for declared, values in ((config.input, graph.input), (config.output, graph.output)):
         assert [one.name for one in declared] == [value.name for value in values]
         for one, value in zip(declared, values, strict=True):
             kind = triton_schema.ENUMS["DataType"][one.data_type]
             tensor = value.type.tensor_type
             assert onnx.TensorProto.DataType.Name(tensor.elem_type) == _ONNX_TYPES[kind]
-            # Only the batch is free, as max_batch_size wants it.
+            # max_batch_size requires that only the batch is free.
             assert tensor.shape.dim[0].dim_param
             assert [size.dim_value for size in tensor.shape.dim[1:]] == list(one.dims)
 
 
-def test_every_tensor_of_the_ensemble_comes_from_somewhere(repository: Path) -> None:
-    models = {name: triton_schema.parse((repository / name / "config.pbtxt").read_text()) for name in _STEPS}
-    ensemble = triton_schema.parse((repository / "starter/config.pbtxt").read_text())
+def test_every_tensor_of_the_ensemble_comes_from_somewhere(starter: Path) -> None:
+    models = {name: triton_schema.parse((starter / name / "config.pbtxt").read_text()) for name in _STEPS}
+    ensemble = triton_schema.parse((starter / "starter/config.pbtxt").read_text())
     assert [step.model_name for step in ensemble.ensemble_scheduling.step] == _STEPS
     known = {one.name: (one.data_type, list(one.dims)) for one in ensemble.input}
     for step in ensemble.ensemble_scheduling.step:
@@ -64,7 +58,7 @@ def test_every_tensor_of_the_ensemble_comes_from_somewhere(repository: Path) -> 
         assert known[one.name] == (one.data_type, list(one.dims))
 
 
-def test_an_ensemble_has_none_of_what_triton_refuses_there() -> None:
+def test_an_ensemble_has_no_field_that_triton_refuses() -> None:
     ensemble = parsed(Serving())["handmade"]
     assert ensemble.platform == "ensemble"
     assert not ensemble.instance_group
@@ -74,7 +68,7 @@ def test_an_ensemble_has_none_of_what_triton_refuses_there() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_models_are_batched_warmed_up_and_put_where_they_are_wanted(device: str) -> None:
+def test_models_are_batched_warmed_up_and_put_on_their_device(device: str) -> None:
     for name, config in parsed(Serving(device, max_batch=12)).items():  # type: ignore[arg-type]
         assert config.max_batch_size == 12
         assert config.version_policy.latest.num_versions == 1
@@ -120,18 +114,18 @@ def test_p_values_are_announced_only_where_there_are_any() -> None:
 @given(st.dictionaries(st.text(max_size=8), st.text(max_size=20), max_size=4))
 def test_any_text_reads_back_as_it_was(values: dict[str, str]) -> None:
     message = {"parameters": entries({key: {"string_value": value} for key, value in values.items()})}
-    config = triton_schema.parse(text(message))
+    config = triton_schema.parse(config_text(message))
     assert {key: parameter.string_value for key, parameter in config.parameters.items()} == values
 
 
-def test_the_schema_refuses_what_it_does_not_know() -> None:
+def test_the_schema_refuses_unknown_fields_and_wrong_types() -> None:
     for wrong in ('max_batch: 3\nname: "a"', "max_batch_size: true", 'platform: TYPE_FP32 name: "a"', "name: {}"):
         with pytest.raises(text_format.ParseError):
             triton_schema.parse(wrong)
 
 
 def test_the_schema_is_tritons() -> None:
-    """Against tritonclient, where it is installed; its package imports gRPC, the generated file does not."""
+    """Compare with tritonclient if it is installed. Its package imports gRPC, but the generated file does not."""
     spec = importlib.util.find_spec("tritonclient")
     if spec is None or spec.submodule_search_locations is None:
         pytest.skip("tritonclient is not installed")

@@ -1,4 +1,4 @@
-"""The exported reduction gives our scores to float32 rounding, in plain ONNX Runtime."""
+"""In ONNX Runtime, the exported preprocessing gives our bits, and the reduction our scores to float32 rounding."""
 
 from __future__ import annotations
 
@@ -15,19 +15,28 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 
-from mdmf_deploy.bundle import conformal
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.bundle.calibration import Calibration, Pair
+from mdmf_deploy.bundle.calibration import Calibration, Pair, p_value
 from mdmf_deploy.bundle.manifest import PROBES
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
+from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import BankError
+from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.mmd.compress.bank_rows import MemoryRows
 from mdmf_deploy.mmd.compress.fit import compress
-from mdmf_deploy.mmd.operands import Points
+from mdmf_deploy.mmd.operands import BankOperands
 from mdmf_deploy.mmd.reference import ReferenceReduction
-from mdmf_deploy.tasks.triton import graphs as reduction
-from mdmf_deploy.tasks.triton.graphs import CONTRIBUTIONS, P_VALUE, SCORE, SIGNATURES, reduction_graph
+from mdmf_deploy.tasks.triton import graphs
+from mdmf_deploy.tasks.triton.graphs import (
+    CONTRIBUTIONS,
+    CROPS,
+    P_VALUE,
+    SCORE,
+    SIGNATURES,
+    preprocessing_graph,
+    reduction_graph,
+)
 
 Outputs = dict[str, np.ndarray]
 
@@ -43,7 +52,7 @@ def scored(x: np.ndarray, bank: Bank, calibration: Calibration | None = None) ->
 
 
 def assert_ours(outputs: Outputs, x: np.ndarray, bank: Bank) -> None:
-    """At most twice the error of plain float32, plus rounding (STYLE.md, habit 7)."""
+    """Allow at most twice the error of plain float32, plus rounding."""
     exact = ReferenceReduction()(x, bank)
     assert outputs[SCORE].shape == (len(x), 1)
     assert outputs[CONTRIBUTIONS].shape == x.shape[:2]
@@ -53,6 +62,21 @@ def assert_ours(outputs: Outputs, x: np.ndarray, bank: Bank) -> None:
         assert np.abs(outputs[CONTRIBUTIONS][image] - exact.contributions[image]).max() <= allowed
         allowed = 2 * abs(float(baseline.mean(dtype=np.float32)) - exact.mmd2[image]) + 4 * EPS
         assert abs(outputs[SCORE][image, 0] - exact.mmd2[image]) <= allowed
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "preprocessing", [Preprocessing(crop=28), Preprocessing(crop=28, mean=(0.1, 0.2, 0.3), std=(0.9, 0.7, 0.3))]
+)
+def test_the_preprocessing_gives_our_bits_for_every_value_of_every_channel(
+    preprocessing: Preprocessing, batch: int
+) -> None:
+    crops = np.random.default_rng(0).integers(0, 256, (batch, 28, 28, 3), dtype=np.uint8)
+    crops[0, :16, :16] = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    graph = preprocessing_graph(preprocessing, {})
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    (images,) = session.run(None, {CROPS: crops})
+    assert np.array_equal(images, normalise(crops, preprocessing))
 
 
 @settings(deadline=None)
@@ -66,11 +90,11 @@ def assert_ours(outputs: Outputs, x: np.ndarray, bank: Bank) -> None:
     weights=st.sampled_from(["equal", "signed", "wild"]),
     tile=st.sampled_from([1, 32, 33, 1024]),
 )
-def test_it_is_the_specification(
+def test_the_reduction_is_the_specification(
     seed: int, images: int, patches: int, points: int, width: int, sigma: float, weights: str, tile: int
 ) -> None:
     x, bank = drawn(seed, images, patches, points, width, sigma, weights)
-    with mock.patch.object(reduction, "_TILE", tile):
+    with mock.patch.object(graphs, "TILE", tile):
         assert_ours(scored(x, bank), x, bank)
 
 
@@ -90,7 +114,7 @@ def test_banks_of_all_kinds(
     patches: int, points: int, width: int, sigma: float, weights: str, exponent: type[np.floating]
 ) -> None:
     x, bank = drawn(points, 2, patches, points, width, sigma, weights)
-    assert Points(bank).exponent is exponent
+    assert BankOperands(bank).exponent is exponent
     assert_ours(scored(x, bank), x, bank)
 
 
@@ -106,7 +130,7 @@ def test_the_starters_scores_and_p_values() -> None:
     assert outputs[P_VALUE][:, 0].tolist() == [judgement.p_value for judgement in judged]
 
 
-def test_a_bank_that_was_compressed() -> None:
+def test_a_compressed_bank() -> None:
     x, whole = drawn(10, 3, 49, 2000, 4, 4.0)
     fitted = compress(MemoryRows(whole.signatures, whole.weights), whole.sigma, whole.self_term, points=60)
     bank = dataclasses.replace(
@@ -120,10 +144,10 @@ def test_a_bank_that_was_compressed() -> None:
     assert_ours(scored(x, bank), x, bank)
 
 
-def test_any_runtime_that_knows_onnx_says_the_same() -> None:
-    """The reference implementation of the operators, which shares nothing with ONNX Runtime."""
+def test_another_onnx_runtime_gives_the_same_scores() -> None:
+    """ONNX's reference implementation of the operators shares no code with ONNX Runtime."""
     x, bank = drawn(0, 3, 5, 70, 4, 2.0, "signed")
-    with mock.patch.object(reduction, "_TILE", 32):
+    with mock.patch.object(graphs, "TILE", 32):
         graph = reduction_graph(bank, 5, calibration(bank, np.array([0.1, 0.2])), {})
     there = ReferenceEvaluator(graph).run(None, {SIGNATURES: x})
     for expected, values in zip(run(graph, x).values(), there, strict=True):
@@ -157,7 +181,7 @@ def test_no_tile_is_larger_than_the_limit_and_hardly_a_point_is_added() -> None:
 
 
 @pytest.mark.parametrize("sigma", [8.0, 0.5])
-def test_signatures_that_are_no_numbers_get_no_score(sigma: float) -> None:
+def test_signatures_that_are_not_finite_get_no_score(sigma: float) -> None:
     x, bank = drawn(4, 4, 5, 100, 16, sigma)
     x[0, 2, 3], x[1, 2, 3], x[2, 2] = np.nan, np.inf, -np.inf
     outputs = scored(x, bank, calibration(bank, np.array([0.1, 0.2])))
@@ -168,7 +192,7 @@ def test_signatures_that_are_no_numbers_get_no_score(sigma: float) -> None:
 
 @pytest.mark.parametrize("sigma", [3.0, 0.5])
 @pytest.mark.parametrize("far", [1e4, 1e18, 3e38])
-def test_signatures_far_from_all_others_are_just_that(sigma: float, far: float) -> None:
+def test_a_signature_far_from_all_others_is_like_none_but_itself(sigma: float, far: float) -> None:
     _, bank = drawn(5, 1, 1, 100, 16, sigma)
     x = np.zeros((1, 3, 16), np.float32)
     # Towards one point of the bank, so that not even its product with it is a float32.
@@ -179,7 +203,7 @@ def test_signatures_far_from_all_others_are_just_that(sigma: float, far: float) 
 
 
 def test_an_image_far_from_the_bank_is_still_like_itself() -> None:
-    """So far that a float64 holds no squared norm of it."""
+    """The image is so far away that float64 cannot hold its squared norm exactly."""
     x, bank = drawn(6, 1, 9, 100, 256, 64.0)
     x = 4 * x + np.float32(8e6)
     assert (ReferenceReduction()(x, bank).contributions > 0.2).all()
@@ -206,7 +230,7 @@ def test_p_values_are_the_calibrations_ties_included() -> None:
     known = calibration(bank, scores[:10])
     outputs = scored(x, bank, known)
     assert np.array_equal(outputs[SCORE][:, 0], scores)
-    assert outputs[P_VALUE][:, 0].tolist() == [conformal.p_value(score, known.scores) for score in scores]
+    assert outputs[P_VALUE][:, 0].tolist() == [p_value(score, known.scores) for score in scores]
 
 
 def test_without_a_calibration_there_is_no_p_value() -> None:
@@ -221,14 +245,14 @@ def test_only_standard_operators_of_an_old_opset() -> None:
     (scan,) = (node for node in graph.graph.node if node.op_type == "Scan")
     (body,) = (attribute.g for attribute in scan.attribute if attribute.name == "body")
     assert all(node.domain == "" for node in [*graph.graph.node, *body.node])
-    # ONNX Runtime 1.18 fuses these, in float64 to what it cannot run.
+    # ONNX Runtime 1.18 fuses these to an operator that it cannot run in float64.
     transposed = {name for node in graph.graph.node if node.op_type == "Transpose" for name in node.output}
     assert not any(transposed & set(node.input) for node in graph.graph.node if node.op_type == "MatMul")
     assert {entry.key: entry.value for entry in graph.metadata_props} == {"mdmf.bundle_id": "abc"}
 
 
-def test_a_bank_that_no_graph_can_hold_is_to_be_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bank_too_large_for_a_graph_must_be_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
     _, bank = drawn(9, 1, 1, 1000, 4, 2.0)
-    monkeypatch.setattr(reduction, "_LARGEST", 1000)
+    monkeypatch.setattr(graphs, "LARGEST_GRAPH", 1000)
     with pytest.raises(BankError, match="mdmf bank compress"):
         reduction_graph(bank, 1, None, {})

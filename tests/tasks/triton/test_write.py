@@ -1,7 +1,8 @@
-"""A written repository serves a stock client with our scores, and says what they are worth."""
+"""A written repository gives a stock client our scores, and its README and parameters state what they are worth."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
@@ -20,12 +21,12 @@ from helpers.triton_plans import write_plan
 from PIL import Image
 
 from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.cli import COMMANDS
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.errors import GateFailed, UsageError
 from mdmf_deploy.images.crops import center_crop
 from mdmf_deploy.images.inputs import expand
-from mdmf_deploy.tasks.triton import Serving, write_repository
-from mdmf_deploy.tasks.triton import write as writing
+from mdmf_deploy.tasks.triton import Serving, Written, write, write_repository
 from mdmf_deploy.tasks.triton.graphs import reduction_graph
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -44,8 +45,9 @@ def client_of(repository: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
 
 
 @pytest.fixture(scope="module")
-def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_repository(Bundle.open("starter"), tmp_path_factory.mktemp("starter") / "models").path
+def unverified(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """The starter on a runtime that it is not verified for."""
+    return write_repository(Bundle.open("starter"), tmp_path_factory.mktemp("unverified") / "models", Serving("gpu"))
 
 
 def test_a_stock_client_gets_our_scores_and_p_values(starter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +62,7 @@ def test_a_stock_client_gets_our_scores_and_p_values(starter: Path, monkeypatch:
     assert answer["p_value"][:, 0].tolist() == [row.p_value for row in rows]
 
 
-def test_small_and_turned_photos_too(
+def test_small_and_rotated_photos_get_our_scores_too(
     tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "photos"
@@ -89,7 +91,7 @@ def test_the_readmes_crop_is_ours(
     assert np.array_equal(cut, center_crop(pixels, 224).pixels[0])
 
 
-def test_the_bundles_graph_is_in_it_byte_for_byte_and_apart(tmp_path: Path) -> None:
+def test_the_repository_has_its_own_copy_of_the_bundles_graph(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "handmade.mdmf")
     repository = write_repository(bundle, tmp_path / "models").path
     graph = repository / "handmade_signatures/1/model.onnx"
@@ -108,7 +110,7 @@ def test_weights_beside_the_graph_come_along(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.onnx.data"]
 
 
-def test_a_plan_is_served_in_its_place(tmp_path: Path) -> None:
+def test_a_plan_takes_the_graphs_place(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "handmade.mdmf")
     plan = write_plan(tmp_path / "engine.plan", bundle)
     written = write_repository(bundle, tmp_path / "models", Serving("gpu", 8, plan))
@@ -126,15 +128,15 @@ def parameters(repository: Path) -> dict[str, str]:
     return {key: value.string_value for key, value in found.items()}
 
 
-def test_thresholds_are_told_where_they_hold(starter: Path) -> None:
+def test_thresholds_are_stated_where_they_hold(starter: Path) -> None:
     bundle = Bundle.open("starter")
     assert bundle.calibration is not None
-    told = parameters(starter)
-    assert told["bundle_id"] == bundle.bundle_id
-    assert (told["runtime"], told["precision"]) == ("onnxruntime", "int8")
-    assert float(told["threshold"]) == bundle.calibration.thresholds[0].score
-    assert float(told["fpr"]) == bundle.calibration.fpr
-    assert float(told["review"]) == bundle.calibration.review
+    stated = parameters(starter)
+    assert stated["bundle_id"] == bundle.bundle_id
+    assert (stated["runtime"], stated["precision"]) == ("onnxruntime", "int8")
+    assert float(stated["threshold"]) == bundle.calibration.thresholds[0].score
+    assert float(stated["fpr"]) == bundle.calibration.fpr
+    assert float(stated["review"]) == bundle.calibration.review
     readme = (starter / "README.md").read_text()
     assert f"{bundle.calibration.thresholds[0].score:.6g}" in readme
     verified = [record for record in bundle.manifest.verification if record.runtime == "onnxruntime"]
@@ -142,21 +144,20 @@ def test_thresholds_are_told_where_they_hold(starter: Path) -> None:
     assert "VNNI" in readme
 
 
-def test_on_a_runtime_that_is_not_verified_there_are_none(tmp_path: Path) -> None:
-    written = write_repository(Bundle.open("starter"), tmp_path / "models", Serving("gpu"))
-    assert written.caveat is not None
-    assert "cuda int8 is not verified" in written.caveat
-    told = parameters(written.path)
-    assert not {"threshold", "fpr", "review"} & set(told)
-    assert told["verdicts"] == f"withheld: {written.caveat}"
-    readme = (written.path / "README.md").read_text()
-    assert written.caveat in readme
+def test_an_unverified_runtime_gets_no_thresholds(unverified: Written) -> None:
+    assert unverified.caveat is not None
+    assert "cuda int8 is not verified" in unverified.caveat
+    stated = parameters(unverified.path)
+    assert not {"threshold", "fpr", "review"} & set(stated)
+    assert stated["verdicts"] == f"withheld: {unverified.caveat}"
+    readme = (unverified.path / "README.md").read_text()
+    assert unverified.caveat in readme
     assert "p_value" not in readme
-    outputs = StockServer(written.path).configs["starter"].output
+    outputs = StockServer(unverified.path).configs["starter"].output
     assert [output.name for output in outputs] == ["score", "contributions"]
 
 
-def test_without_a_calibration_there_are_none(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_an_uncalibrated_bundle_gets_no_thresholds(tiny_bundle: Path, tmp_path: Path) -> None:
     written = write_repository(Bundle.open(tiny_bundle), tmp_path / "models")
     assert written.caveat is not None
     assert "mdmf calibrate" in written.caveat
@@ -169,12 +170,13 @@ def test_the_listing_has_the_hash_of_every_other_file(starter: Path) -> None:
     assert listed["starter_signatures/1/model.onnx"] == Bundle.open("starter").manifest.files["model.onnx"].sha256
 
 
-def test_the_same_bundle_gives_the_same_bytes(starter: Path, tmp_path: Path) -> None:
-    again = write_repository(Bundle.open("starter"), tmp_path / "models").path
-    assert (again / "mdmf.json").read_bytes() == (starter / "mdmf.json").read_bytes()
+def test_the_same_bundle_gives_the_same_bytes_and_reports_its_rounding(starter: Path, tmp_path: Path) -> None:
+    again = write_repository(Bundle.open("starter"), tmp_path / "models")
+    assert (again.path / "mdmf.json").read_bytes() == (starter / "mdmf.json").read_bytes()
+    assert 0 < again.rounding < 4 * EPS
 
 
-def test_what_is_there_stays_unless_it_is_ours_and_force_is_given(tmp_path: Path) -> None:
+def test_only_an_older_repository_is_replaced_and_only_with_force(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "handmade.mdmf")
     theirs, ours, empty = (tmp_path / name for name in ("theirs", "ours", "empty"))
     (theirs / "resnet").mkdir(parents=True)
@@ -193,8 +195,8 @@ def test_what_is_there_stays_unless_it_is_ours_and_force_is_given(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "handmade.mdmf", "ours", "theirs"]
 
 
-def test_neither_is_part_of_the_other(tmp_path: Path) -> None:
-    """Each is replaced as a whole, with all that is in it."""
+def test_bundle_and_repository_may_not_contain_each_other(tmp_path: Path) -> None:
+    """Each is replaced as a whole, with everything in it."""
     bundle = make_bundle(tmp_path / "models/handmade.mdmf")
     (tmp_path / "models/mdmf.json").touch()
     for place in (bundle.path, bundle.path / "models", tmp_path / "models"):
@@ -213,21 +215,11 @@ def test_a_file_is_no_place_for_a_repository(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["my detector", "a/b", "", "..", "-x"])
-def test_names_that_no_model_can_have_are_refused(name: str, tmp_path: Path) -> None:
+def test_a_bundle_whose_name_no_model_can_have_is_refused(name: str, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "handmade.mdmf", name=name)
     with pytest.raises(UsageError, match="folders and parts of addresses"):
         write_repository(bundle, tmp_path / "models")
     assert not (tmp_path / "models").exists()
-
-
-def test_serving_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
-    plan = tmp_path / "engine"
-    for device, most, path, says in (
-        ("cpu", 0, None, "at least 1"),
-        ("cpu", 1, plan, "GPU only"),
-    ):
-        with pytest.raises(UsageError, match=says):
-            Serving(device, most, path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -240,12 +232,28 @@ def test_nothing_is_written_if_the_graph_does_not_give_our_scores(
     (field, factor), fields = next(iter(wrong.items())), bundle.bank
     other = SimpleNamespace(**{name: getattr(fields, name) for name in ("signatures", "weights", "sigma", "self_term")})
     setattr(other, field, factor * getattr(other, field))
-    monkeypatch.setattr(writing, "reduction_graph", lambda bank, *rest: reduction_graph(other, *rest))  # type: ignore[arg-type]
+    monkeypatch.setattr(write, "reduction_graph", lambda bank, *rest: reduction_graph(other, *rest))  # type: ignore[arg-type]
     with pytest.raises(GateFailed, match="not written"):
         write_repository(bundle, tmp_path / "models")
     assert [path.name for path in tmp_path.iterdir()] == ["handmade.mdmf"]
 
 
-def test_rounding_is_told(starter: Path, tmp_path: Path) -> None:
-    written = writing.write_repository(Bundle.open("starter"), tmp_path / "models")
-    assert 0 < written.rounding < 4 * EPS
+def test_no_placeholder_is_left_and_the_readme_names_things_that_exist(
+    starter: Path, unverified: Written, tmp_path: Path
+) -> None:
+    bundle = make_bundle(tmp_path / "handmade.mdmf")
+    serving = Serving("gpu", 8, write_plan(tmp_path / "engine.plan", bundle))
+    planned = write_repository(bundle, tmp_path / "models", serving)
+    for repository in (starter, unverified.path, planned.path):
+        readme = (repository / "README.md").read_text()
+        assert not re.search(r"\$(?!PWD)|\$?\{[a-z_]+\}", readme)
+        name = json.loads((repository / "mdmf.json").read_text())["name"]
+        named = set(re.findall(rf"`({name}(?:_\w+)?)`", readme))
+        assert named == {path.name for path in repository.iterdir() if path.is_dir()}
+        commands = set(re.findall(r"`mdmf (\w+)", readme))
+        assert commands
+        assert commands <= set(COMMANDS)
+        (module,) = set(re.findall(r"`(mdmf_deploy[\w.]+)`", readme))
+        for function in ("center_crop", "decode", "read"):
+            assert f"{function}(" in readme
+            assert callable(getattr(importlib.import_module(module), function))

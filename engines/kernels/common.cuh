@@ -1,0 +1,337 @@
+// Everything the three steps share, from the bottom up: the GPU's own instructions, the type operands have, arithmetic
+// without threads, and the three kernels that run before and after the cross term.
+//
+// The host build of the tests replaces the first part (tests/kernels/host.hpp) and compiles the rest as it stands.
+// Reference: mdmf_deploy.mmd.reference.ReferenceReduction (float64).
+#pragma once
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 1. Instructions that only a GPU has, in PTX: asynchronous copies, 2^x on the special-function unit, half precision
+// and matrix products.
+
+#ifdef __CUDACC__
+
+// Dynamic shared memory, 16-byte aligned.
+#define MDMF_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+__device__ __forceinline__ unsigned short half_bits(float value) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+__device__ __forceinline__ float half_value(unsigned short bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+// 2^x within 2 ulp in one instruction. Results below float32's normal numbers become 0.
+__device__ __forceinline__ float exp2_special(float x) {
+    float value;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+    return value;
+}
+
+// Copy 16 bytes from global to shared memory, both 16-byte aligned. They have arrived once their group was waited for
+// and all threads have met.
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+#if __CUDA_ARCH__ >= 800
+    const unsigned address = unsigned(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+#else
+    *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
+#endif
+}
+
+// Close this thread's group of copies.
+__device__ __forceinline__ void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Wait until at most PENDING of this thread's latest groups are still under way.
+template <int PENDING> __device__ __forceinline__ void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+#endif
+}
+
+// Make the compiler recompute whatever follows from `bits` here, instead of once before the loop.
+__device__ __forceinline__ void recompute(unsigned& bits) { asm volatile("" : "+r"(bits)); }
+
+__device__ __forceinline__ float shuffle_xor(float value, int lanes) {
+    return __shfl_xor_sync(0xffffffffu, value, lanes);
+}
+
+#if defined(MDMF_FP16)
+#define MDMF_PRODUCT "m16n8k16.row.col.f32.f16.f16.f32"
+#elif defined(MDMF_BF16)
+#define MDMF_PRODUCT "m16n8k16.row.col.f32.bf16.bf16.f32"
+#else
+#define MDMF_PRODUCT "m16n8k8.row.col.f32.tf32.tf32.f32"
+#endif
+
+// sums[m][n] += a[m] . b[n] for a whole warp: M x N products of 16 rows by 8 columns, with the fragment layout of the
+// PTX ISA. A register holds two 16-bit operands (fp16, bf16; depth 16) or one tf32 (depth 8).
+template <int M, int N>
+__device__ __forceinline__ void multiply(float (&sums)[M][N][4], const unsigned (&a)[M][4], const unsigned (&b)[N][2]) {
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+            float(&c)[4] = sums[m][n];
+#if __CUDA_ARCH__ >= 800
+            asm volatile("mma.sync.aligned." MDMF_PRODUCT " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                         : "r"(a[m][0]), "r"(a[m][1]), "r"(a[m][2]), "r"(a[m][3]), "r"(b[n][0]), "r"(b[n][1]));
+#else
+            // Turing multiplies fp16 only, to a depth of 8: first halves of both fragments, then second halves.
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+                             "{%0,%1,%2,%3};"
+                             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                             : "r"(a[m][2 * half]), "r"(a[m][2 * half + 1]), "r"(b[n][half]));
+#endif
+        }
+    }
+}
+
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 2. The operand: the type that signatures are multiplied in, chosen by -DMDMF_FP32, -DMDMF_TF32, -DMDMF_FP16 or
+// -DMDMF_BF16.
+//
+// tf32 stays float32 in memory; step 3 splits every number in two when it multiplies. All values are clamped to
+// +-LIMIT, so that no sum of MDMF_WIDTH products overflows float32: a signature that is far away stays far away instead
+// of becoming NaN. Infinities are not valid signatures and become NaN.
+
+#ifndef MDMF_WIDTH
+#error "compile with -DMDMF_WIDTH=64, 128 or 256"
+#endif
+constexpr int WIDTH = MDMF_WIDTH;
+static_assert(WIDTH == 64 || WIDTH == 128 || WIDTH == 256, "no such width");
+
+#if defined(MDMF_FP32) || defined(MDMF_TF32)
+using Operand = float;
+constexpr float LIMIT = 7.2057594e16f;  // 2^56
+constexpr int DEGREE = 6;
+__device__ __forceinline__ Operand to_operand(float value) { return value; }
+__device__ __forceinline__ float to_float(Operand value) { return value; }
+#elif defined(MDMF_FP16)
+using Operand = unsigned short;
+constexpr float LIMIT = 65504.0f;
+constexpr int DEGREE = 4;
+__device__ __forceinline__ Operand to_operand(float value) { return half_bits(value); }
+__device__ __forceinline__ float to_float(Operand value) { return half_value(value); }
+#elif defined(MDMF_BF16)
+using Operand = unsigned short;
+constexpr float LIMIT = 7.2057594e16f;
+constexpr int DEGREE = 4;
+// Round to nearest, ties to even, in integer arithmetic, so that processors without bfloat16 round alike.
+__device__ __forceinline__ Operand to_operand(float value) {
+    const unsigned bits = __float_as_uint(value);
+    if (value != value) return Operand(bits >> 16 | 0x40);
+    return Operand((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+__device__ __forceinline__ float to_float(Operand value) { return __uint_as_float(unsigned(value) << 16); }
+#else
+#error "compile with -DMDMF_FP32, -DMDMF_TF32, -DMDMF_FP16 or -DMDMF_BF16"
+#endif
+
+constexpr int ROW_BYTES = WIDTH * int(sizeof(Operand));
+
+__device__ __forceinline__ float clamped(float value) {
+    const float bounded = value > LIMIT ? LIMIT : value < -LIMIT ? -LIMIT : value;
+    return bounded;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 3. Arithmetic without threads: which tiles belong to which slice and block, where a tile's words lie in shared
+// memory, and 2^x without the special-function unit.
+//
+//   2^x = 2^n (1 + f q(f)),   n = round(x),   f = x - n in [-1/2, 1/2]
+
+// A half-open range of tiles, slices or rows.
+struct Range {
+    int first;
+    int last;
+};
+
+// Split `count` things into `parts` contiguous ranges whose sizes differ by at most one, and return range `part`.
+__device__ __forceinline__ Range share_of(int count, int parts, int part) {
+    const int each = count / parts, longer = count % parts;
+    const int first = part * each + min(part, longer);
+    return {first, first + each + (part < longer ? 1 : 0)};
+}
+
+// The place in shared memory, in 16-byte words, of word `word` of a point. A point has WORDS of them, a whole number of
+// 128 bytes. Odd points swap the halves of each 128 bytes: eight threads read four consecutive words of two consecutive
+// points at a time, and so find them in 32 different banks.
+template <int WORDS> __device__ __forceinline__ int place_of(int point, int word) {
+    static_assert(WORDS % 8 == 0, "odd points would not begin where even ones do");
+    return point * WORDS + (word ^ (point % 2 * 4));
+}
+
+// Lowest exponent. At and below it 2^x is 0 in float32 without subnormal numbers.
+constexpr float LOWEST = -127.0f;
+
+// Relative error: 3e-6 with 4 coefficients, 2e-9 (below float32's own rounding) with 6. The coefficients are
+// least-squares fits, reweighted until the error's peaks were level. The constant is exactly 1, so that 2^0 is 1.
+template <int DEGREE> __device__ __forceinline__ float exp2_fraction(float f) {
+    static_assert(DEGREE == 4 || DEGREE == 6, "no such polynomial");
+    if constexpr (DEGREE == 4) {
+        float p = 9.58285294e-3f;
+        p = fmaf(p, f, 5.59064262e-2f);
+        p = fmaf(p, f, 2.40240991e-1f);
+        p = fmaf(p, f, 6.93124175e-1f);
+        return fmaf(p, f, 1.0f);
+    } else {
+        float p = 1.5353362e-4f;
+        p = fmaf(p, f, 1.33988739e-3f);
+        p = fmaf(p, f, 9.61843692e-3f);
+        p = fmaf(p, f, 5.55033237e-2f);
+        p = fmaf(p, f, 2.40226477e-1f);
+        p = fmaf(p, f, 6.93147182e-1f);
+        return fmaf(p, f, 1.0f);
+    }
+}
+
+// 2^x for x <= 0 on the FMA pipes only. Below -126 it is off by at most 2^-126. At LOWEST and below it is 0.
+template <int DEGREE> __device__ __forceinline__ float exp2_polynomial(float x) {
+    constexpr float SHIFT = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, in the lowest bits
+    const float bounded = fmaxf(x, LOWEST);
+    const float shifted = bounded + SHIFT;
+    const float mantissa = exp2_fraction<DEGREE>(bounded - (shifted - SHIFT));
+    // Add n to the bits of the exponent. For n = -127 the result is 0.
+    return __uint_as_float(__float_as_uint(mantissa) + (__float_as_uint(shifted) << 23));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 4. The three kernels around the cross term.
+//
+//   prepare   out = scale (x - centre),  half_norms = |out|^2 / 2        then k(a, b) = 2^(a.b - |a|^2/2 - |b|^2/2)
+//   within    within[b][n] = 1/N sum_n' k(x[b][n], x[b][n'])
+//   finish    contributions = within - 2 unit sum_slices partial + self_term,   mmd2[b] = 1/N sum_n contributions[b][n]
+//
+// Rows are signatures, image after image: row = image N + patch. The order of every sum depends only on the image, so
+// an image's bits do not depend on its batch.
+
+constexpr int AROUND_THREADS = 128;
+constexpr int PREPARED_ROWS = 32;
+constexpr int WITHIN_ROWS = 32;
+constexpr int LANES = 32;
+
+// A block takes PREPARED_ROWS rows. x (rows, d), centre (d,), out (rows, d), half_norms (rows,).
+extern "C" __global__ void __launch_bounds__(AROUND_THREADS)
+    mdmf_prepare(const float* __restrict__ x, const float* __restrict__ centre, float scale, int rows,
+                 Operand* __restrict__ out, float* __restrict__ half_norms) {
+    // Four extra words per row: the four threads of each of eight rows read from 32 different banks.
+    constexpr int PITCH = WIDTH + 4;
+    __shared__ float values[PREPARED_ROWS * PITCH];
+    __shared__ float quarters[AROUND_THREADS];
+    const int first = blockIdx.x * PREPARED_ROWS;
+    const int here = min(PREPARED_ROWS, rows - first);
+    for (int i = threadIdx.x; i < here * WIDTH; i += AROUND_THREADS) {
+        const int row = i / WIDTH, k = i % WIDTH;
+        const size_t place = static_cast<size_t>(first) * WIDTH + i;
+        const float value = x[place];
+        // value - value is 0 for a finite value, else NaN.
+        const Operand rounded = to_operand(clamped(scale * (value - centre[k])) + (value - value));
+        out[place] = rounded;
+        values[row * PITCH + k] = to_float(rounded);
+    }
+    __syncthreads();
+    const int row = threadIdx.x / 4, quarter = threadIdx.x % 4;
+    float sum = 0.0f;
+    if (row < here) {
+        for (int k = quarter; k < WIDTH; k += 4) {
+            const float value = values[row * PITCH + k];
+            sum = fmaf(value, value, sum);
+        }
+    }
+    quarters[threadIdx.x] = sum;
+    __syncthreads();
+    if (quarter == 0 && row < here) {
+        const float* part = quarters + threadIdx.x;
+        half_norms[first + row] = 0.5f * ((part[0] + part[1]) + (part[2] + part[3]));
+    }
+}
+
+// A block takes WITHIN_ROWS rows of an image. Grid: (images, chunks of rows). A lane takes one column x', a warp eight
+// rows. Differences are taken directly, so k(x, x) is exactly 1 and half_norms are not needed.
+extern "C" __global__ void __launch_bounds__(AROUND_THREADS)
+    mdmf_within(const Operand* __restrict__ x, const float*, int, int patches, float* __restrict__ within) {
+    constexpr int WARP_ROWS = WITHIN_ROWS * LANES / AROUND_THREADS;
+    constexpr int PITCH = WIDTH + 1;
+    __shared__ float columns[LANES * PITCH];
+    __shared__ float sums[WITHIN_ROWS * (LANES + 1)];
+    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+    const Operand* image = x + static_cast<size_t>(blockIdx.x) * patches * WIDTH;
+    const int first = blockIdx.y * WITHIN_ROWS;
+    const Operand* rows[WARP_ROWS];
+#pragma unroll
+    for (int i = 0; i < WARP_ROWS; ++i) rows[i] = image + min(first + warp * WARP_ROWS + i, patches - 1) * WIDTH;
+    float total[WARP_ROWS] = {};
+    for (int start = 0; start < patches; start += LANES) {
+        const int here = min(LANES, patches - start);
+        __syncthreads();
+        for (int i = threadIdx.x; i < here * WIDTH; i += AROUND_THREADS)
+            columns[i / WIDTH * PITCH + i % WIDTH] = to_float(image[start * WIDTH + i]);
+        __syncthreads();
+        if (lane < here) {
+            float squared[WARP_ROWS] = {};
+#pragma unroll 4
+            for (int k = 0; k < WIDTH; ++k) {
+                const float column = columns[lane * PITCH + k];
+#pragma unroll
+                for (int i = 0; i < WARP_ROWS; ++i) {
+                    const float difference = to_float(rows[i][k]) - column;
+                    squared[i] = fmaf(difference, difference, squared[i]);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < WARP_ROWS; ++i)
+                // fmaxf in exp2_polynomial would turn a NaN into a number.
+                total[i] += squared[i] == squared[i] ? exp2_polynomial<6>(-0.5f * squared[i]) : squared[i];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < WARP_ROWS; ++i) sums[(warp * WARP_ROWS + i) * (LANES + 1) + lane] = total[i];
+    __syncthreads();
+    const int row = first + threadIdx.x;
+    if (threadIdx.x < WITHIN_ROWS && row < patches) {
+        float sum = 0.0f;
+        for (int i = 0; i < LANES; ++i) sum += sums[threadIdx.x * (LANES + 1) + i];
+        within[static_cast<size_t>(blockIdx.x) * patches + row] = sum / float(patches);
+    }
+}
+
+// A block takes an image. partial (slices, images * patches), within (images * patches,), contributions
+// (images, patches), mmd2 (images,).
+extern "C" __global__ void __launch_bounds__(AROUND_THREADS)
+    mdmf_finish(const float* __restrict__ partial, const float* __restrict__ within, int slices, int images,
+                int patches, float unit, double self_term, double* __restrict__ contributions,
+                double* __restrict__ mmd2) {
+    __shared__ double sums[AROUND_THREADS];
+    const size_t rows = static_cast<size_t>(images) * patches;
+    double sum = 0.0;
+    for (int patch = threadIdx.x; patch < patches; patch += AROUND_THREADS) {
+        const size_t row = static_cast<size_t>(blockIdx.x) * patches + patch;
+        double cross = 0.0;
+#pragma unroll 8
+        for (int slice = 0; slice < slices; ++slice) cross += double(partial[slice * rows + row]);
+        const double contribution = double(within[row]) - 2.0 * double(unit) * cross + self_term;
+        contributions[row] = contribution;
+        sum += contribution;
+    }
+    sums[threadIdx.x] = sum;
+    for (int half = AROUND_THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) mmd2[blockIdx.x] = sums[0] / patches;
+}

@@ -1,0 +1,33 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mdmf_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from mdmf_deploy.bundle.bundle import Bundle
+
+BundleArgument = Annotated[str, typer.Argument(help="A .mdmf folder, or 'starter'.")]
+OutputBundle = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Bundle to write; by default the one given, in place.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def destination(bundle: Bundle, output: Path | None) -> Path:
+    """Return the folder to write to: -o if it is given, otherwise the bundle's own.
+
+    Raises UsageError for a bundle shipped in the package, which must not be changed.
+    """
+    from mdmf_deploy.bundle.bundle import shipped_name
+
+    target = output or bundle.path
+    name = shipped_name(target)
+    if name is not None:
+        raise UsageError(f"{name!r} is part of the installed package; give -o to write a bundle of your own")
+    return target

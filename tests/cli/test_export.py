@@ -1,0 +1,198 @@
+"""`mdmf export`: from a checkpoint to a bundle, a Triton repository, or both."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.mdmf import mdmf
+from helpers.triton_plans import write_plan
+from safetensors.torch import load_file, save_file
+
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.files import file_sha256
+from mdmf_deploy.runtime import installed
+
+
+@dataclass(frozen=True)
+class Export:
+    """A bundle, its Triton repository, and the JSON that the command printed."""
+
+    bundle: Path
+    models: Path
+    printed: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, recipe_file: Path, reals: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    folder = tmp_path_factory.mktemp("exported")
+    options = ("--recipe", recipe_file, "--reals", reals, "-o", "new.mdmf", "--triton", "models", "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = mdmf("export", checkpoint, *options)
+    assert result.exit_code == 0, result.stderr
+    assert "tracing" in result.stderr
+    return Export(folder / "new.mdmf", folder / "models", json.loads(result.stdout))
+
+
+def refused(*arguments: object) -> str:
+    result = mdmf("export", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_export_writes_a_bundle_that_names_its_checkpoint(exported: Export, checkpoint: Path) -> None:
+    bundle, printed = Bundle.open(exported.bundle), exported.printed
+    assert printed["bundle"] == "new.mdmf"
+    assert printed["bundle_id"] == bundle.bundle_id
+    assert printed["precision"] == "fp32"
+    assert [(gate["runtime"], gate["passed"]) for gate in printed["verification"]] == [
+        (name, True) for name in installed()
+    ]
+    assert bundle.covered == tuple(sorted((name, "fp32") for name in installed()))
+    assert printed["bank"]["images"] == 12
+    assert bundle.manifest.provenance.checkpoint_sha256 == file_sha256(checkpoint)
+    assert bundle.manifest.provenance.recipe == "tiny"
+
+
+def test_the_same_weights_give_the_same_bytes(exported: Export, tiny_bundle: Path) -> None:
+    ours, theirs = (Bundle.open(path).manifest.files for path in (exported.bundle, tiny_bundle))
+    assert ours["model.onnx"] == theirs["model.onnx"]
+    assert ours["probes.safetensors"] == theirs["probes.safetensors"]
+
+
+def test_a_foreign_head_and_its_own_backbone_file_make_the_same_model(
+    exported: Export, checkpoint: Path, recipe_file: Path, reals: Path, photos: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(checkpoint)
+    backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+    save_file(backbone, tmp_path / "backbone.safetensors")
+    ours = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
+    theirs = ["mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"]
+    head = {foreign: tensors[f"head.{key}"] for key, foreign in zip(ours, theirs, strict=True)}
+    torch.save(head | {"bandwidth": tensors["log_sigma"].exp()}, tmp_path / "head.pth")
+    foreign = tmp_path / "foreign.toml"
+    lines = [f'"{key}" = "{name}"' for key, name in zip([*ours, "sigma"], [*theirs, "bandwidth"], strict=True)]
+    mapped = f"signature = 8, key_map = {{ {', '.join(lines)} }}"
+    foreign.write_text(recipe_file.read_text().replace("signature = 8", mapped))
+    source = ("--recipe", foreign, "--backbone-weights", tmp_path / "backbone.safetensors")
+    # Both replace what the first export wrote.
+    output = shutil.copytree(exported.bundle, tmp_path / "foreign.mdmf")
+    models = shutil.copytree(exported.models, tmp_path / "models")
+    options = ("--reals", reals, "-o", output, "--triton", models, "--force")
+    result = mdmf("export", tmp_path / "head.pth", *source, *options)
+    assert result.exit_code == 0, result.stderr
+    same, new = Bundle.open(exported.bundle).manifest, Bundle.open(output).manifest
+    assert new.files["probes.safetensors"] == same.files["probes.safetensors"]
+    assert new.provenance.checkpoint_sha256 != same.provenance.checkpoint_sha256
+    assert new.model.sigma == pytest.approx(same.model.sigma, rel=1e-6)
+    result = mdmf("verify", output, photos, "--checkpoint", tmp_path / "head.pth", *source, "--no-record")
+    assert result.exit_code == 0, result.stderr
+
+
+def test_a_checkpoint_becomes_a_bundle_and_a_triton_repository_in_one_go(
+    exported: Export, checkpoint: Path, recipe_file: Path, reals: Path
+) -> None:
+    written = exported.printed["triton"]
+    assert written["models"] == ["tiny_preprocessing", "tiny_signatures", "tiny_mmd"]
+    assert "mdmf calibrate" in written["caveat"]
+    assert sorted(path.name for path in exported.models.iterdir() if path.is_dir()) == sorted(
+        ["tiny", *written["models"]]
+    )
+    making = (checkpoint, "--recipe", recipe_file, "--reals", reals, "-o", exported.bundle, "--force")
+    assert "was not written by" in refused(*making, "--triton", reals)
+
+
+def test_an_existing_bundle_is_replaced_only_by_force(exported: Export, checkpoint: Path, reals: Path) -> None:
+    result = mdmf("export", checkpoint, "--reals", reals, "-o", exported.bundle)
+    assert result.exit_code == 2
+    assert "--force" in result.stderr
+
+
+def test_too_few_photographs_are_one_line(checkpoint: Path, recipe_file: Path, photos: Path, tmp_path: Path) -> None:
+    result = mdmf("export", checkpoint, "--recipe", recipe_file, "--reals", photos, "-o", tmp_path / "b.mdmf")
+    assert result.exit_code == 2
+    assert "12 distinct images; expected at least 16" in result.stderr
+    assert not (tmp_path / "b.mdmf").exists()
+
+
+def test_triton_of_a_shipped_bundle_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = mdmf("export", "starter", "--triton", "models")
+    assert result.exit_code == 0, result.stderr
+    assert "models, starter = starter_preprocessing, starter_signatures, starter_mmd" in result.stdout
+    assert "yes, from the bundle's calibration" in result.stdout
+    assert "models/README.md" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
+        "README.md",
+        "mdmf.json",
+        "starter",
+        "starter_mmd",
+        "starter_preprocessing",
+        "starter_signatures",
+    ]
+
+
+def test_triton_of_a_bundle_as_json(tiny_bundle: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    result = mdmf("export", tiny_bundle, "--triton", models, "--triton-batch", 4, "--triton-device", "gpu", "--json")
+    assert result.exit_code == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert printed["bundle"] == str(tiny_bundle)
+    assert printed["bundle_id"] == Bundle.open(tiny_bundle).bundle_id
+    assert printed["triton"]["repository"] == str(models)
+    assert printed["triton"]["models"] == ["tiny_preprocessing", "tiny_signatures", "tiny_mmd"]
+    assert printed["triton"]["runtime"] == "cuda"
+    assert printed["triton"]["p_values"] is False
+    assert "mdmf verify" in printed["triton"]["caveat"]
+    config = (models / "tiny_mmd/config.pbtxt").read_text()
+    assert "max_batch_size: 4\n" in config
+    assert "KIND_GPU" in config
+
+
+def test_a_triton_plan_runs_on_the_gpu(tiny_bundle: Path, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "engine.plan", Bundle.open(tiny_bundle))
+    result = mdmf("export", tiny_bundle, "--triton", tmp_path / "models", "--triton-plan", plan)
+    assert result.exit_code == 0, result.stderr
+    assert "tensorrt fp32 is not verified" in result.stdout
+    assert (tmp_path / "models/tiny_signatures/1/model.plan").read_bytes() == plan.read_bytes()
+    line = refused(tiny_bundle, "--triton", tmp_path / "x", "--triton-plan", plan, "--triton-device", "cpu")
+    assert "runs on a GPU only" in line
+
+
+def test_a_triton_repository_is_replaced_only_by_force(tiny_bundle: Path, tmp_path: Path) -> None:
+    command = ("export", tiny_bundle, "--triton", tmp_path / "models")
+    assert mdmf(*command).exit_code == 0
+    assert "--force" in refused(*command[1:])
+    assert mdmf(*command, "--force").exit_code == 0
+
+
+def test_options_that_exclude_each_other_are_one_line(tiny_bundle: Path, recipe_file: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    assert "is a bundle already; give --triton DIR" in refused(tiny_bundle)
+    line = refused("starter", "--triton", models, "-o", tmp_path / "b.mdmf", "--recipe", "starter")
+    assert "starter is a bundle already; -o and --recipe" in line
+    assert "--triton-batch" in refused("some.safetensors", "--triton-batch", 4)
+    assert "--triton-device and --triton-plan" in refused("starter", "--triton-plan", "x", "--triton-device", "gpu")
+    for options in ((), ("--reals", tmp_path), ("-o", tmp_path / "b.mdmf")):
+        assert "needs --reals PHOTOS and -o BUNDLE" in refused("some.safetensors", "--triton", models, *options)
+    (tmp_path / "photos").mkdir()
+    shutil.copy(next(path for path in tiny_bundle.parent.iterdir() if path.is_file()), tmp_path / "photos")
+    making = ("some.safetensors", "--triton", models, "--reals", tmp_path / "photos")
+    assert "must lie apart" in refused(*making, "-o", models)
+    assert "export the bundle first" in refused(*making, "-o", tmp_path / "b.mdmf", "--triton-plan", "x")
+    (tmp_path / "odd.toml").write_text(recipe_file.read_text().replace('"tiny"', '"a/b"'))
+    named = (*making, "-o", tmp_path / "b.mdmf", "--recipe", tmp_path / "odd.toml")
+    assert "parts of addresses" in refused(*named)
+    curly = tmp_path / "{0}.mdmf"
+    curly.mkdir()
+    assert "{0}.mdmf is a bundle already" in refused(curly, "--recipe", "starter")
+    assert "is this folder a bundle?" in refused(tmp_path, "--triton", models)
+    assert not models.exists()

@@ -1,0 +1,143 @@
+"""`mdmf train`, and its checkpoint all the way into a bundle."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.mdmf import mdmf
+from helpers.synthetic_photos import synthetic_photo
+from PIL import Image
+from safetensors.torch import load_file
+
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.recipe import load_recipe
+from mdmf_deploy.cli.train import default_recipe, with_options
+
+RECIPE = """
+name = "tiny"
+summary = "A random model for tests."
+backbone = { architecture = "starter_vit14" }
+preprocessing = { crop = 56 }
+head = { pool = 2, hidden = [16], signature = 8 }
+verification = { min_rank_correlation = 0.9, max_flipped_verdicts = 0.2, max_fpr_change = 0.2 }
+
+[training]
+steps = 2
+batch = 4
+split = { train = 0.6, validation = 0.2 }
+pairs = { views = 0 }
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "tiny.toml").write_text(RECIPE)
+    for name, first, count in (("real", 300, 30), ("generated/one", 400, 24)):
+        (folder / name).mkdir(parents=True)
+        for seed in range(first, first + count):
+            Image.fromarray(synthetic_photo(seed, 64, 60)).save(folder / name / f"{seed}.png")
+    return folder
+
+
+def test_from_folders_to_a_checkpoint_to_a_bundle(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = (data / "real", data / "generated", "--recipe", data / "tiny.toml", "--train-backbone", "-o", run)
+    result = mdmf("train", *arguments, "--objective", "pooled", "--steps", 3, "--validate-every", 2)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.strip() == str(run / "checkpoint.safetensors")
+    assert "validation AUROC one" in result.stderr
+    assert "'pooled'" in result.stderr
+    with (run / "history.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "3"]
+    lists = run / "split" / "train-real.txt"
+    bundle = tmp_path / "new.mdmf"
+    exported = mdmf(
+        "export", run / "checkpoint.safetensors", "--recipe", data / "tiny.toml", "--reals", f"@{lists}", "-o", bundle
+    )
+    assert exported.exit_code == 0, exported.stderr
+    assert Bundle.open(bundle).manifest.provenance.recipe == "tiny"
+    again = mdmf("train", *arguments)
+    assert again.exit_code == 2
+    assert "--resume" in again.stderr
+
+
+def test_pretrained_weights_stay_frozen(data: Path, tmp_path: Path) -> None:
+    from mdmf_deploy.model.architectures import architecture
+    from mdmf_deploy.model.dinov2 import DinoV2
+
+    torch.manual_seed(1)
+    weights = tmp_path / "backbone.pth"
+    torch.save(DinoV2(architecture("starter_vit14")).state_dict(), weights)
+    result = mdmf(
+        *("train", data / "real", data / "generated", "--recipe", data / "tiny.toml"),
+        *("--backbone-weights", weights, "-o", tmp_path / "run"),
+    )
+    assert result.exit_code == 0, result.stderr
+    trained = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    assert all(torch.equal(trained[f"backbone.{k}"], v) for k, v in torch.load(weights, weights_only=True).items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "starter"], "--backbone-weights FILE or --download-backbone"),
+        (["--recipe", "starter", "--backbone", "vit_nowhere"], "vit_nowhere"),
+        (["--recipe", "starter", "--objective", "patchy"], "patchy"),
+        (["--train-backbone", "--resume"], "without --resume"),
+        (["--download-backbone", "--backbone-weights", "x.pth"], "exclude each other"),
+    ],
+)
+def test_wrong_options_are_one_line(data: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    if "--recipe" not in arguments:
+        arguments = [*arguments, "--recipe", str(data / "tiny.toml")]
+    result = mdmf("train", data / "real", data / "generated", "-o", tmp_path / "run", *arguments)
+    assert result.exit_code == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("mdmf: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_two_processes_train_one_model_and_one_of_them_logs(data: Path, tmp_path: Path) -> None:
+    pairs = '{ views = 1, autoencoders = [{ factor = 2, upsampler = "nearest", channels = 4, width = 4, steps = 2 }] }'
+    small = (data / "tiny.toml").read_text().replace("{ views = 0 }", pairs).replace("batch = 4", "batch = 3")
+    (tmp_path / "pairs.toml").write_text(small)
+    large = tmp_path / "real"
+    large.mkdir()
+    for seed in range(300, 330):
+        Image.fromarray(synthetic_photo(seed, 100, 97)).save(large / f"{seed}.png")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = ["--recipe", tmp_path / "pairs.toml", "--train-backbone", "-o", tmp_path / "run"]
+    command = [*launch, "-m", "mdmf_deploy.cli", "train", large, data / "generated", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "run" / "checkpoint.safetensors")]
+    assert done.stderr.count("step 2: ") == 1
+    assert len(list((tmp_path / "run" / "autoencoders").iterdir())) == 1
+
+
+def test_generated_needs_a_folder_per_generator(data: Path, tmp_path: Path) -> None:
+    result = mdmf("train", data / "real", data / "real", "-o", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "has no sub-folder" in result.stderr
+
+
+def test_a_backbone_alone_means_its_own_recipe() -> None:
+    assert default_recipe("dinov2_vitl14") == "dinov2_vitl14"
+    assert default_recipe("dinov2_vitl14_reg") == default_recipe(None) == "starter"
+
+
+def test_options_change_the_recipe_and_nothing_else() -> None:
+    recipe = load_recipe("starter")
+    changed = with_options(recipe, "dinov2_vits14_reg", {"steps": 7, "seed": 3})
+    assert changed.backbone.architecture == "dinov2_vits14_reg"
+    assert (changed.training.steps, changed.training.seed) == (7, 3)
+    assert changed.training.pairs == recipe.training.pairs
+    assert changed.head == recipe.head
