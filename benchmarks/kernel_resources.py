@@ -16,8 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from cuda.pathfinder import find_nvidia_binary_utility
-
 from mdmf_deploy.hardware.cubin import Nvrtc
 from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels
 
@@ -61,6 +59,8 @@ def cubin(kernel: Kernel, sm: int) -> bytes:
 
 def cuobjdump(code: bytes, option: str) -> str:
     """Run cuobjdump (wheel nvidia-cuda-cuobjdump) on machine code. The option "-sass" disassembles it."""
+    from cuda.pathfinder import find_nvidia_binary_utility
+
     tool = find_nvidia_binary_utility("cuobjdump")
     if tool is None:
         raise RuntimeError("no cuobjdump on this machine; run: pip install 'mdmf-deploy[dev]'")

@@ -33,7 +33,7 @@ from mdmf_deploy.bundle.recipe import load_recipe
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.model.checkpoints import load_detector
+from mdmf_deploy.model.checkpoints import load_model
 from mdmf_deploy.runtime import installed
 from mdmf_deploy.tasks.bank.compress import compress_bundle
 
@@ -126,7 +126,7 @@ def main() -> None:
         if options.only in (None, "starter"):
             detector = None
             if options.checkpoint:
-                detector = load_detector(options.checkpoint, load_recipe(manifest.provenance.recipe)).eval()
+                detector = load_model(options.checkpoint, load_recipe(manifest.provenance.recipe)).eval()
             task = Task(detector, bundles[0].model_path, bundles[0].bank, manifest.preprocessing)
             print(f"### {manifest.name}, bank of {len(task.bank.weights):,}: {len(paths)} images\n")
             print(end_to_end(task, bundles, paths, options.rounds), flush=True)

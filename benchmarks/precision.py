@@ -33,8 +33,7 @@ from mdmf_deploy.bundle.recipe import Recipe, load_recipe
 from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.model.checkpoints import load_source
-from mdmf_deploy.model.engine import TorchEngine
-from mdmf_deploy.model.pfs import MdmfModel
+from mdmf_deploy.model.pfs import MdmfModel, TorchEngine
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks.export.export import export_detector
 from mdmf_deploy.tasks.export.ladder import center_crops

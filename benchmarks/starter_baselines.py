@@ -35,7 +35,7 @@ from sklearn.preprocessing import StandardScaler
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
 from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.images.inputs import expand
-from mdmf_deploy.model.checkpoints import load_detector
+from mdmf_deploy.model.checkpoints import load_model
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.data import Dataset, center_crops, collect
 from mdmf_deploy.tasks.train.loop import STATE
@@ -62,7 +62,7 @@ def signatures(detector: MdmfModel, recipe: Recipe, crops: Crops) -> NDArray[np.
 
 def mmd(checkpoint: Path, recipe: Recipe, bank: Crops) -> Score:
     """Return the detector's own score against a bank of training photographs."""
-    detector = load_detector(checkpoint, recipe).eval()
+    detector = load_model(checkpoint, recipe).eval()
     reference = signatures(detector, recipe, bank)
     return lambda crops: scores(signatures(detector, recipe, crops), reference, detector.sigma)
 
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: center_crops([s.path for s in tests if s.generator == name], size)
         for name in sorted({s.generator or "" for s in tests})
     }
-    starter = load_detector(options.run / CHECKPOINT, recipe).eval()
+    starter = load_model(options.run / CHECKPOINT, recipe).eval()
     weights = options.run / "backbone.safetensors"
     save_file({key: value.contiguous() for key, value in starter.backbone.state_dict().items()}, weights)
 

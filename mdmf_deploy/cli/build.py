@@ -43,8 +43,9 @@ def build(
     """
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.errors import RuntimeUnavailable, UsageError
-    from mdmf_deploy.runtime.building.flavours import FLAVOURS, capability
+    from mdmf_deploy.runtime.building.flavours import FLAVOURS, parse_capability
     from mdmf_deploy.runtime.building.obtain import obtain
+    from mdmf_deploy.runtime.building.plans import BuildRequest
     from mdmf_deploy.runtime.building.profiles import load_profile
 
     if flavour not in FLAVOURS:
@@ -59,8 +60,9 @@ def build(
         from mdmf_deploy.runtime.needs import require_library
 
         require_library(made_by)
-        targets = dict.fromkeys(capability(text) for text in compute_capability)
-        plans = [obtain(opened, made_by, made_by.load(), chosen, one, "", log, again=force) for one in targets]
+        targets = dict.fromkeys(parse_capability(text) for text in compute_capability)
+        requests = [BuildRequest(opened, made_by, made_by.load(), chosen, target) for target in targets]
+        plans = [obtain(request, log, again=force) for request in requests]
     else:
         from mdmf_deploy.hardware.gpu import probe
         from mdmf_deploy.runtime.building.obtain import load_plan
@@ -73,11 +75,10 @@ def build(
                 raise
             raise RuntimeUnavailable(f"{error}; or give --compute-capability, which needs no GPU") from error
         gpu = probe()
-        library = made_by.load()
-        order = opened, made_by, library, chosen, gpu.compute_capability, gpu.name, log
+        request = BuildRequest(opened, made_by, made_by.load(), chosen, gpu.compute_capability, gpu.name)
         if force:
-            obtain(*order, again=True)
-        plans = [load_plan(*order)[0]]
+            obtain(request, log, again=True)
+        plans = [load_plan(request, log)[0]]
     if as_json:
         from msgspec import to_builtins
 

@@ -133,7 +133,7 @@ def _engines(bundle: Bundle, asked: list[str], stack: contextlib.ExitStack) -> t
 def _with_speeds(bundle: Bundle, engines: list[Engine], gates: list[Verification]) -> list[Verification]:
     import msgspec
 
-    from mdmf_deploy.runtime.speed import images_per_second
+    from mdmf_deploy.runtime import images_per_second
 
     rates = images_per_second(engines, bundle.manifest.preprocessing.crop)
     return [msgspec.structs.replace(gate, images_per_second=rate) for gate, rate in zip(gates, rates, strict=True)]
@@ -151,7 +151,7 @@ def _against_checkpoint(
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.model.checkpoints import load_source, source_sha256
-    from mdmf_deploy.model.engine import TorchEngine
+    from mdmf_deploy.model.pfs import TorchEngine
     from mdmf_deploy.tasks.verify import verify_images
 
     made_of = bundle.manifest.provenance

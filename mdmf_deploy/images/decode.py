@@ -38,7 +38,7 @@ from PIL import (
 
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import jpeg_rows
-from mdmf_deploy.images.crops import Box, Pixels, center_crop, crops, normalise
+from mdmf_deploy.images.crops import Box, Pixels
 from mdmf_deploy.images.inputs import uri
 from mdmf_deploy.images.rgb import LOG, PILLOW_WARNINGS, to_rgb
 
@@ -47,12 +47,9 @@ __all__ = [
     "Decoded",
     "DecodedBoxes",
     "ReadLimits",
-    "center_crop",
-    "crops",
     "decode",
     "decode_boxes",
     "decoder_version",
-    "normalise",
     "read",
 ]
 

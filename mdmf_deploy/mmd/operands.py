@@ -34,7 +34,7 @@ _AMPLIFIED = 1.5
 # Largest float64 copy of a bank that is kept, in bytes. Larger ones are made again at every call, tile by tile, so that
 # a bank is held at most twice.
 LARGEST_COPY = 1 << 26
-# Lowest exponent for exp2. NumPy's takes 15 to 60 times as long for results below float32's normal numbers, 2^-126.
+# Lowest exponent given to exp2, which takes 15 to 60 times as long for results below float32's normal numbers, 2^-126.
 _LOWEST = -125.0
 # Largest g |x|^2 whose float64 rounding does not disturb the within-image term. Beyond it, the image is centred on its
 # own mean for that term.

@@ -1,1 +1,1 @@
-"""The detector in PyTorch: DINOv2, the PFS head, and the reading of checkpoints (extra: export)."""
+"""The MDMF model in PyTorch: DINOv2, the PFS head, and its checkpoints (extra: export)."""

@@ -1,4 +1,4 @@
-"""The backbones by name; free of torch, so that recipes can be checked without it."""
+"""The backbones by name. This module does not import torch, so that recipes can be checked without it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from mdmf_deploy.errors import RecipeError
 class Architecture:
     """A DINOv2 ViT (Oquab et al., TMLR 2024).
 
-    width: C.  position_grid: side of the trained position embedding's grid, in patches.
-    registers: extra tokens (Darcet et al., ICLR 2024).  ffn: "mlp", or "swiglu" as in ViT-g.
+    width: C, the length of a token.
+    depth, heads: the number of blocks, and of attention heads in each.
+    patch: the side of a patch, in pixels.
+    position_grid: the side of the trained position embedding's grid, in patches.
+    registers: the number of extra tokens (Darcet et al., ICLR 2024).
+    ffn: the feed-forward layer, "mlp", or "swiglu" as in ViT-g.
     antialias, offset: how the official code resamples this model's position embedding (see dinov2.py).
     """
 
@@ -51,7 +55,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture(name: str) -> Architecture:
-    """The architecture of that name.  Raises RecipeError listing the known ones."""
+    """Return an architecture by its name. Raises RecipeError listing the known ones."""
     try:
         return ARCHITECTURES[name]
     except KeyError:

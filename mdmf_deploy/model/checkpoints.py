@@ -1,9 +1,9 @@
-"""Reading and writing checkpoints: strictly, without pickle, and whole or not at all.
+"""Read and write checkpoints: strictly, without running pickles, and atomically.
 
 Our own keys are "backbone.*" (official DINOv2 names), "head.layers.N.weight", "head.layers.N.bias" and "log_sigma".
-A head trained elsewhere comes in through `[head.key_map]` of its recipe, our key -> the file's key: "layers.N.weight",
-"layers.N.bias", and "log_sigma" or "sigma"; "backbone" names the prefix of the backbone's keys. A .pth file's nested
-dictionaries are addressed with dots: {"model": {"mlp": ...}} is "model.mlp".
+A head trained elsewhere needs `[head.key_map]` in its recipe. It maps our keys to the file's: "layers.N.weight",
+"layers.N.bias", "log_sigma" or "sigma", and "backbone" for the prefix of the backbone's keys. Dots address the nested
+dictionaries of a .pth file: {"model": {"mlp": ...}} is "model.mlp".
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ def checkpoint_sha256(path: Path) -> str:
         raise CheckpointError(f"{path}: {error.strerror}; give the path of a readable checkpoint") from error
 
 
-def save_detector(path: Path, detector: MdmfModel, metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically.
+def save_model(path: Path, model: MdmfModel, metadata: dict[str, str]) -> None:
+    """Write a model to a safetensors file, atomically.
 
-    The metadata go under the one key "mdmf", as JSON with sorted keys, so that equal models make equal files.
+    The metadata are stored as one JSON text with sorted keys, under "mdmf", so that equal models make equal files.
+    Raises CheckpointError if the file cannot be written.
     """
-    tensors = {key: value.detach().cpu().contiguous() for key, value in detector.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     try:
         with atomic_file(path) as scratch:
             save_file(tensors, scratch, metadata={"mdmf": json.dumps(metadata, sort_keys=True)})
@@ -52,67 +53,75 @@ def save_detector(path: Path, detector: MdmfModel, metadata: dict[str, str]) -> 
         raise CheckpointError(f"cannot write checkpoint {path}: {error}; choose a writable place") from error
 
 
-def load_detector(path: Path, recipe: Recipe) -> MdmfModel:
-    """The detector of a checkpoint that holds backbone, head and bandwidth.
+def load_model(path: Path, recipe: Recipe) -> MdmfModel:
+    """Load a model from a checkpoint that holds backbone, head and bandwidth.
 
     Raises CheckpointError naming the file and every missing, extra or misshapen key (the first eight of each).
     """
     tensors = read_tensors(path)
-    detector = MdmfModel(recipe)
+    model = MdmfModel(recipe)
     prefix = _key_map(tensors, recipe).get("backbone", "backbone") + "."
     backbone = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     if not backbone:
         raise CheckpointError(f"{path} holds no backbone ({prefix}*); pass its weights in a file of their own")
-    _fill_backbone(detector.backbone, backbone, path)
-    _fill_head(detector, {key: value for key, value in tensors.items() if not key.startswith(prefix)}, path, recipe)
-    return detector
+    _fill_backbone(model.backbone, backbone, path)
+    _fill_head(model, {key: value for key, value in tensors.items() if not key.startswith(prefix)}, path, recipe)
+    return model
 
 
 def load_backbone(backbone: DinoV2, path: Path) -> None:
-    """Fill a backbone from an official, Hugging Face or timm state dict, .pth or .safetensors; see layouts.py.
+    """Fill a backbone from an official, Hugging Face or timm state dict, .pth or .safetensors (see layouts.py).
 
     Raises CheckpointError naming the file, its layout and every missing, extra or misshapen key.
     """
     _fill_backbone(backbone, read_tensors(path), path)
 
 
-def load_head(detector: MdmfModel, path: Path, recipe: Recipe) -> None:
-    """Fill head and bandwidth from a file that may hold nothing else; a backbone in it is left alone."""
+def load_head(model: MdmfModel, path: Path, recipe: Recipe) -> None:
+    """Fill a model's head and bandwidth from a file. A backbone in that file is ignored.
+
+    Raises CheckpointError naming the file and every missing, extra or misshapen key.
+    """
     tensors = read_tensors(path)
     prefix = _key_map(tensors, recipe).get("backbone", "backbone") + "."
-    _fill_head(detector, {key: value for key, value in tensors.items() if not key.startswith(prefix)}, path, recipe)
+    _fill_head(model, {key: value for key, value in tensors.items() if not key.startswith(prefix)}, path, recipe)
 
 
 def load_source(checkpoint: Path, recipe: Recipe, backbone_weights: Path | None = None) -> MdmfModel:
-    """The detector of a whole checkpoint, or of a head's checkpoint and its backbone's own file.
+    """Load a model from a whole checkpoint, or from its head's checkpoint and the backbone's own file.
 
-    Raises CheckpointError as the functions above.
+    Raises CheckpointError as the functions above do.
     """
     if backbone_weights is None:
-        return load_detector(checkpoint, recipe)
-    detector = MdmfModel(recipe)
-    load_head(detector, checkpoint, recipe)
-    load_backbone(detector.backbone, backbone_weights)
-    return detector
+        return load_model(checkpoint, recipe)
+    model = MdmfModel(recipe)
+    load_head(model, checkpoint, recipe)
+    load_backbone(model.backbone, backbone_weights)
+    return model
 
 
 def source_sha256(checkpoint: Path, backbone_weights: Path | None = None) -> str:
-    """The checkpoint's SHA-256 (hex); with a file for the backbone, that of both digests' text, one after the other."""
+    """Return the checkpoint's SHA-256, in hex.
+
+    With a file for the backbone, hash the two files' hex digests, joined into one text. Raises CheckpointError if a
+    file cannot be read.
+    """
     if backbone_weights is None:
         return checkpoint_sha256(checkpoint)
     return hashlib.sha256((checkpoint_sha256(checkpoint) + checkpoint_sha256(backbone_weights)).encode()).hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a .safetensors or .pth file by its key; nothing in the file is ever executed.
+    """Read every tensor of a .safetensors or .pth file, by its key. Nothing in the file is ever executed.
 
-    Numbers beside the tensors of a .pth file come as 0-d tensors, anything else in it is left out.
+    Numbers in a .pth file become 0-d tensors. Anything else in it is left out.
+    Raises CheckpointError if the file is unreadable, damaged, or holds a pickle that would run code.
     """
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         with warnings.catch_warnings():
-            # Of odd pickles torch warns before it refuses them; the refusal says enough.
+            # Torch warns of odd pickles before it refuses them. The error is enough.
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -145,7 +154,7 @@ def _flatten(content: Mapping[object, object], prefix: str = "") -> dict[str, Te
 
 def _fill_backbone(backbone: DinoV2, tensors: dict[str, Tensor], path: Path) -> None:
     layout, renamed = official(tensors, backbone.architecture)
-    # Only masked training uses it, and some releases leave it out.
+    # Only masked training uses the mask token, and some releases leave it out.
     renamed.setdefault("mask_token", torch.zeros_like(backbone.mask_token))
     problems = _problems(backbone, renamed)
     if problems:
@@ -153,22 +162,22 @@ def _fill_backbone(backbone: DinoV2, tensors: dict[str, Tensor], path: Path) -> 
     backbone.load_state_dict(renamed)
 
 
-def _fill_head(detector: MdmfModel, tensors: dict[str, Tensor], path: Path, recipe: Recipe) -> None:
+def _fill_head(model: MdmfModel, tensors: dict[str, Tensor], path: Path, recipe: Recipe) -> None:
     key_map = _key_map(tensors, recipe)
     tensors = dict(tensors)
     log_sigma = _take_log_sigma(tensors, key_map, path)
-    layers = _layers(tensors, key_map, list(detector.head.state_dict()))
-    problems = _problems(detector.head, layers)
+    layers = _layers(tensors, key_map, list(model.head.state_dict()))
+    problems = _problems(model.head, layers)
     if problems:
         found = _widths(layers) or f"the file's keys are {_listed(sorted(tensors))}"
         raise CheckpointError(f"{path}: the head does not fit recipe {recipe.name!r}: {problems}; {found}")
-    detector.head.load_state_dict(layers)
+    model.head.load_state_dict(layers)
     with torch.no_grad():
-        detector.log_sigma.fill_(log_sigma)
+        model.log_sigma.fill_(log_sigma)
 
 
 def _key_map(tensors: Mapping[str, Tensor], recipe: Recipe) -> dict[str, str]:
-    """The recipe's key map, or nothing for a file that has our own names (saved after a foreign head came in)."""
+    """Return the recipe's key map, or {} for a file with our own names, such as a foreign head that was saved again."""
     if "head.layers.0.weight" in tensors and "log_sigma" in tensors:
         return {}
     layers = [f"layers.{n}.{kind}" for n in range(len(recipe.head.hidden) + 1) for kind in ("weight", "bias")]
@@ -182,10 +191,10 @@ def _key_map(tensors: Mapping[str, Tensor], recipe: Recipe) -> dict[str, str]:
 
 
 def _layers(tensors: Mapping[str, Tensor], key_map: Mapping[str, str], names: list[str]) -> dict[str, Tensor]:
-    """The head's tensors under our names; those that do not belong keep the file's, so that they count as extra.
+    """Return the head's tensors under our names. Tensors that do not fit keep the file's names and count as extra.
 
-    In a file of our own that is every other key.  In a foreign one it is what stands in the modules of the mapped
-    layers: a layer left out of the map must not be left out of the head, but optimizer state beside it may.
+    In a file of our own, every other key is extra. In a foreign file, the extra keys are those in the same modules as
+    the mapped layers: the map must not leave out a layer of the head, but it may leave out optimizer state.
     """
     theirs = {key_map.get(name, f"head.{name}"): name for name in names}
     modules: tuple[str, ...] = ("",)
@@ -214,7 +223,7 @@ def _take_log_sigma(tensors: dict[str, Tensor], key_map: Mapping[str, str], path
 
 
 def _problems(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """What keeps these tensors from being this module's state, or "" if nothing does."""
+    """Describe why these tensors cannot be this module's state, or return "" if they can."""
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     misshapen = [
         f"{key} is {tuple(tensors[key].shape)}, not {shape}"
@@ -235,7 +244,7 @@ def _listed(items: list[str]) -> str:
 
 
 def _widths(layers: Mapping[str, Tensor]) -> str:
-    """What the file's MLP would need in the recipe, as far as its weights tell."""
+    """Describe the recipe that the file's MLP needs, as far as its weights show."""
     weights = [layers[key] for key in _in_order(layers) if layers[key].dim() == 2]
     if not weights:
         return ""

@@ -1,4 +1,4 @@
-"""DINOv2's vision transformer with the official key names (Oquab et al., TMLR 2024; facebookresearch/dinov2)."""
+"""DINOv2's vision transformer with the official key names (Oquab et al., TMLR 2024, facebookresearch/dinov2)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """ViT-g's feed-forward; hidden width as the official SwiGLUFFNFused rounds it."""
+    """ViT-g's feed-forward layer. Its hidden width is rounded as in the official SwiGLUFFNFused."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -93,10 +93,10 @@ class Block(nn.Module):
 
 
 class DinoV2(nn.Module):
-    """images (B, 3, H, W), H and W multiples of the patch -> patch tokens (B, C, H / patch, W / patch).
+    """Images (B, 3, H, W) to patch tokens (B, C, H / patch, W / patch).
 
-    The final layer norm is applied, as for the official "x_norm_patchtokens"; the class token and the registers take
-    part in attention and are then dropped.
+    The final layer norm is applied, as in the official "x_norm_patchtokens". The class token and the registers take
+    part in attention and are then dropped. Raises ShapeMismatch if H or W is not a multiple of the patch.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -107,17 +107,17 @@ class DinoV2(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, a.position_grid**2 + 1, a.width))
         if a.registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, a.registers, a.width))
-        # Present in every official checkpoint; used only by masked training.
+        # In every official checkpoint, but used only by masked training.
         self.mask_token = nn.Parameter(torch.zeros(1, a.width))
         self.patch_embed = PatchEmbed(a.width, a.patch)
         self.blocks = nn.ModuleList(Block(a.width, a.heads, a.ffn) for _ in range(a.depth))
         self.norm = nn.LayerNorm(a.width, eps=_EPSILON)
 
     def position_embedding(self, rows: int, columns: int) -> Tensor:
-        """(1, 1 + rows * columns, C): the trained grid, resampled bicubically as the official code does.
+        """Return the position embedding (1, 1 + rows * columns, C), resampled bicubically as in the official code.
 
-        Models without registers were released with `interpolate_offset=0.1`, which enters as a scale factor;
-        those with registers with offset 0 and antialiasing, which enters as a size.
+        Models without registers were released with `interpolate_offset=0.1`, which makes a scale factor. Models with
+        registers were released with offset 0 and antialiasing, which makes a size.
         """
         side = self.architecture.position_grid
         if (rows, columns) == (side, side):
@@ -134,7 +134,7 @@ class DinoV2(nn.Module):
         return torch.cat([self.pos_embed[:, :1], patches], dim=1)
 
     def bake_position_embedding(self, crop: int) -> None:
-        """Replace the trained grid by its resampling for this crop (pixels), once and for all; for export."""
+        """Replace the trained grid for good by its resampling for this crop (in pixels), for export."""
         side = crop // self.architecture.patch
         with torch.no_grad():
             baked = self.position_embedding(side, side).clone()

@@ -1,8 +1,8 @@
-"""DINOv2's three key layouts, each renamed to the official release's names.
+"""Rename the keys of DINOv2's three layouts to those of the official release.
 
 official      facebookresearch/dinov2: the names of mdmf_deploy.model.dinov2
-Hugging Face  transformers' Dinov2Model and Dinov2WithRegistersModel, alone or under their prefix ("dinov2."); as in
-              the files on the hub, and as in memory since transformers 5 (q_proj, gate_proj, ...)
+Hugging Face  transformers' Dinov2Model and Dinov2WithRegistersModel, with or without their prefix ("dinov2."), with
+              the names of the hub's files or those in memory since transformers 5 (q_proj, gate_proj, ...)
 timm          vit_*_patch14_dinov2 and vit_*_patch14_reg4_dinov2
 """
 
@@ -29,7 +29,7 @@ _HUGGING_FACE = (
     (r"^encoder\.layer\.(\d+)\.mlp\.(weights_out|down_proj)\.", r"blocks.\1.mlp.w3."),
     (r"^encoder\.layer\.(\d+)\.(norm[12]|mlp\.fc[12])\.", r"blocks.\1.\2."),
 )
-# Matrices that the official code keeps as one: (their names in order, ours).
+# Matrices that the official code joins into one: (their names in order, our name).
 _JOINED = (
     (("attention.attention.query", "attention.attention.key", "attention.attention.value"), "attn.qkv"),
     (("attention.q_proj", "attention.k_proj", "attention.v_proj"), "attn.qkv"),
@@ -38,7 +38,7 @@ _JOINED = (
 
 
 def official(tensors: Mapping[str, Tensor], architecture: Architecture) -> tuple[str, dict[str, Tensor]]:
-    """(name of the layout found, the tensors under official names).
+    """Return the name of the layout, and the tensors under their official names.
 
     A key that the layout does not know keeps its name, so that strict loading lists it as extra.
     """
@@ -72,7 +72,7 @@ def _from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _looks_like_timm(tensors: Mapping[str, Tensor]) -> bool:
-    """Without registers and SwiGLU timm's names are the official ones, less the mask token."""
+    """Return whether the layout is timm's. Without registers and SwiGLU it only lacks the official mask token."""
     return "cls_token" in tensors and not {"mask_token", "register_tokens"} & tensors.keys()
 
 
@@ -83,7 +83,7 @@ def _from_timm(tensors: Mapping[str, Tensor], architecture: Architecture) -> dic
             key.replace(".mlp.fc1.", ".mlp.w12.").replace(".mlp.fc2.", ".mlp.w3."): v for key, v in result.items()
         }
     if "reg_token" in result:
-        # With registers timm adds the class token's position into the token and keeps the grid's alone: give it zero.
+        # With registers, timm adds the class token's position to the token itself. So its position here is zero.
         result["register_tokens"] = result.pop("reg_token")
         if "pos_embed" in result:
             grid = result["pos_embed"]

@@ -1,57 +1,25 @@
-"""Runtimes: whatever turns images into signatures, behind one protocol."""
+"""Runtimes: crops to signatures, each by its own library behind the Engine protocol."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
+import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.errors import RuntimeUnavailable
+from mdmf_deploy.errors import RuntimeUnavailable, install
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
-    from mdmf_deploy.runtime.needs import Lack
+    from mdmf_deploy.runtime.needs import Missing
 
-
-class Engine(Protocol):
-    """A model ready to run.
-
-    name: as in the table below and in every row.  precision: that of the graph it runs.
-    """
-
-    name: str
-    precision: str
-
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(B, 3, crop, crop) in, (B, N, d) out; the caller owns the result."""
-        ...
-
-    def close(self) -> None:
-        """Free what the engine holds; it cannot be called afterwards."""
-        ...
-
-
-class GpuEngine(Engine, Protocol):
-    """An engine whose signatures can stay where they are."""
-
-    def on_device(self, images: NDArray[np.float32]) -> Any:
-        """(B, 3, crop, crop) in; (B, N, d) float32 out, with a `__cuda_array_interface__`.
-
-        It may still be in work on the interface's stream, and is valid until the next call, whose work waits for what
-        that stream was given; without a stream it is finished, and the next call may overwrite it at once.
-        """
-        ...
-
-
-def stays_on_device(engine: Engine) -> TypeGuard[GpuEngine]:
-    """Whether the engine can leave its signatures on the GPU."""
-    return hasattr(engine, "on_device")
-
-
-# name -> module, what builds it, extra that installs it.  Built as Class(bundle, threads=None); on a GPU also profile=.
+# name -> module, class, the extra that installs it.
+# A class is called as Class(bundle, threads=None). Runtimes on a GPU also take profile=.
 ENGINES: dict[str, tuple[str, str, str]] = {
     "onnxruntime": ("mdmf_deploy.runtime.ort", "OrtEngine", "cpu"),
     "openvino": ("mdmf_deploy.runtime.ov", "OpenVinoEngine", "openvino"),
@@ -60,40 +28,81 @@ ENGINES: dict[str, tuple[str, str, str]] = {
     "cuda": ("mdmf_deploy.runtime.ort_gpu", "CudaEngine", "gpu"),
     "ort-tensorrt": ("mdmf_deploy.runtime.ort_gpu", "OrtTensorRtEngine", "gpu"),
 }
-# Those of them that need a GPU (mdmf_deploy.runtime.needs says what else).
+# Runtimes that need a GPU. See runtime/needs.py for their other requirements.
 ON_GPU = frozenset({"tensorrt", "rtx", "cuda", "ort-tensorrt"})
 
-# What of a record's environment makes figures comparable: a machine, whatever its libraries.
-_MACHINE = ("machine", "system", "processor", "cpu", "cores")
+# The fields of a record's environment that identify a machine. Only speeds of one machine can be compared.
+MACHINE_FIELDS = ("machine", "system", "processor", "cpu", "cores")
+
+_BATCH = 8
+_ROUNDS = 3
+_SECONDS_PER_TURN = 0.3
+_TELEMETRY = "openvino_telemetry"
+
+
+class Engine(Protocol):
+    """A model ready to run.
+
+    name: the runtime's name in ENGINES and in every row.
+    precision: the precision of its graph.
+    """
+
+    name: str
+    precision: str
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Extract signatures: (B, 3, crop, crop) to (B, N, d). The caller owns the result."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine's resources. It cannot be called afterwards."""
+        ...
+
+
+class GpuEngine(Engine, Protocol):
+    """An engine that can leave its signatures on the GPU."""
+
+    def on_device(self, images: NDArray[np.float32]) -> Any:
+        """Extract signatures: (B, 3, crop, crop) to (B, N, d) float32 with a `__cuda_array_interface__`.
+
+        With a stream in the interface, work on that stream may still be in progress. The result is valid until the
+        next call, whose work waits for everything given to the stream before. Without a stream the result is
+        finished, and the next call may overwrite it at once.
+        """
+        ...
+
+
+def stays_on_device(engine: Engine) -> TypeGuard[GpuEngine]:
+    """Return whether the engine can leave its signatures on the GPU."""
+    return hasattr(engine, "on_device")
 
 
 def installed() -> list[str]:
-    """The runtimes of the table that can be used here: their libraries can be imported, their hardware is there."""
+    """Return the runtimes that work here: their libraries can be imported and their hardware exists."""
     return [name for name in ENGINES if why_not(name) is None]
 
 
-def why_not(name: str) -> Lack | None:
-    """Why a runtime of the table cannot be used here, and what would enable it; None if it can."""
-    from mdmf_deploy.errors import install
-    from mdmf_deploy.runtime.needs import Lack, lack, unloadable
+def why_not(name: str) -> Missing | None:
+    """Return what a runtime of the table is missing here and how to get it, or None if it works."""
+    from mdmf_deploy.runtime.needs import Missing, find_missing, find_unloadable
 
     if name in ON_GPU:
-        return lack(name) or unloadable(name)
+        return find_missing(name) or find_unloadable(name)
     module, _, extra = ENGINES[name]
     try:
         importlib.import_module(module)
-    # A package can be there and its shared libraries not: that is an ImportError, too.
+    # A package whose shared libraries are absent raises ImportError, too.
     except ImportError as error:
-        return Lack(str(error), install(extra))
+        return Missing(str(error), install(extra))
     return None
 
 
 def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine:
-    """The engine `name` for this bundle; threads: None means all cores.
+    """Open the runtime `name` for a bundle. threads: None means all cores.
 
-    A runtime on a GPU may be given a build profile: "tensorrt:throughput" (mdmf_deploy.runtime.building.profiles).
-    "auto" is the first of `preference` that can be opened; it says on stderr which one, and why.
-    Raises RuntimeUnavailable if the runtime is unknown, not installed or has no GPU; nothing is ever silently replaced.
+    A runtime on a GPU takes a build profile after a colon: "tensorrt:throughput" (runtime/building/profiles.py).
+    "auto" opens the first runtime of `preference` that works. It reports on stderr which one it chose and why.
+    Raises RuntimeUnavailable if the runtime is unknown, not installed or has no GPU. Nothing is replaced silently.
     """
     if name == "auto":
         return _open_auto(bundle, threads)
@@ -103,22 +112,21 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
     if profile and name not in ON_GPU:
         raise RuntimeUnavailable(f"runtime {name!r} has no build profiles, got {profile!r}; leave it out")
     module, class_name, extra = ENGINES[name]
-    chosen = {"profile": profile} if profile else {}
+    options = {"profile": profile} if profile else {}
     try:
-        engine: Engine = getattr(importlib.import_module(module), class_name)(bundle, threads=threads, **chosen)
+        engine: Engine = getattr(importlib.import_module(module), class_name)(bundle, threads=threads, **options)
     except ImportError as error:
-        raise RuntimeUnavailable(
-            f"runtime {name!r} needs {error.name}; run: pip install 'mdmf-deploy[{extra}]'"
-        ) from error
+        raise RuntimeUnavailable(f"runtime {name!r} needs {error.name}; run: {install(extra)}") from error
     return engine
 
 
 def preference(bundle: Bundle) -> dict[str, str]:
-    """Runtimes in the order in which "auto" tries them -> why: the verified ones, then the table's others for the CPU.
+    """Return the runtimes in the order in which "auto" tries them, each with its reason.
 
-    Speeds are compared only within one machine's records: those of the machine that measured most of the verified
-    runtimes, the newest such.  Runtimes it did not measure come after its own.  Where no machine measured two, the
-    table's order holds: one figure cannot say that its runtime is the faster one.
+    Verified runtimes come first, then the table's other runtimes on the CPU. Speeds are compared only within the
+    records of one machine: the one that measured most of the verified runtimes, and the newest of several such.
+    Runtimes it did not measure come after those it did. If no machine measured two runtimes, the order is the
+    table's: one speed alone does not show that its runtime is faster.
     """
     manifest = bundle.manifest
     precision = manifest.model.precision
@@ -126,8 +134,8 @@ def preference(bundle: Bundle) -> dict[str, str]:
     measured: dict[tuple[str | None, ...], dict[str, float]] = {}
     for record in manifest.verification:
         if record.runtime in verified and record.precision == precision and record.images_per_second:
-            machine = tuple(record.environment.get(name) for name in _MACHINE)
-            # The newest comes last.
+            machine = tuple(record.environment.get(name) for name in MACHINE_FIELDS)
+            # Reinsert, so that the newest machine comes last.
             measured[machine] = measured.pop(machine, {}) | {record.runtime: record.images_per_second}
     speeds = max(reversed(measured.values()), key=len, default={})
     if len(speeds) < 2:
@@ -137,8 +145,48 @@ def preference(bundle: Bundle) -> dict[str, str]:
         name: f"verified, {speeds[name]:.3g} images/s where they were compared" if name in speeds else "verified"
         for name in verified
     }
-    # Nobody wants minutes of building for a runtime whose verdicts would be withheld.
+    # Skip unverified GPU runtimes: building an engine takes minutes and its verdicts would be withheld.
     return reasons | {name: "not verified" for name in ENGINES if name not in verified and name not in ON_GPU}
+
+
+def images_per_second(engines: Sequence[Engine], crop: int) -> list[float]:
+    """Measure how many images per second each engine turns into signatures, without decoding and scoring.
+
+    crop: the side of the square images, in pixels.
+    Returns each engine's best rate at batches of 8. Engines take turns, so that a busy moment slows all of them. This
+    takes about 2 s per engine, or the time of four batches if that is longer.
+    """
+    images = np.random.default_rng(0).standard_normal((_BATCH, 3, crop, crop)).astype(np.float32)
+    best = [0.0] * len(engines)
+    for engine in engines:
+        engine(images)  # The first call compiles and allocates.
+    for _ in range(_ROUNDS):
+        for place, engine in enumerate(engines):
+            end = time.perf_counter() + _SECONDS_PER_TURN
+            while True:
+                start = time.perf_counter()
+                engine(images)
+                now = time.perf_counter()
+                best[place] = max(best[place], _BATCH / (now - start))
+                if now >= end:
+                    break
+    return best
+
+
+@contextlib.contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Import openvino and nncf in this context: they find their telemetry package missing and do without it.
+
+    Otherwise they report their use over the network, OpenVINO at its import and NNCF at every call.
+    """
+    present = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]
+        if present is not None:
+            sys.modules[_TELEMETRY] = present
 
 
 def _open_auto(bundle: Bundle, threads: int | None) -> Engine:
@@ -153,4 +201,4 @@ def _open_auto(bundle: Bundle, threads: int | None) -> Engine:
         rest = [f"{other}: {why}" for other, why in list(order.items())[place + 1 :]]
         print(f"mdmf: runtime {name} ({'; '.join([reason, *passed_over, *rest])})", file=sys.stderr)
         return engine
-    raise RuntimeUnavailable("no runtime is installed; run: pip install 'mdmf-deploy[cpu]'")
+    raise RuntimeUnavailable(f"no runtime is installed; run: {install('cpu')}")

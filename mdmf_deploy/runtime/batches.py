@@ -1,4 +1,4 @@
-"""Batches for engines that take so many images and no more, and whose arithmetic may depend on how many they get."""
+"""Batches for engines on a GPU: split and padded on the way in, an array on the GPU on the way out."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.runtime.building.profiles import Batch
+from mdmf_deploy.runtime.building.profiles import BatchRange
 
 
-class Part(NamedTuple):
-    """images[start:stop], to be run as `rows` of them, the last of which may be of no meaning."""
+class BatchSlice(NamedTuple):
+    """images[start:stop], to be run as a batch of `rows`. Rows past the slice are padding."""
 
     start: int
     stop: int
     rows: int
 
 
-class Sizes:
-    """How batches are split and padded.
+class BatchSplitter:
+    """Splits and pads images into batches that an engine takes.
 
-    An engine whose signatures are the same in every batch gets as many images as come, up to the profile's largest.
-    One whose signatures are not gets the profile's opt every time: then a row depends on its image alone.
+    If signatures do not depend on the batch, a batch has as many images as there are, up to the profile's max.
+    Otherwise each batch has the profile's opt, so that a row depends on its image alone.
     """
 
-    def __init__(self, batch: Batch, runtime: str) -> None:
+    def __init__(self, batch: BatchRange, runtime: str) -> None:
         self._batch, self._runtime = batch, runtime
-        self._fixed = self._told = False
+        self._fixed = self._reported = False
 
-    def parts(self, count: int) -> Iterator[Part]:
-        """So many images, in order.  Says once on stderr that a batch has to be split."""
+    def split(self, count: int) -> Iterator[BatchSlice]:
+        """Yield the slices of `count` images, in order. Report the first batch that is split, on stderr."""
         most = self._batch.opt if self._fixed else self._batch.max
-        if count > most and not self._told:
-            self._told = True
+        if count > most and not self._reported:
+            self._reported = True
             print(
                 f"mdmf: {self._runtime}: batches of {count} images are run {most} at a time, as many as its engine "
                 "takes; `mdmf build --profile` makes one for more",
@@ -43,26 +43,27 @@ class Sizes:
             )
         for start in range(0, count, most):
             stop = min(start + most, count)
-            yield Part(start, stop, most if self._fixed else max(stop - start, self._batch.min))
+            yield BatchSlice(start, stop, most if self._fixed else max(stop - start, self._batch.min))
 
     def rows(self, count: int) -> int:
-        """Rows that the results of so many images take, padding included."""
-        *whole, last = self.parts(count)
+        """Return how many rows the results of `count` images take, padding of the last slice included."""
+        *whole, last = self.split(count)
         return sum(part.rows for part in whole) + last.rows
 
-    def settle(self, extract: Callable[[NDArray[np.float32]], NDArray[np.float32]], shape: tuple[int, ...]) -> None:
-        """Find out whether signatures depend on the batch, bit by bit, on random images of this shape (3, S, S)."""
+    def adapt(self, extract: Callable[[NDArray[np.float32]], NDArray[np.float32]], image: tuple[int, ...]) -> None:
+        """Find out whether signatures depend on the batch, bit by bit, with random images of this shape (3, S, S)."""
         batch = self._batch
-        images = np.random.default_rng(0).standard_normal((batch.max, *shape)).astype(np.float32)
+        images = np.random.default_rng(0).standard_normal((batch.max, *image)).astype(np.float32)
         whole = extract(images)
         sizes = {batch.min, min(batch.min + 1, batch.max), (batch.min + batch.opt) // 2, batch.opt} - {batch.max}
         self._fixed = any(not np.array_equal(extract(images[:size]), whole[:size]) for size in sorted(sizes))
 
 
-class OnDevice(NamedTuple):
+class DeviceArray(NamedTuple):
     """An array on the GPU, C-contiguous float32, valid until the engine's next call.
 
-    stream: cudaStream_t on which it is made, None if it is made.  owner: kept while the array is.
+    stream: the cudaStream_t whose work makes it, or None if it is finished.
+    owner: an object that keeps the memory alive.
     """
 
     pointer: int

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU (extra: cpu)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PROVIDER = "CPUExecutionProvider"
 
 
 class OrtEngine:
-    """One session over the bundle's graph; threads: None means every core of this process.
+    """One session with the bundle's graph. threads: None means every core of this process.
 
-    Raises BundleError if the graph cannot be loaded, RuntimeUnavailable if it would run elsewhere than asked.
+    Raises BundleError if the graph cannot be loaded, RuntimeUnavailable if it would not run on the CPU provider.
     """
 
     name = "onnxruntime"
@@ -26,14 +26,14 @@ class OrtEngine:
         options.intra_op_num_threads = threads or cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Threads that spin while they wait take a quarter more of the cores that decode the next images.
+        # Block instead of spinning: spinning takes a quarter more of the cores that decode the next images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if saturates_int8():
-            # Products as u8 x u8, which no kernel cuts off.  Elsewhere they are exact, and this would only be slower.
+            # Multiply u8 by u8, which no kernel saturates. Other CPUs are exact without this, and faster.
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session = onnxruntime.InferenceSession(bundle.model_path, options, providers=[_PROVIDER])
-        # onnxruntime's exceptions (InvalidProtobuf, NotImplemented, ...) share no base of their own.
+        # ONNX Runtime's exceptions (InvalidProtobuf, NotImplemented, ...) have no base class of their own.
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise BundleError(

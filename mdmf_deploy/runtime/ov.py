@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
 from mdmf_deploy.hardware.host import cores, saturates_int8
-from mdmf_deploy.runtime.telemetry import unreported
+from mdmf_deploy.runtime import without_telemetry
 
-with unreported():
+with without_telemetry():
     import openvino
 
 _DEVICE = "CPU"
@@ -21,20 +21,21 @@ _DEVICE = "CPU"
 
 @cache
 def _core() -> openvino.Core:
-    """One for the process, never let go.
+    """Return the process's one Core, which is never freed.
 
-    Its CPU plugin gives the thread that compiles first a stack for signals (sigaltstack), and frees it with the last
-    Core: in another thread, the first one's next signal (Ctrl-C) would then be a segmentation fault.
+    The first thread that compiles gets a signal stack (sigaltstack) from the CPU plugin, and freeing the last Core
+    frees that stack. If another thread did so, the next signal to the first one (Ctrl-C) would be a segmentation fault.
     """
     return openvino.Core()
 
 
 class OpenVinoEngine:
-    """The bundle's graph, compiled for the CPU; threads: None means every core of this process.
+    """The bundle's graph, compiled for the CPU. threads: None means every core of this process.
 
-    One inference at a time over all threads: measured faster than two streams, also for large batches.
-    Raises BundleError if the graph cannot be compiled, RuntimeUnavailable if it would run otherwise than asked, or
-    is int8 and would saturate (docs.openvino.ai, "Saturation (overflow) Issue Workaround").
+    All threads work on one inference at a time, which is faster than two streams, also for large batches.
+    Raises BundleError if the graph cannot be compiled, RuntimeUnavailable if it would run on another device or in
+    another precision, or if it is int8 and would saturate (docs.openvino.ai, "Saturation (overflow) Issue
+    Workaround").
     """
 
     name = "openvino"
@@ -42,21 +43,21 @@ class OpenVinoEngine:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         if bundle.manifest.model.precision == "int8" and saturates_int8():
             raise RuntimeUnavailable(
-                "runtime 'openvino': its int8 sums overflow on x86 CPUs without VNNI, and this one does not say it has "
-                "it; use --runtime onnxruntime, or an fp32 bundle"
+                "runtime 'openvino': its int8 sums overflow on x86 CPUs without VNNI, and this CPU does not report "
+                "VNNI; use --runtime onnxruntime, or an fp32 bundle"
             )
-        asked = {
-            # By default it takes bf16 where the CPU has it, which changes scores, and is slower without AMX.
+        options = {
+            # By default it uses bf16 where the CPU has it. That changes scores, and is slower without AMX.
             "INFERENCE_PRECISION_HINT": openvino.Type.f32,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads or cores(),
-            # Pinned threads of two processes would sit on the same cores.
+            # Two processes would pin their threads to the same cores.
             "ENABLE_CPU_PINNING": False,
         }
         core = _core()
         try:
             model = core.read_model(bundle.model_path)
-            compiled = core.compile_model(model, _DEVICE, asked)
+            compiled = core.compile_model(model, _DEVICE, options)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise BundleError(
@@ -76,7 +77,7 @@ class OpenVinoEngine:
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         with self._lock:
             self._request.infer({0: np.ascontiguousarray(images)}, share_inputs=True)
-            # The request's own memory is written over by the next call.
+            # Copy: the next call overwrites the request's own memory.
             result: NDArray[np.float32] = self._request.get_output_tensor(0).data.copy()
         return result
 

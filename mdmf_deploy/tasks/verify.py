@@ -127,7 +127,7 @@ def _stacked(by_hash: Mapping[str, Signatures], hashes: Sequence[str]) -> Signat
 
 def extract_crops(crops: NDArray[np.uint8], engine: Engine, preprocessing: Preprocessing) -> Signatures:
     """Return the signatures (B, N, d) of uint8 crops (B, S, S, 3), extracted in small batches."""
-    from mdmf_deploy.images.decode import normalise
+    from mdmf_deploy.images.crops import normalise
 
     batches = (crops[start : start + _BATCH] for start in range(0, len(crops), _BATCH))
     return np.concatenate([engine(normalise(batch, preprocessing)) for batch in batches])

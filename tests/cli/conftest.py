@@ -30,14 +30,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) ->
     """The tiny bundle's model, as a file."""
     import torch
 
-    from mdmf_deploy.model.checkpoints import save_detector
+    from mdmf_deploy.model.checkpoints import save_model
     from mdmf_deploy.model.pfs import MdmfModel
 
     path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
     torch.manual_seed(0)
     model = MdmfModel(tiny_recipe)
     torch.nn.init.trunc_normal_(model.backbone.pos_embed, std=0.02)
-    save_detector(path, model, {})
+    save_model(path, model, {})
     return path
 
 

@@ -1,12 +1,13 @@
-"""A TensorRT without a GPU, for tests: engines run in ONNX Runtime, on the memory and streams of device.host_device.
+"""A TensorRT without a GPU: engines run in ONNX Runtime, on the memory and streams of fakes.host_device.
 
-It has the names that mdmf_deploy uses and no others, takes the same rules to heart (a batch within the profile,
-addresses that are aligned), and runs what a stream is given only when somebody waits for it.
+It has only the names that mdmf_deploy uses. It follows the same rules: a batch lies within the profile, and addresses
+are aligned. Work given to a stream runs only when something waits for it.
 """
 
 from __future__ import annotations
 
 import enum
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,12 @@ _FLOAT = 4
 
 
 class HostTensorRt:
-    """As a module.  refusals: how many plans it will not load.  drift: how signatures depend on the size of the batch.
+    """The module.
 
-    full: whether the GPU has no memory for an engine.  built: how many engines were.
+    refusals: the number of plans that it will refuse to load.
+    drift: a number added to signatures for each image in their batch.
+    full: whether the GPU has no memory left for an engine.
+    built: the number of engines built.
     """
 
     def __init__(self, device: HostDevice, version: str = "11.4.0.106") -> None:
@@ -169,7 +173,7 @@ class _Config:
 
 
 class _Engine:
-    """batches: the smallest and the largest."""
+    """An engine. batches: the smallest and the largest."""
 
     num_io_tensors = 2
     device_memory_size_v2 = 3 << 20
@@ -233,8 +237,9 @@ class _Context:
         return run
 
 
+@functools.cache
 def _tensor(graph: bytes, which: str) -> SimpleNamespace:
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    (told,) = getattr(session, which)()
-    shape = tuple(size if isinstance(size, int) else -1 for size in told.shape)
-    return SimpleNamespace(name=told.name, shape=shape, dtype=HostTensorRt.DataType.FLOAT)
+    (found,) = getattr(session, which)()
+    shape = tuple(size if isinstance(size, int) else -1 for size in found.shape)
+    return SimpleNamespace(name=found.name, shape=shape, dtype=HostTensorRt.DataType.FLOAT)

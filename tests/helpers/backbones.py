@@ -20,7 +20,7 @@ TINY = {"plain": PLAIN, "swiglu": SWIGLU, "registers": REGISTERS, "swiglu_regist
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter away from its special value: gammas not 1, biases and tokens not 0."""
+    """Move every parameter away from its special value: gammas from 1, biases and tokens from 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(module.named_parameters()):
@@ -31,7 +31,7 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def reference(a: Architecture, device: str = "cpu") -> Any:
-    """transformers' model of this architecture."""
+    """Return transformers' model of this architecture."""
     from transformers import (
         Dinov2Config,
         Dinov2Model,
@@ -56,7 +56,7 @@ def reference(a: Architecture, device: str = "cpu") -> Any:
 
 
 def reference_tokens(model: Any, a: Architecture, images: Tensor) -> Tensor:
-    """(B, C, rows, columns), as DinoV2 gives them."""
+    """Return the tokens (B, C, rows, columns), like DinoV2."""
     with torch.no_grad():
         hidden: Tensor = model(images).last_hidden_state[:, 1 + a.registers :]
     rows, columns = (side // a.patch for side in images.shape[-2:])
@@ -64,7 +64,7 @@ def reference_tokens(model: Any, a: Architecture, images: Tensor) -> Tensor:
 
 
 def assert_same_tokens(ours: DinoV2, theirs: Any, a: Architecture, images: Tensor) -> None:
-    """Equal to fp32 rounding: no further from float64 than twice transformers' own fp32."""
+    """Assert equality up to fp32 rounding: an error to float64 of at most twice that of transformers in fp32."""
     baseline = reference_tokens(theirs, a, images)
     exact = reference_tokens(theirs.double(), a, images.double())
     with torch.no_grad():
@@ -75,7 +75,7 @@ def assert_same_tokens(ours: DinoV2, theirs: Any, a: Architecture, images: Tenso
 
 
 def to_timm(tensors: dict[str, Tensor], a: Architecture) -> dict[str, Tensor]:
-    """Official names -> timm's, as timm documents its own conversion (timm/models/vision_transformer.py)."""
+    """Rename official keys to timm's, as timm's own conversion documents (timm/models/vision_transformer.py)."""
     result = {key: value for key, value in tensors.items() if key != "mask_token"}
     if a.registers:
         result["reg_token"] = result.pop("register_tokens")

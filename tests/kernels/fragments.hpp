@@ -12,8 +12,8 @@ using Lanes = const Posts<Fragments>&;
 
 #if defined(MDMF_TF32)
 constexpr int DEPTH = 8;
-// (row, k) of A is in a[k / 4 * 2 + row / 8] of lane row % 8 * 4 + k % 4; (k, column) of B is in b[k / 4] of lane
-// column * 4 + k % 4.  The hardware reads the upper 19 bits of a register.
+// (row, k) of A is in a[k / 4 * 2 + row / 8] of lane row % 8 * 4 + k % 4. (k, column) of B is in b[k / 4] of lane
+// column * 4 + k % 4. The hardware reads the upper 19 bits of a register.
 inline float element_a(Lanes lanes, int m, int row, int k) {
     return __uint_as_float(lanes[row % 8 * 4 + k % 4].a[m][k / 4 * 2 + row / 8] & 0xffffe000u);
 }

@@ -1,3 +1,5 @@
+"""Checkpoints: what is read, what is refused, and with which message."""
+
 from __future__ import annotations
 
 import hashlib
@@ -17,19 +19,17 @@ from mdmf_deploy.errors import CheckpointError
 from mdmf_deploy.model.checkpoints import (
     checkpoint_sha256,
     load_backbone,
-    load_detector,
     load_head,
+    load_model,
     read_tensors,
-    save_detector,
+    save_model,
 )
 from mdmf_deploy.model.pfs import MdmfModel
 
 
 @pytest.fixture
-def detector(tiny_recipe: Recipe) -> MdmfModel:
-    model = MdmfModel(tiny_recipe)
-    randomised(model)
-    return model
+def model(tiny_recipe: Recipe) -> MdmfModel:
+    return randomised(MdmfModel(tiny_recipe))
 
 
 def with_key_map(recipe: Recipe, key_map: dict[str, str], hidden: tuple[int, ...] = (16,)) -> Recipe:
@@ -45,9 +45,9 @@ KEY_MAP = {
 }
 
 
-def foreign(detector: MdmfModel) -> dict[str, object]:
-    """A head as another project may have saved it: nested, its names, sigma itself, optimizer state beside it."""
-    first, second = detector.head.layers
+def foreign(model: MdmfModel) -> dict[str, object]:
+    """Return a head as another project may save it: nested, under other names, with sigma and optimizer state."""
+    first, second = model.head.layers
     mlp = {
         "0.weight": first.weight.data,
         "0.bias": first.bias.data,
@@ -57,29 +57,29 @@ def foreign(detector: MdmfModel) -> dict[str, object]:
     return {"model": {"mlp": mlp}, "kernel": {"width": 2.5}, "optimizer": {"step": 7, "m": torch.zeros(3)}}
 
 
-def test_what_is_saved_comes_back(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_saved_model_loads_unchanged(model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save_detector(path, detector, {"recipe": "tiny", "data_sha256": "00"})
-    loaded = load_detector(path, tiny_recipe)
-    assert loaded.state_dict().keys() == detector.state_dict().keys()
-    for key, value in detector.state_dict().items():
+    save_model(path, model, {"recipe": "tiny", "data_sha256": "00"})
+    loaded = load_model(path, tiny_recipe)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"mdmf": '{"data_sha256": "00", "recipe": "tiny"}'}
 
 
-def test_equal_models_make_equal_files(detector: MdmfModel, tmp_path: Path) -> None:
-    save_detector(tmp_path / "a.safetensors", detector, {"x": "1", "y": "2"})
-    save_detector(tmp_path / "b.safetensors", detector, {"y": "2", "x": "1"})
+def test_equal_models_make_equal_files(model: MdmfModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "a.safetensors", model, {"x": "1", "y": "2"})
+    save_model(tmp_path / "b.safetensors", model, {"y": "2", "x": "1"})
     assert checkpoint_sha256(tmp_path / "a.safetensors") == checkpoint_sha256(tmp_path / "b.safetensors")
 
 
 def test_a_failed_save_leaves_the_old_file_whole(
-    detector: MdmfModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: MdmfModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.safetensors"
-    save_detector(path, detector, {"n": "1"})
+    save_model(path, model, {"n": "1"})
     before = path.read_bytes()
 
     def full(_: int) -> None:
@@ -87,26 +87,26 @@ def test_a_failed_save_leaves_the_old_file_whole(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*No space left"):
-        save_detector(path, detector, {"n": "2"})
+        save_model(path, model, {"n": "2"})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_not_there_is_an_error_of_one_line(detector: MdmfModel, tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_of_one_line(model: MdmfModel, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot write checkpoint") as caught:
-        save_detector(tmp_path / "no" / "model.safetensors", detector, {})
+        save_model(tmp_path / "no" / "model.safetensors", model, {})
     assert "\n" not in str(caught.value)
 
 
-def test_a_pth_state_dict_is_read_too(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
-    torch.save(detector.state_dict(), tmp_path / "model.pth")
-    loaded = load_detector(tmp_path / "model.pth", tiny_recipe)
-    assert torch.equal(loaded.head.layers[0].weight, detector.head.layers[0].weight)
+def test_a_pth_state_dict_is_read_too(model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    loaded = load_model(tmp_path / "model.pth", tiny_recipe)
+    assert torch.equal(loaded.head.layers[0].weight, model.head.layers[0].weight)
 
 
-def test_half_precision_weights_become_single(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
-    torch.save({key: value.half() for key, value in detector.state_dict().items()}, tmp_path / "model.pth")
-    loaded = load_detector(tmp_path / "model.pth", tiny_recipe)
+def test_half_precision_weights_become_single(model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    torch.save({key: value.half() for key, value in model.state_dict().items()}, tmp_path / "model.pth")
+    loaded = load_model(tmp_path / "model.pth", tiny_recipe)
     assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
 
 
@@ -125,63 +125,63 @@ def test_half_precision_weights_become_single(detector: MdmfModel, tiny_recipe: 
     ],
 )
 def test_each_kind_of_wrong_key_is_named(
-    change: object, expected: str, detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
+    change: object, expected: str, model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    tensors = dict(detector.state_dict())
+    tensors = dict(model.state_dict())
     change(tensors)  # type: ignore[operator]
     path = tmp_path / "model.safetensors"
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=expected) as caught:
-        load_detector(path, tiny_recipe)
+        load_model(path, tiny_recipe)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_another_width_or_depth_says_what_the_file_has(
-    detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
+def test_another_width_or_depth_is_reported_with_those_of_the_file(
+    model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    save_detector(tmp_path / "m.safetensors", detector, {})
+    save_model(tmp_path / "m.safetensors", model, {})
     for hidden in ((16, 16), (32,), ()):
         with pytest.raises(CheckpointError, match=r"the file has 192 inputs, hidden = \[16\], signature = 8"):
-            load_detector(tmp_path / "m.safetensors", with_key_map(tiny_recipe, {}, hidden))
+            load_model(tmp_path / "m.safetensors", with_key_map(tiny_recipe, {}, hidden))
 
 
-def test_a_head_alone_comes_in_beside_a_backbone(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_head_alone_loads_beside_a_backbone(model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
     save_file(
-        {k: v for k, v in detector.state_dict().items() if not k.startswith("backbone.")}, tmp_path / "h.safetensors"
+        {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}, tmp_path / "h.safetensors"
     )
-    save_file(dict(detector.backbone.state_dict()), tmp_path / "b.safetensors")
+    save_file(dict(model.backbone.state_dict()), tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match="holds no backbone"):
-        load_detector(tmp_path / "h.safetensors", tiny_recipe)
+        load_model(tmp_path / "h.safetensors", tiny_recipe)
     other = MdmfModel(tiny_recipe)
     load_backbone(other.backbone, tmp_path / "b.safetensors")
     load_head(other, tmp_path / "h.safetensors", tiny_recipe)
-    for key, value in detector.state_dict().items():
+    for key, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[key], value), key
 
 
-def test_a_foreign_head_comes_in_through_the_key_map(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
-    torch.save(foreign(detector), tmp_path / "theirs.pth")
+def test_a_foreign_head_loads_through_the_key_map(model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    torch.save(foreign(model), tmp_path / "theirs.pth")
     other = MdmfModel(tiny_recipe)
     backbone = {key: value.clone() for key, value in other.backbone.state_dict().items()}
     recipe = with_key_map(tiny_recipe, KEY_MAP)
     load_head(other, tmp_path / "theirs.pth", recipe)
-    assert torch.equal(other.head.layers[1].weight, detector.head.layers[1].weight)
+    assert torch.equal(other.head.layers[1].weight, model.head.layers[1].weight)
     assert other.sigma == pytest.approx(2.5, rel=1e-6)
     assert all(torch.equal(value, backbone[key]) for key, value in other.backbone.state_dict().items())
-    # Saved again it has our own names, and the same recipe reads it.
-    save_detector(tmp_path / "ours.safetensors", other, {})
-    assert load_detector(tmp_path / "ours.safetensors", recipe).sigma == pytest.approx(2.5, rel=1e-6)
+    # When saved again it has our own names, and the same recipe reads it.
+    save_model(tmp_path / "ours.safetensors", other, {})
+    assert load_model(tmp_path / "ours.safetensors", recipe).sigma == pytest.approx(2.5, rel=1e-6)
 
 
-def test_a_foreign_file_with_its_backbone_loads_whole(detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
-    content = foreign(detector)
-    content["encoder"] = dict(detector.backbone.state_dict())
+def test_a_foreign_file_with_its_backbone_loads_whole(model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    content = foreign(model)
+    content["encoder"] = dict(model.backbone.state_dict())
     torch.save(content, tmp_path / "theirs.pth")
-    loaded = load_detector(tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP | {"backbone": "encoder"}))
+    loaded = load_model(tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP | {"backbone": "encoder"}))
     images = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(loaded(images), detector(images))
+        assert torch.equal(loaded(images), model(images))
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
@@ -202,10 +202,8 @@ def test_any_depth_of_mlp_maps(depth: int, tiny_recipe: Recipe, tmp_path: Path) 
     assert float(other.log_sigma.detach()) == 0.25
 
 
-def test_a_layer_left_out_of_the_key_map_is_not_left_out_of_the_head(
-    detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
-) -> None:
-    content = foreign(detector)
+def test_a_layer_missing_from_the_key_map_is_an_error(model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    content = foreign(model)
     content["model"]["mlp"]["4.weight"] = torch.zeros(8, 8)  # type: ignore[index]
     torch.save(content, tmp_path / "theirs.pth")
     with pytest.raises(CheckpointError, match=r"extra: model\.mlp\.4\.weight"):
@@ -222,29 +220,27 @@ def test_a_layer_left_out_of_the_key_map_is_not_left_out_of_the_head(
     ],
 )
 def test_a_wrong_key_map_is_explained(
-    change: dict[str, str], expected: str, detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
+    change: dict[str, str], expected: str, model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    torch.save(foreign(detector), tmp_path / "theirs.pth")
+    torch.save(foreign(model), tmp_path / "theirs.pth")
     with pytest.raises(CheckpointError, match=expected):
         load_head(MdmfModel(tiny_recipe), tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP | change))
 
 
-def test_a_head_under_names_not_mapped_at_all_lists_the_files_keys(
-    detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
+def test_a_head_under_unmapped_names_is_reported_with_the_files_keys(
+    model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     save_file({"z.w": torch.zeros(2, 2), "sigma": torch.tensor(1.0)}, tmp_path / "z.safetensors")
     with pytest.raises(CheckpointError, match=r"the file's keys are z\.w"):
-        load_head(detector, tmp_path / "z.safetensors", with_key_map(tiny_recipe, {"layers.0.weight": "y.q.w"}))
+        load_head(model, tmp_path / "z.safetensors", with_key_map(tiny_recipe, {"layers.0.weight": "y.q.w"}))
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf")])
-def test_a_bandwidth_that_is_none_is_refused(
-    value: float, detector: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
-) -> None:
-    tensors = {k: v for k, v in detector.state_dict().items() if k != "log_sigma"}
+def test_an_invalid_bandwidth_is_refused(value: float, model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    tensors = {k: v for k, v in model.state_dict().items() if k != "log_sigma"}
     save_file(tensors | {"sigma": torch.tensor(value)}, tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match="sigma must be one finite number"):
-        load_detector(tmp_path / "m.safetensors", tiny_recipe)
+        load_model(tmp_path / "m.safetensors", tiny_recipe)
 
 
 class Bomb:
@@ -270,7 +266,9 @@ def test_a_pickle_bomb_is_not_run(wrapped: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin"])
 @pytest.mark.parametrize("content", [b"", b"hello, world", b"PK\x03\x04" + b"\0" * 40, b"\xff" * 64, None])
-def test_files_that_are_no_checkpoints_cost_one_line(suffix: str, content: bytes | None, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_an_error_of_one_line(
+    suffix: str, content: bytes | None, tmp_path: Path
+) -> None:
     path = tmp_path / f"model{suffix}"
     if content is None:
         path.mkdir()
@@ -283,15 +281,15 @@ def test_files_that_are_no_checkpoints_cost_one_line(suffix: str, content: bytes
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_truncated_or_missing_file_costs_one_line(suffix: str, detector: MdmfModel, tmp_path: Path) -> None:
+def test_a_truncated_or_missing_file_is_an_error_of_one_line(suffix: str, model: MdmfModel, tmp_path: Path) -> None:
     path = tmp_path / f"model{suffix}"
     with pytest.raises(CheckpointError, match="No such file") as caught:
         read_tensors(path)
     assert "\n" not in str(caught.value)
     if suffix == ".pth":
-        torch.save(detector.state_dict(), path)
+        torch.save(model.state_dict(), path)
     else:
-        save_detector(path, detector, {})
+        save_model(path, model, {})
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(CheckpointError) as caught:
         read_tensors(path)

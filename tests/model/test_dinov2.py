@@ -1,3 +1,5 @@
+"""DINOv2 against its definition: position embeddings, token order, and the shapes of every release."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -12,7 +14,7 @@ from mdmf_deploy.model.layouts import official
 
 
 def cubic(x: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel."""
+    """Return Keys' cubic convolution kernel at x."""
     x = np.abs(x)
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
     far = a * (x**3 - 5 * x**2 + 8 * x - 4)
@@ -20,7 +22,10 @@ def cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 def plain_matrix(side: int, size: int, scale: float) -> np.ndarray:
-    """(size, side): four taps around (i + 0.5) / scale - 0.5, the border repeated, a = -0.75."""
+    """Return the (size, side) resampling with four taps around (i + 0.5) / scale - 0.5.
+
+    The border is repeated, and a = -0.75.
+    """
     matrix = np.zeros((size, side))
     for i in range(size):
         centre = (i + 0.5) / scale - 0.5
@@ -30,7 +35,10 @@ def plain_matrix(side: int, size: int, scale: float) -> np.ndarray:
 
 
 def antialiased_matrix(side: int, size: int) -> np.ndarray:
-    """(size, side): the kernel widened by side / size when shrinking, cut at the border and normalised, a = -0.5."""
+    """Return the (size, side) resampling with the kernel widened by side / size when shrinking.
+
+    The kernel is cut at the border and normalised, and a = -0.5.
+    """
     ratio = side / size
     stretch = max(ratio, 1.0)
     matrix = np.zeros((size, side))
@@ -62,7 +70,7 @@ def test_position_embedding_is_resampled_as_the_official_code_does(rows: int, co
     resampled = model.position_embedding(rows, columns).detach()
     assert resampled.shape == (1, 1 + rows * columns, 6)
     torch.testing.assert_close(resampled[:, :1], model.pos_embed[:, :1].detach(), rtol=0, atol=0)
-    # Sampling points up to 37 carry an fp32 error of 4e-6, times a slope of about 1.
+    # Sampling points of up to 37 have an error of 4e-6 in fp32, and the slope is about 1.
     np.testing.assert_allclose(resampled[0, 1:].numpy(), expected, rtol=0, atol=1e-5)
 
 
@@ -87,7 +95,7 @@ def test_baking_the_position_embedding_changes_nothing_at_its_crop(name: str) ->
 
 
 def test_tokens_keep_their_place_and_their_image() -> None:
-    """A patch's pixels mark its own token most, and no token of another image."""
+    """Changing a patch changes its own token most, and no token of another image."""
     model = randomised(DinoV2(REGISTERS))
     images = torch.randn(2, 3, 56, 70, generator=torch.Generator().manual_seed(2))
     changed = images.clone()
@@ -99,7 +107,7 @@ def test_tokens_keep_their_place_and_their_image() -> None:
     assert int(change[1].argmax()) == 1 * 5 + 3
 
 
-def test_an_image_that_is_not_whole_patches_is_refused() -> None:
+def test_an_image_with_partial_patches_is_refused() -> None:
     with pytest.raises(ShapeMismatch, match=r"multiples of 14, got 56 x 60"):
         DinoV2(TINY["plain"])(torch.zeros(1, 3, 56, 60))
 
@@ -114,7 +122,7 @@ def test_keys_and_shapes_of_every_release_are_those_of_transformers(name: str) -
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
 
 
-# Sizes of the official files in bytes: the parameters in fp32 and a few kB of names.
+# Sizes of the official files in bytes: the parameters in fp32, and a few kB of names.
 OFFICIAL_BYTES = {
     "dinov2_vits14": 88_283_115,
     "dinov2_vits14_reg": 88_291_785,

@@ -1,3 +1,5 @@
+"""Downloads of the official weights, from a server on this machine."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from mdmf_deploy.errors import CheckpointError
-from mdmf_deploy.model import download
 from mdmf_deploy.model.architectures import ARCHITECTURES
+from mdmf_deploy.model.download import PINNED_SHA256, fetch_backbone
 
 CONTENT = bytes(range(256)) * 10_000
 
@@ -23,7 +25,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server on this machine with the official layout, whose files all hold CONTENT."""
+    """Serve files with the official layout, all of which hold CONTENT."""
     monkeypatch.setenv("no_proxy", "*")
     for name, file in (("dinov2_vits14", "dinov2_vits14"), ("dinov2_vitg14", "dinov2_vitg14_reg4")):
         folder = tmp_path / "site" / name
@@ -45,43 +47,43 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_file_of_the_pinned_hash_is_fetched_once(
     name: str, file: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(download._PINNED, name, hashlib.sha256(CONTENT).hexdigest())
-    path = download.fetch_backbone(name, tmp_path / "new" / "cache", server)
+    monkeypatch.setitem(PINNED_SHA256, name, hashlib.sha256(CONTENT).hexdigest())
+    path = fetch_backbone(name, tmp_path / "new" / "cache", server)
     assert path == tmp_path / "new" / "cache" / file
     assert path.read_bytes() == CONTENT
-    assert download.fetch_backbone(name, tmp_path / "new" / "cache", "http://127.0.0.1:9") == path
+    assert fetch_backbone(name, tmp_path / "new" / "cache", "http://127.0.0.1:9") == path
 
 
 def test_another_hash_is_an_error_and_leaves_nothing(server: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"sha256 is [0-9a-f]{64}, not the pinned b938bf1b"):
-        download.fetch_backbone("dinov2_vits14", tmp_path / "cache", server)
+        fetch_backbone("dinov2_vits14", tmp_path / "cache", server)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(download._PINNED, "dinov2_vits14", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setitem(PINNED_SHA256, "dinov2_vits14", hashlib.sha256(CONTENT).hexdigest())
     (tmp_path / "dinov2_vits14_pretrain.pth").write_bytes(CONTENT[:-1])
-    assert download.fetch_backbone("dinov2_vits14", tmp_path, server).read_bytes() == CONTENT
+    assert fetch_backbone("dinov2_vits14", tmp_path, server).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("broken", ["missing", "refused"])
-def test_a_server_that_does_not_answer_costs_one_line(broken: str, server: str, tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer_is_an_error_of_one_line(broken: str, server: str, tmp_path: Path) -> None:
     name, address = ("dinov2_vitb14", server) if broken == "missing" else ("dinov2_vits14", "http://127.0.0.1:9")
     with pytest.raises(CheckpointError, match=r"cannot download http.*--backbone-weights") as caught:
-        download.fetch_backbone(name, tmp_path / "cache", address)
+        fetch_backbone(name, tmp_path / "cache", address)
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_model_without_a_release_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no official weights for 'starter_vit14'; choose one of dinov2_vits14"):
-        download.fetch_backbone("starter_vit14", tmp_path)
+        fetch_backbone("starter_vit14", tmp_path)
 
 
 def test_every_released_architecture_is_pinned_to_its_own_hash() -> None:
     released = {name for name in ARCHITECTURES if name.startswith("dinov2")}
-    assert download._PINNED.keys() == released
-    assert len(set(download._PINNED.values())) == len(released)
-    assert all(len(bytes.fromhex(digest)) == 32 for digest in download._PINNED.values())
+    assert PINNED_SHA256.keys() == released
+    assert len(set(PINNED_SHA256.values())) == len(released)
+    assert all(len(bytes.fromhex(digest)) == 32 for digest in PINNED_SHA256.values())

@@ -1,4 +1,4 @@
-"""What only a GPU can show of its runtimes, beside the contract in test_engines.py."""
+"""The GPU runtimes on a real GPU. Their contract is in test_engines.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.gpu
 
 
 def opened_or_skipped(name: str, bundle: Bundle) -> Engine:
-    """Skipped for want of a library; for want of a GPU it fails."""
+    """Open an engine. Skip the test if its library is missing, and fail if the GPU is missing."""
     probe()
     try:
         return open_engine(name, bundle)
@@ -53,7 +53,7 @@ def test_a_signature_depends_on_neither_its_batch_nor_its_place(count: int, engi
 
 
 @pytest.mark.parametrize("count", [5, 70])
-def test_what_stays_on_the_gpu_is_what_a_call_gives(count: int, engine: Engine, images: np.ndarray) -> None:
+def test_a_result_on_the_gpu_equals_that_of_a_call(count: int, engine: Engine, images: np.ndarray) -> None:
     device = open_device()
     made = engine.on_device(images[:count])  # type: ignore[attr-defined]
     view = device_view(made)
@@ -67,7 +67,7 @@ def test_what_stays_on_the_gpu_is_what_a_call_gives(count: int, engine: Engine, 
 
 
 class _At:
-    """Somebody else's memory, to copy from."""
+    """Memory to copy from that the engine owns."""
 
     def __init__(self, view: DeviceView) -> None:
         self.pointer, self.nbytes = view.pointer, 4 * int(np.prod(view.shape))

@@ -1,4 +1,4 @@
-"""ONNX Runtime's GPU providers: their sessions and bindings on the CPU here, on a real GPU in test_engines.py."""
+"""ONNX Runtime's GPU providers: their sessions and bindings, on the CPU. See test_on_a_gpu.py for a real GPU."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import onnxruntime
 import pytest
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.bundle.manifest import MODEL
+from mdmf_deploy.bundle.manifest import INPUT, MODEL
 from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.hardware.device import Gpu
 from mdmf_deploy.hardware.memory import device_view, host_view
 from mdmf_deploy.runtime import open_engine, ort_gpu
-from mdmf_deploy.runtime.building.plans import EngineKey, profile_key
+from mdmf_deploy.runtime.building.plans import EngineKey
 from mdmf_deploy.runtime.building.profiles import load_profile
 from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.tasks.benchmark import subjects
 from mdmf_deploy.tasks.benchmark.results import Settings
-from mdmf_deploy.tasks.export import trace as tracing
 
 GPU = Gpu("a pretended GPU", (8, 9), 1 << 34, (13, 0), 128)
 NAMES = Path(__file__).parent / "building" / "names" / "onnxruntime-gpu-1.31.1.json"
@@ -32,11 +31,11 @@ PROFILE = 'summary = "For tests."\nworkspace_mib = 64\n[batch]\nopt = 2\nmax = 4
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that seems to have a GPU, whose provider is the CPU's."""
+    """Pretend a machine with a GPU, whose provider is the CPU's."""
     monkeypatch.setattr(ort_gpu, "require", lambda runtime: None)
     monkeypatch.setattr(ort_gpu, "probe", lambda: GPU)
-    monkeypatch.setattr(ort_gpu, "_DEVICE", "cpu")
-    monkeypatch.setattr(ort_gpu, "_CUDA", "CPUExecutionProvider")
+    monkeypatch.setattr(ort_gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(ort_gpu, "CUDA_PROVIDER", "CPUExecutionProvider")
     monkeypatch.setattr(ort_gpu, "cuda_options", lambda precision: {})
 
 
@@ -58,7 +57,7 @@ def expected(tiny_bundle: Path, images: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
-def test_bound_memory_holds_the_signatures(
+def test_the_bound_memory_holds_the_signatures(
     count: int, opened: Callable[[], ort_gpu.OrtGpuEngine], images: np.ndarray, expected: np.ndarray
 ) -> None:
     engine = opened()
@@ -73,7 +72,7 @@ def test_bound_memory_holds_the_signatures(
         engine(images[:1])
 
 
-def test_where_signatures_depend_on_the_batch_every_batch_is_the_same(
+def test_if_signatures_depend_on_the_batch_every_batch_has_one_size(
     opened: Callable[[], ort_gpu.OrtGpuEngine], images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = onnxruntime.InferenceSession.run_with_iobinding
@@ -94,7 +93,7 @@ def test_where_signatures_depend_on_the_batch_every_batch_is_the_same(
     assert set(sizes) == {2}
 
 
-def test_two_profiles_of_one_runtime_are_measured_as_two(here: None, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_two_profiles_of_one_runtime_are_two_subjects(here: None, tiny_bundle: Path, tmp_path: Path) -> None:
     names = ["cuda", "cuda:latency"]
     with subjects.opened([str(tiny_bundle)], names, [], Settings(), [], tmp_path) as found:
         assert [subject.about.name for subject in found] == ["cuda fp32", "cuda:latency fp32"]
@@ -105,7 +104,7 @@ def test_two_profiles_of_one_runtime_are_measured_as_two(here: None, tiny_bundle
 def test_a_session_that_fell_back_to_the_cpu_is_an_error(
     name: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """What this build of ONNX Runtime does for want of the provider, and the other for want of a library."""
+    """The CPU's build falls back because it lacks the provider, the GPU's build if a library is missing."""
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path))
     monkeypatch.setattr(ort_gpu, "require", lambda runtime: None)
     monkeypatch.setattr(ort_gpu, "probe", lambda: GPU)
@@ -123,13 +122,13 @@ def test_a_session_that_fell_back_to_the_cpu_is_an_error(
 
 
 @pytest.mark.parametrize("name", ["cuda", "ort-tensorrt"])
-def test_with_no_driver_it_is_not_opened(name: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_it_does_not_open(name: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdmf_deploy.hardware.gpu.LIBRARY", "libno-such-driver.so.1")
     with pytest.raises(RuntimeUnavailable, match=rf"runtime '{name}': there is no NVIDIA driver"):
         open_engine(name, Bundle.open(tiny_bundle))
 
 
-def test_a_graph_that_cannot_be_loaded_is_one_line(here: None, bundle_copy: Path) -> None:
+def test_a_graph_that_cannot_be_loaded_is_an_error_of_one_line(here: None, bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
     (bundle_copy / MODEL).write_bytes(b"not a graph")
     with pytest.raises(BundleError, match=r"model\.onnx: onnxruntime .* cannot load it on cuda") as failure:
@@ -144,15 +143,15 @@ def key(**changes: Any) -> EngineKey:
         version="1.31.1 10.16.1.11",
         compute_capability="8.9",
         gpu=GPU.name,
-        profile=profile_key(load_profile()),
+        profile=load_profile().key,
         flags=(),
         platform="Linux x86_64",
     )
     return msgspec.structs.replace(whole, **changes)
 
 
-def test_every_option_is_one_of_the_providers() -> None:
-    """Those that onnxruntime-gpu 1.31.1 reads; it refuses others."""
+def test_every_option_is_known_to_its_provider() -> None:
+    """The providers refuse others. The list is that of onnxruntime-gpu 1.31.1."""
     known = {provider: set(names) for provider, names in json.loads(NAMES.read_text()).items()}
     given = ort_gpu.tensorrt_options(key(), load_profile(), (3, 56, 56))
     assert given.keys() <= known["TensorrtExecutionProvider"]
@@ -160,25 +159,23 @@ def test_every_option_is_one_of_the_providers() -> None:
     assert all(isinstance(value, str) for value in given.values())
 
 
-def test_tensorrt_is_told_no_precision_and_where_its_caches_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorrt_gets_no_precision_and_folders_for_its_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path))
     given = ort_gpu.tensorrt_options(key(), load_profile(), (3, 56, 56))
     assert {given[f"trt_{precision}_enable"] for precision in ("fp16", "bf16", "int8")} == {"0"}
-    assert given["trt_profile_max_shapes"] == f"{tracing.INPUT}:32x3x56x56"
+    assert given["trt_profile_max_shapes"] == f"{INPUT}:32x3x56x56"
     for cache in ("engine", "timing"):
         assert given[f"trt_{cache}_cache_enable"] == "1"
         assert Path(given[f"trt_{cache}_cache_path"]).is_relative_to(tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"model": "1" * 64}, {"version": "1.31.1 10.13"}, {"gpu": "another"}])
-def test_its_engines_lie_in_a_folder_of_their_key(change: dict[str, Any]) -> None:
+def test_every_key_has_a_folder_of_its_own(change: dict[str, Any]) -> None:
     ours, theirs = (ort_gpu.tensorrt_options(one, load_profile(), (3, 56, 56)) for one in (key(), key(**change)))
     assert ours["trt_engine_cache_path"] != theirs["trt_engine_cache_path"]
 
 
-def test_too_little_memory_is_one_line(
+def test_too_little_memory_is_an_error_of_one_line(
     opened: Callable[[], ort_gpu.OrtGpuEngine], images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, text = opened(), "BFCArena: Failed to allocate memory\nfor requested buffer of size 602112"
@@ -196,5 +193,5 @@ def test_too_little_memory_is_one_line(
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("int8", "0"), ("fp16", "1")])
-def test_tf32_only_where_it_loses_nothing(precision: str, tf32: str) -> None:
+def test_tf32_is_used_only_where_it_loses_nothing(precision: str, tf32: str) -> None:
     assert ort_gpu.cuda_options(precision)["use_tf32"] == tf32

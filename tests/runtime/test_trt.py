@@ -1,4 +1,4 @@
-"""The TensorRT engine: on a pretended GPU here, against ONNX Runtime; on a real one in test_engines.py."""
+"""The TensorRT engine on a pretended GPU, against ONNX Runtime. See test_on_a_gpu.py for a real one."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.cli import app
 from mdmf_deploy.errors import EngineError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.hardware.memory import device_view, host_view
-from mdmf_deploy.runtime import open_engine, trt
-from mdmf_deploy.runtime.building import obtain as inspecting
+from mdmf_deploy.runtime import open_engine
+from mdmf_deploy.runtime.building.obtain import deserialise
 from mdmf_deploy.runtime.ort import OrtEngine
+from mdmf_deploy.runtime.trt import TensorRtEngine
 
 PROFILE = 'summary = "For tests."\nworkspace_mib = 64\n[batch]\nmin = {}\nopt = {}\nmax = {}\n'
 
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostTensorRt:
-    """A machine with a GPU and TensorRT 11, neither of them real."""
+    """Pretend a machine with a GPU and TensorRT 11."""
     device = HostDevice(lambda source, options: {})
     made = HostTensorRt(device)
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "tensorrt", made)
-    monkeypatch.setattr(trt, "open_device", lambda: device)
-    monkeypatch.setattr(trt, "require", lambda runtime: None)
-    monkeypatch.setattr(inspecting, "probe", lambda: device.gpu)
+    monkeypatch.setattr("mdmf_deploy.runtime.trt.open_device", lambda: device)
+    monkeypatch.setattr("mdmf_deploy.runtime.trt.require", lambda runtime: None)
+    monkeypatch.setattr("mdmf_deploy.runtime.building.obtain.probe", lambda: device.gpu)
     return made
 
 
@@ -51,10 +52,10 @@ def expected(tiny_bundle: Path, images: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def opened(tiny_bundle: Path, tmp_path: Path) -> Callable[..., trt.TensorRtEngine]:
-    """Opens the tiny bundle with a profile of these batches."""
+def opened(tiny_bundle: Path, tmp_path: Path) -> Callable[..., TensorRtEngine]:
+    """A function that opens the tiny bundle with a profile of given batches."""
 
-    def open_with(least: int = 1, opt: int = 2, most: int = 4) -> trt.TensorRtEngine:
+    def open_with(least: int = 1, opt: int = 2, most: int = 4) -> TensorRtEngine:
         path = tmp_path / f"of{least}to{most}.toml"
         path.write_text(PROFILE.format(least, opt, most))
         return open_engine(f"tensorrt:{path}", Bundle.open(tiny_bundle))
@@ -63,9 +64,9 @@ def opened(tiny_bundle: Path, tmp_path: Path) -> Callable[..., trt.TensorRtEngin
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11])
-def test_it_signs_any_number_of_images(
+def test_it_takes_any_number_of_images(
     count: int,
-    opened: Callable[..., trt.TensorRtEngine],
+    opened: Callable[..., TensorRtEngine],
     library: HostTensorRt,
     images: np.ndarray,
     expected: np.ndarray,
@@ -73,13 +74,13 @@ def test_it_signs_any_number_of_images(
     engine = opened()
     np.testing.assert_array_equal(engine(images[:count]), expected[:count])
     assert max(library.batches) == 4
-    # Again, in memory that has been used.
+    # The memory has been used by now.
     np.testing.assert_array_equal(engine(images[11 - count :]), expected[11 - count :])
     engine.close()
 
 
-def test_a_batch_above_the_profiles_largest_is_split_and_said_once(
-    opened: Callable[..., trt.TensorRtEngine],
+def test_a_batch_above_the_profiles_max_is_split_and_reported_once(
+    opened: Callable[..., TensorRtEngine],
     library: HostTensorRt,
     images: np.ndarray,
     capsys: pytest.CaptureFixture[str],
@@ -90,14 +91,14 @@ def test_a_batch_above_the_profiles_largest_is_split_and_said_once(
     for _ in range(2):
         engine(images[:9])
     assert library.batches == [4, 4, 1] * 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "batches of 9 images are run 4 at a time" in said
-    assert "mdmf build --profile" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "batches of 9 images are run 4 at a time" in message
+    assert "mdmf build --profile" in message
 
 
-def test_a_batch_below_the_profiles_smallest_is_padded(
-    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, images: np.ndarray, expected: np.ndarray
+def test_a_batch_below_the_profiles_min_is_padded(
+    opened: Callable[..., TensorRtEngine], library: HostTensorRt, images: np.ndarray, expected: np.ndarray
 ) -> None:
     engine = opened(3, 3, 4)
     library.batches.clear()
@@ -105,8 +106,8 @@ def test_a_batch_below_the_profiles_smallest_is_padded(
     assert library.batches == [4, 3]
 
 
-def test_where_signatures_depend_on_the_batch_every_batch_is_the_same(
-    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, images: np.ndarray
+def test_if_signatures_depend_on_the_batch_every_batch_has_one_size(
+    opened: Callable[..., TensorRtEngine], library: HostTensorRt, images: np.ndarray
 ) -> None:
     library.drift = 1e-3
     engine = opened()
@@ -118,8 +119,8 @@ def test_where_signatures_depend_on_the_batch_every_batch_is_the_same(
     assert set(library.batches) == {2}
 
 
-def test_on_the_device_nothing_has_to_have_run(
-    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, images: np.ndarray, expected: np.ndarray
+def test_a_result_on_the_device_is_ready_after_its_stream(
+    opened: Callable[..., TensorRtEngine], library: HostTensorRt, images: np.ndarray, expected: np.ndarray
 ) -> None:
     engine = opened()
     for count in (3, 9):
@@ -127,16 +128,16 @@ def test_on_the_device_nothing_has_to_have_run(
         view = device_view(made)
         assert view.shape == (count, 4, 8)
         assert made.stream == view.stream
-        # Whoever takes it orders himself after its stream.
+        # A consumer waits for its stream.
         library.device.streams[view.stream].synchronize()
         extracted = host_view(view.pointer, int(np.prod(view.shape)) * 4).view(np.float32).reshape(view.shape)
         np.testing.assert_array_equal(extracted, expected[:count])
 
 
 def test_batches_follow_each_other_without_waiting(
-    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, images: np.ndarray, expected: np.ndarray
+    opened: Callable[..., TensorRtEngine], library: HostTensorRt, images: np.ndarray, expected: np.ndarray
 ) -> None:
-    """Whoever reads them does so on a stream of his own, and lets the engine's wait until he has."""
+    """A consumer reads them on its own stream, and lets the engine's stream wait until it has."""
     engine, device = opened(), library.device
     mine, made, read = device.stream(), device.event(), device.event()
     counts = [3, 4, 1, 9, 2, 2, 4]
@@ -157,8 +158,8 @@ def test_batches_follow_each_other_without_waiting(
         np.testing.assert_array_equal(extracted, expected[11 - count :])
 
 
-def test_a_batch_comes_in_while_the_last_two_are_in_work(
-    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, images: np.ndarray
+def test_a_batch_is_copied_in_while_the_engine_works_on_two(
+    opened: Callable[..., TensorRtEngine], library: HostTensorRt, images: np.ndarray
 ) -> None:
     engine = opened()
     stream = library.device.streams[engine.on_device(images[:2]).stream]
@@ -169,7 +170,7 @@ def test_a_batch_comes_in_while_the_last_two_are_in_work(
 
 
 def test_the_caller_owns_the_result_and_the_images(
-    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, images: np.ndarray, expected: np.ndarray
+    opened: Callable[..., TensorRtEngine], library: HostTensorRt, images: np.ndarray, expected: np.ndarray
 ) -> None:
     engine = opened()
     given = images[::2].copy()
@@ -181,7 +182,7 @@ def test_the_caller_owns_the_result_and_the_images(
     assert engine(images[:0]).shape == (0, 4, 8)
 
 
-def test_closing_gives_all_memory_back(opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt) -> None:
+def test_closing_frees_all_memory(opened: Callable[..., TensorRtEngine], library: HostTensorRt) -> None:
     engine = opened()
     assert library.device.allocated
     engine.close()
@@ -189,16 +190,16 @@ def test_closing_gives_all_memory_back(opened: Callable[..., trt.TensorRtEngine]
     given = [len(stream.given) for stream in library.device.streams.values()]
     with pytest.raises(AttributeError):
         engine(np.zeros((1, 3, 56, 56), np.float32))
-    # Its memory, which is no more, was not copied from or to.
+    # No copy used its freed memory.
     assert [len(stream.given) for stream in library.device.streams.values()] == given
 
 
 def test_the_engine_is_built_once(
-    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, capsys: pytest.CaptureFixture[str]
+    opened: Callable[..., TensorRtEngine], library: HostTensorRt, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened().close()
-    said = capsys.readouterr().err
-    assert "tensorrt: there is no engine yet; building for a pretended GPU, profile of1to4" in said
+    message = capsys.readouterr().err
+    assert "tensorrt: there is no engine yet; building for a pretended GPU, profile of1to4" in message
     opened().close()
     assert library.built == 1
     assert capsys.readouterr().err == ""
@@ -206,24 +207,24 @@ def test_the_engine_is_built_once(
     assert library.built == 2
 
 
-def test_what_the_engine_tells_is_kept_beside_it(
-    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, tmp_path: Path
+def test_the_inspectors_report_is_kept_beside_the_plan(
+    opened: Callable[..., TensorRtEngine], library: HostTensorRt, tmp_path: Path
 ) -> None:
     opened().close()
     (layers,) = (tmp_path / "cache").rglob("*.layers.json")
     assert json.loads(layers.read_text())["Layers"][2] == "named by a string"
     (card,) = (path for path in (tmp_path / "cache").rglob("*.json") if path != layers)
-    told = json.loads(card.read_text())
-    assert (told["layers"], told["fused_attention"]) == (3, 1)
-    assert told["inputs"] == [{"name": "images", "shape": [-1, 3, 56, 56], "type": "FLOAT"}]
-    assert told["key"]["gpu"] == "a pretended GPU"
-    layers.write_text("told once")
+    about = json.loads(card.read_text())
+    assert (about["layers"], about["fused_attention"]) == (3, 1)
+    assert about["inputs"] == [{"name": "images", "shape": [-1, 3, 56, 56], "type": "FLOAT"}]
+    assert about["key"]["gpu"] == "a pretended GPU"
+    layers.write_text("reported once")
     opened().close()
-    assert layers.read_text() == "told once"
+    assert layers.read_text() == "reported once"
 
 
 def test_a_plan_that_was_cut_short_is_built_again(
-    opened: Callable[..., trt.TensorRtEngine],
+    opened: Callable[..., TensorRtEngine],
     library: HostTensorRt,
     tmp_path: Path,
     images: np.ndarray,
@@ -236,24 +237,24 @@ def test_a_plan_that_was_cut_short_is_built_again(
     capsys.readouterr()
     np.testing.assert_array_equal(opened()(images), expected)
     assert library.built == 2
-    said = capsys.readouterr().err
-    assert f"{plan} is damaged: " in said
-    assert "building" in said
+    message = capsys.readouterr().err
+    assert f"{plan} is damaged: " in message
+    assert "building" in message
 
 
-def test_a_plan_of_another_gpu_is_not_taken(
-    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, capsys: pytest.CaptureFixture[str]
+def test_a_plan_of_another_gpu_is_not_used(
+    opened: Callable[..., TensorRtEngine], library: HostTensorRt, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened().close()
     library.device.gpu = replace(library.device.gpu, name="another GPU")
     capsys.readouterr()
     opened().close()
     assert library.built == 2
-    assert "the engine at hand is another: gpu a pretended GPU in place of another GPU" in capsys.readouterr().err
+    assert "the closest engine differs: gpu a pretended GPU in place of another GPU" in capsys.readouterr().err
 
 
 def test_a_plan_that_does_not_load_is_built_once_more(
-    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, capsys: pytest.CaptureFixture[str]
+    opened: Callable[..., TensorRtEngine], library: HostTensorRt, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened().close()
     library.refusals = 1
@@ -265,8 +266,8 @@ def test_a_plan_that_does_not_load_is_built_once_more(
         opened()
 
 
-def test_too_little_memory_says_how_much_and_what_to_lower(
-    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt
+def test_too_little_memory_is_reported_with_its_size_and_a_remedy(
+    opened: Callable[..., TensorRtEngine], library: HostTensorRt
 ) -> None:
     library.full = True
     with pytest.raises(OutOfMemory, match=r"a pretended GPU: .* 3\.0 MiB .* --runtime tensorrt:latency"):
@@ -275,7 +276,7 @@ def test_too_little_memory_says_how_much_and_what_to_lower(
 
 @pytest.mark.parametrize(("version", "flags"), [("10.13.3.9", 2), ("10.16.1.11", 2), ("11.4.0.106", 0)])
 def test_networks_are_strongly_typed_in_every_version(
-    version: str, flags: int, opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, tmp_path: Path
+    version: str, flags: int, opened: Callable[..., TensorRtEngine], library: HostTensorRt, tmp_path: Path
 ) -> None:
     library.__version__ = version
     opened().close()
@@ -287,7 +288,7 @@ def test_networks_are_strongly_typed_in_every_version(
 
 
 def test_timings_are_kept_and_those_of_another_gpu_refused(
-    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt, tmp_path: Path
+    opened: Callable[..., TensorRtEngine], library: HostTensorRt, tmp_path: Path
 ) -> None:
     opened().close()
     (cache,) = (tmp_path / "cache").rglob("*.cache")
@@ -300,7 +301,7 @@ def test_timings_are_kept_and_those_of_another_gpu_refused(
     assert cache.read_bytes() == b"timed,"
 
 
-def test_a_graph_that_it_does_not_take_is_one_line(bundle_copy: Path, library: HostTensorRt) -> None:
+def test_a_graph_that_does_not_parse_is_an_error_of_one_line(bundle_copy: Path, library: HostTensorRt) -> None:
     bundle = Bundle.open(bundle_copy)
     (bundle_copy / MODEL).write_bytes(b"not a graph")
     with pytest.raises(EngineError, match=r"model\.onnx: tensorrt 11\.4\.0\.106 cannot parse it \(it is no graph\)"):
@@ -308,10 +309,10 @@ def test_a_graph_that_it_does_not_take_is_one_line(bundle_copy: Path, library: H
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "rtx"])
-def test_with_no_driver_the_library_is_not_touched(
+def test_without_a_driver_the_library_is_not_touched(
     name: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would end the process where it could raise."""
+    """The library would end the process."""
     monkeypatch.setattr("mdmf_deploy.hardware.gpu.LIBRARY", "libno-such-driver.so.1")
     touched = HostTensorRt(HostDevice(lambda source, options: {}))
     monkeypatch.setattr(touched, "Runtime", lambda log: pytest.fail("touched without a driver"), raising=False)
@@ -320,11 +321,11 @@ def test_with_no_driver_the_library_is_not_touched(
     ):
         open_engine(name, Bundle.open(tiny_bundle))
     with pytest.raises(RuntimeUnavailable, match="there is no NVIDIA driver"):
-        inspecting.deserialise(touched, b"")
+        deserialise(touched, b"")
 
 
-def test_the_record_names_the_gpu_its_driver_and_the_library(
-    opened: Callable[..., trt.TensorRtEngine], library: HostTensorRt
+def test_the_environment_names_the_gpu_its_driver_and_the_library(
+    opened: Callable[..., TensorRtEngine], library: HostTensorRt
 ) -> None:
     assert opened().environment == {
         "gpu": "a pretended GPU",
@@ -350,9 +351,7 @@ def test_verification_holds_on_the_gpu_it_was_made_on(
     assert not Bundle.open(bundle_copy).covers("tensorrt", "fp32")
 
 
-def test_build_tells_what_the_engine_is(
-    tiny_bundle: Path, library: HostTensorRt, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_build_describes_the_engine(tiny_bundle: Path, library: HostTensorRt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdmf_deploy.runtime.needs.require", lambda runtime: None)
     monkeypatch.setattr("mdmf_deploy.hardware.gpu.probe", lambda: library.device.gpu)
     built = CliRunner().invoke(app, ["build", str(tiny_bundle), "--profile", "latency"])
@@ -366,7 +365,7 @@ def test_build_tells_what_the_engine_is(
     assert library.built == 2
 
 
-def test_auto_takes_it_where_it_is_verified_and_faster(
+def test_auto_chooses_it_where_it_is_verified_and_faster(
     bundle_copy: Path, library: HostTensorRt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = Bundle.open(bundle_copy)

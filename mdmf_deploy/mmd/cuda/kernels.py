@@ -34,7 +34,7 @@ VERSIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 # Oldest compute capability for each kernel: matrix products in tf32 and bf16 came with 8.0.
 _OLDEST = 75
 _OLDEST_TENSOR = {"fp16": 75, "tf32": 80, "bf16": 80}
-# As LIMIT in common.cuh: no sum of products overflows, and fp16 holds nothing larger.
+# The same as LIMIT in common.cuh: no sum of products overflows, and fp16 holds nothing larger.
 _LIMITS = {"fp32": 2.0**56, "tf32": 2.0**56, "fp16": 65504.0, "bf16": 2.0**56}
 _BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 # Slices of a bank: enough for one image to occupy a large GPU. A long bank has more, so that no slice has more points

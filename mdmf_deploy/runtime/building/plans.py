@@ -1,22 +1,105 @@
-"""Plans on disk: each beside a card that says what it is; one that does not match its card or its key is not loaded."""
+"""Plans: the request for one, the key it is kept under, and its files in the cache.
+
+A plan is a serialised engine. It lies beside a card, a JSON file that describes it. A plan that does not match its card
+or its key is not loaded.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.files import cache_folder, write_to_cache
+from mdmf_deploy.runtime.building.flavours import Flavour, builder_flags, dotted
 from mdmf_deploy.runtime.building.profiles import Profile
 
 _KIND = "engines"
 
 
+class EngineKey(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that an engine depends on.
+
+    model: Manifest.model_sha256.
+    library, version: "tensorrt", "tensorrt_rtx" or "onnxruntime", and its version.
+    compute_capability: like "8.9".
+    gpu: the GPU's name, or "" if the engine fits every GPU of its compute capability.
+    profile: Profile.key, with batch, workspace_mib and level.
+    flags: the builder's flags.
+    platform: operating system and processor, like "Linux x86_64".
+    """
+
+    model: str
+    library: str
+    version: str
+    compute_capability: str
+    gpu: str
+    profile: dict[str, Any]
+    flags: tuple[str, ...]
+    platform: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the key's canonical JSON, in hex."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+    def differences(self, other: EngineKey) -> list[str]:
+        """Describe each field in which another key differs. The list is empty for an equal key."""
+        mine, theirs = msgspec.to_builtins(self), msgspec.to_builtins(other)
+        return [
+            f"{name} {theirs[name] or 'none'} in place of {mine[name]}" for name in mine if mine[name] != theirs[name]
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """An engine to build or to find in the cache.
+
+    bundle: the source of the graph and its precision.
+    flavour, library: TensorRT or TensorRT-RTX, and its imported module.
+    profile: the batches to build for.
+    capability: the compute capability to build for, (major, minor).
+    gpu: the name of the GPU to build on and for. Portable flavours ignore it.
+    """
+
+    bundle: Bundle
+    flavour: Flavour
+    library: Any
+    profile: Profile
+    capability: tuple[int, int]
+    gpu: str = ""
+
+    @property
+    def precision(self) -> str:
+        """The precision of the bundle's graph."""
+        return self.bundle.manifest.model.precision
+
+    @property
+    def key(self) -> EngineKey:
+        """The key of the engine."""
+        return EngineKey(
+            model=self.bundle.manifest.model_sha256,
+            library=self.flavour.module,
+            version=str(self.library.__version__),
+            compute_capability=dotted(self.capability),
+            gpu="" if self.flavour.portable else self.gpu,
+            profile=self.profile.key,
+            flags=builder_flags(self.flavour, self.library, self.precision),
+            platform=this_platform(),
+        )
+
+
 class Tensor(msgspec.Struct, frozen=True, kw_only=True):
-    """An input or output.  shape: -1 for the batch.  type: as the library names it, "FLOAT" for float32."""
+    """An input or output of an engine.
+
+    shape: -1 stands for the batch.
+    type: the library's name for it, like "FLOAT" for float32.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -26,8 +109,11 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
 class PlanCard(msgspec.Struct, frozen=True, kw_only=True):
     """The JSON beside a plan.
 
-    sha256, size: of the plan.  inputs, outputs: of the network.  layers, fused_attention: of the engine, how many
-    in all, and how many are whole attention blocks in one kernel; None where the builder did not tell.
+    profile: the profile's name.
+    sha256, size: of the plan's bytes.
+    inputs, outputs: of the network.
+    layers: the number of layers in the engine, or None if the builder did not report it.
+    fused_attention: how many of these layers are a whole attention block in one kernel, or None.
     """
 
     key: EngineKey
@@ -42,31 +128,36 @@ class PlanCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(NamedTuple):
-    """A plan that has matched its card and key.  data: what TensorRT calls a serialised engine."""
+    """A plan that matches its card and its key. data: the serialised engine."""
 
     path: Path
     data: bytes
     card: PlanCard
 
 
+def this_platform() -> str:
+    """Return the operating system and processor, like "Linux x86_64"."""
+    return f"{platform.system()} {platform.machine()}"
+
+
 def plan_path(key: EngineKey) -> Path:
-    """Where a plan of this key lies, or would: <library>-<model>-<key>.plan in the cache folder."""
+    """Return the path of this key's plan, existing or not: <library>-<model>-<key>.plan in the cache folder."""
     return cache_folder(_KIND) / f"{_stem(key)}-{key.digest[:24]}.plan"
 
 
 def timing_path(key: EngineKey) -> Path:
-    """Where the builder's timings lie: they hold for every model on this GPU, with this library and these flags."""
+    """Return the path of the builder's timings. They serve every model on this GPU, with this library and flags."""
     parts = (key.library, key.version, key.compute_capability, key.gpu, key.platform, *key.flags)
     return cache_folder(_KIND) / f"timing-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}.cache"
 
 
 def layers_path(plan: Path) -> Path:
-    """Where the engine inspector's JSON lies."""
+    """Return the path of the engine inspector's JSON for a plan."""
     return plan.with_suffix(".layers.json")
 
 
 def find(key: EngineKey) -> Plan | str:
-    """The plan of this key, or why there is none to load."""
+    """Return the plan of this key, or the reason why there is none to load."""
     path = plan_path(key)
     try:
         card = msgspec.json.decode(_card_path(path).read_bytes(), type=PlanCard)
@@ -76,7 +167,7 @@ def find(key: EngineKey) -> Plan | str:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         return f"{path} cannot be read ({error})"
     if differences := key.differences(card.key):
-        return f"{path} is another engine's: {', '.join(differences)}"
+        return f"{path} belongs to another engine: {', '.join(differences)}"
     if hashlib.sha256(data).hexdigest() != card.sha256:
         short = f"{len(data)} bytes, expected {card.size}" if len(data) != card.size else "its hash is not its card's"
         return f"{path} is damaged: {short}"
@@ -84,9 +175,9 @@ def find(key: EngineKey) -> Plan | str:
 
 
 def keep(card: PlanCard, data: bytes) -> Plan:
-    """Write a plan and its card, the card last, each whole or not at all."""
+    """Write a plan and then its card, each atomically."""
     path = plan_path(card.key)
-    # What was told of an earlier plan of this key does not hold for this one.
+    # The inspector's JSON of an earlier plan does not describe this one.
     layers_path(path).unlink(missing_ok=True)
     write_to_cache(path, data)
     _write_card(path, card)
@@ -94,13 +185,13 @@ def keep(card: PlanCard, data: bytes) -> Plan:
 
 
 def amend(plan: Plan, card: PlanCard) -> Plan:
-    """Write what has become known of a plan into its card."""
+    """Replace a plan's card by one that knows more."""
     _write_card(plan.path, card)
     return plan._replace(card=card)
 
 
 def _closest(key: EngineKey) -> str:
-    """That there is no plan, and what the plan of this model that differs least was made for."""
+    """Report that there is no plan, and how the most similar plan of this model differs."""
     apart: list[list[str]] = []
     for path in cache_folder(_KIND).glob(f"{_stem(key)}-*.json"):
         try:
@@ -110,7 +201,7 @@ def _closest(key: EngineKey) -> str:
         if card.key != key:
             apart.append(key.differences(card.key))
     closest: list[str] = min(apart, key=len, default=[])
-    return f"the engine at hand is another: {', '.join(closest)}" if closest else "there is no engine yet"
+    return f"the closest engine differs: {', '.join(closest)}" if closest else "there is no engine yet"
 
 
 def _stem(key: EngineKey) -> str:
@@ -123,43 +214,3 @@ def _card_path(plan: Path) -> Path:
 
 def _write_card(path: Path, card: PlanCard) -> None:
     write_to_cache(_card_path(path), msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n")
-
-
-class EngineKey(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan was, or is to be, built from and for.
-
-    model: Manifest.model_sha256.  library, version: "tensorrt" or "tensorrt_rtx", and which.
-    compute_capability: as "8.9".  gpu: the GPU's name, "" where the plan is for any GPU of its compute capability.
-    profile: what counts of it (batch, workspace_mib, level).  flags: how the builder was told to build.
-    platform: operating system and processor, as "Linux x86_64".
-    """
-
-    model: str
-    library: str
-    version: str
-    compute_capability: str
-    gpu: str
-    profile: dict[str, Any]
-    flags: tuple[str, ...]
-    platform: str
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, hex, over the canonical JSON of all of it."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
-
-    def differences(self, other: EngineKey) -> list[str]:
-        """What another plan has that this one has not, in words; none for the same key."""
-        mine, theirs = msgspec.to_builtins(self), msgspec.to_builtins(other)
-        return [
-            f"{name} {theirs[name] or 'none'} in place of {mine[name]}" for name in mine if mine[name] != theirs[name]
-        ]
-
-
-def profile_key(profile: Profile) -> dict[str, Any]:
-    """Of a profile, what makes engines differ: all but its name and its summary."""
-    return {name: part for name, part in msgspec.to_builtins(profile).items() if name not in ("name", "summary")}
-
-
-def this_platform() -> str:
-    return f"{platform.system()} {platform.machine()}"

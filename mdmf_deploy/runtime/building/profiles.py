@@ -1,9 +1,10 @@
-"""Build profiles: which batches an engine is made for, and what building may cost (engines/profiles/*.toml)."""
+"""Build profiles: the batches an engine is built for, and the cost of building it (engines/profiles/*.toml)."""
 
 from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -13,8 +14,8 @@ from mdmf_deploy.files import room
 DEFAULT = "default"
 
 
-class Batch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Images in a batch.  opt: the number it is made fastest for; any from min to max can be run."""
+class BatchRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The batch sizes an engine runs, in images: any from min to max. It is fastest at opt."""
 
     min: int = 1
     opt: int
@@ -26,14 +27,17 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One profile.
+    """One build profile.
 
-    workspace_mib: most GPU memory that one layer may use for itself, in MiB.  level: how long building may search, 0 to
-    5, as TensorRT counts (its default is 3).  name: the file's, without .toml.
+    summary: one line on what it is for.
+    batch: the batch sizes.
+    workspace_mib: the most GPU memory that one layer may use for itself, in MiB.
+    level: TensorRT's optimisation level, 0 to 5. A higher one searches longer. TensorRT's own default is 3.
+    name: the file's name without .toml.
     """
 
     summary: str
-    batch: Batch
+    batch: BatchRange
     workspace_mib: int
     level: int = 3
     name: str = ""
@@ -42,16 +46,21 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.workspace_mib < 1 or not 0 <= self.level <= 5:
             raise ValueError("expected workspace_mib from 1 and level from 0 to 5")
 
+    @property
+    def key(self) -> dict[str, Any]:
+        """The part of the profile that changes an engine: all but its name and summary."""
+        return {field: part for field, part in msgspec.to_builtins(self).items() if field not in ("name", "summary")}
+
 
 def profile_names() -> list[str]:
-    """Names of the profiles that come with the package, sorted."""
+    """Return the names of the profiles in the package, sorted."""
     return sorted(path.stem for path in (room("engines") / "profiles").glob("*.toml"))
 
 
 def load_profile(name_or_path: str | Path = DEFAULT) -> Profile:
     """Read a profile by its name ("default") or from a TOML file.
 
-    Raises ProfileError naming the file, the place and what was expected there.
+    Raises ProfileError naming the file, the place in it and what was expected there.
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":

@@ -1,4 +1,4 @@
-"""What TensorRT-RTX alone has: the compute capability that an engine is for, which TensorRT takes from its GPU."""
+"""The part of the API that only TensorRT-RTX has: an engine's compute capability. TensorRT takes it from its GPU."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def capabilities(library: Any) -> list[tuple[int, int]]:
-    """The compute capabilities that this version of the library builds for."""
+    """Return the compute capabilities that this version of the library builds for."""
     names = [name for name in library.ComputeCapability.__members__ if name.startswith("SM")]
     return [(int(name[2:-1]), int(name[-1])) for name in names]
 
 
-def aim_at(library: Any, config: tensorrt_rtx.IBuilderConfig, capability: tuple[int, int]) -> None:
-    """Build for this compute capability.  Raises UsageError if this version of the library does not know it."""
+def set_capability(library: Any, config: tensorrt_rtx.IBuilderConfig, capability: tuple[int, int]) -> None:
+    """Build for this compute capability. Raises UsageError if this version of the library does not know it."""
     known = capabilities(library)
     if capability not in known:
         raise UsageError(

@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.manifest import BANK, MODEL, MODEL_DATA, FileEntry
 from mdmf_deploy.bundle.recipe import Precision
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.images import decode
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks.benchmark.results import Configuration, Settings
 
@@ -137,11 +135,8 @@ def _write_graph(bundle: Bundle, precision: Precision, paths: Sequence[Path], gr
         to_fp16(bundle.model_path, graph)
         return
     from mdmf_deploy.tasks.export.int8 import quantise
+    from mdmf_deploy.tasks.export.ladder import center_crops
     from mdmf_deploy.tasks.export.precision import save_graph
 
-    preprocessing = bundle.manifest.preprocessing
-    crops = [
-        decode.center_crop(decode.decode(decode.read(path)).pixels, preprocessing.crop).pixels
-        for path in paths[:_RANGE_IMAGES]
-    ]
-    save_graph(quantise(bundle.model_path, decode.normalise(np.concatenate(crops), preprocessing)), graph, precision)
+    crops = center_crops(paths[:_RANGE_IMAGES], bundle.manifest.preprocessing)
+    save_graph(quantise(bundle.model_path, crops), graph, precision)

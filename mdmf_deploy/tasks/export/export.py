@@ -21,11 +21,9 @@ from mdmf_deploy.bundle.recipe import Precision, Recipe
 from mdmf_deploy.errors import GateFailed, ImageError, UsageError
 from mdmf_deploy.images.decode import decoder_version, read
 from mdmf_deploy.model.checkpoints import load_source, source_sha256
-from mdmf_deploy.model.engine import TorchEngine
-from mdmf_deploy.model.pfs import MdmfModel
-from mdmf_deploy.runtime import installed, open_engine
+from mdmf_deploy.model.pfs import MdmfModel, TorchEngine
+from mdmf_deploy.runtime import images_per_second, installed, open_engine
 from mdmf_deploy.runtime.ort import OrtEngine
-from mdmf_deploy.runtime.speed import images_per_second
 from mdmf_deploy.tasks.bank.build import BankReport
 from mdmf_deploy.tasks.export.ladder import Candidate, Ladder
 from mdmf_deploy.tasks.export.trace import trace

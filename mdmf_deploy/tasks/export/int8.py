@@ -20,7 +20,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from mdmf_deploy.bundle.manifest import INPUT
 from mdmf_deploy.errors import QuantisationError, RuntimeUnavailable, install
-from mdmf_deploy.runtime.telemetry import unreported
+from mdmf_deploy.runtime import without_telemetry
 from mdmf_deploy.tasks.export.precision import save_graph, silence
 
 # NNCF's defaults are 0.95, and ranges from the mean of the images' extremes. An unusual image exceeds such a range, and
@@ -86,7 +86,7 @@ def import_nncf() -> ModuleType:
     """
     logger_class = logging.getLoggerClass()
     try:
-        with silence(), unreported():
+        with silence(), without_telemetry():
             import nncf
             import nncf.onnx.quantization.quantize_model
             import nncf.quantization.range_estimator

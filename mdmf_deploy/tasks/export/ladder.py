@@ -21,7 +21,8 @@ from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, FileEntry, Manifest, Refusal, Verification
 from mdmf_deploy.bundle.recipe import Precision, Preprocessing
 from mdmf_deploy.errors import ImageError, QuantisationError
-from mdmf_deploy.images.decode import center_crop, decode, normalise, read
+from mdmf_deploy.images.crops import center_crop, normalise
+from mdmf_deploy.images.decode import decode, read
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.runtime import Engine
 from mdmf_deploy.runtime.ort import OrtEngine

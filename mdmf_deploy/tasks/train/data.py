@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mdmf_deploy.bundle.recipe import Part, Preprocessing, Split, Training, part_of
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.images.decode import center_crop, decode, normalise, read
+from mdmf_deploy.images.crops import center_crop, normalise
+from mdmf_deploy.images.decode import decode, read
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.files import atomic_file
-from mdmf_deploy.images.decode import decode, normalise, read
+from mdmf_deploy.images.crops import normalise
+from mdmf_deploy.images.decode import decode, read
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.data import LabelledImage, TrainingBatch, Window, center_crops
 

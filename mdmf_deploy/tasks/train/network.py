@@ -43,7 +43,7 @@ class TrainingNet(nn.Module):
         sigma = self.detector.log_sigma.exp()
         if self.frozen:
             with torch.autocast(batch.device.type, enabled=False):
-                return self.detector.head.extract(batch.float()), None, sigma
+                return self.detector.head.signatures(batch.float()), None, sigma
         tokens = self.detector.backbone(batch)
         logits: Tensor | None = None
         if self.classifier is not None:

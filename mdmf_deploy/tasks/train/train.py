@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import CheckpointError, UsageError
-from mdmf_deploy.images.decode import normalise
-from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_backbone, save_detector
+from mdmf_deploy.images.crops import normalise
+from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_backbone, save_model
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.data import (
     Batches,
@@ -125,7 +125,7 @@ def fit(
     if team.is_main_process:
         write_csv(folder / _HISTORY, history)
         write_plot(folder / "history.png", history, f"{recipe.name}: {recipe.training.objective} objective")
-        save_detector(checkpoint, trained, {"recipe": recipe.name, "data_sha256": dataset.hash()})
+        save_model(checkpoint, trained, {"recipe": recipe.name, "data_sha256": dataset.hash()})
     return checkpoint
 
 
@@ -174,7 +174,7 @@ def _on_features(run: TrainingRun, dataset: Dataset, detector: MdmfModel, log: L
     def extract(current: MdmfModel, features: NDArray[np.generic]) -> NDArray[np.float32]:
         device = next(current.parameters()).device
         tensor = torch.from_numpy(np.asarray(features, np.float32)).to(device)
-        signatures: NDArray[np.float32] = current.head.extract(tensor).float().cpu().numpy()
+        signatures: NDArray[np.float32] = current.head.signatures(tensor).float().cpu().numpy()
         return signatures
 
     batches = FeatureBatches(

@@ -14,7 +14,7 @@ from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import file_sha256
 from mdmf_deploy.runtime.building.plans import PlanCard
-from mdmf_deploy.runtime.building.profiles import Batch
+from mdmf_deploy.runtime.building.profiles import BatchRange
 from mdmf_deploy.tasks.triton.graphs import IMAGES, SIGNATURES
 
 ServingDevice = Literal["cpu", "gpu"]
@@ -111,12 +111,12 @@ def check_plan(plan: Path, bundle: Bundle, most: int) -> PlanCard:
     return card
 
 
-def _card(plan: Path) -> tuple[PlanCard, Batch]:
+def _card(plan: Path) -> tuple[PlanCard, BatchRange]:
     beside = plan.with_suffix(".json")
     try:
         sha256 = file_sha256(plan)
         card = msgspec.json.decode(beside.read_bytes(), type=PlanCard)
-        batch = msgspec.convert(card.key.profile.get("batch"), Batch)
+        batch = msgspec.convert(card.key.profile.get("batch"), BatchRange)
     except OSError as error:
         missing = error.filename or plan
         raise UsageError(

@@ -1,8 +1,9 @@
-"""The builder, with TensorRT-RTX, on the tiny model: what it tells, what it shows, how it fails and how it is ended."""
+"""The builder with TensorRT-RTX, on the tiny model: its results, progress, failures and interruption."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ from helpers.libraries import needed
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.errors import EngineError, UsageError
-from mdmf_deploy.runtime.building import compile as compiling
-from mdmf_deploy.runtime.building.compile import fused, new_log, new_monitor
-from mdmf_deploy.runtime.building.flavours import RTX, allows_tf32, capability, flags, set_flags
-from mdmf_deploy.runtime.building.obtain import names, obtain
-from mdmf_deploy.runtime.building.profiles import Batch, Profile
+from mdmf_deploy.runtime.building.compile import count_fused_attention, new_log, new_monitor
+from mdmf_deploy.runtime.building.flavours import RTX, allows_tf32, builder_flags, parse_capability, set_flags
+from mdmf_deploy.runtime.building.obtain import layer_names, obtain
+from mdmf_deploy.runtime.building.plans import BuildRequest
+from mdmf_deploy.runtime.building.profiles import BatchRange, Profile
 
 library = needed("tensorrt_rtx")
 
-SMALL = Profile(summary="For tests.", batch=Batch(opt=2, max=4), workspace_mib=64, name="small")
+SMALL = Profile(summary="For tests.", batch=BatchRange(opt=2, max=4), workspace_mib=64, name="small")
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +29,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path / "cache"))
 
 
+def requested(bundle: Path, capability: tuple[int, int] = (8, 9), gpu: str = "") -> BuildRequest:
+    return BuildRequest(Bundle.open(bundle), RTX, library, SMALL, capability, gpu)
+
+
 class Bars:
-    """Of rich.progress.Progress, what a monitor uses."""
+    """The part of rich.progress.Progress that a monitor uses."""
 
     def __init__(self, interrupt_at: int | None = None) -> None:
         self.steps, self.open, self.seen = 0, {}, []
@@ -51,9 +56,7 @@ class Bars:
 
 
 def shown_by(bars: Bars, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Builds show their progress on these bars from now on; the monitors are returned."""
-    from contextlib import contextmanager
-
+    """Let builds show their progress on these bars. Return the list to which each build adds its monitor."""
     monitors: list[Any] = []
 
     @contextmanager
@@ -61,14 +64,14 @@ def shown_by(bars: Bars, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         monitors.append(new_monitor(library, bars))
         yield monitors[-1]
 
-    monkeypatch.setattr(compiling, "shown_progress", show)
+    monkeypatch.setattr("mdmf_deploy.runtime.building.compile.shown_progress", show)
     return monitors
 
 
-def test_every_phase_of_the_builder_is_a_bar_and_goes(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_phase_of_the_builder_is_a_bar_while_it_lasts(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bars = Bars()
     shown_by(bars, monkeypatch)
-    obtain(Bundle.open(tiny_bundle), RTX, library, SMALL, (8, 9), "", lambda text: None)
+    obtain(requested(tiny_bundle), lambda text: None)
     assert "Building engine" in bars.seen
     assert bars.steps > 10
     assert bars.open == {}
@@ -80,83 +83,72 @@ def test_an_interrupted_build_ends_at_its_next_step_and_keeps_nothing(
     bars = Bars(interrupt_at=3)
     shown_by(bars, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        obtain(Bundle.open(tiny_bundle), RTX, library, SMALL, (8, 9), "", lambda text: None)
+        obtain(requested(tiny_bundle), lambda text: None)
     assert bars.steps < 10
     assert not [*(tmp_path / "cache").rglob("*.plan")]
 
 
-def test_where_there_is_no_terminal_nothing_is_shown(
+def test_without_a_terminal_nothing_is_shown(
     tiny_bundle: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
-    said: list[str] = []
-    obtain(Bundle.open(tiny_bundle), RTX, library, SMALL, (8, 9), "", said.append)
-    assert said == ["rtx: there is no engine yet; building for compute capability 8.9, profile small"]
+    lines: list[str] = []
+    obtain(requested(tiny_bundle), lines.append)
+    assert lines == ["rtx: there is no engine yet; building for compute capability 8.9, profile small"]
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_plan_is_built_once_and_again_when_asked(tiny_bundle: Path) -> None:
-    bundle, said = Bundle.open(tiny_bundle), []
-    first = obtain(bundle, RTX, library, SMALL, (8, 9), "NVIDIA GeForce RTX 4090", said.append)
+    lines: list[str] = []
+    first = obtain(requested(tiny_bundle, gpu="NVIDIA GeForce RTX 4090"), lines.append)
     assert first.card.key.gpu == ""
-    assert obtain(bundle, RTX, library, SMALL, (8, 9), "NVIDIA RTX 4000 Ada", said.append) == first
-    assert len(said) == 1
-    obtain(bundle, RTX, library, SMALL, (8, 9), "", said.append, again=True)
-    assert "asked to build again" in said[1]
-    obtain(bundle, RTX, library, SMALL, (12, 0), "", said.append)
-    assert "the engine at hand is another: compute_capability 8.9 in place of 12.0" in said[2]
+    assert obtain(requested(tiny_bundle, gpu="NVIDIA RTX 4000 Ada"), lines.append) == first
+    assert len(lines) == 1
+    obtain(requested(tiny_bundle), lines.append, again=True)
+    assert "asked to build again" in lines[1]
+    obtain(requested(tiny_bundle, (12, 0)), lines.append)
+    assert "the closest engine differs: compute_capability 8.9 in place of 12.0" in lines[2]
 
 
-def test_a_graph_that_does_not_parse_is_one_line(bundle_copy: Path) -> None:
-    bundle = Bundle.open(bundle_copy)
+def test_a_graph_that_does_not_parse_is_an_error_of_one_line(bundle_copy: Path) -> None:
+    request = requested(bundle_copy)
     (bundle_copy / MODEL).write_bytes(b"not a graph")
     with pytest.raises(
         EngineError, match=r"model\.onnx: tensorrt_rtx .* cannot parse it \(.*Failed to parse"
     ) as failure:
-        obtain(bundle, RTX, library, SMALL, (8, 9), "", lambda text: None)
+        obtain(request, lambda text: None)
     assert "\n" not in str(failure.value)
 
 
-def test_what_the_builder_cannot_do_is_told_in_its_own_words(tiny_bundle: Path) -> None:
+def test_a_build_that_fails_is_one_line_in_the_builders_own_words(tiny_bundle: Path) -> None:
     """RTX has no float32 products for Turing."""
-    with pytest.raises(EngineError, match=r"FP32 GEMM is not supported.* export the bundle in another precision"):
-        obtain(Bundle.open(tiny_bundle), RTX, library, SMALL, (7, 5), "", lambda text: None)
-
-
-def test_a_build_that_fails_is_one_line(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_few(builder: Any, network: Any, profile: Profile) -> Any:
-        """Shapes that are not the graph's."""
-        shapes = builder.create_optimization_profile()
-        shapes.set_shape("images", *[(count, 3, 14, 14) for count in (1, 2, 4)])
-        return shapes
-
-    monkeypatch.setattr(compiling, "_shapes", too_few)
-    with pytest.raises(EngineError, match=r"cannot build it \(.+\); free memory") as failure:
-        obtain(Bundle.open(tiny_bundle), RTX, library, SMALL, (8, 9), "", lambda text: None)
+    words = r"cannot build it \(.*FP32 GEMM is not supported.*\); free memory .* export the bundle in another precision"
+    with pytest.raises(EngineError, match=words) as failure:
+        obtain(requested(tiny_bundle, (7, 5)), lambda text: None)
     assert "\n" not in str(failure.value)
 
 
 def test_an_unknown_compute_capability_names_the_known_ones(tiny_bundle: Path) -> None:
     with pytest.raises(UsageError, match=r"does not build for compute capability 9\.0; it knows 7\.5, .*tensorrt"):
-        obtain(Bundle.open(tiny_bundle), RTX, library, SMALL, (9, 0), "", lambda text: None)
+        obtain(requested(tiny_bundle, (9, 0)), lambda text: None)
 
 
 @pytest.mark.parametrize(("text", "pair"), [("8.9", (8, 9)), ("89", (8, 9)), ("12.0", (12, 0)), ("120", (12, 0))])
-def test_compute_capabilities_are_read(text: str, pair: tuple[int, int]) -> None:
-    assert capability(text) == pair
+def test_compute_capabilities_are_parsed(text: str, pair: tuple[int, int]) -> None:
+    assert parse_capability(text) == pair
 
 
 @pytest.mark.parametrize("text", ["", "ada", "8.", ".9", "sm_89", "8"])
-def test_other_texts_are_none(text: str) -> None:
+def test_another_text_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"give one as 8\.9"):
-        capability(text)
+        parse_capability(text)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_the_key_names_the_flags_that_are_set(precision: str) -> None:
     config = library.Builder(new_log(library)).create_builder_config()
     set_flags(library, config, precision)
-    named = flags(RTX, library, precision)
+    named = builder_flags(RTX, library, precision)
     for flag in ("TF32", "DISTRIBUTIVE_INDEPENDENCE"):
         assert config.get_flag(getattr(library.BuilderFlag, flag)) is (flag in named)
     assert allows_tf32(precision) is (precision == "fp16")
@@ -172,9 +164,9 @@ def test_the_log_keeps_errors_and_layers() -> None:
     )
     assert log.problems == ["one line"]
     assert log.layers == ["__myl_Fc_myl0_0", "_gemm_mha_v2_myl0_1"]
-    assert fused(log.layers) == 1
+    assert count_fused_attention(log.layers) == 1
 
 
-def test_the_inspectors_layers_have_names_whatever_it_tells() -> None:
-    assert names('{"Layers": [{"Name": "a", "LayerType": "kgen"}, "b", {}], "Bindings": []}') == ["a", "b", ""]
-    assert names("{}") == []
+def test_the_inspectors_report_may_lack_details_of_layers() -> None:
+    assert layer_names('{"Layers": [{"Name": "a", "LayerType": "kgen"}, "b", {}], "Bindings": []}') == ["a", "b", ""]
+    assert layer_names("{}") == []

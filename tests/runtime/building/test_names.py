@@ -1,7 +1,7 @@
-"""Every TensorRT name that the code uses is one of the real bindings', of versions that cannot be installed here.
+"""Every TensorRT name in the code exists in the real bindings, of versions that cannot be installed here.
 
-names/ lists what the bindings of TensorRT 10.16.1 and 11.4.0 export.  The names in use are read from the source: the
-module is always called `library` there, and what it makes is annotated, as `config: trt.IBuilderConfig`.
+names/ lists what the bindings of TensorRT 10.16.1 and 11.4.0 export. The names in use are read from the source. There
+the module is always called `library`, and objects it makes are annotated, like `config: trt.IBuilderConfig`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import mdmf_deploy
 
 PACKAGE = Path(mdmf_deploy.__file__).parent
 NAMES = Path(__file__).parent / "names"
-# These touch TensorRT; what runtime/building/rtx.py uses is RTX's alone.
+# The modules that use TensorRT. Only RTX has the names in runtime/building/rtx.py.
 SHARED = [*(path for path in sorted((PACKAGE / "runtime" / "building").glob("*.py")) if path.stem != "rtx")]
 SHARED.append(PACKAGE / "runtime" / "trt.py")
 LIBRARY = "library"
 OURS = {"__version__"}
 
 Known = Callable[[str, str | None], bool]
-"""Whether there is a class (or function) of this name, with a member of this one."""
+"""Return whether a class (or function) of this name exists, with this member."""
 
 
 def used_in(source: str) -> set[tuple[str, str | None]]:
-    """(class, member) of every use, (class, None) where the class itself is meant."""
+    """Return (class, member) for every use of a member, and (class, None) for every use of a class itself."""
     uses: set[tuple[str, str | None]] = set()
     for function in [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.ClassDef)]:
         types = dict(_annotated(function))
@@ -39,11 +39,11 @@ def used_in(source: str) -> set[tuple[str, str | None]]:
                 continue
             value = node.value
             if isinstance(value, ast.Call) and _owner(value.func, types):
-                # Nobody could say of what class it is.
+                # Its class is unknown.
                 raise AssertionError(f"line {node.lineno}: annotate what {ast.unparse(value)} is before using it")
-            if isinstance(value, ast.Name) and value.id == LIBRARY:
+            if _is_library(value):
                 uses.add((node.attr, None))
-            elif isinstance(value, ast.Attribute) and ast.unparse(value.value) == LIBRARY:
+            elif isinstance(value, ast.Attribute) and _is_library(value.value):
                 uses.add((value.attr, node.attr))
             elif ast.unparse(value) in types:
                 uses.add((types[ast.unparse(value)], node.attr))
@@ -52,7 +52,7 @@ def used_in(source: str) -> set[tuple[str, str | None]]:
 
 
 def _annotated(function: ast.AST) -> Iterator[tuple[str, str]]:
-    """Variable, argument or attribute -> the class of the library that it is annotated with."""
+    """Yield each annotated variable, argument or attribute, and its class in the library."""
     for node in ast.walk(function):
         if isinstance(node, ast.arg):
             name, annotation = node.arg, node.annotation
@@ -64,12 +64,18 @@ def _annotated(function: ast.AST) -> Iterator[tuple[str, str]]:
             yield name, annotation.attr
 
 
+def _is_library(value: ast.expr) -> bool:
+    """Return whether an expression is the module: `library`, `request.library` or `self._library`."""
+    name = value.id if isinstance(value, ast.Name) else value.attr if isinstance(value, ast.Attribute) else ""
+    return name.lstrip("_") == LIBRARY
+
+
 def _owner(function: ast.expr, types: dict[str, str]) -> bool:
-    return isinstance(function, ast.Attribute) and ast.unparse(function.value) in (LIBRARY, *types)
+    return isinstance(function, ast.Attribute) and (_is_library(function.value) or ast.unparse(function.value) in types)
 
 
 def _refuse_unannotated(function: ast.AST, types: dict[str, str]) -> None:
-    """What the library returns is annotated where attributes of it are used."""
+    """Raise AssertionError where the library returns an object whose attributes are used without an annotation."""
     made = {
         ast.unparse(node.targets[0])
         for node in ast.walk(function)
@@ -84,7 +90,7 @@ def listed(version: str) -> Known:
     names = json.loads((NAMES / f"tensorrt-{version}.json").read_text(encoding="utf-8"))
 
     def known(name: str, member: str | None) -> bool:
-        # Of classes whose members are not listed, RTX's are the best there is to compare with.
+        # The lists lack the members of some classes. The test with RTX covers those.
         members = names["classes"].get(name)
         return name in names["module"] and (member is None or members is None or member in members)
 
@@ -105,7 +111,7 @@ def test_every_name_is_in_the_bindings(known: Known) -> None:
     assert sorted(use for use in in_use() if not known(*use)) == []
 
 
-def test_what_only_rtx_has_is_in_rtx() -> None:
+def test_the_names_in_rtx_exist_in_rtx() -> None:
     uses = used_in((PACKAGE / "runtime" / "building" / "rtx.py").read_text(encoding="utf-8"))
     assert ("IBuilderConfig", "num_compute_capabilities") in uses
     assert [use for use in uses if not installed(*use)] == []
@@ -129,11 +135,13 @@ def test_the_names_are_found() -> None:
     [
         ("library.BuilderFlag.FP16", ("BuilderFlag", "FP16")),
         ("library.IInt8Calibrator", ("IInt8Calibrator", None)),
+        ("self._library.IInt8Calibrator", ("IInt8Calibrator", None)),
+        ("request.library.BuilderFlag.FP16", ("BuilderFlag", "FP16")),
         ("config.int8_calibrator = None", ("IBuilderConfig", "int8_calibrator")),
         ("self._engine.device_memory_size", ("ICudaEngine", "device_memory_size")),
     ],
 )
-def test_a_name_that_a_version_lacks_is_found(line: str, use: tuple[str, str | None]) -> None:
+def test_a_name_that_a_version_lacks_is_reported(line: str, use: tuple[str, str | None]) -> None:
     source = f"def build(library, config: trt.IBuilderConfig):\n self._engine: trt.ICudaEngine = make()\n {line}\n"
     assert use in used_in(source)
     assert listed("10.16.1")(*use)
@@ -143,6 +151,6 @@ def test_a_name_that_a_version_lacks_is_found(line: str, use: tuple[str, str | N
 @pytest.mark.parametrize(
     "line", ["config.get_timing_cache().serialize()", "cache = config.get_timing_cache(); cache.x"]
 )
-def test_what_no_annotation_tells_is_refused(line: str) -> None:
+def test_an_object_without_annotation_is_refused(line: str) -> None:
     with pytest.raises(AssertionError, match="annotate"):
         used_in(f"def build(library, config: trt.IBuilderConfig):\n {line}\n")

@@ -1,7 +1,8 @@
-"""Keys and plans on disk: none is taken for what it is not."""
+"""Keys, and plans on disk: none is taken for another."""
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,8 @@ from helpers import handmade
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, FileEntry
 from mdmf_deploy.runtime.building.flavours import RTX, TENSORRT, Flavour
-from mdmf_deploy.runtime.building.obtain import key_for
 from mdmf_deploy.runtime.building.plans import (
+    BuildRequest,
     EngineKey,
     Plan,
     PlanCard,
@@ -23,7 +24,6 @@ from mdmf_deploy.runtime.building.plans import (
     keep,
     layers_path,
     plan_path,
-    profile_key,
     timing_path,
 )
 from mdmf_deploy.runtime.building.profiles import load_profile
@@ -34,18 +34,18 @@ KEY = EngineKey(
     version="11.4.0.106",
     compute_capability="8.9",
     gpu="NVIDIA GeForce RTX 4090",
-    profile=profile_key(load_profile()),
+    profile=load_profile().key,
     flags=("DISTRIBUTIVE_INDEPENDENCE",),
     platform="Linux x86_64",
 )
-# One other value of each part.
+# Another value of each field.
 OTHERS = {
     "model": "b" * 64,
     "library": "tensorrt_rtx",
     "version": "10.16.1.11",
     "compute_capability": "9.0",
     "gpu": "NVIDIA H100 PCIe",
-    "profile": profile_key(load_profile("latency")),
+    "profile": load_profile("latency").key,
     "flags": ("TF32", "DISTRIBUTIVE_INDEPENDENCE"),
     "platform": "Linux aarch64",
 }
@@ -58,8 +58,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def card(key: EngineKey = KEY) -> PlanCard:
-    import hashlib
-
     return PlanCard(
         key=key,
         profile="default",
@@ -73,13 +71,20 @@ def card(key: EngineKey = KEY) -> PlanCard:
     )
 
 
+def test_the_keys_digest_never_changes() -> None:
+    """Plans in users' caches are found by it."""
+    profile = {"batch": {"min": 1, "opt": 8, "max": 32}, "workspace_mib": 2048, "level": 3}
+    digest = "ac417500af655192f9f03eba05865eec9da001b168a0ed60b130f362b7f37bc4"
+    assert msgspec.structs.replace(KEY, profile=profile).digest == digest
+
+
 def test_a_plan_reads_back() -> None:
     kept = keep(card(), DATA)
     assert find(KEY) == kept
     assert isinstance(kept, Plan)
 
 
-def test_every_part_of_the_key_is_tried() -> None:
+def test_the_tests_cover_every_field_of_the_key() -> None:
     assert OTHERS.keys() == set(EngineKey.__struct_fields__)
 
 
@@ -93,14 +98,14 @@ def test_a_plan_is_not_found_under_another_key(part: str) -> None:
 
 @pytest.mark.parametrize("part", OTHERS)
 def test_a_plan_under_a_name_that_is_not_its_own_is_refused(part: str) -> None:
-    """As when somebody copies a cache together from two machines."""
+    """This happens when the caches of two machines are copied together."""
     other = msgspec.structs.replace(KEY, **{part: OTHERS[part]})
     kept = keep(card(), DATA)
     for suffix in (".plan", ".json"):
         kept.path.with_suffix(suffix).rename(plan_path(other).with_suffix(suffix))
-    said = find(other)
-    assert isinstance(said, str)
-    assert f"{part} {getattr(KEY, part)} in place of {OTHERS[part]}" in said
+    reason = find(other)
+    assert isinstance(reason, str)
+    assert f"{part} {getattr(KEY, part)} in place of {OTHERS[part]}" in reason
 
 
 @pytest.mark.parametrize(
@@ -111,28 +116,28 @@ def test_a_plan_under_a_name_that_is_not_its_own_is_refused(part: str) -> None:
 def test_a_damaged_plan_is_not_loaded(damage: bytes) -> None:
     kept = keep(card(), DATA)
     kept.path.write_bytes(damage)
-    said = find(KEY)
-    assert isinstance(said, str)
-    assert f"{kept.path} is damaged" in said
+    reason = find(KEY)
+    assert isinstance(reason, str)
+    assert f"{kept.path} is damaged" in reason
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"\xff", b'{"key": 1}'])
-def test_a_damaged_card_is_told(text: bytes) -> None:
+def test_a_damaged_card_is_reported(text: bytes) -> None:
     kept = keep(card(), DATA)
     kept.path.with_suffix(".json").write_bytes(text)
-    said = find(KEY)
-    assert isinstance(said, str)
-    assert "cannot be read" in said
+    reason = find(KEY)
+    assert isinstance(reason, str)
+    assert "cannot be read" in reason
 
 
 def test_without_a_plan_the_closest_one_is_named() -> None:
     assert find(KEY) == "there is no engine yet"
     keep(card(msgspec.structs.replace(KEY, gpu="NVIDIA T4", compute_capability="7.5", version="10.13")), DATA)
     keep(card(msgspec.structs.replace(KEY, version="10.16.1.11")), DATA)
-    assert find(KEY) == "the engine at hand is another: version 10.16.1.11 in place of 11.4.0.106"
+    assert find(KEY) == "the closest engine differs: version 10.16.1.11 in place of 11.4.0.106"
 
 
-def test_a_new_plan_forgets_what_was_told_of_the_old_one() -> None:
+def test_a_new_plan_removes_the_report_on_the_old_one() -> None:
     kept = keep(card(), DATA)
     layers_path(kept.path).write_text("{}")
     keep(card(), DATA)
@@ -144,12 +149,6 @@ def test_timings_are_shared_by_models_and_profiles_alone() -> None:
         return timing_path(msgspec.structs.replace(KEY, **{part: OTHERS[part]})) == timing_path(KEY)
 
     assert {part for part in OTHERS if shared(part)} == {"model", "profile"}
-
-
-def test_a_profiles_name_is_no_part_of_the_key() -> None:
-    profile = load_profile()
-    renamed = msgspec.structs.replace(profile, name="other", summary="The same under another name.")
-    assert profile_key(renamed) == profile_key(profile)
 
 
 def bundle(precision: str = "fp32", **hashes: str) -> Bundle:
@@ -167,7 +166,7 @@ def key(flavour: Flavour = TENSORRT, **changes: Any) -> EngineKey:
         "capability": (8, 9),
         "gpu": "NVIDIA L4",
     }
-    return key_for(flavour=flavour, **given | changes)
+    return BuildRequest(flavour=flavour, **given | changes).key
 
 
 @pytest.mark.parametrize(
@@ -182,13 +181,13 @@ def key(flavour: Flavour = TENSORRT, **changes: Any) -> EngineKey:
         ({"gpu": "NVIDIA GeForce RTX 4090"}, "gpu"),
     ],
 )
-def test_what_a_plan_depends_on_changes_its_key(change: dict[str, Any], part: str) -> None:
+def test_whatever_a_plan_depends_on_changes_its_key(change: dict[str, Any], part: str) -> None:
     assert key(**change).digest != key().digest
     (difference,) = key(**change).differences(key())
     assert difference.startswith(f"{part} ")
 
 
-def test_so_do_the_library_and_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_and_the_platform_change_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = key(), key(RTX)
     assert ours.library != theirs.library
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")

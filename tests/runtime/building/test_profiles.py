@@ -1,7 +1,10 @@
+"""Build profiles: those in engines/profiles, and a user's own."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mdmf_deploy.errors import ProfileError
@@ -17,11 +20,11 @@ def test_every_profile_of_the_package_reads() -> None:
         profile = load_profile(name)
         assert profile.name == name
         assert profile.summary
-    # `mdmf detect` gives this many at once.
+    # The batch size of `mdmf detect`.
     assert load_profile().batch.opt == 8
 
 
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_users_own_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(GOOD)
     profile = load_profile(path)
@@ -29,7 +32,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "reason"),
     [
         (GOOD.replace("max = 4", "max = 1"), "1 <= min <= opt <= max, got 1, 2, 1"),
         (GOOD.replace("min = 1", "min = 0"), "got 0, 2, 4"),
@@ -40,13 +43,19 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("[batch", "not valid TOML"),
     ],
 )
-def test_a_bad_profile_is_one_line_that_names_it(text: str, said: str, tmp_path: Path) -> None:
+def test_a_bad_profile_is_one_line_that_names_it(text: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(text)
-    with pytest.raises(ProfileError, match=said) as failure:
+    with pytest.raises(ProfileError, match=reason) as failure:
         load_profile(path)
     assert str(path) in str(failure.value)
     assert "\n" not in str(failure.value)
+
+
+def test_a_profiles_name_is_not_part_of_its_key() -> None:
+    profile = load_profile()
+    renamed = msgspec.structs.replace(profile, name="other", summary="The same under another name.")
+    assert renamed.key == profile.key
 
 
 def test_an_unknown_profile_names_the_known_ones(tmp_path: Path) -> None:

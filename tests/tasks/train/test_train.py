@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import CheckpointError, UsageError
-from mdmf_deploy.model.checkpoints import load_detector
+from mdmf_deploy.model.checkpoints import load_model
 from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.loop import STATE, Cadence
@@ -75,7 +75,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(
 
 
 def test_a_run_leaves_a_checkpoint_a_history_a_plot_and_the_split(training_folder: Path, whole: TrainingRun) -> None:
-    load_detector(whole.folder / CHECKPOINT, whole.recipe)
+    load_model(whole.folder / CHECKPOINT, whole.recipe)
     with (whole.folder / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == [str(step) for step in range(1, 7)]
