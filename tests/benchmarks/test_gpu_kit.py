@@ -100,7 +100,8 @@ def test_variants_compile(gpu: Any) -> None:
     needed("cuda.bindings.nvrtc")
     from mdmf_deploy.hardware.cubin import Nvrtc
 
-    kernel = Kernel("tensor", "fp16", 128)
+    # The narrowest kernel has the same lines as the others and compiles fastest.
+    kernel = Kernel("tensor", "fp16", 64)
     for variant in gpu.variants.VARIANTS.values():
         source = gpu.launcher.edited_source(kernel, variant.edits)
         assert Nvrtc()(source, kernel.options(90), 90)[:4] == b"\x7fELF"
