@@ -1,13 +1,14 @@
-"""Bank compression: what the error bound says, what other images show, and the points chosen beside plainer choices.
+"""Compress banks, and compare the error bound with the change on other images, and our points with plainer choices.
 
     python benchmarks/bank_compression.py [DATA] [--work DIR] [--rows 2000000]
 
-DATA: a folder with real/ and generated/. Of its real images, shuffled by a fixed seed, 420 make a bank with the
-starter's model (three crops each where they fit, else fewer), 135 calibrate it, and the rest, filled up with generated
-images to 500, are the other images, which neither has seen. That bundle is compressed to --max-error 0.005. Verdicts
-are compared, row for row, on all of DATA.
-Without DATA: the table on a mixture of Gaussians, at the median distance for a bandwidth.
---work keeps the signed bank from one run to the next. --rows: only a bank of so many rows on disk, and peak memory.
+DATA: a folder with real/ and generated/. Its real images are shuffled by a fixed seed. The first 420 make a bank with
+the starter's model, with three crops each where they fit, and the next 135 calibrate it. The rest, filled up with
+generated images to 500, are the other images. Neither the bank nor the calibration has seen them. That bundle is
+compressed to --max-error 0.005. Verdicts are compared, row for row, on all of DATA.
+Without DATA, the table is made on a mixture of Gaussians, with the median distance as its bandwidth.
+--work keeps the bank's signatures from one run to the next. --rows only compresses a bank of that many rows on disk,
+and reports peak memory.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def split(data: Path) -> Split:
 
 
 def exact_bundle(images: Split, path: Path) -> Bundle:
-    """The starter with the large bank, verified and calibrated."""
+    """Return the starter with the large bank, verified and calibrated."""
     if path.exists():
         return Bundle.open(path)
     starter = Bundle.open("starter")
@@ -79,7 +80,7 @@ def exact_bundle(images: Split, path: Path) -> Bundle:
 
 
 def calibrated(bundle: Bundle, images: Split, path: Path) -> Bundle:
-    """The bundle with thresholds from the calibration images, written to path."""
+    """Calibrate a bundle on the calibration images and write it to path."""
     engine = open_engine("onnxruntime", bundle)
     try:
         bundle = record(bundle, verify_probes(bundle, engine), destination=path)
@@ -94,7 +95,7 @@ def detected(bundle: Bundle, paths: list[Path]) -> list[Row]:
 
 
 def flips(before: list[Row], after: list[Row]) -> int:
-    """How many verdicts differ."""
+    """Count the verdicts that differ."""
     return sum(a.verdict != b.verdict for a, b in zip(before, after, strict=True))
 
 
@@ -103,7 +104,7 @@ def mmd(bank: Bank, signatures: Array) -> NDArray[np.float64]:
 
 
 def comparison(bank: Bank, others: Array, spread: float) -> str:
-    """One row a size and method: MMD(R, R') and the worst change over the other images, in spreads."""
+    """Return a table of MMD(R, R') and the worst change on other images, in spreads, for each size and method."""
     exact, rows = mmd(bank, others), []
     shuffled = np.random.default_rng(1).permutation(len(bank.signatures))
     for size in SIZES:
@@ -128,7 +129,7 @@ def comparison(bank: Bank, others: Array, spread: float) -> str:
             small = Bank(chosen, weights, bank.sigma, own, np.zeros(size, np.int32), bank.sources, bank.model_sha256)
             worst = np.abs(mmd(small, others) - exact).max()
             rows.append((size, name, percent(distance / spread), percent(worst / spread)))
-    return table(rows, ("points", "method", "certified change of MMD, % of spread", "worst seen, % of spread"))
+    return table(rows, ("points", "method", "bound on the change of MMD, % of spread", "worst seen, % of spread"))
 
 
 def percent(share: float) -> str:
@@ -155,7 +156,7 @@ def on_images(data: Path, work: Path) -> None:
     calibration = exact.calibration
     assert calibration is not None
     change = np.abs(scores[1] - scores[0]).max() / np.std(calibration.scores)
-    certified = report.max_mmd_change / spread
+    bound = report.max_mmd_change / spread
     print(
         f"{len(images.bank)} images made {report.of} signatures, in {built:.0f} s with the self term, verification and "
         f"calibration; {len(images.others)} other images\n"
@@ -166,12 +167,12 @@ def on_images(data: Path, work: Path) -> None:
                 (f"signatures kept of {report.of}", report.points, "", number(report.points / report.of)),
                 ("`compress_bundle(max_error=0.005)`", f"{seconds:.0f} s"),
                 (
-                    "certificate / spread of MMD",
-                    f"{certified:.5f}",
+                    "error bound / spread of MMD",
+                    f"{bound:.5f}",
                     f"at most {MAX_ERROR}",
-                    number(certified / MAX_ERROR),
+                    number(bound / MAX_ERROR),
                 ),
-                ("worst change of MMD / spread", f"{worst:.5f}", f"at most {certified:.5f}", number(worst / certified)),
+                ("worst change of MMD / spread", f"{worst:.5f}", f"at most {bound:.5f}", number(worst / bound)),
                 ("worst change of score / spread of scores", f"{change:.5f}"),
                 (f"verdicts that differ, of all {len(before)} images: thresholds carried over", flips(before, after)),
                 ("the same, calibrated anew on the same photographs", flips(before, again), "0"),
@@ -189,7 +190,7 @@ def on_images(data: Path, work: Path) -> None:
 
 
 def mixture(count: int, width: int, seed: int) -> Array:
-    """30 Gaussians, each wide in a few directions of its own."""
+    """Draw from 30 Gaussians, each wide in a few directions of its own."""
     shape, draw = np.random.default_rng(0), np.random.default_rng(seed)
     centres, directions = 0.5 * shape.standard_normal((30, width)), 0.6 * shape.standard_normal((30, 8, width))
     of = draw.integers(30, size=count)
@@ -215,7 +216,7 @@ def on_mixture() -> None:
         sources=(BankSource("mixture", "0" * 64),),
         model_sha256="0" * 64,
     )
-    # As an image is: patches about a point of their own, and more or less alike.
+    # Like the patches of an image: they lie around a point of their own and resemble each other.
     draw = np.random.default_rng(2)
     near = mixture(OTHERS, 128, 3)[:, None] + 0.3 * draw.standard_normal((OTHERS, 49, 128))
     others = near.astype(np.float32)
@@ -225,7 +226,7 @@ def on_mixture() -> None:
 
 
 def on_disk(rows: int, work: Path) -> None:
-    """A bank of so many rows, 16,384 distinct ones again and again, so that its self term is known exactly."""
+    """Compress a bank of that many rows. They repeat 16,384 distinct ones, so that the self term is known exactly."""
     distinct = mixture(16_384, 128, 1)
     sigma = median_distance(distinct)
     counts = np.full(len(distinct), rows // len(distinct)) + (np.arange(len(distinct)) < rows % len(distinct))
@@ -251,7 +252,7 @@ def on_disk(rows: int, work: Path) -> None:
 
 
 def write(path: Path, distinct: Array, rows: int, sigma: float, self_term: float) -> None:
-    """bank.safetensors, written in pieces."""
+    """Write bank.safetensors in pieces."""
     width, at, layout = distinct.shape[1], 0, {}
     for name, kind, shape, size in (
         ("signatures", "F32", [rows, width], 4 * rows * width),
@@ -280,8 +281,8 @@ def write(path: Path, distinct: Array, rows: int, sigma: float, self_term: float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", type=Path)
-    parser.add_argument("--work", type=Path, help="a folder for the signed bank; a temporary one without it")
-    parser.add_argument("--rows", type=int, help="a synthetic bank of so many rows on disk instead, say 2000000")
+    parser.add_argument("--work", type=Path, help="a folder to keep the large bank in; a temporary one by default")
+    parser.add_argument("--rows", type=int, help="compress a synthetic bank of this many rows on disk instead")
     arguments = parser.parse_args()
     header("onnxruntime")
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating timings, ratios of paired rounds, the machine in a line, Markdown tables."""
+"""Tools of the benchmarks: alternating timings, ratios of paired rounds, the machine in a line, Markdown tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from importlib import metadata
 
 import numpy as np
 
+from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.hardware.host import look_at_machine
 
 HEADINGS = ("what", "figure", "aim", "ratio")
@@ -19,7 +20,7 @@ HEADINGS = ("what", "figure", "aim", "ratio")
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """seconds: of every round, in order; round n of one timing ran beside round n of the others."""
+    """The seconds of every round, in order. Round n of one timing ran beside round n of the others."""
 
     seconds: tuple[float, ...]
 
@@ -43,7 +44,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """median of the rounds' own ratios, and their smallest and largest."""
+    """The median, smallest and largest of the rounds' own ratios."""
 
     median: float
     low: float
@@ -61,9 +62,10 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time every callable once a round, each round in another order, so that a busy moment hits all of them alike.
 
-    warmup: untimed rounds before.  repeats: calls that make up one time, for what takes microseconds.
-    Between two callables comes a pause: threads of OpenBLAS and OpenMP go on spinning for tens of milliseconds after
-    their work, and would take a core from whoever comes next.
+    warmup: untimed rounds before.
+    repeats: calls that make up one time, for work of microseconds.
+    There is a pause between two callables, because threads of OpenBLAS and OpenMP keep spinning for tens of
+    milliseconds after their work and would take a core from the next one.
     """
     names = list(work)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -82,13 +84,13 @@ def interleaved(
 
 
 def ratio(slower: Timing, faster: Timing) -> Ratio:
-    """How many times as long the first took, round by round: above 1 where the second is the faster."""
+    """Return how many times as long the first took, round by round. Above 1, the second is faster."""
     ratios = np.divide(slower.seconds, faster.seconds)
     return Ratio(float(np.median(ratios)), float(ratios.min()), float(ratios.max()))
 
 
 def machine(*packages: str) -> str:
-    """This machine, the versions of Python, NumPy and these packages, and how busy it is, in one line."""
+    """Describe this machine, its load, and the versions of Python, NumPy and these packages in one line."""
     m = look_at_machine()
     features = ", ".join(m.cpu_features)
     memory = "" if m.memory is None else f", {m.memory / 2**30:.0f} GiB"
@@ -103,7 +105,7 @@ def header(*packages: str) -> None:
 
 
 def table(rows: Iterable[Sequence[object]], headings: Sequence[str] = HEADINGS) -> str:
-    """Markdown; a row shorter than the headings is filled up with empty cells."""
+    """Return a Markdown table. Rows shorter than the headings are filled up with empty cells."""
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for row in rows:
         cells = [*map(str, row), *[""] * (len(headings) - len(row))]
@@ -112,20 +114,39 @@ def table(rows: Iterable[Sequence[object]], headings: Sequence[str] = HEADINGS) 
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent."""
+    """Format with three significant digits and without an exponent."""
     return f"{float(f'{value:.3g}'):.15g}"
 
 
 def ms(timing: Timing, share: float = 1.0) -> str:
-    """Median and range in milliseconds, each times `share` (say 1 / images)."""
+    """Format the median and range in milliseconds, each times `share` (say 1 / images)."""
     middle, low, high = (1e3 * share * value for value in (timing.median, timing.min, timing.max))
     return f"{number(middle)} ms ({number(low)} to {number(high)})"
 
 
 def per_second(timing: Timing, count: int) -> str:
-    """Median and range of `count` things a second."""
+    """Format the median and range of a rate: `count` things in each time."""
     middle, low, high = (count / value for value in (timing.median, timing.max, timing.min))
     return f"{number(middle)}/s ({number(low)} to {number(high)})"
+
+
+def random_bank(
+    points: int, width: int, *, generator: np.random.Generator | None = None, sigma: float | None = None
+) -> Bank:
+    """Draw normal signatures, (points, width), with the median distance as the bandwidth unless sigma is given.
+
+    The self term is made up: it takes hours at a million points, and every reduction only adds it.
+    """
+    generator = generator or np.random.default_rng(0)
+    return Bank(
+        signatures=generator.standard_normal((points, width), np.float32),
+        weights=np.full(points, 1 / points),
+        sigma=sigma or (2.0 * width) ** 0.5,
+        self_term=0.25,
+        source=np.zeros(points, np.int32),
+        sources=(BankSource("drawn", "0" * 64),),
+        model_sha256="0" * 64,
+    )
 
 
 def _version(package: str) -> str:

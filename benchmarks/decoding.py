@@ -1,11 +1,10 @@
-"""What a core spends on one image before the engine sees it, and whose pixels are whose.
+"""Time the work of one core on an image before the engine, and compare the pixels of several decoders.
 
     python benchmarks/decoding.py [DATA]
 
-DATA: a folder of photographs. Two files are made of them, JPEG of quality 92, 4:2:0: one of 0.5 megapixels (a photo
-resized) and one of 12 (4000 x 3000, photographs laid side by side at their own scale, since a magnified one would be
-smooth and cheap). Every decoder gets the same bytes, on one core, by turns; Pillow keeps its blocks of memory, as it
-may in `mdmf`.
+DATA: a folder of photographs. Two files are made of them, JPEG of quality 92, 4:2:0. One has 0.5 megapixels (a resized
+photograph). The other has 12 (4000 x 3000, photographs side by side at their own scale, since a magnified one would be
+smooth and cheap). Decoders take turns on one core and the same bytes. Pillow keeps its blocks of memory, as in `mdmf`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Does the exported graph of a large backbone still compute what PyTorch does?  One line a run.
+"""Compare the exported graph of a large backbone with PyTorch, in one line.
 
     python benchmarks/export_parity.py dinov2_vitl14
 
-Random weights, so that nothing needs downloading: truncated normal of deviation 0.02 for every matrix, token and
-position embedding, LayerScale 0.1, and a PFS head of He's deviation, so that signatures come out of order 1.  Four
-normal random images.  The exit code is 1 unless the largest |signature difference| is below 1e-4.
+Weights are random, so that nothing needs downloading: truncated normal of deviation 0.02 for every matrix, token and
+position embedding, LayerScale 0.1, and a PFS head of He's deviation, so that signatures are of order 1. The four images
+are normal random numbers. The exit code is 1 unless the largest |signature difference| is below 1e-4.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Peak memory of `mdmf detect` by the number of files: it must not grow with them.
+"""Measure the peak memory of `mdmf detect` for more and more files. It must not grow with them.
 
     python benchmarks/memory.py [DATA] [--files 1000 10000]
 
-DATA: a folder of images; hard links to them (copies, where links are not possible) make the folders. Every run is
-a process of its own, `mdmf detect FOLDER -o rows.jsonl`; peak: its largest resident set, as the system counted it.
+DATA: a folder of images. The inputs are hard links to them, or copies where links are not possible. Every run is a
+process of its own, `mdmf detect FOLDER -o rows.jsonl`. Its peak is the largest resident set that the system counted.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def fill(folder: Path, originals: list[Path], count: int) -> None:
 
 
 def run(inputs: Path, output: Path, runtime: str) -> tuple[float, float]:
-    """Seconds and megabytes."""
+    """Return seconds and megabytes."""
     command = [
         sys.executable,
         "-m",

@@ -1,6 +1,6 @@
-"""The reduction as other people would write it: signatures and a bank in, one squared MMD an image out.
+"""The reduction as others would write it on a CPU: signatures and a bank in, one squared MMD an image out.
 
-All of them are given what depends on the bank alone: its own term, and its points as float32 tensors.
+Each is given everything that depends on the bank alone: its self term, and its points as float32 tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Reduce = Callable[[Signatures], Scores]
 
 
 def reductions(bank: Bank) -> dict[str, Reduce]:
-    """name -> (B, N, d) to (B,)."""
+    """Return every peer by name. Each maps (B, N, d) to (B,)."""
     return {
         "NumPy, kernel matrix": numpy_matrix(bank),
         "scikit-learn, rbf_kernel": scikit_learn(bank),
@@ -97,7 +97,7 @@ def torch_batch(bank: Bank) -> Reduce:
 
 
 def pykeops(bank: Bank) -> Reduce:
-    with redirect_stdout(sys.stderr):  # it greets
+    with redirect_stdout(sys.stderr):  # pykeops prints a greeting
         import pykeops as keops
         from pykeops.torch import LazyTensor
 

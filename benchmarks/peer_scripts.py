@@ -1,7 +1,7 @@
-"""The detector as other people would write it: files in, scores out, each on the plain path of one library.
+"""The detector as others would write it: files in, scores out, each on the plain path of one library.
 
-All of them decode with Pillow, one file after the other, in batches of 32, and compare one image at a time with the
-whole bank through a kernel matrix; the bank's own term is given to them.
+Each decodes with Pillow, one file after the other, in batches of 32, and compares one image at a time with the whole
+bank through a kernel matrix. Each is given the bank's self term.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Peer = Callable[[Sequence[Path]], Scores]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One model, its bank and the graph made of it.  detector: None where its weights are not at hand."""
+    """One model, its bank and its exported graph. detector: None if its weights are not at hand."""
 
     detector: MdmfModel | None
     graph: Path
@@ -39,7 +39,7 @@ class Task:
 
 
 def peers(task: Task) -> dict[str, Peer]:
-    """name -> files to scores; those that need the weights are left out without them."""
+    """Return every peer by name. Without the model's weights, the peers that need them are left out."""
     found: dict[str, Peer] = {}
     if task.detector is not None:
         found["PyTorch script"] = on_torch(task.detector, task)
@@ -53,7 +53,7 @@ def peers(task: Task) -> dict[str, Peer]:
 
 
 class Crops(torch.utils.data.Dataset[Tensor]):
-    """What torchvision's CenterCrop, ToTensor and Normalize do."""
+    """Crop, scale and normalise like torchvision's CenterCrop, ToTensor and Normalize."""
 
     def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing) -> None:
         self.paths, self.size = paths, preprocessing.crop
@@ -72,7 +72,7 @@ class Crops(torch.utils.data.Dataset[Tensor]):
 
 
 def batches(paths: Sequence[Path], preprocessing: Preprocessing, workers: int = 0) -> Iterator[Tensor]:
-    """(B, 3, S, S) each."""
+    """Iterate over batches, (B, 3, S, S) each."""
     return iter(torch.utils.data.DataLoader(Crops(paths, preprocessing), BATCH, num_workers=workers))
 
 
@@ -96,7 +96,7 @@ def on_torch(model: Callable[[Tensor], Tensor], task: Task, workers: int = 0) ->
 
 
 class TransformersDetector(nn.Module):
-    """Dinov2Model with our weights and the PFS head behind it."""
+    """Transformers' Dinov2Model with our weights, followed by the PFS head."""
 
     def __init__(self, detector: MdmfModel, preprocessing: Preprocessing) -> None:
         from transformers import Dinov2Config, Dinov2Model
@@ -114,7 +114,7 @@ class TransformersDetector(nn.Module):
         )
         self.backbone = Dinov2Model(config)
         tensors = dict(detector.backbone.state_dict())
-        # The grid of this crop: transformers would resample the trained one in its own way.
+        # Resampled here for this crop, because transformers would resample the trained grid differently.
         tensors["pos_embed"] = detector.backbone.position_embedding(side, side).detach()
         self.backbone.load_state_dict(to_transformers(tensors))
         self.head, self.side = detector.head, side
@@ -127,7 +127,7 @@ class TransformersDetector(nn.Module):
 
 
 def to_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Official DINOv2 names -> those of transformers 5 in memory."""
+    """Rename official DINOv2 tensors to the names that transformers 5 uses in memory."""
     names = {
         "blocks.": "encoder.layer.",
         ".attn.proj.": ".attention.o_proj.",
@@ -165,7 +165,7 @@ def on_openvino(task: Task, settings: dict[str, Any]) -> Peer:
 
 
 def _on_graph(task: Task, run_graph: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Peer:
-    """A loop over batches, and the kernel matrix in NumPy."""
+    """Return a loop over batches, with the kernel matrix in NumPy."""
     bank = task.bank
     weights, norms = bank.weights.astype(np.float32), (bank.signatures**2).sum(1)
 
@@ -184,14 +184,14 @@ def _on_graph(task: Task, run_graph: Callable[[NDArray[np.float32]], NDArray[np.
 def numpy_kernel(
     a: NDArray[np.float32], b: NDArray[np.float32], b_norms: NDArray[np.float32], sigma: float
 ) -> NDArray[np.float32]:
-    """(n, d), (m, d), (m,) -> (n, m)."""
+    """Return kernel values: (n, d), (m, d), (m,) -> (n, m)."""
     squared = (a**2).sum(1)[:, None] + b_norms - 2 * a @ b.T
     matrix: NDArray[np.float32] = np.exp(squared / np.float32(-2 * sigma**2))
     return matrix
 
 
 def exact(task: Task, paths: Sequence[Path]) -> NDArray[np.float64]:
-    """The truth that all are held to: the whole chain in float64; without the weights, from the graph's signatures."""
+    """Return the scores of the whole chain in float64, or from the graph's signatures if there are no weights."""
     bank = task.bank
     if task.detector is None:
         session = onnxruntime.InferenceSession(task.graph)
@@ -204,7 +204,7 @@ def exact(task: Task, paths: Sequence[Path]) -> NDArray[np.float64]:
 
 
 def reference(signatures: NDArray[np.floating], bank: Bank) -> NDArray[np.float64]:
-    """(B, N, d) to (B,) in float64; by the GEMM identity, as direct differences would take minutes."""
+    """Reduce (B, N, d) to (B,) in float64, by the GEMM identity because direct differences would take minutes."""
     centre = bank.signatures.mean(0, dtype=np.float64)
     points = bank.signatures - centre
     norms = np.einsum("md,md->m", points, points)

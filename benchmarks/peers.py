@@ -1,13 +1,13 @@
-"""mdmf-deploy next to what else one would use, on the same images in one run: speed, and how exact the scores are.
+"""Compare mdmf-deploy with scripts on other libraries, on the same images in one run: speed, and exactness of scores.
 
     python benchmarks/peers.py DATA [--checkpoint RUN/checkpoint.safetensors] [--bundle FOLDER ...]
 
-DATA: a folder of images with real/ in it.  Two models: the first --bundle (by default the starter), whose weights for
-the PyTorch peers come from --checkpoint; and a ViT-S/14 with random weights and a bank of 65,536 (random_vits.py).
-End to end is from the names of files to scores, everything in memory and warm. Every reduction takes the same
-signatures. "times ours" is how long it takes next to the first row, the median of paired rounds with their range.
-"largest error" is the largest relative difference to scores computed in float64 throughout, and the same difference in
-standard deviations of the scores.
+DATA: a folder of images with real/ in it. There are two models. One is the first --bundle (by default the starter),
+whose weights for the PyTorch peers come from --checkpoint. The other is a ViT-S/14 with random weights and a bank of
+65,536 (random_vits.py). End to end means from the names of files to scores, with everything in memory and warm. Every
+reduction takes the same signatures. "times ours" is the time next to the first row, the median of paired rounds with
+their range. "largest error" is the largest relative difference from scores computed in float64 throughout, and the same
+difference in standard deviations of the scores.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COMPRESSED = 1024
 
 
 def ours(bundles: Sequence[Bundle], stack: ExitStack) -> dict[str, Peer]:
-    """The detector with every bundle on every runtime."""
+    """Open the detector with every bundle on every runtime."""
     found: dict[str, Peer] = {}
     for bundle in bundles:
         for runtime in installed():
@@ -60,7 +60,7 @@ def error(scores: Scores, truth: NDArray[np.float64]) -> str:
 
 
 def compare(work: Mapping[str, Callable[[], Scores]], count: int, truth: NDArray[np.float64], rounds: int) -> str:
-    """One table; the first of `work` is what the others are measured by."""
+    """Return one table. The others are measured against the first of `work`."""
     errors = {name: error(call(), truth) for name, call in work.items()}
     timings = interleaved(work, rounds, warmup=0)
     first = timings[next(iter(work))]
@@ -79,7 +79,7 @@ def end_to_end(task: Task, bundles: Sequence[Bundle], paths: Sequence[Path], rou
 
 
 def reduced(bank: Bank, compressed: Bank, rounds: int) -> str:
-    """The reductions on 8 images of signatures like the bank's."""
+    """Compare the reductions on 8 images of signatures like the bank's."""
     images, patches = 8, 49
     draw = np.random.default_rng(1).choice(len(bank.weights), (images, patches))
     noise = np.random.default_rng(2).standard_normal((images, patches, bank.signatures.shape[1]))
@@ -97,7 +97,7 @@ def reduced(bank: Bank, compressed: Bank, rounds: int) -> str:
 
 
 def mixed(folder: Path, count: int, size: int) -> list[Path]:
-    """Evenly over the folder's images, none smaller than the crop (the peers do not mirror)."""
+    """Choose images evenly from a folder. None is smaller than the crop, since the peers do not mirror."""
     paths = []
     for path in expand([str(folder)]).paths:
         with Image.open(path) as image:
@@ -109,9 +109,9 @@ def mixed(folder: Path, count: int, size: int) -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--bundle", action="append", help="an exact fp32 one first, then others of the same model")
-    parser.add_argument("--checkpoint", type=Path, help="of the first bundle; without it there are no PyTorch peers")
-    parser.add_argument("--work", type=Path, help="keep the ViT-S bundle here; by default it is made anew")
+    parser.add_argument("--bundle", action="append", help="an exact fp32 bundle first, then others of the same model")
+    parser.add_argument("--checkpoint", type=Path, help="of the first bundle; needed for the PyTorch peers")
+    parser.add_argument("--work", type=Path, help="a folder to keep the ViT-S bundle in; by default it is made anew")
     parser.add_argument("--images", type=int, default=64, help=f"for the first model; the ViT-S gets {FEW}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("starter", "vits", "reductions"))

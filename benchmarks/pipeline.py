@@ -1,12 +1,14 @@
-"""Does detection cost what the engine costs?  Each stage alone, all of them together, and which one is the limit.
+"""Compare the cost of detection with that of its engine: each stage alone, all together, and which one is the limit.
 
     python benchmarks/pipeline.py [DATA]
 
-DATA: a folder of photographs, of which JPEGs of 0.5 and 12 megapixels are made (synthetic_jpegs.py). Two bundles: the
-starter, whose engine is unusually cheap, and a ViT-S/14 with random weights (extra `export`; left out with --no-vits).
-Engine, decoding and reduction run alone with every core they can use, detection as `Detector.stream` runs it; by turns.
+DATA: a folder of photographs, from which JPEGs of 0.5 and 12 megapixels are made (synthetic_jpegs.py). There are two
+bundles: the starter, whose engine is unusually cheap, and a ViT-S/14 with random weights (extra `export`, left out with
+--no-vits). They take turns: engine, decoding and reduction alone with every core they can use, and detection as
+`Detector.stream` runs it.
 
-Bound: images/s if nothing were ever idle, 1 / (sum of the stages' times a whole machine): the stages share the cores.
+Bound: images/s if no core were ever idle, 1 / (sum of the stages' times on the whole machine), as stages share the
+cores.
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ AIM = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """paths: distinct files, given `repeats` times over.  rounds: of everything."""
+    """One size of JPEG.
+
+    paths: distinct files, each given `repeats` times.
+    rounds: of every stage.
+    """
 
     name: str
     paths: Sequence[Path]
@@ -53,7 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-vits", action="store_true")
     arguments = parser.parse_args()
-    Image.core.set_blocks_max(8)  # as `mdmf` does, by PILLOW_BLOCKS_MAX
+    Image.core.set_blocks_max(8)  # `mdmf` does the same by PILLOW_BLOCKS_MAX
     header("pillow", arguments.runtime)
     with tempfile.TemporaryDirectory() as folder:
         files = write_jpegs(Path(folder), arguments.data, small=64, large=8)

@@ -1,12 +1,15 @@
-"""What int8 gains and what it changes: runtimes and precisions beside each other, by speed and by decisions.
+"""Compare runtimes and precisions by speed and by decisions: the gain of int8, and the scores it changes.
 
     python benchmarks/precision.py DATA [RUN] [--all] [--images 100] [--ir]
 
-DATA: a folder with real/ and generated/.  RUN: the starter's training run, for its checkpoint and its list of training
-photographs; without it only the ViT-S/14 is measured, of random weights (random_vits.py).  Both are exported in fp32
-and int8, as `mdmf export` does it.  Speeds: engines alone, taking turns.  Changes: against PyTorch, on as many images
-of DATA as --images says, half of them real, or on all; verdicts at the 95th percentile of the real ones' scores.
---ir: also OpenVINO's own quantisation of the same graph, which no other runtime runs.
+DATA: a folder with real/ and generated/.
+RUN: the starter's training run, with its checkpoint and its list of training photographs. Without it, only a ViT-S/14
+with random weights is measured (random_vits.py).
+
+Both models are exported in fp32 and int8, as `mdmf export` does. Speeds are those of the engines alone, taking turns.
+Changes are against PyTorch, on --images images of DATA, half of them real, or on --all. Verdicts are taken at the 95th
+percentile of the real images' scores. --ir adds OpenVINO's own quantisation of the same graph, which no other runtime
+runs.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ HEADINGS = ("engine", "images/s, batch 8", "ratio", "batch 32", "ratio", "score 
 
 
 def spread_out(paths: Sequence[Path], count: int) -> list[Path]:
-    """`count` of the paths, evenly spaced; all of them if they are fewer, or if count is 0."""
+    """Choose `count` of the paths, evenly spaced, or all if there are fewer or count is 0."""
     if not count or len(paths) <= count:
         return list(paths)
     return [paths[place] for place in np.linspace(0, len(paths) - 1, count).round().astype(int)]
@@ -56,8 +59,8 @@ def log(text: str) -> None:
 
 
 def exported(make: Callable[[], MdmfModel], recipe: Recipe, reals: Sequence[Path], folder: Path) -> list[Bundle]:
-    """The model's fp32 and int8 bundles; fp32 alone where int8 is refused."""
-    # Its graph and any bank of its own are all that is wanted of the fp32 one.
+    """Export the model's fp32 and int8 bundles, or fp32 alone if int8 is refused."""
+    # The fp32 bundle only needs its graph and any bank of its own, so fewer photographs do.
     bundles = [export_detector(make(), recipe, reals[::4], folder / "fp32.mdmf", "fp32", log=log).bundle]
     lowered = export_detector(make(), _with_int8(recipe), reals, folder / "int8.mdmf", "auto", log=log)
     for refusal in lowered.refused:
@@ -70,7 +73,7 @@ def _with_int8(recipe: Recipe) -> Recipe:
 
 
 def openvinos_own(bundle: Bundle, crops: NDArray[np.float32]) -> Run:
-    """NNCF's quantisation of OpenVINO's form of the fp32 graph, compiled as our engine compiles."""
+    """Quantise OpenVINO's form of the fp32 graph by NNCF and compile it as our engine does."""
     from mdmf_deploy.runtime.ov import openvino
     from mdmf_deploy.tasks.export.int8 import import_nncf
     from mdmf_deploy.tasks.export.precision import silence
@@ -105,7 +108,7 @@ def extracted(run: Run, crops: NDArray[np.float32]) -> NDArray[np.float32]:
 def measure(
     name: str, detector: MdmfModel, bundles: Sequence[Bundle], images: list[Path], reals: int, ir: bool
 ) -> None:
-    """Print one model's table.  images: the first `reals` of them are real."""
+    """Print one model's table. The first `reals` of the images are real."""
     preprocessing = bundles[0].manifest.preprocessing
     crops = center_crops(images, preprocessing)
     runs: dict[str, Run] = {"torch fp32": torch_batch(detector.eval())}
@@ -126,7 +129,7 @@ def measure(
         for batch, timings in times.items():
             speeds.append(number(batch / timings[key].median))
             speeds.append("1" if key == BASE else str(ratio(timings[BASE], timings[key])))
-        # As the gate has it: source and engine against the bank of the graph that is judged.
+        # Like the verification gate: source and engine are scored against the bank of the judged graph.
         bank = banks.get(key.split()[1].strip(","), banks["fp32"])
         before, after = reduction(source, bank).mmd2, reduction(extracted(run, crops), bank).mmd2
         scale = scale_of(before[:reals])

@@ -1,8 +1,8 @@
-"""A ViT-S/14 with random weights as a bundle with a large bank: real sizes, nothing to download.
+"""Make a bundle of a ViT-S/14 with random weights and a large bank: real sizes, nothing to download.
 
-Weights are those of export_parity.py; sigma is the median distance between signatures.  The bank is drawn from the
-normal distribution that has the mean and the covariance of the signatures of 32 photographs: a bank of that many real
-ones would take a minute to sign, and no cost depends on the difference.
+Weights are those of export_parity.py, and sigma is the median distance between signatures. The bank is drawn from the
+normal distribution with the mean and the covariance of the signatures of some photographs. Extracting that many real
+signatures would take a minute, and no cost depends on the difference.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from export_parity import random_detector
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
-from mdmf_deploy.images.decode import center_crop, decode, normalise, read
+from mdmf_deploy.images.crops import center_crop, normalise
+from mdmf_deploy.images.decode import decode, read
 from mdmf_deploy.mmd.reference import uniform_bank
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.bank.build import swap_bank
@@ -29,7 +30,7 @@ _REALS = 40
 
 
 def vits(sigma: float | None = None) -> tuple[MdmfModel, Recipe]:
-    """The same random detector every time, with this bandwidth."""
+    """Return the same random detector every time, with this bandwidth."""
     recipe = load_recipe(RECIPE)
     detector = random_detector(recipe)
     if sigma is not None:
@@ -45,7 +46,7 @@ def median_distance(detector: MdmfModel, recipe: Recipe, photographs: Sequence[P
 
 
 def vits_bundle(folder: Path, photographs: Sequence[Path], points: int) -> Bundle:
-    """The fp32 bundle with a bank of that many points; made once a folder."""
+    """Return the fp32 bundle with a bank of that many points. It is made once a folder."""
     path = folder / f"{RECIPE}-{points}.mdmf"
     if path.is_dir():
         return Bundle.open(path)
@@ -57,7 +58,7 @@ def vits_bundle(folder: Path, photographs: Sequence[Path], points: int) -> Bundl
 
 
 def larger(bank: Bank, points: int) -> Bank:
-    """A bank of that many points drawn from the normal distribution of this one's."""
+    """Draw a bank of that many points from the normal distribution of this one's."""
     few = bank.signatures.astype(np.float64)
     draw = np.random.default_rng(0).multivariate_normal(few.mean(0), np.cov(few.T), points, method="cholesky")
     source = (np.arange(points) * len(bank.sources) // points).astype(np.int32)

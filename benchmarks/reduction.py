@@ -1,12 +1,12 @@
-"""The reduction on the CPU next to its roofline and to other ways to compute it, on the same signatures in one run.
+"""Compare the CPU reduction with its roofline and with other ways to compute it, on the same signatures in one run.
 
     python benchmarks/reduction.py [--all] [--million] [--no-pykeops]
 
 The roofline is the GEMM alone, (M, d) x (d, N) or (N, d) x (d, M) for every image, in NumPy on one thread or on all,
-whichever is the fastest.  "NumPy in tiles, as before" is this project's first reduction.  Times are medians over
-rounds in which all take turns, per image; "times ours" is the median of the rounds' own ratios, with their range; "of
-the roofline" is the share of the GEMM's rate that is left.  Errors are the largest among the scores of the first two
-images, next to float64 throughout.  Signatures are drawn, sigma is their median distance.
+whichever is the fastest. "NumPy in tiles, as before" is this project's first reduction. Times are medians per image
+over rounds in which all take turns. "times ours" is the median of the rounds' own ratios, with their range. "of the
+roofline" is the share of the GEMM's rate that is left. Errors are the largest among the scores of the first two images,
+next to float64 throughout. Signatures are drawn, and sigma is their median distance.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
-from common import Timing, header, interleaved, number, ratio, table
+from common import Timing, header, interleaved, number, random_bank, ratio, table
 from numpy.typing import NDArray
 from peer_reductions import identity, numpy_matrix, pykeops, scikit_learn, torch_matrix
 from threadpoolctl import ThreadpoolController
 
-from mdmf_deploy.bundle.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.mmd.cpu import CpuReduction
 
 Signatures = NDArray[np.float32]
@@ -34,7 +34,7 @@ Reduce = Callable[[Signatures], NDArray[np.floating]]
 OURS, ROOFLINE = "ours", "roofline: GEMM alone"
 # Seconds for all rounds of one case, and the longest call that is worth repeating.
 BUDGET, LONGEST = 6.0, 2.5
-# Seconds that a round calls what is short for: others' threads still spin when its turn comes.
+# Seconds for which a round repeats a short call, because threads of the others still spin when its turn comes.
 ROUND = 0.02
 TILE = 1024
 
@@ -71,24 +71,13 @@ def cases(everything: bool, million: bool) -> Iterable[Case]:
 
 def draw(case: Case) -> tuple[Signatures, Bank]:
     generator = np.random.default_rng(0)
-    r = generator.standard_normal((case.points, case.width), np.float32)
-    x = generator.standard_normal((case.images, case.patches, case.width), np.float32) * np.float32(1.1)
-    weights = np.full(case.points, 1 / case.points)
-    # Any self term will do: it takes hours at a million points, and all only add it.
-    bank = Bank(
-        signatures=r,
-        weights=weights,
-        sigma=(2.0 * case.width) ** 0.5,
-        self_term=0.25,
-        source=np.zeros(case.points, np.int32),
-        sources=(BankSource("drawn", "0" * 64),),
-        model_sha256="0" * 64,
-    )
-    return x, bank
+    bank = random_bank(case.points, case.width, generator=generator)
+    shape = case.images, case.patches, case.width
+    return generator.standard_normal(shape, np.float32) * np.float32(1.1), bank
 
 
 def ways(bank: Bank, keops: bool) -> dict[str, Reduce]:
-    """name -> (B, N, d) to (B,)."""
+    """Return every way to compute the reduction by name. Each maps (B, N, d) to (B,)."""
     reduction, single = CpuReduction(), CpuReduction(1)
     found: dict[str, Reduce] = {
         OURS: lambda x: reduction(x, bank).mmd2,
@@ -105,7 +94,7 @@ def ways(bank: Bank, keops: bool) -> dict[str, Reduce]:
 
 
 def numpy_tiles(bank: Bank) -> Reduce:
-    """One loop over tiles, threads left to BLAS."""
+    """Return a loop over tiles that leaves threads to BLAS."""
     gamma = 1 / (2 * bank.sigma**2)
     centre = bank.signatures.mean(axis=0, dtype=np.float64)
     centred = bank.signatures - centre
@@ -134,7 +123,7 @@ def numpy_tiles(bank: Bank) -> Reduce:
 
 
 def torch_tiles(bank: Bank) -> Reduce:
-    """The same with addmm, exp_ and mv, on torch's threads."""
+    """Return the same loop with addmm, exp_ and mv, on torch's threads."""
     gamma = 1 / (2 * bank.sigma**2)
     points, weights = torch.from_numpy(bank.signatures), torch.from_numpy(bank.weights).float()
     norms = -gamma * (points**2).sum(1)
@@ -155,7 +144,7 @@ def torch_tiles(bank: Bank) -> Reduce:
 
 
 def rooflines(x: Signatures, bank: Bank) -> dict[str, Callable[[], None]]:
-    """All of them with tiles as large as the matrices that ours never makes."""
+    """Return every form of the GEMM, each with a tile as large as the kernel matrix, which ours never makes."""
     r = bank.signatures
     columns = np.ascontiguousarray(r.T)
     tall, wide = (np.empty(shape, np.float32) for shape in ((len(r), x.shape[1]), (x.shape[1], len(r))))
@@ -177,7 +166,7 @@ def rooflines(x: Signatures, bank: Bank) -> dict[str, Callable[[], None]]:
 
 
 def exact(x: Signatures, bank: Bank) -> NDArray[np.float64]:
-    """Float64 throughout; on centred signatures the GEMM identity costs no more than 1e-13."""
+    """Reduce in float64 throughout. On centred signatures the GEMM identity costs no more than 1e-13."""
     gamma = 1 / (2 * bank.sigma**2)
     centre = bank.signatures.mean(axis=0, dtype=np.float64)
 
@@ -203,7 +192,7 @@ def measure(case: Case, keops: bool) -> tuple[list[list[str]], dict[str, Timing]
     work: dict[str, Callable[[], object]] = {}
     errors, slow, spent, first = {}, {}, 0.0, 0.0
     for name, reduce in reductions.items():
-        reduce(x[:1])  # prepares, or compiles
+        reduce(x[:1])  # prepares or compiles
         start = time.perf_counter()
         errors[name] = float(np.abs(reduce(x)[:2] - reference).max())
         seconds = time.perf_counter() - start
@@ -237,7 +226,7 @@ def row(name: str, timing: Timing, ours: Timing, roofline: Timing, case: Case) -
 
 
 def aims(timings: Mapping[str, Timing]) -> list[list[str]]:
-    """The issue's aims, for the headline case."""
+    """Return the aims for the headline case, next to the figures."""
     ours = timings[OURS]
     rows = [
         ["next to NumPy in tiles", str(ratio(timings["NumPy in tiles, as before"], ours)), "at least 1.7"],

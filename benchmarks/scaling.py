@@ -1,31 +1,29 @@
-"""How cost grows: with the bank, the patches, the width of a signature, the size of an image, and the number of images.
+"""Measure how cost grows with the bank, the patches, the width of a signature, and the size and number of images.
 
     python benchmarks/scaling.py DATA [--only bank|patches|width|size|count] [--to 10000] [--plots FOLDER]
 
-Each part prints a table with fitted exponents (over its three largest sizes) and writes a log-log plot.  The first
-three time the reduction on random signatures; "size" and "count" run the starter on photographs of DATA, "size" on
-pages laid out of them.  A peer that takes more than 4 s for one call stops there.  --to: "count" stops at 1000 files
-without it.
+Each part prints a table with exponents, fitted over its three largest sizes, and writes a log-log plot. The first three
+parts time the reduction on random signatures. "size" and "count" run the starter on photographs of DATA, "size" on
+pages laid out from them. A peer that takes more than 4 s for one call stops there. "count" stops at --to files.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Timing, header, interleaved, number
-from log_log import Line, plot, tabulate
+from common import Timing, header, interleaved, number, random_bank, table
 from memory import fill, run
 from numpy.typing import NDArray
 from peer_reductions import cdist, numpy_matrix, pykeops, torch_matrix
 from PIL import Image
 
-from mdmf_deploy.bundle.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.feed import prepare
@@ -38,13 +36,12 @@ COUNTS = (100, 300, 1000, 3000, 10_000)
 TOO_SLOW = 4.0
 PLOTS = Path(__file__).parent / "plots"
 OURS = "mdmf-deploy"
+TAIL = 3
+COLOURS = ("#0b5fa5", "#d1632a", "#2f8f5b", "#8a5fb0", "#6b6b6b")
+MARKS = "osD^v"
 
-
-def random_bank(points: int, width: int) -> Bank:
-    """Normal signatures at a median-distance bandwidth; its own term, a constant that costs nothing, is made up."""
-    signatures = np.random.default_rng(0).standard_normal((points, width), dtype=np.float32)
-    weights, source = np.full(points, 1 / points), np.zeros(points, np.int32)
-    return Bank(signatures, weights, float(np.sqrt(2 * width)), 0.5, source, (BankSource("random", "0" * 64),), "")
+# Size -> cost. A line may stop before the others do.
+Line = Mapping[int, float]
 
 
 def reductions(bank: Bank, keops: bool) -> dict[str, Callable[[NDArray[np.float32]], Any]]:
@@ -58,7 +55,7 @@ def reductions(bank: Bank, keops: bool) -> dict[str, Callable[[NDArray[np.float3
 
 
 def reduction(shapes: Iterable[tuple[int, int, int, int]], rounds: int, keops: bool = True) -> dict[str, Line]:
-    """shapes: (size, N, M, d), growing.  -> milliseconds an image by size."""
+    """Time the reduction for growing (size, N, M, d) and return milliseconds an image by size."""
     lines: dict[str, dict[int, float]] = {}
     slow: set[str] = set()
     for size, patches, points, width in shapes:
@@ -84,14 +81,14 @@ def patches(options: argparse.Namespace) -> tuple[dict[str, Line], str, str]:
 
 
 def width(options: argparse.Namespace) -> tuple[dict[str, Line], str, str]:
-    # Not pykeops: it compiles for every width.
+    # pykeops is left out because it compiles for every width.
     sizes = (64, 96, 128, 192, 256)
     lines = reduction(((d, 49, 65_536, d) for d in sizes), options.rounds, keops=False)
     return lines, "width of a signature, d", "M = 65,536, N = 49"
 
 
 def size(options: argparse.Namespace) -> tuple[dict[str, Line], str, str]:
-    """Milliseconds an image, of eight: decoding on one thread, and the whole detection."""
+    """Measure milliseconds an image, of eight: decoding on one thread, and the whole detection."""
     lines: dict[str, dict[int, float]] = {"detect, all stages": {}, "read, decode, crop": {}, "Pillow, whole image": {}}
     with tempfile.TemporaryDirectory() as folder, Detector("starter", options.runtime) as detector:
         preprocessing = detector.bundle.manifest.preprocessing
@@ -124,7 +121,7 @@ def per_image(timing: Timing, count: int) -> float:
 
 
 def pages(folder: Path, originals: tuple[Path, ...], shape: tuple[int, int], count: int = 8) -> list[Path]:
-    """Photographs side by side at their own scale, until they fill the shape."""
+    """Lay photographs side by side at their own scale until they fill the shape."""
     files = []
     order = np.random.default_rng(0).permutation(len(originals))
     for n in range(count):
@@ -142,7 +139,7 @@ def pages(folder: Path, originals: tuple[Path, ...], shape: tuple[int, int], cou
 
 
 def count(options: argparse.Namespace) -> tuple[dict[str, Line], str, str]:
-    """Seconds and peak memory of `mdmf detect`, each run a process of its own."""
+    """Measure seconds and peak memory of `mdmf detect`, each run in a process of its own."""
     seconds: dict[int, float] = {}
     megabytes: dict[int, float] = {}
     originals = list(in_folder(options.data).paths)
@@ -165,10 +162,65 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace], tuple[dict[str, Line], str
 }
 
 
+def exponent(line: Line) -> float:
+    """Fit b of cost = a size^b by least squares over the last three points, since small sizes show constant costs."""
+    points = sorted(line.items())[-TAIL:]
+    sizes, costs = np.log(np.array(points)).T
+    return float(np.polyfit(sizes, costs, 1)[0])
+
+
+def tabulate(lines: Mapping[str, Line], size: str, unit: str) -> str:
+    """Return a table with a row for each size, a column for each line, and a row of exponents."""
+    sizes = sorted({x for line in lines.values() for x in line})
+    rows = [
+        (f"{x:,}", *(f"{number(line[x])} {unit}".strip() if x in line else "too slow" for line in lines.values()))
+        for x in sizes
+    ]
+    return table([*rows, ("exponent", *(f"{exponent(line):.2f}" for line in lines.values()))], (size, *lines))
+
+
+def plot(path: Path, lines: Mapping[str, Line], title: str, xlabel: str, ylabel: str) -> None:
+    """Write a log-log plot as SVG, with the same bytes for the same numbers."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "mdmf", "svg.fonttype": "none", "font.family": "sans-serif"})
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for (name, line), colour, mark in zip(lines.items(), COLOURS, MARKS, strict=False):
+        xs, ys = zip(*sorted(line.items()), strict=True)
+        label = f"{name} ({exponent(line):.2f})"
+        axes.plot(xs, ys, color=colour, marker=mark, markersize=5, linewidth=1.6, label=label)
+    axes.set(xscale="log", yscale="log", title=title, xlabel=xlabel, ylabel=ylabel)
+    ticks = sorted({x for line in lines.values() for x in line})
+    axes.set_xticks(ticks, [short(x) for x in ticks])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(which="major", color="#e3e3e3", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(title="exponent in brackets", frameon=False, fontsize=8, title_fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def short(value: float) -> str:
+    """Shorten a number: 1,048,576 -> 1M."""
+    for size, name in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{number(value / size)}{name}"
+    return number(value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--only", choices=PARTS, action="append", help="may be repeated; all parts without it")
+    parser.add_argument("--only", choices=PARTS, action="append", help="may be repeated; all parts by default")
     parser.add_argument("--to", type=int, default=1000, help="most files of the part `count`")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runtime", default="onnxruntime")

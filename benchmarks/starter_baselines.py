@@ -1,12 +1,19 @@
-"""The starter next to plainer detectors, on images that none of them was trained on.
+"""Compare the starter with plainer detectors, on images that none of them was trained on.
 
     python benchmarks/starter_baselines.py DATA RUN [--steps 600]
 
-DATA: a folder with real/ and generated/<generator>/.  RUN: the folder that `mdmf train` left for the starter.
-All methods train on the same files (MDMF also on their views and reconstructions, the logistic regressions on one
-centre crop each) and are judged on the same test part; the threshold of ACC is each method's own
-95th percentile over the validation photographs, so that no method picks it on what it is judged by. The three MMD
-variants train a fresh head on the starter's frozen backbone: they differ in one thing each.
+DATA: a folder with real/ and generated/<generator>/.
+RUN: the folder that `mdmf train` left for the starter.
+
+All methods train on the same files and are judged on the same test part. MDMF also trains on their views and
+reconstructions, the logistic regressions on one centre crop each. The threshold of ACC is each method's own 95th
+percentile over the validation photographs, so that no method picks it on the images that judge it. The three MMD
+variants train a fresh head on the starter's frozen backbone and differ in one thing each.
+
+The plainest baseline is a logistic regression on statistics of high-pass residuals, without learnt features. The
+residuals are those of the steganalysis "rich models" (Fridrich and Kodovsky, 2012): differences of first and second
+order and the 5 x 5 kernel, on luma and the two chroma channels. Each is summarised by its logarithmic energy, its
+kurtosis, its truncated histogram, and the correlation with its neighbour.
 """
 
 from __future__ import annotations
@@ -18,7 +25,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from highpass import statistics
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegressionCV
@@ -27,7 +33,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
-from mdmf_deploy.images.decode import normalise
+from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.model.checkpoints import load_model
 from mdmf_deploy.model.pfs import MdmfModel
@@ -41,24 +47,28 @@ Score = Callable[[Crops], NDArray[np.float64]]
 
 BANK_IMAGES = 160
 BATCH = 32
+KV = np.array(
+    [[-1, 2, -2, 2, -1], [2, -6, 8, -6, 2], [-2, 8, -12, 8, -2], [2, -6, 8, -6, 2], [-1, 2, -2, 2, -1]], np.float32
+)
+TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]], np.float32)
 
 
 def signatures(detector: MdmfModel, recipe: Recipe, crops: Crops) -> NDArray[np.float32]:
-    """(n, S, S, 3) -> (n, N, d)."""
+    """Extract signatures, (n, S, S, 3) -> (n, N, d)."""
     with torch.inference_mode():
         parts = [crops[start : start + BATCH] for start in range(0, len(crops), BATCH)]
         return np.concatenate([detector(torch.from_numpy(normalise(p, recipe.preprocessing))).numpy() for p in parts])
 
 
 def mmd(checkpoint: Path, recipe: Recipe, bank: Crops) -> Score:
-    """The detector's own score against a bank of training photographs."""
+    """Return the detector's own score against a bank of training photographs."""
     detector = load_model(checkpoint, recipe).eval()
     reference = signatures(detector, recipe, bank)
     return lambda crops: scores(signatures(detector, recipe, crops), reference, detector.sigma)
 
 
 def logistic(features: Callable[[Crops], NDArray[np.float32]], real: Crops, generated: Crops) -> Score:
-    """Logistic regression, its penalty chosen by cross-validation on the training part."""
+    """Fit a logistic regression. Its penalty is chosen by cross-validation on the training part."""
     model = make_pipeline(
         StandardScaler(),
         LogisticRegressionCV(Cs=8, max_iter=2000, scoring="roc_auc", l1_ratios=(0,), use_legacy_attributes=False),
@@ -69,15 +79,42 @@ def logistic(features: Callable[[Crops], NDArray[np.float32]], real: Crops, gene
 
 
 def pooled_tokens(detector: MdmfModel, recipe: Recipe, crops: Crops) -> NDArray[np.float32]:
-    """(n, S, S, 3) -> (n, C), the mean patch token."""
+    """Return the mean patch token, (n, S, S, 3) -> (n, C)."""
     with torch.inference_mode():
         parts = [crops[start : start + BATCH] for start in range(0, len(crops), BATCH)]
         tokens = [detector.backbone(torch.from_numpy(normalise(p, recipe.preprocessing))).mean((2, 3)) for p in parts]
         return torch.cat(tokens).numpy()
 
 
+def residuals(channel: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Return first and second differences and the 5 x 5 residual of (S, S), (S', S'') each."""
+    windows = np.lib.stride_tricks.sliding_window_view(channel, (5, 5))
+    return [
+        np.diff(channel, axis=0),
+        np.diff(channel, axis=1),
+        np.diff(channel, 2, axis=0),
+        np.diff(channel, 2, axis=1),
+        np.einsum("ijkl,kl->ij", windows, KV) / 12,
+    ]
+
+
+def statistics(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Summarise the residuals of a crop, (S, S, 3) uint8 -> (k,)."""
+    values: list[float] = []
+    ycc = crop.astype(np.float32) @ TO_YCC.T
+    for channel in np.moveaxis(ycc, -1, 0):
+        for residual in residuals(channel):
+            spread = float(residual.std()) + 1e-3
+            centred = residual / spread
+            histogram = np.histogram(np.abs(centred), bins=[0, 0.125, 0.25, 0.5, 1, 2, 4, np.inf])[0]
+            values += [np.log(spread), np.log(float(np.mean(centred**4)) + 1e-3)]
+            values += [float(np.mean(centred[:, 1:] * centred[:, :-1])), float(np.mean(centred[1:] * centred[:-1]))]
+            values += list(histogram / residual.size)
+    return np.array(values, np.float32)
+
+
 def report(name: str, score: Score, calibration: Crops, real: Crops, generated: Mapping[str, Crops]) -> str:
-    """One row of the table."""
+    """Return one row of the table."""
     threshold = np.quantile(score(calibration), 0.95)
     negatives = score(real)
     cells = []
@@ -85,7 +122,7 @@ def report(name: str, score: Score, calibration: Crops, real: Crops, generated: 
     for crops in generated.values():
         positives = score(crops)
         labels, values = np.r_[np.zeros(len(negatives)), np.ones(len(positives))], np.r_[negatives, positives]
-        # Balanced, whatever the numbers of images: every class weighs one half.
+        # Each class weighs one half, whatever its number of images.
         weights = np.r_[np.full(len(negatives), 1 / len(negatives)), np.full(len(positives), 1 / len(positives))]
         areas.append(roc_auc_score(labels, values))
         precisions.append(average_precision_score(labels, values, sample_weight=weights))
@@ -96,7 +133,7 @@ def report(name: str, score: Score, calibration: Crops, real: Crops, generated: 
 
 
 def variant(recipe: Recipe, objective: str, pool: int, steps: int) -> Recipe:
-    """The starter's recipe with another head or objective, for a frozen backbone."""
+    """Return the starter's recipe with another head or objective, for a frozen backbone."""
     table = msgspec.to_builtins(recipe)
     table["head"]["pool"] = pool
     # The pooled objective's kernel matrices grow with the square of the batch: 16 images are 784 patches a class.

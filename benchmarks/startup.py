@@ -1,8 +1,8 @@
-"""What a user waits for before anything happens: whole processes from the shell's point of view, warm disk cache.
+"""Time what a user waits for before anything happens: whole processes, started as a shell does, with a warm disk cache.
 
     python benchmarks/startup.py IMAGE_OR_DATA [--bundle starter] [--runs 10]
 
-IMAGE_OR_DATA: one photograph, or a folder, whose first image is taken.  The commands take turns.
+IMAGE_OR_DATA: one photograph, or a folder whose first image is taken. The commands take turns.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def run(command: Sequence[str | Path]) -> None:
 
 
 def heaviest(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """The packages whose modules take longest to import; from Python's own -X importtime."""
-    told = subprocess.run(
+    """Return the packages whose modules take longest to import, by Python's own -X importtime."""
+    log = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "mdmf_deploy.cli", *arguments],
         capture_output=True,
         text=True,
         check=True,
     ).stderr
     packages: dict[str, float] = {}
-    for microseconds, module in re.findall(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", told, re.MULTILINE):
+    for microseconds, module in re.findall(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", log, re.MULTILINE):
         package = module.partition(".")[0]
         packages[package] = packages.get(package, 0.0) + int(microseconds) / 1e3
     largest = sorted(packages.items(), key=lambda item: -item[1])[:HEAVIEST]

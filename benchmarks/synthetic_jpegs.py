@@ -1,4 +1,4 @@
-"""Photographs of a given size, made of those in a folder: JPEG of quality 92, 4:2:0."""
+"""Make photographs of a given size from those in a folder: JPEG of quality 92, 4:2:0."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from PIL import Image
 from mdmf_deploy.images.inputs import in_folder
 
 SMALL, LARGE = (816, 612), (4000, 3000)
-_CHOICE = 64  # photographs that a large one is laid out of
+_CHOICE = 64  # photographs to lay out a large one from
 
 
 def write_jpegs(folder: Path, data: Path | None, *, small: int, large: int) -> dict[str, list[Path]]:
-    """That many distinct files of 0.5 and of 12 megapixels below the folder, by the name of their size.
+    """Write that many distinct files of 0.5 and of 12 megapixels to a folder and return them by the name of their size.
 
-    data: photographs; those that are no JPEG are left out. Without it: smooth noise, which decodes a little faster.
+    data: a folder of photographs, of which only the JPEGs are used. Without it, smooth noise is drawn, which decodes a
+    little faster.
     """
     originals = _originals(data)
     made: dict[str, list[Path]] = {"0.5 MP": [], "12 MP": []}
@@ -47,7 +48,7 @@ def _shifted(image: Image.Image, columns: int) -> Image.Image:
 
 
 def _laid_out(originals: list[Image.Image], seed: int) -> Image.Image:
-    """Photographs side by side at their own scale: detail as in a sharp picture of that size."""
+    """Lay photographs side by side at their own scale, to have the detail of a sharp picture of that size."""
     page = Image.new("RGB", LARGE)
     order = np.random.default_rng(seed).integers(0, len(originals), 1000)
     top = n = 0

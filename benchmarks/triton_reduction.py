@@ -1,10 +1,11 @@
-"""The reduction as Triton runs it, an ONNX graph in plain ONNX Runtime, next to ours: time, memory, error.
+"""Compare our reduction with the ONNX graph that Triton runs, in plain ONNX Runtime: time, memory, error.
 
     python benchmarks/triton_reduction.py [--rounds 7]
 
-Memory is what the first run adds to the resident set, which ONNX Runtime keeps; "in one product" is what kernel values
-alone would take without tiles, in float32 and in float64 for the sum.  Errors are the largest of a patch's share over
-two images, next to float64.  Signatures are drawn; "wide" banks have a bandwidth so small that exponents are float64.
+"memory" is the growth of the resident set in the first run, which ONNX Runtime keeps. "in one product" is the memory of
+the kernel values alone without tiles, in float32 and in float64 for the sum. Errors are the largest of a patch's
+contribution over two images, next to float64. Signatures are drawn. A "wide" bank has a bandwidth so small that
+exponents are computed in float64.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from common import header, interleaved, ms, ratio, table
+from common import header, interleaved, ms, random_bank, ratio, table
 from numpy.typing import NDArray
 
-from mdmf_deploy.bundle.bank import Bank, BankSource
+from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.tasks.triton.graphs import CONTRIBUTIONS, SIGNATURES, reduction_graph
@@ -77,18 +78,9 @@ def measured(case: Case, path: Path, rounds: int) -> list[str]:
 
 def draw(case: Case) -> tuple[NDArray[np.float32], Bank]:
     generator = np.random.default_rng(0)
-    r = generator.standard_normal((case.points, WIDTH), np.float32)
-    x = generator.standard_normal((case.images, PATCHES, WIDTH), np.float32) * np.float32(1.1)
-    # Any self term will do: both add it.
-    return x, Bank(
-        signatures=r,
-        weights=np.full(case.points, 1 / case.points),
-        sigma=(2.0 * WIDTH) ** 0.5 / (8 if case.wide else 1),
-        self_term=0.25,
-        source=np.zeros(case.points, np.int32),
-        sources=(BankSource("drawn", "0" * 64),),
-        model_sha256="0" * 64,
-    )
+    sigma = (2.0 * WIDTH) ** 0.5 / (8 if case.wide else 1)
+    bank = random_bank(case.points, WIDTH, generator=generator, sigma=sigma)
+    return generator.standard_normal((case.images, PATCHES, WIDTH), np.float32) * np.float32(1.1), bank
 
 
 def opened(path: Path) -> onnxruntime.InferenceSession:
@@ -96,7 +88,7 @@ def opened(path: Path) -> onnxruntime.InferenceSession:
 
 
 def memory(path: Path, x: NDArray[np.float32]) -> float:
-    """MiB, in a process of its own."""
+    """Return the memory that the graph adds, in MiB, measured in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(added, (path, x))
 

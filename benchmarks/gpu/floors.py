@@ -1,4 +1,4 @@
-"""What a card can do at most, measured on it, and so the least time that a reduction can take there.
+"""Measure what a card can do at most, and compute the least time that a reduction can take there: its floor.
 
 Bytes, operations, exponentials: whichever takes longest is the floor (engines/kernels/README.md).
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_timing import Clock
+from clock import Clock
 
 from mdmf_deploy.hardware.device import LEGACY_STREAM, Device, Stream
 from mdmf_deploy.mmd.cuda.kernels import Kernel
@@ -19,7 +19,7 @@ from mdmf_deploy.mmd.cuda.kernels import Kernel
 _COPIED = 1 << 30  # bytes
 _CHAINS, _LONG, _THREADS, _WAVES = 4, 4096, 256, 8
 _SIDE = 8192
-# Of four exponentials, those that the special-function unit computes.
+# Share of the exponentials that the special-function unit computes.
 _SPECIAL = {"plain": 0.0, "tiled": 0.75, "tensor": 0.75}
 _BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 
@@ -47,7 +47,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """bandwidth: bytes/s.  exponentials: 1/s.  operations: operand -> 1/s, of those that could be measured."""
+    """Measured rates of a card.
+
+    bandwidth: bytes/s.
+    exponentials: 1/s.
+    operations: operand -> 1/s, for the operands that could be measured.
+    """
 
     bandwidth: float
     exponentials: float
@@ -56,15 +61,15 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """seconds, and what takes them."""
+    """The least time of a reduction in seconds, and what limits it: bytes, operations or exponentials."""
 
     seconds: float
     limit: str
 
 
 def floor(case: Case, kernel: Kernel, card: Card) -> Floor | None:
-    """None if the card's rate for the kernel's operand is not known."""
-    # tf32 keeps float32's accuracy with three products; step 1 has a difference and a product for every product.
+    """Return the least time for a case, or None if the card's rate for the kernel's operand is unknown."""
+    # tf32 keeps float32's accuracy with three products. Step 1 has a difference and a product in place of one product.
     products = 3 if kernel.operand == "tf32" else 2 if kernel.version == "plain" else 1
     rate = card.operations.get("fp32" if kernel.version == "plain" else kernel.operand)
     if rate is None:
@@ -81,7 +86,7 @@ def floor(case: Case, kernel: Kernel, card: Card) -> Floor | None:
 
 
 def measure(device: Device, clock: Clock) -> Card:
-    """This card's rates.  Products are timed through PyTorch or CuPy; with neither they are left out."""
+    """Measure this card's rates. Products are timed through PyTorch or CuPy and left out if neither is installed."""
     stream = device.stream()
     operations: dict[str, float] = {}
     for operand in ("fp16", "bf16", "tf32", "fp32"):
@@ -101,7 +106,7 @@ def _bandwidth(device: Device, clock: Clock, stream: Stream) -> float:
 
 
 def _exponentials(device: Device, clock: Clock, stream: Stream) -> float:
-    kernel = device.module(Path(__file__).with_name("gpu_exp2.cu"), ("--std=c++17",))["exp2_rate"]
+    kernel = device.module(Path(__file__).with_name("exp2_rate.cu"), ("--std=c++17",))["exp2_rate"]
     out = device.allocate(4, "free some of the GPU's memory")
     blocks = device.gpu.multiprocessors * _WAVES
     arguments = np.uintp(out.pointer), np.int32(_LONG)
@@ -132,7 +137,7 @@ def _cupy_product(operand: str) -> Callable[[], Any] | None:
         import cupy
     except ImportError:
         return None
-    # CuPy chooses tf32 by an environment variable, read once.
+    # CuPy takes tf32 from an environment variable that it reads once, so it cannot be switched here.
     dtype = {"fp16": cupy.float16, "fp32": cupy.float32}.get(operand)
     if dtype is None:
         return None

@@ -1,6 +1,7 @@
-"""The reduction as others would write it on a GPU: signatures there, one squared MMD an image out, there as well.
+"""The reduction as others would write it on a GPU: signatures in, one squared MMD an image out, all on the GPU.
 
-Every peer is made for a torch device ("cuda", or "cpu" for tests) or is CuPy's; those that are not installed are told.
+Every baseline runs on a torch device ("cuda", or "cpu" for tests) or through CuPy. One whose library is missing carries
+the reason.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ Reduce = Callable[[], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
-    """make: gives what runs once a round and returns (B,) there.  to_numpy: brings it home.
+class Baseline:
+    """One way to write the reduction.
 
-    missing: why there is none.
+    make: returns the function that is timed. It returns the scores, (B,), on the GPU. None if it cannot run here.
+    to_numpy: copies these scores to the host.
+    missing: the reason why it cannot run here.
     """
 
     name: str
@@ -33,21 +36,21 @@ class Peer:
     missing: str | None = None
 
 
-def peers(x: NDArray[np.float32], bank: Bank, device: str = "cuda") -> Iterator[Peer]:
-    """x: (B, N, d)."""
-    yield from _torch_peers(x, bank, device)
-    yield _cupy_peer(x, bank)
+def baselines(x: NDArray[np.float32], bank: Bank, device: str = "cuda") -> Iterator[Baseline]:
+    """Yield every baseline for these signatures, (B, N, d)."""
+    yield from _torch_baselines(x, bank, device)
+    yield _cupy_baseline(x, bank)
 
 
-def _torch_peers(x: NDArray[np.float32], bank: Bank, device: str) -> Iterator[Peer]:
+def _torch_baselines(x: NDArray[np.float32], bank: Bank, device: str) -> Iterator[Baseline]:
     names = ("PyTorch, eager", "cuBLAS + exp, in place", "torch.compile", "torch.compile, fp16 products", "pykeops")
     try:
         import torch
     except ImportError as error:
-        yield from (Peer(name, None, missing=f"{error.name} is not installed") for name in names)
+        yield from (Baseline(name, None, missing=f"{error.name} is not installed") for name in names)
         return
     if device == "cuda" and not torch.cuda.is_available():
-        yield from (Peer(name, None, missing="this PyTorch sees no GPU") for name in names)
+        yield from (Baseline(name, None, missing="this PyTorch sees no GPU") for name in names)
         return
     gamma = 1 / (2 * bank.sigma**2)
     centre = bank.signatures.mean(axis=0)
@@ -56,7 +59,7 @@ def _torch_peers(x: NDArray[np.float32], bank: Bank, device: str) -> Iterator[Pe
     weights = torch.from_numpy(bank.weights).to(device, torch.float32)
     given = own, points, weights
 
-    def plainly(own: Any, points: Any, weights: Any) -> Any:
+    def as_written(own: Any, points: Any, weights: Any) -> Any:
         def kernel(a: Any, b: Any) -> Any:
             squared = (a**2).sum(-1, keepdim=True) + (b**2).sum(-1)[..., None, :] - 2 * (a @ b.mT)
             return torch.exp(-gamma * squared.clamp_min(0))
@@ -101,7 +104,7 @@ def _torch_peers(x: NDArray[np.float32], bank: Bank, device: str) -> Iterator[Pe
         return tf32(lambda: fast(*given))
 
     def keops() -> Reduce:
-        with redirect_stdout(sys.stderr):  # it greets
+        with redirect_stdout(sys.stderr):  # pykeops prints a greeting
             import pykeops
             from pykeops.torch import LazyTensor
 
@@ -116,12 +119,12 @@ def _torch_peers(x: NDArray[np.float32], bank: Bank, device: str) -> Iterator[Pe
 
         return run
 
-    home = _from_torch
-    yield Peer(names[0], lambda: tf32(lambda: plainly(*given)), home)
-    yield Peer(names[1], lambda: tf32(in_place), home)
-    yield Peer(names[2], lambda: compiled(plainly), home)
-    yield Peer(names[3], lambda: compiled(in_half), home)
-    yield Peer(names[4], keops, home)
+    to_numpy = _from_torch
+    yield Baseline(names[0], lambda: tf32(lambda: as_written(*given)), to_numpy)
+    yield Baseline(names[1], lambda: tf32(in_place), to_numpy)
+    yield Baseline(names[2], lambda: compiled(as_written), to_numpy)
+    yield Baseline(names[3], lambda: compiled(in_half), to_numpy)
+    yield Baseline(names[4], keops, to_numpy)
 
 
 def _from_torch(result: Any) -> NDArray[np.floating]:
@@ -129,17 +132,17 @@ def _from_torch(result: Any) -> NDArray[np.floating]:
     return values
 
 
-def _cupy_peer(x: NDArray[np.float32], bank: Bank) -> Peer:
+def _cupy_baseline(x: NDArray[np.float32], bank: Bank) -> Baseline:
     name = "CuPy"
     try:
         import cupy
     except ImportError as error:
-        return Peer(name, None, missing=f"{error.name} is not installed")
-    return Peer(name, lambda: array_module_peer(cupy, x, bank), cupy.asnumpy)
+        return Baseline(name, None, missing=f"{error.name} is not installed")
+    return Baseline(name, lambda: array_module_reduction(cupy, x, bank), cupy.asnumpy)
 
 
-def array_module_peer(xp: Any, x: NDArray[np.float32], bank: Bank) -> Reduce:
-    """As one writes it in NumPy, with xp in its place."""
+def array_module_reduction(xp: Any, x: NDArray[np.float32], bank: Bank) -> Reduce:
+    """Return the reduction as one writes it for NumPy, on the array module xp."""
     gamma = np.float32(1 / (2 * bank.sigma**2))
     centre = bank.signatures.mean(axis=0)
     own, points = xp.asarray(x - centre), xp.asarray(bank.signatures - centre)

@@ -1,7 +1,7 @@
-"""From files to rows on a GPU, stage by stage, for ViT-S, B and L with random weights: speed does not depend on them.
+"""Time files to rows on a GPU, stage by stage, for ViT-S, B and L with random weights.
 
-Engines: PyTorch in fp16 wherever it is installed, and every GPU runtime of this package that opens here; those that do
-not are told with their reason.
+Speed does not depend on the weights. Engines: PyTorch in fp16 if it is installed, and every GPU runtime of this
+package. A runtime that does not open here is listed with the reason.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_inputs import bank_of
+from inputs import bank_of
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank
@@ -36,7 +36,12 @@ SIDE = 640  # of the photographs, in pixels
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Of one model on one engine: milliseconds an image of each stage alone, images/s of all; or why there are none."""
+    """One model on one engine.
+
+    decode, signatures, reduction: milliseconds an image, each stage alone.
+    images_per_second: all stages together.
+    missing: the reason why there are no figures.
+    """
 
     model: str
     engine: str
@@ -48,7 +53,7 @@ class Stages:
 
 
 class TorchEngine:
-    """PyTorch in fp16 on the GPU, signatures left there."""
+    """PyTorch in fp16. Signatures stay on the GPU."""
 
     name, precision = "pytorch", "fp16"
 
@@ -73,7 +78,7 @@ class TorchEngine:
 
 
 def measure(points: int, batch: int, images: int) -> Iterator[Stages]:
-    """Every model on every engine."""
+    """Yield the figures of every model on every engine."""
     try:
         import torch
 
@@ -93,7 +98,7 @@ def measure(points: int, batch: int, images: int) -> Iterator[Stages]:
         for engine, make in engines(model, recipe):
             try:
                 opened = make()
-            # Whatever keeps an engine from opening here is what the table is to say.
+            # The table gives the reason, whatever it is.
             except Exception as error:
                 yield Stages(name, engine, missing=_first_line(error))
                 continue
@@ -102,7 +107,7 @@ def measure(points: int, batch: int, images: int) -> Iterator[Stages]:
 
 
 def engines(model: Any, recipe: Recipe) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """name -> what opens it."""
+    """Yield the name of every engine and a function that opens it."""
     folder = tempfile.TemporaryDirectory(prefix="mdmf-gpu-")
     exported: dict[str, Any] = {}
 
@@ -128,7 +133,7 @@ def engines(model: Any, recipe: Recipe) -> Iterator[tuple[str, Callable[[], Any]
 
 
 def stages(name: str, engine: Any, recipe: Recipe, bank: Bank, files: list[bytes], batch: int) -> Stages:
-    """files: encoded images, given in order."""
+    """Time one engine on encoded images."""
     ready = [prepare(n, data, recipe.preprocessing, 1, ReadLimits()) for n, data in enumerate(files[:batch])]
     tensors = np.concatenate([prepared.tensor for prepared in ready if prepared.tensor is not None])
     decode = _seconds(lambda: prepare(0, files[0], recipe.preprocessing, 1, ReadLimits()))
@@ -137,22 +142,22 @@ def stages(name: str, engine: Any, recipe: Recipe, bank: Bank, files: list[bytes
         if not stays_on_device(engine):
             return Stages(name, engine.name, missing="it does not leave signatures on the GPU")
         fused = Fused(engine, reduction, bank)
-        told = [fused(tensors).score(0) for _ in range(8)][3:]
+        batches = [fused(tensors).score(0) for _ in range(8)][3:]
         timed = Stages(
             name,
             f"{engine.name}, {engine.precision}",
             1e3 * decode,
-            float(np.median([one.ms_engine for one in told])),
-            float(np.median([one.ms_mmd for one in told])),
+            float(np.median([one.ms_engine for one in batches])),
+            float(np.median([one.ms_mmd for one in batches])),
         )
 
         def everything() -> None:
-            batches = extract_batches(files, engine, recipe.preprocessing, batch_size=batch, fused=fused)
-            with closing(batches):
-                for extracted in batches:
+            extracting = extract_batches(files, engine, recipe.preprocessing, batch_size=batch, fused=fused)
+            with closing(extracting):
+                for extracted in extracting:
                     for one in extracted:
-                        assert one.scored is not None
-                        one.scored()
+                        assert one.gpu_score is not None
+                        one.gpu_score()
 
         return replace(timed, images_per_second=len(files) / _seconds(everything, 3))
     except MdmfError as error:
@@ -162,7 +167,7 @@ def stages(name: str, engine: Any, recipe: Recipe, bank: Bank, files: list[bytes
 
 
 def photographs(count: int, seed: int = 0, kind: str = "JPEG") -> list[bytes]:
-    """Encoded noise with a photograph's spectrum, SIDE pixels a side; eight of them, over and over."""
+    """Encode noise with a photograph's spectrum, SIDE pixels a side. Eight distinct images are repeated."""
     from PIL import Image
 
     generator = np.random.default_rng(seed)

@@ -1,0 +1,38 @@
+"""Print the versions of Python and of every library that the GPU path uses, and open the GPU.
+
+python benchmarks/gpu/facts.py
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib import metadata
+
+from launcher import open_gpu
+
+import mdmf_deploy
+from mdmf_deploy.hardware.cubin import Nvrtc
+
+PACKAGES = ("cuda-core", "cuda-bindings", "cuda-pathfinder", "nvidia-cuda-nvrtc", "numpy", "torch", "triton")
+PACKAGES += ("cupy-cuda13x", "onnx", "onnxruntime", "msgspec", "rich", "pytest", "pillow", "safetensors", "typer")
+PACKAGES += ("hypothesis", "numba-cuda", "tensorrt", "pykeops", "nncf")
+
+
+def main() -> None:
+    print(sys.version)
+    for name in PACKAGES:
+        try:
+            print(name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            print(name, "-")
+    print(mdmf_deploy.__file__)
+    for name in ("cuda.core", "cuda.bindings"):
+        module = importlib.import_module(name)
+        print(name, module.__version__, module.__file__, flush=True)
+    device = open_gpu()
+    print("PASS open_gpu", device.name, device.gpu, Nvrtc().version)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Step 3 with one thing changed, to learn what each costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Edits = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Edits of 3_tensor.cu as (old, new), and the launch where it differs from the project's own.
+
+    rows: rows of a block, as a share of the project's own.
+    """
+
+    edits: Edits = ()
+    tile: int = 32
+    rows: float = 1.0
+    threads: int = 256
+    stages: int = 3
+
+
+ONLY_FIRST_PRODUCT = (
+    "        multiply_half<0>(products, rest, own[step], points);\n"
+    "        multiply_half<1>(products, rest, own[step], points);\n",
+    "        if (step == 0) {\n"
+    "            multiply_half<0>(products, rest, own[step], points);\n"
+    "        } else {\n"
+    "            for (int n = 0; n < N; ++n)\n"
+    '                asm volatile("" ::"r"(points[n].x), "r"(points[n].y), "r"(points[n].z), "r"(points[n].w));\n'
+    "        }\n",
+)
+EXPONENTIAL = (
+    "                const float kernel = polynomial ? exp2_polynomial<DEGREE>(exponent) : exp2_special(exponent);\n"
+)
+POLYNOMIAL = "                const bool polynomial = n % 2 == 1 && i % 2 == 1;\n"
+BOUND = "                exponent = fminf(exponent, 0.0f);\n"
+NORMS = "                products[m][n][i] = SPLIT ? 0.0f : -norms[m][i / 2] - (i % 2 == 0 ? norm.x : norm.y);\n"
+RESIDENT = "constexpr int RESIDENT = SPLIT || WIDTH > 128 ? 1 : 2;"
+
+AS_IT_IS = "as it is"
+# Variants without exponentials, without norms or with one product of eight give wrong sums. Only their time counts.
+VARIANTS: dict[str, Variant] = {
+    AS_IT_IS: Variant(),
+    "every exponential on the special-function unit": Variant(
+        ((POLYNOMIAL, "                const bool polynomial = false;\n"),)
+    ),
+    "half of them by polynomial": Variant(
+        ((POLYNOMIAL, "                const bool polynomial = i % 2 == 1;\n"),),
+    ),
+    "no exponentials": Variant(
+        ((EXPONENTIAL, "                const float kernel = exponent;\n"), (POLYNOMIAL, "")),
+    ),
+    "one product of eight, all loads": Variant((ONLY_FIRST_PRODUCT,)),
+    "norms and bound left out of the loop": Variant(
+        ((NORMS, "                products[m][n][i] = 0.0f;\n"), (BOUND, "")),
+    ),
+    "four stages": Variant((("constexpr int STAGES = 3;", "constexpr int STAGES = 4;"),), stages=4),
+    "tiles of 64 points": Variant((("constexpr int TILE = 32;", "constexpr int TILE = 64;"),), tile=64),
+    "four warps a block, four blocks": Variant(
+        (
+            ("constexpr int WARPS = 8;", "constexpr int WARPS = 4;"),
+            (RESIDENT, RESIDENT.replace("? 1 : 2", "? 2 : 4")),
+        ),
+        rows=0.5,
+        threads=128,
+    ),
+    "32 points at a time": Variant((("constexpr int N = 2; ", "constexpr int N = 4; "),)),
+}
