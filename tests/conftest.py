@@ -19,21 +19,13 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-HERE = Path(__file__).parent
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests without a GPU, and keep the tests of one file in one process.
-
-    MDMF_REQUIRE_GPU=1 makes the absence of a GPU a failure.
-    """
-    gpu = os.environ.get("MDMF_REQUIRE_GPU") == "1" or shutil.which("nvidia-smi")
+    """Skip GPU tests without a GPU, unless MDMF_REQUIRE_GPU=1 says that their absence is a failure."""
+    if os.environ.get("MDMF_REQUIRE_GPU") == "1" or shutil.which("nvidia-smi"):
+        return
     for item in items:
-        if item.get_closest_marker("gpu") and not gpu:
+        if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
-        if not item.get_closest_marker("xdist_group"):
-            # Their module fixtures are made once.
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(HERE).as_posix()))
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,7 @@ from correctness import check_kernel, expected, from_products
 from inputs import all_inputs, random_input
 from launcher import FAKE, KernelLauncher, open_gpu
 
-from mdmf_deploy.hardware.device import Device
-from mdmf_deploy.hardware.memory import upload
+from mdmf_deploy.hardware.device import Device, upload
 from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels, prepare_bank
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 

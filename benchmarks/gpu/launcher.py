@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.hardware.device import Device, Memory, Stream, open_device
-from mdmf_deploy.hardware.memory import upload
+from mdmf_deploy.hardware.device import Device, Memory, Stream, open_device, upload
 from mdmf_deploy.mmd.cuda.kernels import Kernel, Launch, PreparedBank
 
 FAKE = os.environ.get("MDMF_FAKE_GPU") == "1"

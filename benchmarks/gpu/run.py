@@ -33,8 +33,7 @@ from floors import Card, Case, floor, measure
 from inputs import KernelInput, all_inputs, random_input, real_images
 
 from mdmf_deploy.errors import MdmfError
-from mdmf_deploy.hardware.device import LEGACY_STREAM, Device, Stream, open_device
-from mdmf_deploy.hardware.memory import upload
+from mdmf_deploy.hardware.device import LEGACY_STREAM, Device, Stream, open_device, upload
 from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.detection.feed import ImageScore
-from mdmf_deploy.hardware.memory import device_view
+from mdmf_deploy.hardware.device import device_view
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction, Pending
 from mdmf_deploy.runtime import GpuEngine
 

@@ -13,8 +13,8 @@ from cuda.bindings import driver
 from numpy.typing import NDArray
 
 from mdmf_deploy.hardware.cubin import Nvrtc, cached_cubin
+from mdmf_deploy.hardware.device import host_view, out_of_memory
 from mdmf_deploy.hardware.gpu import probe
-from mdmf_deploy.hardware.memory import host_view, out_of_memory
 
 _SUCCESS = driver.CUresult.CUDA_SUCCESS
 _FULL = driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY

@@ -18,8 +18,8 @@ import pycuda.compiler
 import pycuda.driver as cuda
 
 from mdmf_deploy.hardware.cubin import cached_cubin, refused
+from mdmf_deploy.hardware.device import host_view, out_of_memory
 from mdmf_deploy.hardware.gpu import driver, probe
-from mdmf_deploy.hardware.memory import host_view, out_of_memory
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 _ATTRIBUTE = cuda.function_attribute

@@ -17,7 +17,7 @@ from fakes.on_host import host_device
 
 from mdmf_deploy.bundle.recipe import load_recipe
 from mdmf_deploy.hardware import gpu as probing
-from mdmf_deploy.hardware.memory import upload
+from mdmf_deploy.hardware.device import upload
 from mdmf_deploy.mmd import Scores
 from mdmf_deploy.mmd.cuda import reduction as cuda
 from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.hardware.memory import host_view
+from mdmf_deploy.hardware.device import host_view
 from mdmf_deploy.runtime import open_engine
 
 PATCHES, WIDTH = 49, 64

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mdmf_deploy.hardware.device import Gpu
-from mdmf_deploy.hardware.memory import host_view, out_of_memory
+from mdmf_deploy.hardware.device import Gpu, host_view, out_of_memory
 
 Entry = Callable[..., None]
 """Called with grid, block, shared and the arguments as NumPy scalars."""

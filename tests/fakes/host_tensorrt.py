@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from fakes.host_device import HostDevice
 
-from mdmf_deploy.hardware.memory import host_view
+from mdmf_deploy.hardware.device import host_view
 
 _MAGIC = b"a pretended plan\n"
 _FLOAT = 4

@@ -10,11 +10,6 @@ from mdmf_deploy.mmd.cuda.kernels import Kernel
 WANTED = [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "bf16"), ("tensor", "tf32")]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Know the marker without pytest-xdist, too."""
-    config.addinivalue_line("markers", "xdist_group(name): run these tests in one worker, so they share a fixture")
-
-
 @pytest.fixture(scope="session")
 def gxx() -> str:
     return compiler()

@@ -20,8 +20,6 @@ from mdmf_deploy.errors import CompilationFailed, UsageError
 from mdmf_deploy.files import room
 from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels
 
-pytestmark = pytest.mark.xdist_group("compiled")
-
 
 def load(path: Path) -> ModuleType:
     spec = spec_from_file_location(path.stem, path)

@@ -17,7 +17,6 @@ from mdmf_deploy.files import room
 from mdmf_deploy.mmd.cuda.kernels import Kernel
 
 # One worker builds all programs.
-pytestmark = pytest.mark.xdist_group("sanitizers")
 SANITIZERS = {"address": ["-fsanitize=address"], "thread": ["-fsanitize=thread"]}
 UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
 STEPS = {"plain": Kernel("plain", "fp32", 64), "tiled": Kernel("tiled", "fp32", 64)}

@@ -10,9 +10,8 @@ import pytest
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import RuntimeUnavailable
-from mdmf_deploy.hardware.device import open_device
+from mdmf_deploy.hardware.device import DeviceView, device_view, open_device
 from mdmf_deploy.hardware.gpu import probe
-from mdmf_deploy.hardware.memory import DeviceView, device_view
 from mdmf_deploy.runtime import ON_GPU, Engine, open_engine
 from mdmf_deploy.tasks.verify import verify_probes
 

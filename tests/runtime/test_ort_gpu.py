@@ -15,8 +15,7 @@ import pytest
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import INPUT, MODEL
 from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
-from mdmf_deploy.hardware.device import Gpu
-from mdmf_deploy.hardware.memory import device_view, host_view
+from mdmf_deploy.hardware.device import Gpu, device_view, host_view
 from mdmf_deploy.runtime import open_engine, ort_gpu
 from mdmf_deploy.runtime.building.plans import EngineKey
 from mdmf_deploy.runtime.building.profiles import load_profile

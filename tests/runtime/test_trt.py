@@ -19,7 +19,7 @@ from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.cli import app
 from mdmf_deploy.errors import EngineError, OutOfMemory, RuntimeUnavailable
-from mdmf_deploy.hardware.memory import device_view, host_view
+from mdmf_deploy.hardware.device import device_view, host_view
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.runtime.building.obtain import deserialise
 from mdmf_deploy.runtime.ort import OrtEngine

@@ -10,8 +10,8 @@ How a signature becomes a score, file by file:
 2. mmd/cuda/kernels.py says which kernel a GPU and a bank get, how a bank is prepared for it, and with which grid each
    of the four kernels is launched. mmd/__init__.py holds `Scores` and the check of shapes.
 3. hardware/device.py is the GPU as this file sees it: memory, copies, modules, launches, events, streams and graphs.
-   hardware/cuda_core.py is that GPU through cuda-core, hardware/cubin.py compiles and caches the kernels, and
-   hardware/memory.py reads arrays that other libraries hold on the GPU.
+   It also reads arrays that other libraries hold on the GPU. hardware/cuda_core.py is that GPU through cuda-core, and
+   hardware/cubin.py compiles and caches the kernels.
 4. engines/kernels/3_tensor.cu (or 2_tiled.cu, 1_plain.cu) computes the cross term. engines/kernels/common.cuh holds
    the kernels around it: prepare the operands, the within-image term, and the final sums.
 
@@ -31,8 +31,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank
-from mdmf_deploy.hardware.device import Device, Event, Graph, Memory, open_device
-from mdmf_deploy.hardware.memory import DeviceView, device_view, is_on_device, upload
+from mdmf_deploy.hardware.device import (
+    Device,
+    DeviceView,
+    Event,
+    Graph,
+    Memory,
+    device_view,
+    is_on_device,
+    open_device,
+    upload,
+)
 from mdmf_deploy.mmd import Scores, check_shape
 from mdmf_deploy.mmd.cuda.kernels import Kernel, Launch, Launches, choose, prepare_bank
 

@@ -253,7 +253,7 @@ def test_no_placeholder_is_left_and_the_readme_names_things_that_exist(
         commands = set(re.findall(r"`mdmf (\w+)", readme))
         assert commands
         assert commands <= set(COMMANDS)
-        (module,) = set(re.findall(r"`(mdmf_deploy[\w.]+)`", readme))
-        for function in ("center_crop", "decode", "read"):
-            assert f"{function}(" in readme
-            assert callable(getattr(importlib.import_module(module), function))
+        (package,) = set(re.findall(r"`(mdmf_deploy[\w.]+)`", readme))
+        for module, function in (("crops", "center_crop"), ("decode", "decode"), ("decode", "read")):
+            assert f"{module}.{function}(" in readme
+            assert callable(getattr(importlib.import_module(f"{package}.{module}"), function))
