@@ -10,6 +10,7 @@ from shutil import copyfileobj
 
 from mdmf_deploy.errors import CheckpointError
 from mdmf_deploy.files import atomic_file, file_sha256
+from mdmf_deploy.model.checkpoints import checkpoint_sha256
 
 OFFICIAL_SERVER = "https://dl.fbaipublicfiles.com/dinov2"
 
@@ -31,8 +32,8 @@ _TIMEOUT = 30  # seconds
 def fetch_backbone(name: str, cache_dir: Path, server: str = OFFICIAL_SERVER) -> Path:
     """Return the path of an architecture's official .pth file in cache_dir. Download it unless it is there intact.
 
-    Raises CheckpointError if the name has no release, the server cannot be reached, or the file's hash is not the
-    pinned one. Such a file is removed.
+    Raises CheckpointError if the name has no release, the file in cache_dir cannot be read, the server cannot be
+    reached, or the hash of its file is not the pinned one. That file is then not kept.
     """
     pinned = PINNED_SHA256.get(name)
     if pinned is None:
@@ -40,7 +41,7 @@ def fetch_backbone(name: str, cache_dir: Path, server: str = OFFICIAL_SERVER) ->
         raise CheckpointError(f"no official weights for {name!r}; choose one of {known}, or give a file")
     file_name = f"{name.replace('_reg', '_reg4')}_pretrain.pth"
     path = cache_dir / file_name
-    if path.is_file() and file_sha256(path) == pinned:
+    if path.is_file() and checkpoint_sha256(path) == pinned:
         return path
     url = f"{server}/{name.removesuffix('_reg')}/{file_name}"
     try:

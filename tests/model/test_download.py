@@ -68,6 +68,14 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(
     assert fetch_backbone("dinov2_vits14", tmp_path, server).read_bytes() == CONTENT
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here that root cannot read either")
+def test_a_file_in_the_cache_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "dinov2_vits14_pretrain.pth"
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(CheckpointError, match=f"{path}: .*give the path of a readable checkpoint"):
+        fetch_backbone("dinov2_vits14", tmp_path, "http://127.0.0.1:9")
+
+
 @pytest.mark.parametrize("broken", ["missing", "refused"])
 def test_a_server_that_does_not_answer_is_an_error_of_one_line(broken: str, server: str, tmp_path: Path) -> None:
     name, address = ("dinov2_vitb14", server) if broken == "missing" else ("dinov2_vits14", "http://127.0.0.1:9")
