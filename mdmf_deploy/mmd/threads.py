@@ -2,6 +2,9 @@
 
 NumPy releases the interpreter's lock in matmul and exp, so threads that each take whole tiles use every core. A BLAS
 that splits each tile again would only make them wait, and its results may change with its number of threads.
+
+threadpoolctl, the usual tool, is no help: since 3.8 it lets one thread at a time change the limit and ignores all
+others, so callers that overlap would leave the limit behind.
 """
 
 from __future__ import annotations
@@ -96,7 +99,7 @@ def one_blas_thread() -> Iterator[None]:
 
 @cache
 def _functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    """The functions that read and set the number of threads of NumPy's own BLAS, if known."""
+    """Return the functions that read and set the number of threads of NumPy's own BLAS, or None if it has neither."""
     for library in _libraries():
         for get, put in _NAMES:
             if hasattr(library, get) and hasattr(library, put):

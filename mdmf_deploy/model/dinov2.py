@@ -116,8 +116,8 @@ class DinoV2(nn.Module):
     def position_embedding(self, rows: int, columns: int) -> Tensor:
         """Return the position embedding (1, 1 + rows * columns, C), resampled bicubically as in the official code.
 
-        Models without registers were released with `interpolate_offset=0.1`, which makes a scale factor. Models with
-        registers were released with offset 0 and antialiasing, which makes a size.
+        Models without registers were released with `interpolate_offset=0.1`, which enters as a scale factor. Models
+        with registers were released with offset 0 and antialiasing, and the target enters as a size.
         """
         side = self.architecture.position_grid
         if (rows, columns) == (side, side):

@@ -83,7 +83,8 @@ def _from_timm(tensors: Mapping[str, Tensor], architecture: Architecture) -> dic
             key.replace(".mlp.fc1.", ".mlp.w12.").replace(".mlp.fc2.", ".mlp.w3."): v for key, v in result.items()
         }
     if "reg_token" in result:
-        # With registers, timm adds the class token's position to the token itself. So its position here is zero.
+        # With registers, timm adds the class token's position to the token itself and keeps only the grid's positions.
+        # So the class token's position here is zero.
         result["register_tokens"] = result.pop("reg_token")
         if "pos_embed" in result:
             grid = result["pos_embed"]

@@ -73,7 +73,7 @@ class MdmfModel(nn.Module):
 class TorchEngine:
     """A model as an Engine (mdmf_deploy.runtime), on the CPU in float32: the reference for every exported model.
 
-    It runs one image at a time. PyTorch picks other kernels for other batch sizes, and a reference must not depend on
+    It runs in eval mode, one image at a time. PyTorch picks other kernels for other batch sizes, and a reference must not depend on
     them.
     """
 

@@ -153,8 +153,8 @@ def images_per_second(engines: Sequence[Engine], crop: int) -> list[float]:
     """Measure how many images per second each engine turns into signatures, without decoding and scoring.
 
     crop: the side of the square images, in pixels.
-    Returns each engine's best rate at batches of 8. Engines take turns, so that a busy moment slows all of them. This
-    takes about 2 s per engine, or the time of four batches if that is longer.
+    Returns each engine's best rate over three turns, at batches of 8. Engines take turns, so that a busy moment slows
+    all of them. This takes about 2 s per engine, or the time of four batches if that is longer.
     """
     images = np.random.default_rng(0).standard_normal((_BATCH, 3, crop, crop)).astype(np.float32)
     best = [0.0] * len(engines)

@@ -114,6 +114,7 @@ def _tensorrt(flavour: Flavour) -> _Needed:
     # We allocate TensorRT's inputs and outputs ourselves, through mdmf_deploy.hardware.device.
     problem = outdated("cuda-core") if _importable("cuda.core") else "cuda-core is not installed"
     device = [Missing(problem, install(flavour.extra))] if problem else []
+    # The name of the installed package ends with the CUDA version it was built for.
     cuda = next(((major, 0) for major in (14, 13, 12) if installed(f"{flavour.module}_cu{major}")), ANY_CUDA)
     return cuda, [*_missing_library(flavour), *device]
 

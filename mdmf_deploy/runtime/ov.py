@@ -32,7 +32,7 @@ def _core() -> openvino.Core:
 class OpenVinoEngine:
     """The bundle's graph, compiled for the CPU. threads: None means every core of this process.
 
-    All threads work on one inference at a time, which is faster than two streams, also for large batches.
+    All threads work on one inference at a time. That measured faster than two streams, also for large batches.
     Raises BundleError if the graph cannot be compiled, RuntimeUnavailable if it would run on another device or in
     another precision, or if it is int8 and would saturate (docs.openvino.ai, "Saturation (overflow) Issue
     Workaround").

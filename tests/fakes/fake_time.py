@@ -27,7 +27,7 @@ class FakeClock:
 
 
 class FakeDetector:
-    """A detector that takes `a_batch` seconds a call and `an_image` an image.
+    """A detector that takes `a_batch` seconds per call and `an_image` seconds per image.
 
     log: (name, images) of every call.
     """

@@ -58,7 +58,7 @@ def oriented(format: str, orientation: int) -> bytes:
 def png(
     width: int, height: int, depth: int, colour: int, rows: bytes | None, extra: list[tuple[bytes, bytes]] | None = None
 ) -> bytes:
-    """Build a PNG chunk by chunk.  rows: raw scan lines, each after its filter byte, or None to leave IDAT out."""
+    """Build a PNG chunk by chunk. rows: raw scan lines, each after its filter byte, or None to leave IDAT out."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)), *(extra or [])]
     if rows is not None:
         chunks.append((b"IDAT", zlib.compress(rows)))
@@ -75,7 +75,7 @@ def filtered(rows: NDArray[Any]) -> bytes:
 
 
 def tiff(tags: dict[int, tuple[int, int, int]], pixels: bytes) -> bytes:
-    """Build a little-endian TIFF whose only strip lies at byte 8.  tags: tag -> (type, count, value or offset)."""
+    """Build a little-endian TIFF whose only strip lies at byte 8. tags: tag -> (type, count, value or offset)."""
     body = b"II*\0" + struct.pack("<I", 8 + len(pixels) + len(pixels) % 2) + pixels + b"\0" * (len(pixels) % 2)
     body += struct.pack("<H", len(tags))
     for tag, (kind, count, value) in sorted(tags.items()):

@@ -1,4 +1,4 @@
-"""Photographs of nothing, with what makes an image look natural to a model: a 1/f spectrum, light, an edge."""
+"""Random images that look natural to a model: a 1/f spectrum, a gradient of light, and an edge."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def synthetic_photo(seed: int, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8: noise with a 1/f spectrum as photographs have, a light gradient and a hard edge."""
+    """Return noise with the 1/f spectrum of photographs, a light gradient and a hard edge, (height, width, 3) uint8."""
     generator = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     spectrum = np.fft.fft2(generator.standard_normal((3, height, width))) / np.maximum(frequency, 1 / width) ** 1.2
@@ -23,7 +23,7 @@ def synthetic_photo(seed: int, width: int, height: int) -> np.ndarray:
 
 
 def write_photos(folder: Path, count: int, first_seed: int) -> None:
-    """`count` JPEG and PNG files by turns, each about 100 pixels a side."""
+    """Write `count` files, JPEG and PNG in turn, with sides of about 100 pixels."""
     for seed in range(first_seed, first_seed + count):
         image = Image.fromarray(synthetic_photo(seed, 96 + 8 * (seed % 3), 88 + 4 * (seed % 5)))
         if seed % 2:

@@ -27,7 +27,7 @@ from mdmf_deploy.mmd.compress.kernel import (
 )
 
 CANDIDATES = 32_768
-# Candidates tried first, if more are allowed.
+# Most candidates in the first trial, unless more points than that are wanted.
 FIRST_CANDIDATES = 16_384
 # Signatures searched for candidates. A larger bank is sampled.
 SAMPLE = 131_072
@@ -153,8 +153,8 @@ class _Task:
         most = len(among) if self.points is None else self.points
         enough = -np.inf
         if self.max_mmd is not None:
-            # The error bound includes rounding. This is enough as long as the weights weigh at most three times as
-            # much as the bank's.
+            # The error bound includes rounding. This allowance suffices as long as the weights' mass is at most three
+            # times the bank's.
             rounding = (4.0 * seen.mass) ** 2 * self.kernel.rounding(seen.gamma_radius, self.rows.rows)
             enough = 0.99 * (self.max_mmd * self.max_mmd) - rounding
         choice = choose(among, seen.z, self.self_term, self.kernel, self.run, most=most, enough=enough)

@@ -194,7 +194,7 @@ def kernels() -> Iterator[Kernel]:
 def choose(sm: int, width: int, operand: str, version: str | None = None) -> Kernel:
     """Return the kernel for a GPU of compute capability `sm` (89 for 8.9) and signatures of width d.
 
-    operand: "fp32", "tf32" (accurate to 1e-5, on tensor cores), "fp16" or "bf16".
+    operand: "fp32", "tf32" (on tensor cores, accurate to 1e-5), "fp16" or "bf16".
     version: None for the fastest.
     Raises UsageError if there is none.
     """

@@ -113,8 +113,8 @@ class CudaReduction:
         """Start scoring without waiting.
 
         A NumPy array may be changed as soon as this returns. An array on the GPU may be overwritten by work on its own
-        stream (`stream` of its interface), which is made to wait. Its memory must not be freed before the scores are
-        there.
+        stream (`stream` of its interface), which is made to wait. It must not be changed or freed in any other way
+        before the scores are there.
         """
         view = device_view(signatures) if is_on_device(signatures) else None
         shape = signatures.shape if view is None else view.shape
@@ -195,7 +195,7 @@ class UploadedBank:
         self.operands, self.half_norms, self.weights, self.centre = self._held
 
     def launches(self, images: int, patches: int) -> Launches:
-        """The launches for a batch of this shape. Computed once per shape, because choosing the grid takes a while."""
+        """Return the launches for a batch of this shape. Computed once per shape, because choosing the grid takes a while."""
         shape = images, patches
         if shape not in self._launches:
             self._launches[shape] = self.kernel.launches(*shape, self.rows, self._multiprocessors)
@@ -351,7 +351,7 @@ class Lane:
 
 
 def _steepness(bank: Bank) -> float:
-    """Mean |r - centre|^2 / (2 sigma^2) of the bank's points, weighted by |w|."""
+    """Return the mean |r - centre|^2 / (2 sigma^2) of the bank's points, weighted by |w|."""
     centre = bank.signatures.mean(axis=0, dtype=np.float64)
     weights = np.abs(bank.weights)
     squared = 0.0

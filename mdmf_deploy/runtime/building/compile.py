@@ -167,7 +167,7 @@ def _input_shapes(builder: trt.Builder, network: trt.INetworkDefinition, batch: 
 
 def _set_timing_cache(config: trt.IBuilderConfig, timings: Path) -> None:
     cache: trt.ITimingCache = config.create_timing_cache(timings.read_bytes() if timings.exists() else b"")
-    # The library refuses timings from another GPU. The build then starts without any.
+    # The library refuses timings made elsewhere. The build then starts without any.
     if not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
 

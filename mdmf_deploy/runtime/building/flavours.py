@@ -58,7 +58,7 @@ def builder_flags(flavour: Flavour, library: Any, precision: str) -> tuple[str, 
 
 
 def allows_tf32(precision: str) -> bool:
-    """Return whether float32 products may round their operands to TF32's 11 significant bits, to use tensor cores.
+    """Return whether float32 products may cut their operands to TF32's 11 significant bits, to use tensor cores.
 
     In an fp16 graph this loses nothing: its only float32 products are attention scores, whose operands are float16
     (mdmf_deploy.tasks.export.precision). In any other graph it would not be the precision that the bundle names.
