@@ -3,7 +3,9 @@
 //
 // Environment variables set its answers:
 // FAKE_INIT, FAKE_NAME: the CUresult that cuInit or cuDeviceGetName returns.
-// FAKE_CUDA: the CUDA version the driver supports.  FAKE_COUNT: the number of GPUs.  FAKE_MEMORY: bytes of GPU memory.
+// FAKE_CUDA: the CUDA version the driver supports.
+// FAKE_COUNT: the number of GPUs.
+// FAKE_MEMORY: bytes of GPU memory.
 // FAKE_KERNELS: a library with two symbols for each kernel: <name>_run(argument pointers, grid, block, shared bytes),
 //     and <name>_sizes, the sizes of its arguments in bytes with a 0 after the last.
 // FAKE_TRACE: if set, print each function that a library looks up.
