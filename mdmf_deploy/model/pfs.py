@@ -73,8 +73,8 @@ class MdmfModel(nn.Module):
 class TorchEngine:
     """A model as an Engine (mdmf_deploy.runtime), on the CPU in float32: the reference for every exported model.
 
-    It runs in eval mode, one image at a time. PyTorch picks other kernels for other batch sizes, and a reference must not depend on
-    them.
+    It runs in eval mode, one image at a time. PyTorch picks other kernels for other batch sizes, and a reference must
+    not depend on them.
     """
 
     name = "pytorch"

@@ -195,7 +195,10 @@ class UploadedBank:
         self.operands, self.half_norms, self.weights, self.centre = self._held
 
     def launches(self, images: int, patches: int) -> Launches:
-        """Return the launches for a batch of this shape. Computed once per shape, because choosing the grid takes a while."""
+        """Return the launches for a batch of this shape.
+
+        They are computed once per shape, because choosing the grid takes a while.
+        """
         shape = images, patches
         if shape not in self._launches:
             self._launches[shape] = self.kernel.launches(*shape, self.rows, self._multiprocessors)
