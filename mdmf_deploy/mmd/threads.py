@@ -21,6 +21,21 @@ from pathlib import Path
 
 import numpy as np
 
+# Functions that read and set the number of threads: of OpenBLAS in NumPy's wheels and in distributions, and of MKL.
+_NAMES = [
+    *(
+        (f"{p}openblas_get_num_threads{s}", f"{p}openblas_set_num_threads{s}")
+        for p in ("scipy_", "")
+        for s in ("64_", "")
+    ),
+    ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
+]
+
+# Overlapping callers share the limit: the first sets it, the last removes it.
+_lock = threading.Lock()
+_inside = 0
+_before = 1
+
 
 def share_out(count: int, threads: int, worker: Callable[[Iterator[int]], None]) -> None:
     """Let up to `threads` threads call worker(tasks). Together their tasks are range(count), each once.
@@ -53,22 +68,6 @@ def share_out(count: int, threads: int, worker: Callable[[Iterator[int]], None])
         run()
         for future in futures:
             future.result()
-
-
-# Functions that read and set the number of threads: of OpenBLAS in NumPy's wheels and in distributions, and of MKL.
-_NAMES = [
-    *(
-        (f"{p}openblas_get_num_threads{s}", f"{p}openblas_set_num_threads{s}")
-        for p in ("scipy_", "")
-        for s in ("64_", "")
-    ),
-    ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
-]
-
-# Overlapping callers share the limit: the first sets it, the last removes it.
-_lock = threading.Lock()
-_inside = 0
-_before = 1
 
 
 @contextmanager
