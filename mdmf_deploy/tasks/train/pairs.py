@@ -79,7 +79,7 @@ class Views:
     ) -> list[Path]:
         """Write one reconstruction per view of the photograph, with the view's treatment. Autoencoders take turns.
 
-        A reconstruction first passes through a JPEG of its own, like its photograph once did. Otherwise one class would
+        A reconstruction first passes through a JPEG of its own, as its photograph once did. Otherwise one class would
         be compressed twice and the other once.
         """
         paths = []
