@@ -31,7 +31,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
-    """What happens to an image before training sees it.
+    """The change made to an image before training sees it.
 
     scale: factor <= 1, applied with Lanczos resampling.
     quality: of the JPEG, at 4:2:0.
