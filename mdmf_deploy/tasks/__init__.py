@@ -1,4 +1,4 @@
-"""One module or package per command of `mdmf`. Only this layer combines the packages below it.
+"""The commands of `mdmf` that combine the packages below: one module or package each. Nothing below imports them.
 
 export/       `mdmf export`: turn a checkpoint into a verified bundle
 triton/       `mdmf export --triton`: write a bundle as a model repository for Triton Inference Server
@@ -7,6 +7,6 @@ train/        `mdmf train`: train a detector by its test power
 evaluate/     `mdmf evaluate`: measure a bundle on images whose class is known
 benchmark/    `mdmf benchmark`: time a bundle by stage, scenario and runtime
 calibrate.py  `mdmf calibrate`: set thresholds from real photographs
-verify.py     `mdmf verify`: hold a runtime's decisions to the bundle's
+verify.py     `mdmf verify`: hold a runtime's decisions to those of the source
 doctor.py     `mdmf doctor`: report what this machine can run
 """

@@ -12,7 +12,7 @@ import msgspec
 from mdmf_deploy.errors import MdmfError, install, installed, version
 from mdmf_deploy.hardware.host import Machine, look_at_machine
 
-# The library of each runtime that does not bear its library's name.
+# The module of each runtime whose library has another name.
 _LIBRARIES = {"rtx": "tensorrt_rtx", "cuda": "onnxruntime", "ort-tensorrt": "onnxruntime"}
 
 
@@ -51,7 +51,7 @@ class Starter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """The report of `mdmf doctor`. notes: surprises, such as an installed package that cannot do its work."""
+    """The report of `mdmf doctor`. notes: warnings, for example about a package that cannot do its work."""
 
     version: str
     decoder: str

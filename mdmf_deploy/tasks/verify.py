@@ -204,7 +204,7 @@ def _missed(figures: dict[str, float], limits: GateLimits) -> Iterable[tuple[str
 
 
 def _blind(scores: NDArray[np.float64], signatures: Signatures, scale: Scale) -> bool:
-    """Whether scores say nothing: real ones have no spread, or different images all score the same."""
+    """Return whether scores carry no information: real ones have no spread, or different images all score the same."""
     different = bool((signatures != signatures[:1]).any())
     return scale.spread <= _NO_SPREAD or (different and float(np.ptp(scores)) <= _NO_SPREAD)
 

@@ -61,8 +61,8 @@ class Unreadable:
 class BankReport:
     """A new bank, and the images that are not in it.
 
-    images: the number of distinct readable ones.
-    signatures: the number extracted from these, before thinning.
+    images: the number of distinct readable images.
+    signatures: the number extracted from them, before thinning.
     """
 
     bank: Bank
@@ -117,7 +117,7 @@ class _Inputs:
         self.errors: list[Unreadable] = []
 
     def distinct(self, extracted: Iterable[Extraction]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield (sha256, signatures) of every readable image, without copies.
+        """Yield (sha256, signatures) of every distinct readable image.
 
         Raises BankError at the end if there was none.
         """

@@ -5,8 +5,8 @@ Compression bounds its error: |MMD(X, R') - MMD(X, R)| <= e for every image X, s
 Calibration: an image of score s now scores at most (sqrt(s) + e)^2. p-values taken among these bounds are at least
 those of a new calibration, and keep their guarantee.
 
-Verification: two engines extract X and Y from one image. Their scores differ in the bank only by
-2 <mu_X - mu_Y, mu_R>. Compression changes that by at most 2 e |mu_X - mu_Y|, where
+Verification: two engines extract X and Y from one image. The bank enters the difference of their scores
+only through 2 <mu_X - mu_Y, mu_R>. Compression changes that by at most 2 e |mu_X - mu_Y|, where
 |mu_X - mu_Y| <= sqrt(d) max|x - y| / sigma.
 """
 
@@ -282,7 +282,7 @@ def carry_calibration(calibration: Calibration, mmd: float, bundle_id: str) -> C
 
 
 def carry_verification(manifest: Manifest, mmd: float, self_term: float) -> tuple[Verification, ...]:
-    """Return the records that survive a change of bank, the bound added to the score change of each pass.
+    """Return the records that survive a change of bank, with the bound added to the score change of each pass.
 
     mmd: the most that MMD changes.
     self_term: that of the bank they were measured with.

@@ -1,6 +1,6 @@
 """A script for a fresh process, which measures the time to a first row and the memory that many rows take.
 
-It prints two JSON objects, one a line: the first with the first row, the second when all rows are done.
+It prints two JSON objects, one per line: the first with the first row, the second when all rows are done.
 It is a file of its own because anything it imports would be missing from the time of the import that it measures.
 """
 

@@ -1,4 +1,7 @@
-"""Configurations compared with the first one: how much faster they are, and how far their verdicts drift."""
+"""Configurations compared with the first one: how much faster they are, and how far their verdicts drift.
+
+A speed without the drift says little.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ import msgspec
 from mdmf_deploy.hardware.host import text_of
 from mdmf_deploy.tasks.benchmark.rounds import Clock
 
-# Figures begin to suffer above these: load per core before the start, and shares of the machine's time.
+# Figures begin to suffer above these: load per core before the start, shares of the machine's time, and involuntary
+# context switches per second of CPU time.
 _LOAD_PER_CORE = 0.2
 _OTHERS = 0.05
 _STEAL = 0.005

@@ -19,7 +19,7 @@ from mdmf_deploy.tasks.benchmark.statistics import Spread
 from mdmf_deploy.tasks.benchmark.tables import Section, facts, number, sections
 
 ENDINGS = (".json", ".csv", ".html")
-COLOURS = 6  # that page.html knows
+COLOURS = 6  # in page.html
 _PAGE = Path(__file__).with_name("page.html")
 _PERCENTILES = {"min": 0, "p25": 25, "p50": 50, "p75": 75, "p90": 90, "p95": 95, "p99": 99, "max": 100}
 

@@ -25,9 +25,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How to measure.
 
     seconds: for each scenario and configuration.
-    rate: requests a second in the server scenario, or None to search for the highest that keeps p99_bound.
+    rate: requests per second in the server scenario, or None to search for the highest that keeps p99_bound.
     batch_wait: the longest that a request waits for others to join its batch.
-    threads: None for one a core.
+    threads: None for one per core.
     cv_limit: runs end once their coefficient of variation is within it.
     """
 
@@ -100,7 +100,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """One stage of a detection.
 
-    ms: wall-clock time an image.
+    ms: wall-clock time per image.
     cores: CPU time over wall-clock time.
     lanes: how many `mdmf detect` runs at once.
     """
@@ -119,7 +119,7 @@ class StageTable(msgspec.Struct, frozen=True, kw_only=True):
     total: sum of the stages' ms.
     explained: total over end to end, above 1 if stages overlap.
     explained_cpu: the same ratio of CPU times.
-    limit: the threads with the most work an image (decoding, engine, reduction + write). End to end cannot be faster.
+    limit: the threads with the most work per image (decoding, engine, reduction + write). End to end cannot be faster.
     limit_share: the time that these threads need, over end to end.
     """
 
@@ -175,7 +175,7 @@ class SingleStream(msgspec.Struct, frozen=True, kw_only=True):
 class Offline(msgspec.Struct, frozen=True, kw_only=True):
     """All images at once.
 
-    joules: energy of the whole processor an image, or None.
+    joules: energy of the whole processor per image, or None.
     energy: what that energy covers, or the reason why there is none.
     """
 
@@ -201,7 +201,7 @@ class RateTrial(msgspec.Struct, frozen=True, kw_only=True):
 class Server(msgspec.Struct, frozen=True, kw_only=True):
     """Poisson arrivals.
 
-    rate: requests a second at which latency was measured, or None if no rate keeps the bound.
+    rate: requests per second at which latency was measured, or None if no rate keeps the bound.
     bound: None for a fixed rate.
     unserved: requests still waiting when an overloaded run was given up. Latency counts the time they had waited.
     batch: mean number of images served at once.

@@ -81,7 +81,7 @@ def generated(folder: Path) -> list[ImageSample]:
 
 
 def mosaic(tiles: NDArray[np.uint8], first: int, width: int, height: int) -> NDArray[np.uint8]:
-    """Lay tiles (n, 256, 256, 3) side by side to an image (height, width, 3).
+    """Lay tiles (n, 256, 256, 3) side by side into an image (height, width, 3).
 
     Tile `first` lies whole in the middle, where the crop is taken.
     """

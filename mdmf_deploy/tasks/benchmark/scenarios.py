@@ -29,7 +29,7 @@ _COVERS = "RAPL, all of the processor's packages, idle power and other programs 
 
 @dataclass(frozen=True, slots=True)
 class Rated(Generic[T]):
-    """A scenario's result, and the rate of every round in images a second, from which ratios are computed."""
+    """A scenario's result, and the rate of every round in images per second, from which ratios are computed."""
 
     rates: tuple[float, ...]
     result: T
@@ -46,8 +46,8 @@ class EnergyReading:
 class _OfflineRun:
     """One run of one subject.
 
-    rate: images a second.
-    joules: energy an image, or None with the reason in `energy`.
+    rate: images per second.
+    joules: energy per image, or None with the reason in `energy`.
     """
 
     rate: float
@@ -123,7 +123,7 @@ def read_energy(root: Path = POWERCAP) -> EnergyReading | str:
 
 
 def joules(before: EnergyReading, after: EnergyReading) -> float:
-    """Return the energy between two readings, during which a counter may wrap around once (minutes at full load)."""
+    """Return the energy between two readings, less than one turn of a counter apart (minutes at full load)."""
     used = 0
     for name, (start, turn) in before.packages.items():
         end = after.packages[name][0]

@@ -1,4 +1,8 @@
-"""The server scenario: latency of Poisson arrivals at a given rate, or at the highest rate that keeps a bound."""
+"""The server scenario: latency of Poisson arrivals at a given rate, or at the highest rate that keeps a bound.
+
+Arrivals are drawn beforehand, and a latency counts from its own arrival, however late the server is. So waiting counts
+as waiting, and an overloaded server does not slow its clients down (no coordinated omission).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,8 @@ DOUBLINGS = 4
 _CONFIRMED = (1.0, 0.9, 0.8, 0.65, 0.5, 0.3)
 _STEPS = 6
 _ALONE = 20  # images timed alone before the search
-_CEILING = 1.25  # times the offline rate, which is only roughly known. Above it a queue grows without end
+# Times the offline rate, which is only roughly known. Above that rate a queue grows without end.
+_CEILING = 1.25
 _OVERTIME = 2.0
 _FEW = 100
 
@@ -119,7 +124,7 @@ def highest_rate(holds: Callable[[float], bool], ceiling: float, steps: int = _S
 
 
 def poisson(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
-    """Return the moments (n,) of a Poisson process in seconds, rising from 0, with `rate` a second for about `seconds`.
+    """Return the moments (n,) of a Poisson process in seconds, rising from 0: `rate` per second for about `seconds`.
 
     n = ceil(rate * seconds) is fixed, so that rates that hold and rates that do not are judged on as many requests.
     """

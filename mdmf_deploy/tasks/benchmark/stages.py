@@ -33,7 +33,7 @@ _HELD = 4  # batches whose crops are in memory at once while stages are measured
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Wall-clock and CPU time an image."""
+    """Wall-clock and CPU time per image."""
 
     ms: float
     cpu_ms: float

@@ -91,7 +91,7 @@ class Condition:
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
     """The fate of the data set's images before any is scored.
 
-    judged: how many will be scored.
+    judged: how many go to the detector, unreadable files included.
     in_bank, in_calibration, copies: images left out, as row URIs.
     other_parts: how many images the split left out.
     left_out: generators that have no image left, in order.
@@ -111,7 +111,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     real_images: how many are readable.
     fpr: the fraction of real images with the verdict "generated", None if uncalibrated.
     generators: worst AUROC first.
-    mean: auroc, ap, acc and tpr averaged over the generators, None if uncalibrated.
+    mean: auroc, ap, acc and tpr averaged over the generators. acc and tpr are None if uncalibrated.
     pooled: all generated images taken as one generator.
     unreadable: images without a score, as row URIs.
     """

@@ -40,7 +40,7 @@ class Exported:
 
     bank: the report on its bank.
     verification: one record per runtime. The first is ONNX Runtime's, which passed.
-    refused: the rungs that missed a limit.
+    refused: the rungs that failed before it, each with its reason.
     """
 
     bundle: Bundle

@@ -80,7 +80,7 @@ def check_symmetric(model: ModelProto) -> None:
 
 
 def import_nncf() -> ModuleType:
-    """Import NNCF without its network reports, and without its logger class becoming the default.
+    """Import NNCF without the reports it sends over the network, and keep its logger class from becoming the default.
 
     Raises ImportError if it is not installed.
     """
@@ -167,9 +167,9 @@ def _same(a: TensorProto, b: TensorProto) -> bool:
 
 
 def _owners(before: Mapping[str, NodeProto], graph: GraphProto, fp32: Path) -> dict[str, str | None]:
-    """Map each changed node to the layer it is restored with, or to None if it is no part of a product.
+    """Map each changed node to the layer it is restored with.
 
-    A node of no product is always restored.
+    A node that belongs to no product maps to None, and is always restored.
     """
     missing = before.keys() - {node.name for node in graph.node}
     moved = [

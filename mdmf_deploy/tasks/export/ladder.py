@@ -172,7 +172,7 @@ class LayerSearch:
 
     @property
     def most(self) -> int:
-        """How many layers may stay in fp32."""
+        """The most layers that may stay in fp32."""
         return most_worth_keeping(len(self.graphs.layers))
 
     def first_to_pass(self) -> Sequence[str]:
@@ -227,7 +227,7 @@ class LayerSearch:
 
 
 def most_worth_keeping(layers: int) -> int:
-    """How many of so many layers may stay in fp32 for an int8 graph to be worth having."""
+    """Return how many of the layers may stay in fp32 for an int8 graph to be worth having."""
     return int(MAX_KEPT_SHARE * layers)
 
 

@@ -88,7 +88,10 @@ def save_graph(model: ModelProto, destination: Path, precision: Precision) -> Pa
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Suppress log records below an error, everything printed to stdout, and all warnings."""
+    """Suppress log records below an error, everything printed to stdout, and all warnings.
+
+    The tools that rewrite graphs log advice, draw progress bars on stdout and warn about their own internals.
+    """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -17,9 +17,6 @@ from mdmf_deploy.errors import RecipeError
 from mdmf_deploy.model.architectures import architecture
 from mdmf_deploy.model.pfs import MdmfModel
 
-# The pooling matrix's name in the graph. The PFS head follows it.
-POOLING = "head.pooling.matrix"
-
 
 def pooling_matrix(grid: int, pool: int) -> Tensor:
     """Return adaptive average pooling as a matrix (pool * pool, grid * grid), float32. Its rows sum to 1.

@@ -84,14 +84,14 @@ def spread(images: Sequence[LabelledImage], count: int) -> list[LabelledImage]:
 
 
 def center_crops(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
-    """Return the center crops that detection would take, (n, size, size, 3)."""
+    """Return the centre crops that detection would take, (n, size, size, 3)."""
     with ThreadPoolExecutor() as pool:
         crops = pool.map(lambda path: center_crop(decode(read(path)).pixels, size).pixels[0], paths)
         return np.stack(list(crops))
 
 
 class PixelCache:
-    """Decode files, and keep their pixels in memory up to a budget in bytes. Later files are decoded on every call."""
+    """Decode files, and keep their pixels in memory up to a budget in bytes. The rest is decoded on every call."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
@@ -141,7 +141,10 @@ class TrainingBatch:
 
 
 class Batches(Protocol):
-    """Where the training loop gets its batches from. The same step always gives the same batch."""
+    """Where the training loop gets its batches from.
+
+    A batch depends on the seed and the step alone, so that a resumed run sees the batches of an uninterrupted one.
+    """
 
     def __call__(self, step: int) -> TrainingBatch: ...
 

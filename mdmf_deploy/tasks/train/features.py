@@ -39,7 +39,7 @@ class FeatureCache:
     def __call__(self, images: Sequence[LabelledImage], crops: int = 0) -> NDArray[np.float16]:
         """Return features (images, max(1, crops), N, C), read from the cache if they are there.
 
-        crops: random crops with flips per image. 0 stands for the one center crop of detection.
+        crops: random crops with flips per image. 0 stands for the one centre crop of detection.
         """
         path = self.folder / f"{self.key(images, crops)}.npy"
         if not path.is_file():

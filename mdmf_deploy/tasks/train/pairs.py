@@ -31,7 +31,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
-    """What happens to an image before training sees it.
+    """The change made to an image before training sees it.
 
     scale: factor <= 1, applied with Lanczos resampling.
     quality: of the JPEG, at 4:2:0.
@@ -79,7 +79,7 @@ class Views:
     ) -> list[Path]:
         """Write one reconstruction per view of the photograph, with the view's treatment. Autoencoders take turns.
 
-        A reconstruction first passes through a JPEG of its own, like its photograph once did. Otherwise one class would
+        A reconstruction first passes through a JPEG of its own, as its photograph once did. Otherwise one class would
         be compressed twice and the other once.
         """
         paths = []

@@ -63,7 +63,10 @@ def configs(
 
 
 def config_text(message: Message) -> str:
-    """Write a message in protobuf's text format, one field per line."""
+    """Return a message in protobuf's text format, one field per line.
+
+    Written by hand, because no package has Triton's own schema without gRPC.
+    """
     return "".join(f"{line}\n" for line in _lines(message, ""))
 
 

@@ -31,7 +31,7 @@ from mdmf_deploy.mmd.operands import BankOperands
 CROPS, IMAGES, SIGNATURES = "crops", "images", "signatures"
 SCORE, CONTRIBUTIONS, P_VALUE = "score", "contributions", "p_value"
 
-# No newer than the graphs of the bundles themselves.
+# No newer than the graphs of the bundles themselves, and old enough for the servers in use.
 OPSET, IR_VERSION = 17, 8
 # Most points in a tile.
 TILE = 1024
@@ -85,7 +85,7 @@ def reduction_graph(bank: Bank, patches: int, calibration: Calibration | None, m
         )
     graph = GraphBuilder()
     x = graph.cast(SIGNATURES, TensorProto.DOUBLE)
-    # The product with a tile is one column per patch, so (B, N) becomes (B, N, 1) and back.
+    # The Scan adds one column per tile, so (B, N) becomes (B, N, 1) and back.
     column = graph.constant(np.array([2]))
     start = graph.op("Add", _within(graph, x, points.gamma), graph.constant(np.float64(bank.self_term), "self_term"))
     rows = _rows(graph, x, points)
@@ -189,7 +189,7 @@ def _described(values: list[Value]) -> list[ValueInfoProto]:
 
 
 def _within(graph: GraphBuilder, x: str, gamma: float) -> str:
-    """Add 1/N sum_n' k(x[n], x[n']), (B, N), in float64 and centred on the image's own mean."""
+    """Add nodes for 1/N sum_n' k(x[n], x[n']), (B, N), in float64 and centred on the image's own mean."""
     own = graph.op("Sub", x, graph.op("ReduceMean", x, axes=[1], keepdims=1))
     # Einsum, because ONNX Runtime 1.18 fuses Transpose and MatMul to an operator that it has for float32 only.
     products = graph.op("Einsum", own, own, equation="bnd,bmd->bnm")
@@ -202,7 +202,10 @@ def _within(graph: GraphBuilder, x: str, gamma: float) -> str:
 
 
 def _rows(graph: GraphBuilder, x: str, points: BankOperands) -> str:
-    """Add the rows (2g x, -g |x|^2, -g), (B, N, d + 2), in the exponents' type. x is centred on the bank's mean."""
+    """Add nodes for the rows (2g x, -g |x|^2, -g), (B, N, d + 2), in the exponents' type.
+
+    x is centred on the bank's mean.
+    """
     gamma = points.gamma
     centred = graph.op("Sub", x, graph.constant(points.centre, "centre"))
     if points.exponent is np.float32:
@@ -253,7 +256,7 @@ def _tile(rows: str, width: int, length: int, exponent: type[np.floating]) -> Gr
 
 
 def _p_value(graph: GraphBuilder, score: str, calibration: Calibration) -> None:
-    """Add (k + 1) / (n + 1), where k of the n calibration scores are >= score, like bundle/calibration.py."""
+    """Add nodes for (k + 1) / (n + 1), as bundle/calibration.py has it: k of the n calibration scores are >= score."""
     scores = graph.constant(np.array([calibration.scores]), "calibration_scores")
     above = graph.cast(graph.op("GreaterOrEqual", scores, score), TensorProto.DOUBLE)
     count = graph.op("ReduceSum", above, graph.constant(np.array([1])), keepdims=1)

@@ -62,7 +62,7 @@ class Written:
 
 
 def check_repository(destination: Path, bundle: Path, force: bool) -> None:
-    """Raise UsageError unless the destination is free: missing, an empty folder, or with force an older repository.
+    """Raise UsageError unless the destination is free: missing, an empty folder, or with force a repository.
 
     bundle: where the bundle lies or will lie. Neither may contain the other, since both are replaced as a whole.
     """
