@@ -102,8 +102,8 @@ def table() -> str:
     return f"""# What the kernels take
 
 By {compiler} and cuobjdump, without a GPU: `python benchmarks/kernel_resources.py > engines/kernels/RESOURCES.md`.
-Registers are a thread's. Spills are bytes a thread, over all four kernels. Shared memory is bytes a block: dynamic of
-cross, and static of the others with what the system reserves.
+Registers are per thread. Spills are bytes per thread, over all four kernels. Shared memory is bytes per block: the
+dynamic memory of cross, and the static memory of the others with what the system reserves.
 
 | version | operand | d | SM | prepare | cross | within | finish | spills | shared, cross | shared, others |
 |---|---|---|---|---|---|---|---|---|---|---|
