@@ -68,7 +68,7 @@ class ShapeMismatch(MdmfError):
 
 
 class GateFailed(MdmfError):
-    """A check that ran to its end and failed (`verify`, `evaluate --min-auroc`, `detect --fail-on`)."""
+    """A check that ran to its end and failed (`verify`, `export`, `evaluate --min-auroc`, `detect --fail-on`)."""
 
     exit_code = 1
 

@@ -128,7 +128,8 @@ def _cache_root() -> Path:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
+    # Windows flushes only files that are open for writing.
+    with path.open("rb" if os.name == "posix" else "r+b") as file:
         os.fsync(file.fileno())
 
 

@@ -151,7 +151,7 @@ def shipped(name: str) -> Path:
 def shipped_name(bundle: Path) -> str | None:
     """Return the name of a bundle that lies where the package ships its own, or None if it lies elsewhere."""
     folder = bundle.resolve()
-    return folder.stem if folder.parent == shipped(folder.stem).parent else None
+    return folder.stem if folder.parent == shipped(folder.stem).resolve().parent else None
 
 
 def hint(command: str, bundle: Path, *rest: str) -> str:

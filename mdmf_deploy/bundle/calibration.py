@@ -183,7 +183,7 @@ def images_needed(fpr: float) -> int:
 
 
 def fpr_interval(n: int, fpr: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Return an interval for the false positive rate of the threshold, over the draw of the n images.
+    """Return an interval that holds the threshold's false positive rate with this confidence, over the draw of images.
 
     For continuous scores the rate follows Beta(l, n + 1 - l), where l = alarms(n, fpr), with mean l / (n + 1)
     (Vovk 2012, "Conditional validity of inductive conformal predictors", proposition 2a; Angelopoulos and Bates 2021,

@@ -56,7 +56,8 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     images: how many were compared.
     score_spread: standard deviation of the source's scores over real images.
     max_score_change: in units of score_spread. The other measures are named as in mdmf_deploy.bundle.recipe.GateLimits.
-    images_per_second: the engine's own speed on that machine, in batches of 8 (runtime/speed.py), or None.
+    images_per_second: the engine's own speed on that machine, in batches of 8, or None if it was not measured
+        (mdmf_deploy.runtime.images_per_second).
     """
 
     runtime: str

@@ -136,7 +136,7 @@ def main() -> None:
     # How many 16 MB blocks Pillow keeps for the next large image. Allocating them costs a quarter of decoding it.
     os.environ.setdefault("PILLOW_BLOCKS_MAX", "8")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file name must not crash a terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name the terminal cannot encode must not crash
     try:
         try:
             app(prog_name="mdmf")

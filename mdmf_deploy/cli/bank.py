@@ -112,7 +112,7 @@ def compress(
     """Replace the bank with a few of its signatures, optimally weighted, and a bound on the error.
 
     The MMD of no image, seen or unseen, changes by more than the error bound, which is kept in the bundle. Thresholds
-    are raised by the same amount, so false positive rates still hold. `mdmf calibrate` makes them exact again.
+    are raised to match, so false positive rates still hold. `mdmf calibrate` makes them exact again.
 
     Example: mdmf bank compress mine.mdmf --max-error 0.005 -o small.mdmf
     """

@@ -19,14 +19,15 @@ def benchmark(
     images: Annotated[
         list[str] | None,
         typer.Option(
-            help="Images to time: a folder, file, glob or @LIST; may be repeated; 256 of more. By default generated "
-            "JPEGs of 0.5 and 12 megapixels, the smaller ones for the scenarios."
+            help="Images to time: a folder, file, glob or @LIST; may be repeated. Of more than 256, 256 are taken. By "
+            "default generated JPEGs of 0.5 and 12 megapixels, the smaller ones for the scenarios."
         ),
     ] = None,
     runtime: Annotated[
         str,
         typer.Option(
-            help="Runtimes to compare, separated by commas, on a GPU with a build profile: tensorrt:latency,cuda."
+            help="Runtimes to compare, separated by commas; one on a GPU may name a build profile: "
+            "tensorrt:latency,cuda."
         ),
     ] = "auto",
     precision: Annotated[

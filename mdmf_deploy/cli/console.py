@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,11 @@ def print_json(value: object) -> None:
     """Print one JSON document on stdout, in UTF-8 whatever the terminal's encoding."""
     import msgspec
 
-    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    try:
+        typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    except UnicodeEncodeError:
+        # A bundle's path need not be UTF-8. Only escapes can hold such a path.
+        typer.echo(json.dumps(msgspec.to_builtins(value), indent=2))
 
 
 def print_facts(facts: dict[str, object]) -> None:

@@ -25,7 +25,10 @@ def verify(
     ] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(help="Runtime to verify on this machine; may be repeated. all: every one that can be used here."),
+        typer.Option(
+            help="Runtime to verify on this machine; may be repeated. all: every one that can be used here. By default "
+            "auto."
+        ),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Compare with PyTorch on this checkpoint and IMAGES.")] = None,
     backbone_weights: Annotated[

@@ -46,7 +46,7 @@ def extract(
     limits: ReadLimits | None = None,
     max_wait: float = 0.2,
 ) -> Generator[Extraction, None, None]:
-    """Yield one Extraction per source, in order. An unreadable source costs no other one.
+    """Yield one Extraction per source, in order. An unreadable source costs only its own.
 
     batch_size: the most crops given to the engine at once.
     crops: the most crops taken of one image.

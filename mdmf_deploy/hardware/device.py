@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable, ShapeMismatch, install, version
 from mdmf_deploy.hardware.gpu import Gpu, probe
 
-__all__ = ["DEVICES", "Device", "Event", "Gpu", "Graph", "Memory", "Module", "Stream", "open_device", "outdated"]
-
 # The default stream of every library in the process, as __cuda_array_interface__ numbers it.
 LEGACY_STREAM = 1
 # Larger arrays are uploaded through this many bytes of pinned memory.

@@ -68,7 +68,7 @@ def test_help_names_the_bundles_whose_precision_can_be_lowered(monkeypatch: pyte
     text = " ".join(mdmf("benchmark", "--help").stdout.split())
     assert "only from a bundle exported with --precision fp32, which the starter is not" in text
     assert Bundle.open("starter").manifest.model.precision != "fp32"
-    assert f"{samples.MOST} of more" in text
+    assert f"Of more than {samples.MOST}, {samples.MOST} are taken." in text
 
 
 def test_batches_have_the_size_that_detect_uses() -> None:

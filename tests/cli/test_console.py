@@ -18,6 +18,13 @@ def test_json_is_valid_utf_8_whatever_the_encoding(monkeypatch: pytest.MonkeyPat
     assert json.loads(written.getvalue().decode("utf-8")) == {"uri": "café.jpg", "score": None, "small": 1e-7}
 
 
+def test_json_escapes_a_path_that_is_not_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8"))
+    print_json({"bundle": "caf\udce9.mdmf", "n": 1})
+    assert json.loads(written.getvalue().decode("utf-8")) == {"bundle": "caf\udce9.mdmf", "n": 1}
+
+
 def test_facts_are_aligned_and_a_missing_value_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
     print_facts({"bundle": "a.mdmf", "bound": None, "skipped": 0})
     assert capsys.readouterr().out == "bundle   a.mdmf\nbound    -\nskipped  0\n"

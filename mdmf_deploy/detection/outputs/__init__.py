@@ -105,7 +105,7 @@ def replacing(path: Path) -> Iterator[Scratch]:
 
 
 class JsonlWriter:
-    """One JSON object a line."""
+    """One JSON object per line. A missing value is null."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -35,7 +35,7 @@ _COLOURS = np.array(
 )
 _OPACITY = 0.5  # of the strongest colour
 _PANEL = 560  # pixels: height of both panels
-_WIDEST = 1000  # pixels: most of the left panel
+_WIDEST = 1000  # pixels: greatest width of the left panel
 _MARGIN = 20
 _INK, _QUIET, _PAPER = (25, 25, 25), (105, 105, 105), (255, 255, 255)
 _VERDICT_INK = {"generated": (0xB2, 0x18, 0x2B), "real": (0x21, 0x66, 0xAC), "uncertain": (0x9A, 0x6A, 0)}
@@ -92,7 +92,7 @@ class HeatmapFolder:
             raise UsageError(f"--heatmaps {folder}: {error.strerror}; choose a folder you can write to") from error
 
     def write(self, row: Row, source: Path) -> Path | None:
-        """Read the image again, draw the row's heat map over it and return its path. Skip a row without a score.
+        """Read the image again, draw the row's heat map over it and return its path, or None for a row without a score.
 
         The file is called <stem>.heatmap.png, or <stem>-2.heatmap.png and so on if another image took that name.
         Raises ImageError if the image has changed since it was scored. Raises OSError, and leaves no partial file, if
