@@ -9,7 +9,7 @@ import typer
 from mdmf_deploy.cli.console import log, log_duplicates, log_list, log_unreadable, print_facts, print_json, progress
 from mdmf_deploy.cli.options import AsJson, BundleArgument, OutputBundle, destination
 
-app = typer.Typer(no_args_is_help=True, help="Build, compress or inspect a bundle's reference bank of real images.")
+app = typer.Typer(no_args_is_help=True, help="Build, compress or inspect a reference bank.")
 
 
 @app.command()
@@ -34,7 +34,9 @@ def build(
     runtime: Annotated[str, typer.Option(help="Runtime that computes the signatures.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Replace the bundle's bank with signatures of these real images. The model stays the same.
+    """Build a bank from real images.
+
+    It replaces the bundle's bank. The model stays the same.
 
     The bundle gets a new id, so its calibration and verification no longer hold and are dropped. Run `mdmf verify` and
     `mdmf calibrate` afterwards. Exit code 3 if some images were unreadable.
@@ -109,10 +111,11 @@ def compress(
     output: OutputBundle = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replace the bank with a few of its signatures, optimally weighted, and a bound on the error.
+    """Replace the bank with a few of its signatures.
 
-    The MMD of no image, seen or unseen, changes by more than the error bound, which is kept in the bundle. Thresholds
-    are raised to match, so false positive rates still hold. `mdmf calibrate` makes them exact again.
+    Their weights are optimal. The MMD of no image, seen or unseen, changes by more than the error bound, which is kept
+    in the bundle. Thresholds are raised to match, so false positive rates still hold. `mdmf calibrate` makes them exact
+    again.
 
     Example: mdmf bank compress mine.mdmf --max-error 0.005 -o small.mdmf
     """
@@ -135,7 +138,9 @@ def inspect(
     bundle: BundleArgument = "starter",
     as_json: AsJson = False,
 ) -> None:
-    """Show a bank's size and sources, whether its bandwidth fits, and which of its images look generated.
+    """Show a bank's size, sources and fit.
+
+    Says whether its bandwidth fits, and which of its images look generated.
 
     Every image is scored against the rest of the bank. Images that score far above the others are listed as outliers.
 

@@ -58,7 +58,9 @@ def benchmark(
         Path | None, typer.Option("-o", "--output", help="Also write the report here: .json, .csv or .html.")
     ] = None,
 ) -> None:
-    """Measure stages, latency, throughput, memory, start-up, and what faster runtimes do to verdicts.
+    """Measure where the milliseconds of a detection go.
+
+    Covers stages, latency, throughput, memory, start-up, and what faster runtimes do to verdicts.
 
     Several bundles, runtimes or precisions are timed in turn, and the verdicts of each are compared with those of the
     first. Figures from a busy machine are marked as noisy. The names of scenarios are those of MLPerf.

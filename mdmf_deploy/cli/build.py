@@ -30,9 +30,11 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Build again, even if an engine exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compile a bundle's model into an engine for a GPU, once, for `--runtime tensorrt` and `rtx`.
+    """Compile a bundle's model into an engine for a GPU.
 
-    These runtimes build the engine themselves at first use. This command does it beforehand. An engine is stored with
+    The engine is for `--runtime tensorrt` and `--runtime rtx`.
+
+    These runtimes build it themselves at first use. This command does it beforehand. An engine is stored with
     everything it depends on: the model, the library's version, the GPU, the profile, and how it was built. If one of
     these has changed, or the file is damaged, it is built again. The precision is the bundle's. Export the bundle in
     another precision to change it.

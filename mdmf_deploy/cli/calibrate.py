@@ -26,7 +26,9 @@ def calibrate(
     output: OutputBundle = None,
     as_json: AsJson = False,
 ) -> None:
-    """Set thresholds from held-out real images alone, so that verdicts get p-values.
+    """Set thresholds from held-out real images alone.
+
+    Verdicts then get p-values.
 
     Images whose bytes are in the bank are left out. A threshold of null (infinity) means that there are too few images
     for the requested rate. The interval contains the true false positive rate with 95% confidence.

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Show what this machine can run, and the commands that would enable the rest.
+    """Show what this machine can run.
 
-    It installs and changes nothing. Exit code 1 if no runtime can be used.
+    For everything else it gives the command that would enable it. It installs and changes nothing. Exit code 1 if no
+    runtime can be used.
 
     Example: mdmf doctor --json
     """

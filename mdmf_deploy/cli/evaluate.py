@@ -52,7 +52,9 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure AUROC, AP, ACC, TPR and FPR of a bundle on images of known class, per generator, worst first.
+    """Measure a bundle on images of known class.
+
+    Prints AUROC, AP, ACC, TPR and FPR per generator, worst first.
 
     Brackets hold 95% intervals. ACC, TPR and FPR come from the bundle's own verdicts. AUROC, AP and ACC weigh real and
     generated images equally. Images in the bundle's bank or calibration, and copies, are left out and counted.

@@ -79,7 +79,9 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle or repository.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a checkpoint into a bundle: ONNX graph, reference bank, and a check that decisions stay the same.
+    """Turn a checkpoint into a verified bundle.
+
+    It gets an ONNX graph, a reference bank, and a check that decisions stay the same.
 
     A fifth of the real photographs (8 to 128) is held back from the bank. PyTorch and the exported model both score
     them, and the recipe limits how much may change. int8 is meant for CPUs, fp16 for GPUs. If int8 changes decisions,

@@ -17,9 +17,10 @@ def inspect(
     bundle: BundleArgument = "starter",
     as_json: AsJson = False,
 ) -> None:
-    """Show what is in a bundle: its model, bank, calibration, verification, provenance and files.
+    """Show what is in a bundle.
 
-    Every file is checked against its hash first. A damaged bundle is an error.
+    Prints its model, bank, calibration, verification, provenance and files. Every file is checked against its hash
+    first. A damaged bundle is an error.
 
     Example: mdmf inspect starter --json
     """

@@ -40,7 +40,9 @@ def train(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 200,
     validate_every: Annotated[int, typer.Option(min=1, help="Steps between validation AUROCs.")] = 200,
 ) -> None:
-    """Train the PFS head, the bandwidth and, on request, the backbone, by test power.
+    """Train a detector from real and generated images.
+
+    Trains the PFS head and the bandwidth by test power, and on request the backbone, too.
 
     Example: mdmf train photos/ generated/ --backbone dinov2_vitl14 --backbone-weights dinov2_vitl14.pth -o runs/vitl14
     """

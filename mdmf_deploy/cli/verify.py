@@ -46,7 +46,9 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check on this machine that a runtime gives the verdicts of the model the bundle was made from.
+    """Check that a runtime gives the source model's verdicts here.
+
+    The source is the model that the bundle was made from.
 
     With only a bundle, it compares the runtime's results on built-in probe images with the source's results at export.
     With --checkpoint and images, PyTorch runs again as the source. Thresholds hold only for runtimes that have passed,
