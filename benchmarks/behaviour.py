@@ -56,7 +56,7 @@ batch = 4
 split = { train = 0.6, validation = 0.2 }
 pairs = { views = 1, autoencoders = [{ factor = 4, upsampler = "nearest", channels = 4, width = 4, steps = 2 }] }
 """
-# What the clock decides, wherever it stands in a JSON document.
+# Keys of a JSON document whose values depend on the clock.
 TIMED = re.compile(r"^(ms_.*|images_per_second|.*seconds.*|built|created|elapsed|load_average|mean_ms|p\d+_ms)$")
 MASKS = (
     (re.compile(r"\d[\d.,]*(e[+-]?\d+)? (images/s|MB/s|ms|s)\b"), r"<time> \2"),
@@ -114,7 +114,7 @@ def drawn(seed: int, width: int, height: int) -> Image.Image:
 
 
 def make_inputs(folder: Path, checkout: Path, odd: Path | None) -> None:
-    """Images, recipes and lists in the folder; names say what they are."""
+    """Write images, recipes and lists to the folder, named after their contents."""
     for name, first, count, size in (
         ("reals", 0, 40, 260),
         ("small/real", 300, 30, 110),
@@ -268,7 +268,7 @@ def timeless(value: Any) -> Any:
 
 
 def documents(text: str, shapes: bool) -> str | None:
-    """The text's JSON with timings masked, one document or one a line; None if it is none."""
+    """Return the text's JSON with timings masked, as one document or one per line. None if it is not JSON."""
     try:
         found = [json.loads(text)]
     except ValueError:

@@ -48,7 +48,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing that tests compile is kept for, or taken from, whoever runs them."""
+    """Compile into a cache of the tests' own, and leave the user's alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MDMF_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

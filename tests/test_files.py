@@ -107,6 +107,36 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_be_renamed(
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="folders cannot be flushed")
+def test_a_folder_is_on_disk_before_it_takes_its_place_and_its_name_is_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    before: list[set[int]] = []
+    rename = Path.rename
+
+    def note(self: Path, target: Path) -> Path:
+        before.append(set(flushed))
+        flushed.clear()
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(Path, "rename", note)
+    write(tmp_path / "folder", "new")
+    parts = [tmp_path / "folder", *(tmp_path / "folder").rglob("*")]
+    assert before == [{path.stat().st_ino for path in parts}]
+    assert flushed == [tmp_path.stat().st_ino]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such permissions")
+def test_files_and_folders_can_be_read_as_if_written_plainly(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    write_to_cache(tmp_path / "plan", b"new")
+    assert (tmp_path / "plan").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    write(tmp_path / "folder", "new")
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
+
+
 def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     write(tmp_path / "real", "old")
     (tmp_path / "link").symlink_to(tmp_path / "real")

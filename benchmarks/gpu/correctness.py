@@ -38,7 +38,7 @@ _CHUNK = 256  # rows
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a kernel should return.
+    """The values that a kernel should return.
 
     contributions: (B, N).
     cross: (B N,) sums over the bank, in the unit of its prepared weights.

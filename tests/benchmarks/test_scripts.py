@@ -121,17 +121,22 @@ def test_scripts_of_both_folders_have_different_names() -> None:
     assert len(names) == len(set(names))
 
 
-def test_documented_commands_exist() -> None:
+def test_documented_commands_exist_with_their_options() -> None:
     rooms = [ROOT / name for name in ("benchmarks", "docs", "engines", "export")]
     documents = [path for room in rooms for path in room.rglob("*.md")]
     texts = [*SCRIPTS, *ROOT.glob("*.md"), *documents, *BENCHMARKS.rglob("*.sh")]
     commands = {
-        (path.name, command)
+        (path.name, *command)
         for path in texts
-        for command in re.findall(r"(?:python|bash) (benchmarks/[\w/]+\.(?:py|sh))", path.read_text(encoding="utf-8"))
+        for command in re.findall(
+            r"(?:python|bash) (benchmarks/[\w/]+\.(?:py|sh))([^`\n]*)", path.read_text(encoding="utf-8")
+        )
     }
     assert len(commands) > 20
-    assert [(name, command) for name, command in sorted(commands) if not (ROOT / command).is_file()] == []
+    for document, script, arguments in sorted(commands):
+        assert (ROOT / script).is_file(), (document, script)
+        for option in re.findall(r"(?<!\S)--[\w-]+", arguments.replace("--help", "")):
+            assert f'"{option}"' in (ROOT / script).read_text(encoding="utf-8"), (document, script, option)
 
 
 def test_every_script_is_in_a_readme() -> None:

@@ -224,6 +224,13 @@ def test_an_interrupted_write_leaves_the_old_bundle_whole(
     assert [path.name for path in bundle.path.parent.iterdir()] == [bundle.path.name]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="not every file system has hard links")
+def test_a_copy_of_a_bundle_shares_its_files_on_disk(bundle: Bundle, tmp_path: Path) -> None:
+    """Weights take gigabytes."""
+    copy = write_bundle(tmp_path / "copy.mdmf", bundle.manifest, bundle.files())
+    assert all((copy.path / name).samefile(bundle.path / name) for name in bundle.files())
+
+
 def test_a_link_to_a_bundle_stays_a_link(bundle: Bundle, tmp_path: Path) -> None:
     link = tmp_path / "link.mdmf"
     link.symlink_to(bundle.path)

@@ -106,6 +106,27 @@ def test_errors_are_one_line(
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [
+        ("onnxruntime", "cpu"),
+        ("openvino", "openvino"),
+        ("tensorrt", "gpu"),
+        ("tensorrt_rtx", "rtx"),
+        ("cuda", "gpu"),
+        ("pyarrow", "scale"),
+        *((name, "export") for name in ("accelerate", "matplotlib", "nncf", "onnx", "onnxscript", "sklearn", "torch")),
+    ],
+)
+def test_a_missing_package_names_its_extra(
+    package: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "diagnose", raising(ModuleNotFoundError(f"No module named {package!r}", name=package)))
+    assert run_main(monkeypatch, "doctor") == 2
+    assert f"mdmf: this needs {package}; run: " in (line := capsys.readouterr().err)
+    assert line.endswith(f"pip install 'mdmf-deploy[{extra}]'\n")
+
+
 @pytest.mark.parametrize("error", [KeyError("x"), ModuleNotFoundError("No module named 'mdmf_x'", name="mdmf_x")])
 def test_a_bug_is_a_traceback_with_its_own_exit_code(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

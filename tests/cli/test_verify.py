@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fakes.broken_engines import Broken, Closed
+from fakes.failing_engines import BrokenEngine, ClosedEngine
 from helpers.mdmf import mdmf
 
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
@@ -61,11 +61,11 @@ def test_all_of_no_runtimes_is_an_error(
 def test_all_reports_runtimes_that_do_not_work_and_verifies_the_others(
     bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engines(monkeypatch, broken=Broken, closed=Closed, onnxruntime=OrtEngine)
+    engines(monkeypatch, broken=BrokenEngine, closed=ClosedEngine, onnxruntime=OrtEngine)
     before = len(Bundle.open(bundle_copy).manifest.verification)
     result = mdmf("verify", bundle_copy, "--runtime", "all", "--json")
     assert result.exit_code == 1
-    assert "mdmf: broken: not verified, Unsupported operator: Foo\n" in result.stderr
+    assert "mdmf: broken: not verified, Exception from src/core.cpp:97: no memory\n" in result.stderr
     assert "mdmf: closed: not verified, runtime 'closed': no such device\n" in result.stderr
     assert [record["runtime"] for record in json.loads(result.stdout)["records"]] == ["onnxruntime"]
     assert len(Bundle.open(bundle_copy).manifest.verification) == before + 1
@@ -79,10 +79,10 @@ def test_all_reports_runtimes_that_do_not_work_and_verifies_the_others(
 def test_nothing_is_verified_if_no_runtime_works(
     bundle_copy: Path, options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engines(monkeypatch, broken=Broken)
+    engines(monkeypatch, broken=BrokenEngine)
     result = mdmf("verify", bundle_copy, "--runtime", "all", "-o", tmp_path / "new.mdmf", *options)
     assert result.exit_code == 1
-    assert f"mdmf: {bundle_copy} on broken: not verified, Unsupported operator: Foo\n" in result.stderr
+    assert f"mdmf: {bundle_copy} on broken: not verified, Exception from src/core.cpp:97: no memory\n" in result.stderr
     assert not (tmp_path / "new.mdmf").exists()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from helpers.rows import timeless
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
@@ -18,7 +19,6 @@ from mdmf_deploy.detection import detector as detector_module
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.feed import Source
 from mdmf_deploy.detection.pipeline import extract
-from mdmf_deploy.detection.rows import TIMINGS, Row
 from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable, UsageError
 from mdmf_deploy.images.decode import ReadLimits, decode
 from mdmf_deploy.mmd import Scores
@@ -37,10 +37,6 @@ def paths(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     (broken / "cut.jpg").write_bytes((photos / "photo00.jpg").read_bytes()[:400])
     good = sorted(photos.iterdir())
     return [*good, broken / "empty.jpg", *good, broken / "cut.jpg", broken / "nowhere.png", broken, *good]
-
-
-def timeless(rows: Sequence[Row]) -> list[Row]:
-    return [msgspec.structs.replace(row, **dict.fromkeys(TIMINGS)) for row in rows]
 
 
 def calibrate(bundle: Path, scores: Sequence[float], fpr: float = 0.1) -> None:

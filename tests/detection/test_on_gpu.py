@@ -16,13 +16,14 @@ import pytest
 from fakes.gpu_engine import PATCHES, WIDTH, GpuEngine
 from fakes.host_tensorrt import HostTensorRt
 from fakes.on_host import host_device
+from helpers.rows import timeless
 
 from mdmf_deploy import Detector
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection import detector as detector_module
 from mdmf_deploy.detection.on_gpu import Fused
 from mdmf_deploy.detection.pipeline import extract_batches
-from mdmf_deploy.detection.rows import TIMINGS, Row
+from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable, UsageError
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.cuda import reduction as cuda
@@ -49,10 +50,6 @@ def engines(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[GpuEn
 
     monkeypatch.setattr(detector_module, "open_engine", open_gpu)
     return made
-
-
-def timeless(rows: list[Row]) -> list[Row]:
-    return [msgspec.structs.replace(row, **dict.fromkeys(TIMINGS)) for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.runtime.ort import OrtEngine
 
 
@@ -49,3 +50,10 @@ class BrokenEngine(CountedEngine):
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         raise RuntimeError("Exception from src/core.cpp:97:\nno memory")
+
+
+class ClosedEngine:
+    """An engine that does not even open."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        raise RuntimeUnavailable("runtime 'closed': no such device")

@@ -110,6 +110,23 @@ def test_each_limit_can_fail_the_gate_alone(figure: str) -> None:
     assert reason.startswith(figure)
 
 
+def test_a_figure_at_its_limit_passes() -> None:
+    figures = judged(SIGNATURES, NOISY)
+    at = GateLimits(
+        max_score_change=figures.max_score_change,
+        min_rank_correlation=figures.rank_correlation,
+        max_flipped_verdicts=figures.flipped_verdicts,
+        max_fpr_change=figures.fpr_change,
+    )
+    assert judged(SIGNATURES, NOISY, at).passed
+
+
+def test_a_figure_that_is_not_a_number_fails() -> None:
+    lax = GateLimits(max_score_change=1e9)
+    gate = judged(SIGNATURES, SIGNATURES + np.float32(1e-6), lax, scale=Scale(np.nan, 0.9))
+    assert [reason.split()[:2] for reason in gate.reasons] == [["max_score_change", "nan"]]
+
+
 def test_values_that_are_not_finite_fail() -> None:
     exported = SIGNATURES.copy()
     exported[3, 1, 2] = np.inf

@@ -79,6 +79,16 @@ def test_no_image_changes_by_more_than_the_error_bound(
     assert np.abs(after - before).max() <= part.max_mmd_change + 1e-7
 
 
+@pytest.mark.parametrize("points", [12, 40])
+def test_a_bank_of_no_more_signatures_than_asked_for_is_kept_as_it_is(points: int) -> None:
+    images = drifting([4, 3, 5], 3, seed=1, drift=0.1)
+    part = gather(images, points, block=40, per_block=8).coreset
+    everything = np.concatenate([signatures for _, signatures in sorted(images)]).astype(np.float32)
+    np.testing.assert_array_equal(np.sort(part.signatures, axis=0), np.sort(everything, axis=0))
+    assert part.weights == pytest.approx(np.full(12, 1 / 12), rel=1e-15)
+    assert part.max_mmd_change == 0.0
+
+
 class Watched:
     """compress, recording the sizes of its inputs and its error bounds, and counting signatures in memory."""
 

@@ -192,6 +192,13 @@ def test_a_record_is_kept_with_the_bound_added_while_it_meets_the_limit() -> Non
     assert "measured before the bank was compressed" in kept.reference
 
 
+def test_signatures_far_apart_change_the_bound_by_at_most_a_root_of_two() -> None:
+    record = msgspec.structs.replace(handmade.record(), max_signature_error=1e6)
+    (kept,) = carry_verification(handmade.manifest(verification=(record,)), 1e-4, 0.5)
+    change = record.max_score_change * record.score_spread + 2e-4 * math.sqrt(2.0)
+    assert kept.max_score_change == pytest.approx(change / kept.score_spread)
+
+
 @pytest.mark.parametrize(("mmd", "error"), [(1e-2, 10.0), (0.05, 1e-6)])
 def test_a_record_is_dropped_where_the_bound_does_not_meet_the_limit(mmd: float, error: float) -> None:
     record = msgspec.structs.replace(handmade.record(), max_signature_error=error)

@@ -13,10 +13,11 @@ from helpers.handmade import GRAPH, extracted, manifest
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import write_bundle
 from mdmf_deploy.bundle.manifest import BANK, MODEL
+from mdmf_deploy.mmd.cpu import leave_one_out
 from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel, uniform_bank
 from mdmf_deploy.tasks.bank.build import gather_bank
 from mdmf_deploy.tasks.bank.compress import compress_bundle
-from mdmf_deploy.tasks.bank.inspect import audit_bank
+from mdmf_deploy.tasks.bank.inspect import OUTLIER_Z, audit_bank
 
 
 def made(count: int = 30, strange: int = 0) -> Bank:
@@ -44,10 +45,17 @@ def test_leave_one_out_scores_are_those_of_a_bank_built_without_the_image() -> N
 
 
 def test_images_that_look_generated_are_found_worst_first() -> None:
-    audit = audit_bank(made(30, strange=2))
+    whole = made(30, strange=2)
+    audit = audit_bank(whole)
     assert {outlier.uri for outlier in audit.outliers} == {"r/z/odd0.png", "r/z/odd1.png"}
     assert [outlier.z for outlier in audit.outliers] == sorted((o.z for o in audit.outliers), reverse=True)
     assert audit.outliers[0].score == pytest.approx(audit.quantiles["1"])
+    scores = leave_one_out(whole)
+    apart = scores - np.median(scores)
+    z = {source.uri: z for source, z in zip(whole.sources, 0.6745 * apart / np.median(np.abs(apart)), strict=True)}
+    assert {outlier.uri: outlier.z for outlier in audit.outliers} == pytest.approx(
+        {uri: value for uri, value in z.items() if value > OUTLIER_Z}
+    )
 
 
 def test_images_like_the_others_are_no_outliers() -> None:

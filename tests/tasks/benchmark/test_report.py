@@ -165,7 +165,7 @@ def test_runs_too_short_for_stages_to_overlap_have_a_note(count: int, noted: boo
 class Page(HTMLParser):
     """A page's cells, and its bars.
 
-    tags: all that occur.
+    tags: every tag of the page.
     cells: the text of every table cell and heading.
     charts: for each chart, group label -> (colour, figure) of its bars.
     """

@@ -194,7 +194,7 @@ def test_a_full_batch_at_the_end_does_not_wait() -> None:
 
 
 def test_a_bound_is_not_kept_if_requests_were_left_unserved() -> None:
-    assert keeps(Served((0.1, 0.2), (), 2), 2, 0.5)
+    assert keeps(Served((0.1, 0.5), (), 2), 2, 0.5)
     assert not keeps(Served((0.1, 0.2), (0.1,), 2), 3, 0.5)
     assert not keeps(Served((0.1, 0.6), (), 2), 2, 0.5)
 

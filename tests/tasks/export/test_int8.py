@@ -8,18 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from helpers.graphs import extract
 from onnx import TensorProto, helper, numpy_helper
 
 from mdmf_deploy.bundle.manifest import INPUT, MODEL, OUTPUT
 from mdmf_deploy.errors import QuantisationError, RuntimeUnavailable
 from mdmf_deploy.tasks.export.int8 import Restorable, check_symmetric, quantise
-
-
-def extract(path: Path, images: np.ndarray) -> np.ndarray:
-    (signatures,) = onnxruntime.InferenceSession(path).run(None, {"images": images})
-    return signatures
 
 
 def test_every_pair_is_symmetric_int8(tiny_quantised: onnx.ModelProto) -> None:

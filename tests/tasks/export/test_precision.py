@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from helpers.graphs import extract
 from onnx import TensorProto
 
 from mdmf_deploy.bundle.manifest import MODEL
@@ -18,11 +18,6 @@ from mdmf_deploy.tasks.export.precision import to_fp16
 @pytest.fixture(scope="module")
 def half(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return to_fp16(tiny_bundle / MODEL, tmp_path_factory.mktemp("half") / MODEL)
-
-
-def extract(path: Path, images: np.ndarray) -> np.ndarray:
-    (signatures,) = onnxruntime.InferenceSession(path).run(None, {"images": images})
-    return signatures
 
 
 def test_fp16_halves_the_file_and_keeps_the_signatures(half: Path, tiny_bundle: Path) -> None:

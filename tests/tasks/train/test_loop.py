@@ -61,6 +61,17 @@ def test_the_run_keeps_the_average_not_the_last_weights(tiny_recipe: Recipe, tmp
     assert not torch.allclose(*kept[0.9])
 
 
+def test_the_average_of_a_short_run_forgets_the_start(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    current = net(tiny_recipe)
+    start = current.detector.head.layers[0].weight.detach().clone()
+    training = Training(steps=30, warmup=1, learning_rate=1e-2, average=0.9999)
+    trained = train(current, features, training, lambda _: {}, LoopOptions(tmp_path, "", cadence=Cadence(save=100)))
+    average, last = (
+        float((detector.head.layers[0].weight.detach() - start).norm()) for detector in (trained, current.detector)
+    )
+    assert average > 0.5 * last
+
+
 def test_validation_keeps_its_cadence_whatever_the_log(tiny_recipe: Recipe, tmp_path: Path) -> None:
     history: list[dict[str, float]] = []
     training = Training(steps=14, warmup=1)

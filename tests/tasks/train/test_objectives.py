@@ -65,6 +65,17 @@ def test_unbiased_and_biased_differ_by_the_diagonal() -> None:
     assert biased * n**2 - diagonal == pytest.approx(unbiased * n * (n - 1), rel=1e-9)
 
 
+def test_a_variance_rounded_below_zero_counts_as_zero() -> None:
+    """On regular polygons all rows of H have the same sum, so the variance is 0."""
+    found = []
+    for n in range(3, 12):
+        angles = torch.arange(n) * (2 * math.pi / n)
+        x = torch.stack([angles.cos(), angles.sin()], dim=1)
+        found += [pooled_test_power(x, scale * x, torch.tensor(1.0), 1e-12) for scale in torch.linspace(1, 3, 20)]
+    assert any(power.variance < -1e-12 for power in found)
+    assert all(power.power.isfinite() for power in found)
+
+
 def test_pools_of_different_size_are_refused() -> None:
     with pytest.raises(ShapeMismatch, match="same shape"):
         pooled_test_power(torch.zeros(3, 2), torch.zeros(4, 2), torch.tensor(1.0), 0.0)
