@@ -175,7 +175,7 @@ def on_images(data: Path, work: Path) -> None:
                 ("worst change of MMD / spread", f"{worst:.5f}", f"at most {bound:.5f}", number(worst / bound)),
                 ("worst change of score / spread of scores", f"{change:.5f}"),
                 (f"verdicts that differ, of all {len(before)} images: thresholds carried over", flips(before, after)),
-                ("the same, calibrated anew on the same photographs", flips(before, again), "0"),
+                ("the same, calibrated again on the same photographs", flips(before, again), "0"),
             ]
         ),
         flush=True,
