@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 
 class MdmfError(Exception):
     """Base of all errors raised on purpose. The command line prints its text and exits with `exit_code`."""
@@ -86,6 +84,9 @@ class ImageError(MdmfError):
 
 def version(distribution: str) -> str | None:
     """Return the version of an installed distribution, or None if it is not installed."""
+    # Imported late: it takes longer than the rest of this package that `mdmf --help` imports.
+    from importlib import metadata
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

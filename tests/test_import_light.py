@@ -40,7 +40,8 @@ def imported_by(code: str) -> set[str]:
     "module", ["mdmf_deploy", "mdmf_deploy.cli", "mdmf_deploy.detection.rows", "mdmf_deploy.bundle.recipe"]
 )
 def test_import_is_light(module: str) -> None:
-    assert not imported_by(f"import {module}") & HEAVY
+    # importlib.metadata brings email. It takes as long as all our own imports.
+    assert not imported_by(f"import {module}") & (HEAVY | {"email"})
 
 
 def test_help_of_every_command_is_light() -> None:
