@@ -60,7 +60,7 @@ pairs = { views = 1, autoencoders = [{ factor = 4, upsampler = "nearest", channe
 TIMED = re.compile(r"^(ms_.*|images_per_second|.*seconds.*|built|created|elapsed|load_average|mean_ms|p\d+_ms)$")
 MASKS = (
     (re.compile(r"\d[\d.,]*(e[+-]?\d+)? (images/s|MB/s|ms|s)\b"), r"<time> \2"),
-    (re.compile(r"^images a second .*$", re.MULTILINE), "images a second <time>"),
+    (re.compile(r"^images (a|per) second .*$", re.MULTILINE), "images per second <time>"),
     (re.compile(r"^mdmf: warning: noisy: .*\n", re.MULTILINE), ""),
     (re.compile(r"/bundles/starter|/bundle/shipped/starter"), "/starter"),
 )

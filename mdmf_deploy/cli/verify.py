@@ -186,7 +186,7 @@ def _print_table(bundle: Bundle, results: list[Verification]) -> None:
     for name, limit in limits_by_figure(bundle.manifest.limits).items():
         comparison = ">=" if name == "rank_correlation" else "<="
         row(name.replace("_", " "), [f"{getattr(result, name):.6g}" for result in results], f"{comparison} {limit:g}")
-    row("images a second", [f"{result.images_per_second or 0:.3g}" for result in results])
+    row("images per second", [f"{result.images_per_second or 0:.3g}" for result in results])
     row("", ["passed" if result.passed else "failed" for result in results])
     print(
         f"\nscores change in units of {first.score_spread:.3g}, the spread of real scores; "

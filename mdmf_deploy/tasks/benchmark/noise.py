@@ -92,7 +92,7 @@ def judge(before: Observation, after: Observation, cores: int, unsettled: tuple[
     if steal is not None and steal > _STEAL:
         warnings.append(f"the host gave {100 * steal:.1f}% of the machine's time to others (steal)")
     if others is None and forced_off is not None and forced_off > _FORCED_OFF:
-        warnings.append(f"its threads were taken off their cores {forced_off:.0f} times a second of CPU time")
+        warnings.append(f"its threads were taken off their cores {forced_off:.0f} times per second of CPU time")
     if unsettled:
         warnings.append(f"runs differed by more than the limit: {', '.join(unsettled)}")
     return Noise(load_before=before.load, others=others, steal=steal, forced_off=forced_off, warnings=tuple(warnings))

@@ -179,9 +179,7 @@ def _charts(benchmark: Benchmark) -> Iterator[str]:
     for n, images in enumerate(benchmark.images):
         stages = [(*result.stages[n].stages, result.stages[n].end_to_end) for result in benchmark.results]
         bars = [[_Bar(stage.ms.median, stage.ms.low, stage.ms.high) for stage in own] for own in stages]
-        note = (
-            "Milliseconds an image: each stage alone, and end to end, where they overlap. Lines: quartiles of the runs."
-        )
+        note = "Milliseconds per image: each stage alone, and end to end, with overlap. Lines: quartiles of the runs."
         yield _chart(f"Where the time goes, {images.name} images", note, names, [one.name for one in stages[0]], bars)
     single = [result.single_stream.latency if result.single_stream else None for result in benchmark.results]
     served = [result.server.latency if result.server else None for result in benchmark.results]

@@ -55,7 +55,7 @@ def facts(benchmark: Benchmark) -> list[tuple[str, str]]:
         ("system", f"{machine.system}, {machine.python}"),
         ("decoder", here.decoder),
         ("libraries", ", ".join(f"{name} {version}" for name, version in here.libraries.items())),
-        ("settings", f"batch {settings.batch_size}, {settings.seconds:g} s a scenario, seed {settings.seed}"),
+        ("settings", f"batch {settings.batch_size}, {settings.seconds:g} s per scenario, seed {settings.seed}"),
     ]
     for images in benchmark.images:
         lost = f", {images.unreadable} unreadable left out" if images.unreadable else ""

@@ -37,7 +37,7 @@ def test_a_quiet_machine_has_no_warning_though_its_own_load_rose() -> None:
         (judged(replace(QUIET, load=1.5)), "load average 1.50 on 2 cores"),
         (judged(busy=2100), "other programs took 20% of the machine's time"),
         (judged(stolen=60), "3.0% of the machine's time"),
-        (judged(ticks=None, switches=2010), "200 times a second"),
+        (judged(ticks=None, switches=2010), "200 times per second"),
         (judged(unsettled=("onnxruntime fp32 offline",)), "onnxruntime fp32 offline"),
     ],
 )
