@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--bundle", action="append", help="an exact fp32 bundle first, then others of the same model")
     parser.add_argument("--checkpoint", type=Path, help="of the first bundle; needed for the PyTorch peers")
-    parser.add_argument("--work", type=Path, help="a folder to keep the ViT-S bundle in; by default it is made anew")
+    parser.add_argument("--work", type=Path, help="a folder to keep the ViT-S bundle in; by default it is not kept")
     parser.add_argument("--images", type=int, default=64, help=f"for the first model; the ViT-S gets {FEW}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("starter", "vits", "reductions"))

@@ -54,7 +54,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     holds_for: the pairs that verification covered when this was written. Bundle.calibration replaces them by the pairs
         that it covers now.
     carried: a bound on the change of MMD if the images were scored with another bank, else 0. `scores` are then upper
-        bounds of the scores with this bank, so p-values are at least as large as after calibrating anew.
+        bounds of the scores with this bank, so p-values are at least as large as after calibrating again.
     """
 
     bundle_id: str
