@@ -51,6 +51,14 @@ part() {
     echo "--- $name: exit $code, $((SECONDS - at)) s, $((SECONDS - begun)) s in"
 }
 
+# beside NAME SECONDS FILE COMMAND...: the same in the background.
+declare -A pids
+beside() {
+    wanted "$1" || return 0
+    (part "$@" && printf '%s' "${summary[-1]#*: }" >"$scratch/$1.code") >/dev/null &
+    pids[$1]=$!
+}
+
 facts() {
     nvidia-smi
     nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu --format=csv
@@ -76,39 +84,45 @@ export -f sanitize
 part facts 60 0_facts.txt bash -c facts
 tail -4 "$out/0_facts.txt" 2>/dev/null
 
-# --- Right or wrong. The project's own tests run beside it: neither is timed.
+# --- Right or wrong: everything that is not timed runs side by side.
 gpu_tests="tests/hardware/test_gpu.py tests/hardware/test_device.py tests/runtime/test_on_a_gpu.py"
-tests_pid=
-if wanted tests; then
-    (
-        cd "$root" || exit 1
-        # One test exports a model, which needs nncf.
-        deselected=
-        "$python" -c 'import nncf' 2>/dev/null ||
-            deselected="--deselect tests/runtime/test_on_a_gpu.py::test_a_plan_that_was_cut_short_is_built_again"
-        # shellcheck disable=SC2086
-        timeout -k 5 $((end - SECONDS < 150 ? end - SECONDS : 150)) "$python" -m pytest -p no:cacheprovider -n 0 -m gpu -rA \
-            --tb=short $deselected $gpu_tests
-        first=$?
-        # test_device.py runs this file in a process of its own. Here its tests show one by one, and warnings as warnings.
-        left=$((end - SECONDS < 90 ? end - SECONDS : 90))
-        cd tests/hardware && MDMF_TEST_DEVICE=cuda-core timeout -k 5 $((left < 10 ? 10 : left)) "$python" -m pytest \
-            -p no:cacheprovider -n 0 -o filterwarnings=default -rA --tb=short device_contract.py
-        echo "=== tests: exit $first and $?"
-    ) >"$out/2_tests.txt" 2>&1 &
-    tests_pid=$!
-fi
-part check 220 1_check.txt "$python" "$kit/check.py"
+project_tests() {
+    # Some tests export a model, which needs nncf.
+    local deselected=
+    "$python" -c 'import nncf' 2>/dev/null ||
+        deselected="--deselect tests/runtime/test_on_a_gpu.py::test_a_plan_that_was_cut_short_is_built_again"
+    # shellcheck disable=SC2086
+    "$python" -m pytest -p no:cacheprovider -n 0 -m gpu -rA --tb=short $deselected $gpu_tests
+    local first=$?
+    # test_device.py runs this file in a process of its own. Here its tests show one by one, and warnings as warnings.
+    cd tests/hardware || exit 1
+    MDMF_TEST_DEVICE=cuda-core "$python" -m pytest -p no:cacheprovider -n 0 -o filterwarnings=default -rA --tb=short \
+        device_contract.py
+    local second=$?
+    return $((first > second ? first : second))
+}
+export gpu_tests
+export -f project_tests
+
+beside tests 150 2_tests.txt bash -c project_tests
+beside memcheck 160 5_memcheck.txt bash -c 'sanitize memcheck "64 128 256"'
+beside racecheck 160 6_racecheck.txt bash -c 'sanitize racecheck "64 128" --racecheck-report all'
+beside initcheck 100 5_initcheck.txt bash -c 'sanitize initcheck 64'
+beside synccheck 100 5_synccheck.txt bash -c 'sanitize synccheck 64'
+part check 160 1_check.txt "$python" "$kit/check.py"
 grep -c '^PASS' "$out/1_check.txt" 2>/dev/null
 grep '^FAIL' "$out/1_check.txt" 2>/dev/null | cut -c1-300 | head -30
-if [ -n "$tests_pid" ]; then
-    wait "$tests_pid"
-    summary+=("tests: $(grep '^=== tests' "$out/2_tests.txt" | tail -1 | cut -c5-)")
-    echo "--- tests: $((SECONDS - begun)) s in"
-fi
+for name in "${!pids[@]}"; do
+    wait "${pids[$name]}"
+    summary+=("$name: $(cat "$scratch/$name.code" 2>/dev/null || echo 'did not run')")
+done
+cat "$out"/5_*.txt "$out"/6_racecheck.txt >"$out/5_sanitizer.txt" 2>/dev/null
+rm -f "$out"/5_memcheck.txt "$out"/5_initcheck.txt "$out"/5_synccheck.txt "$out"/6_racecheck.txt
+echo "--- right or wrong: $((SECONDS - begun)) s in"
 
 # --- How fast, alone on the GPU.
 part times 130 3_times.txt "$python" "$kit/kernel_times.py"
+part wgmma 50 3_times.txt "$python" "$kit/wgmma.py"
 part benchmark 170 4_benchmark.txt "$python" "$kit/run.py" --quick --no-pipeline --no-record
 part ncu 80 6_ncu.txt ncu --clock-control none --target-processes all --set full -k regex:mdmf_ -c 12 -f \
     -o "$out/7_step3" "$python" "$kit/counters.py"
@@ -117,12 +131,7 @@ if wanted ncu && [ -f "$out/7_step3.ncu-rep" ]; then
     timeout 30 ncu --import "$out/7_step3.ncu-rep" --page raw --csv 2>/dev/null |
         "$python" "$kit/counters.py" --summarise >>"$out/6_ncu.txt" 2>&1
 fi
-part memcheck 70 5_sanitizer.txt bash -c 'sanitize memcheck "64 128 256"'
-part wgmma 50 3_times.txt "$python" "$kit/wgmma.py"
-part racecheck 90 5_sanitizer.txt bash -c 'sanitize racecheck "64 128" --racecheck-report all'
 part rest 150 4_benchmark.txt "$python" "$kit/run.py" --only pipeline cases --no-record
-part initcheck 40 5_sanitizer.txt bash -c 'sanitize initcheck 64'
-part synccheck 40 5_sanitizer.txt bash -c 'sanitize synccheck 64'
 
 # --- The most important lines of all files, for a terminal that shows only the end.
 echo; echo "################ summary"

@@ -142,12 +142,25 @@ __device__ __forceinline__ float to_float(Operand value) { return __uint_as_floa
 #error "compile with -DMDMF_FP32, -DMDMF_TF32, -DMDMF_FP16 or -DMDMF_BF16"
 #endif
 
-constexpr int ROW_BYTES = WIDTH * int(sizeof(Operand));
+// Operands that hold one value.
+constexpr int PARTS = 1;
+constexpr int ROW_OPERANDS = WIDTH * PARTS;
+constexpr int ROW_BYTES = ROW_OPERANDS * int(sizeof(Operand));
 
 __device__ __forceinline__ float clamped(float value) {
     const float bounded = value > LIMIT ? LIMIT : value < -LIMIT ? -LIMIT : value;
     return bounded;
 }
+
+// Round value k of a row, store it and return what it was rounded to.
+__device__ __forceinline__ float store_value(Operand* row, int k, float value) {
+    const Operand rounded = to_operand(value);
+    row[k] = rounded;
+    return to_float(rounded);
+}
+
+// Value k of a row.
+__device__ __forceinline__ float load_value(const Operand* row, int k) { return to_float(row[k]); }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 3. Arithmetic without threads: which tiles belong to which slice and block, where a tile's words lie in shared
@@ -240,9 +253,8 @@ extern "C" __global__ void __launch_bounds__(AROUND_THREADS)
         const size_t place = static_cast<size_t>(first) * WIDTH + i;
         const float value = x[place];
         // value - value is 0 for a finite value, else NaN.
-        const Operand rounded = to_operand(clamped(scale * (value - centre[k])) + (value - value));
-        out[place] = rounded;
-        values[row * PITCH + k] = to_float(rounded);
+        const float bounded = clamped(scale * (value - centre[k])) + (value - value);
+        values[row * PITCH + k] = store_value(out + static_cast<size_t>(first + row) * ROW_OPERANDS, k, bounded);
     }
     __syncthreads();
     const int row = threadIdx.x / 4, quarter = threadIdx.x % 4;
@@ -270,17 +282,17 @@ extern "C" __global__ void __launch_bounds__(AROUND_THREADS)
     __shared__ float columns[LANES * PITCH];
     __shared__ float sums[WITHIN_ROWS * (LANES + 1)];
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    const Operand* image = x + static_cast<size_t>(blockIdx.x) * patches * WIDTH;
+    const Operand* image = x + static_cast<size_t>(blockIdx.x) * patches * ROW_OPERANDS;
     const int first = blockIdx.y * WITHIN_ROWS;
     const Operand* rows[WARP_ROWS];
 #pragma unroll
-    for (int i = 0; i < WARP_ROWS; ++i) rows[i] = image + min(first + warp * WARP_ROWS + i, patches - 1) * WIDTH;
+    for (int i = 0; i < WARP_ROWS; ++i) rows[i] = image + min(first + warp * WARP_ROWS + i, patches - 1) * ROW_OPERANDS;
     float total[WARP_ROWS] = {};
     for (int start = 0; start < patches; start += LANES) {
         const int here = min(LANES, patches - start);
         __syncthreads();
         for (int i = threadIdx.x; i < here * WIDTH; i += AROUND_THREADS)
-            columns[i / WIDTH * PITCH + i % WIDTH] = to_float(image[start * WIDTH + i]);
+            columns[i / WIDTH * PITCH + i % WIDTH] = load_value(image + (start + i / WIDTH) * ROW_OPERANDS, i % WIDTH);
         __syncthreads();
         if (lane < here) {
             float squared[WARP_ROWS] = {};
@@ -289,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(AROUND_THREADS)
                 const float column = columns[lane * PITCH + k];
 #pragma unroll
                 for (int i = 0; i < WARP_ROWS; ++i) {
-                    const float difference = to_float(rows[i][k]) - column;
+                    const float difference = load_value(rows[i], k) - column;
                     squared[i] = fmaf(difference, difference, squared[i]);
                 }
             }
