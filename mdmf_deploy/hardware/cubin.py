@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from mdmf_deploy.errors import CompilationFailed
 from mdmf_deploy.files import cache_folder, write_to_cache
 
+# The start of the option that names an architecture. A kernel in a dialect of one architecture brings its own.
+ARCHITECTURE = "--gpu-architecture="
 _HEADERS = (".h", ".hpp", ".cuh")
 _DIGEST = hashlib.sha256().digest_size
 
@@ -75,7 +77,9 @@ class Nvrtc:
 
     def __call__(self, source: Path, options: tuple[str, ...], sm: int) -> bytes:
         nvrtc = self._nvrtc
-        flags = [*options, f"--gpu-architecture=sm_{sm}", f"--include-path={source.parent}"]
+        flags = [*options, f"--include-path={source.parent}"]
+        if not any(option.startswith(ARCHITECTURE) for option in options):
+            flags.append(f"{ARCHITECTURE}sm_{sm}")
         (program,) = self._call(nvrtc.nvrtcCreateProgram, source.read_bytes(), source.name.encode(), 0, [], [])
         try:
             (code,) = nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])

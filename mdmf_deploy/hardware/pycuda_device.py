@@ -17,7 +17,7 @@ import numpy as np
 import pycuda.compiler
 import pycuda.driver as cuda
 
-from mdmf_deploy.hardware.cubin import cached_cubin, refused
+from mdmf_deploy.hardware.cubin import ARCHITECTURE, cached_cubin, refused
 from mdmf_deploy.hardware.device import host_view, out_of_memory
 from mdmf_deploy.hardware.gpu import driver, probe
 
@@ -32,12 +32,13 @@ class Nvcc:
         self.version = str(pycuda.compiler.get_nvcc_version("nvcc")).strip().splitlines()[-1]
 
     def __call__(self, source: Path, options: tuple[str, ...], sm: int) -> bytes:
+        dialect = next((option for option in options if option.startswith(ARCHITECTURE)), f"{ARCHITECTURE}sm_{sm}")
         try:
             cubin = pycuda.compiler.compile(
                 source.read_text(),
-                options=list(options),
+                options=[option for option in options if option != dialect],
                 no_extern_c=True,
-                arch=f"sm_{sm}",
+                arch=dialect.removeprefix(ARCHITECTURE),
                 cache_dir=False,
                 include_dirs=[str(source.parent)],
             )

@@ -152,6 +152,9 @@ class HostKernel:
         slices = min(slices or launches.slices, bank_rows // self.kernel.tile)
         launch = launches.cross
         across = launch.grid[0], min(shares or launch.grid[1], slices), 1
+        if self.kernel.version == "wgmma":
+            # Its blocks share one list of units.
+            across = shares or launch.grid[0], 1, 1
         partial = np.full((slices, rows), np.nan, np.float32)
         bank = prepared.operands, prepared.half_norms, prepared.weights
         launch = Launch(launch.entry, across, launch.block, launch.shared)

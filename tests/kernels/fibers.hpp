@@ -45,6 +45,12 @@ inline void Meeting::arrive_and_wait() {
     if (_setjmp(current->place) == 0) std::longjmp(scheduler, 1);
 }
 
+// Let the others run.
+inline void pass() {
+    current->waits = nullptr;
+    if (_setjmp(current->place) == 0) std::longjmp(scheduler, 1);
+}
+
 class Team {
   public:
     void run(int block, const std::function<void()>& body) {

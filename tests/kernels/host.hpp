@@ -14,6 +14,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <new>
 #include <vector>
 
 #define __global__
@@ -51,7 +52,7 @@ inline Place blockIdx, gridDim, blockDim;
 namespace host {
 
 constexpr int WARP = 32;
-constexpr int MOST_THREADS = 256;
+constexpr int MOST_THREADS = 512;
 
 inline unsigned char* shared = nullptr;
 inline bool late = false;
@@ -66,6 +67,8 @@ struct Thread {
     int turn = 0;                           // which of the warp's two places it posts to next
     std::vector<std::vector<Copy>> groups;  // closed, oldest first
     std::vector<Copy> open;
+    std::vector<std::vector<std::function<void()>>> brackets;  // of a warpgroup's products, oldest first
+    std::vector<std::function<void()>> products;               // started, and not in a bracket yet
 };
 
 }  // namespace host
@@ -100,10 +103,11 @@ struct Machine {
         for (int i = 0; i < blocks; ++i) {
             const int at = backwards ? blocks - 1 - i : i;
             blockIdx = {at % gridDim.x, at / gridDim.x, 0};
-            const std::unique_ptr<float4[]> memory(new float4[bytes / sizeof(float4)]);
-            std::memset(memory.get(), 0xff, bytes);
-            shared = reinterpret_cast<unsigned char*>(memory.get());
+            // Aligned as step 4 asks.
+            shared = static_cast<unsigned char*>(::operator new(bytes, std::align_val_t(1024)));
+            std::memset(shared, 0xff, bytes);
             team.run(block, body);
+            ::operator delete(shared, std::align_val_t(1024));
         }
     }
 };
@@ -164,3 +168,4 @@ inline float exp2_special(float x) {
 inline void recompute(unsigned&) {}
 
 #include "fragments.hpp"
+#include "hopper_host.hpp"

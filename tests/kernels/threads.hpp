@@ -14,6 +14,9 @@ using Meeting = std::barrier<>;
 inline thread_local Thread own;
 inline Thread& self() { return own; }
 
+// Let the others run.
+inline void pass() { std::this_thread::yield(); }
+
 class Team {
   public:
     ~Team() { rest(); }

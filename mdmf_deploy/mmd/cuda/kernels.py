@@ -30,7 +30,15 @@ VERSIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "plain": ("1_plain.cu", ("fp32", "fp16", "bf16")),
     "tiled": ("2_tiled.cu", ("fp32",)),
     "tensor": ("3_tensor.cu", ("tf32", "fp16", "bf16")),
+    "wgmma": ("4_wgmma.cu", ("fp16", "bf16")),
 }
+# Products of a whole warpgroup exist on Hopper alone, in a dialect of its own.
+_HOPPER = 90
+_HOPPER_DIALECT = "--gpu-architecture=sm_90a"
+# The part of a point's half norm that is folded into its weight for "wgmma" (NEAR in 4_wgmma.cu), and the smallest
+# float32 number, which marks a tile with norms to subtract.
+_NEAR, _MARK = 60.0, 2.0**-126
+_ALIGNED = 1024  # bytes
 # Oldest compute capability for each kernel: matrix products in tf32 and bf16 came with 8.0.
 _OLDEST = 75
 _OLDEST_TENSOR = {"fp16": 75, "tf32": 80, "bf16": 80}
@@ -123,12 +131,19 @@ class Kernel:
         """Rows (signatures) per block."""
         if self.version == "tensor":
             return 128 if self.operand == "tf32" and self.width > 64 else 256
+        if self.version == "wgmma":
+            return 256 if self.width <= 128 else 128
         return 128
 
     @property
     def tile(self) -> int:
         """Bank points per tile. A prepared bank is a whole number of tiles."""
-        return 128 if self.version == "tiled" else 32
+        return 128 if self.version in ("tiled", "wgmma") else 32
+
+    @property
+    def threads(self) -> int:
+        """Threads per block of the cross term."""
+        return {"plain": 128, "wgmma": 384}.get(self.version, 256)
 
     @property
     def shared(self) -> int:
@@ -137,14 +152,21 @@ class Kernel:
             return 0
         if self.version == "tiled":
             return 4 * (2 * 2 * 128 * (16 + 4) + 128 * (16 + 1))
-        return 3 * self.tile * (self.width * _BYTES[self.operand] + 8)
+        stage = self.tile * (self.width * _BYTES[self.operand] + 8)
+        if self.version == "wgmma":
+            stages = 3 if stage > 50000 else 6 if stage > 30000 else 8
+            # The barriers come last.
+            return stages * -(-stage // _ALIGNED) * _ALIGNED + _ALIGNED
+        return 3 * stage
 
     def supports(self, sm: int) -> bool:
         """Whether GPUs of compute capability `sm` (89 for 8.9) can run this kernel."""
+        if self.version == "wgmma":
+            return sm == _HOPPER
         return sm >= (_OLDEST_TENSOR[self.operand] if self.version == "tensor" else _OLDEST)
 
     def options(self, sm: int) -> tuple[str, ...]:
-        """Options for the compiler, besides the architecture and the folder of headers.
+        """Options for the compiler, besides the folder of headers, and the architecture unless it is a dialect.
 
         Raises UsageError if GPUs of compute capability `sm` cannot run this kernel.
         """
@@ -154,7 +176,8 @@ class Kernel:
                 f"kernel {self.version!r} with {self.operand}: GPUs of compute capability {sm // 10}.{sm % 10} cannot"
                 f" run it; {instead}"
             )
-        return "--std=c++17", f"-DMDMF_WIDTH={self.width}", f"-DMDMF_{self.operand.upper()}"
+        dialect = (_HOPPER_DIALECT,) if self.version == "wgmma" else ()
+        return "--std=c++17", f"-DMDMF_WIDTH={self.width}", f"-DMDMF_{self.operand.upper()}", *dialect
 
     def slices(self, bank_rows: int) -> int:
         """Number of slices of a prepared bank of so many rows, at least one tile each."""
@@ -165,11 +188,15 @@ class Kernel:
         """Launches for B >= 1 images of N >= 1 signatures each against a prepared bank of `bank_rows` rows."""
         rows, slices = images * patches, self.slices(bank_rows)
         across = math.ceil(rows / self.rows)
-        threads = 128 if self.version == "plain" else 256
-        shares = _shares(across, slices, bank_rows / self.tile / slices, multiprocessors * self.resident)
+        if self.version == "wgmma":
+            # One list of units, which the blocks share out among themselves.
+            grid = (min(multiprocessors, across * slices), 1, 1)
+        else:
+            shares = _shares(across, slices, bank_rows / self.tile / slices, multiprocessors * self.resident)
+            grid = (across, shares, 1)
         return Launches(
             Launch("mdmf_prepare", (math.ceil(rows / _PREPARED_ROWS), 1, 1), _AROUND_THREADS, 0),
-            Launch("mdmf_cross", (across, shares, 1), threads, self.shared),
+            Launch("mdmf_cross", grid, self.threads, self.shared),
             Launch("mdmf_within", (images, math.ceil(patches / _WITHIN_ROWS), 1), _AROUND_THREADS, 0),
             Launch("mdmf_finish", (images, 1, 1), _AROUND_THREADS, 0),
             slices,
@@ -180,6 +207,8 @@ class Kernel:
         """Blocks that a multiprocessor holds at a time, limited by __launch_bounds__ and shared memory."""
         if self.version == "plain":
             return 4
+        if self.version == "wgmma":
+            return 1
         return 2 if self.version == "tiled" or (self.operand != "tf32" and self.width <= 128) else 1
 
 
@@ -224,7 +253,33 @@ def prepare_bank(bank: Bank, kernel: Kernel) -> PreparedBank:
     # In units of the largest weight: equal weights become exactly 1, without a rounding error common to all terms.
     unit = float(np.abs(bank.weights).max()) or 1.0
     weights[:m] = bank.weights / unit
+    if kernel.version == "wgmma":
+        operands, half_norms, weights = _for_hopper(operands, half_norms, weights, kernel)
     return PreparedBank(operands, half_norms, weights, unit, centre, float(scale), bank.self_term)
+
+
+def _for_hopper(
+    operands: NDArray[Any], half_norms: NDArray[np.float32], weights: NDArray[np.float32], kernel: Kernel
+) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
+    """Lay a prepared bank out for 4_wgmma.cu: operands, what is left of the half norms, and the folded weights.
+
+    A tile is one plane of 128 bytes a point after the other. Within every 32 columns, 8 q + 4 s + 2 h + e becomes column
+    2 q + e of half h of product s, so that a thread q of four holds what it needs in 16 consecutive bytes. The words of
+    16 bytes of a point are swizzled by the point modulo 8.
+    """
+    columns = operands.reshape(len(operands), -1, 4, 2, 2, 2).transpose(0, 1, 3, 4, 2, 5)
+    tiles = columns.reshape(-1, kernel.tile, operands.shape[1] // 64, 8, 8).transpose(0, 2, 1, 3, 4)
+    point, word = np.arange(kernel.tile)[:, None], np.arange(8)[None]
+    swizzled = np.empty(tiles.shape, operands.dtype)
+    swizzled[:, :, point, word ^ point % 8] = tiles[:, :, point, word]
+    folded = np.minimum(half_norms, np.float32(_NEAR))
+    rest = half_norms - folded
+    if rest.any():
+        # Every tile tells by its first point that there is something to subtract.
+        first = rest[:: kernel.tile]
+        first[first == 0.0] = _MARK
+    weights = (weights * np.exp2(-folded.astype(np.float64))).astype(np.float32)
+    return swizzled.reshape(operands.shape), rest, weights
 
 
 def rounded(values: NDArray[np.floating], operand: str) -> NDArray[Any]:

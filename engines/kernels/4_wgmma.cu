@@ -1,0 +1,357 @@
+// Step 4: the cross term with Hopper's products of a whole warpgroup (sm_90a).
+//
+//   partial[s][row] = sum_{m in slice s} weights[m] 2^(x[row].bank[m] - |x[row]|^2/2 - |bank[m]|^2/2)
+//
+// The host folds 2^-min(|bank[m]|^2/2, NEAR) into weights[m], and `rest[m]` is what is left of |bank[m]|^2/2. A sum is
+// multiplied by 2^(-|x|^2/2) at its end. So a row with a half norm up to NEAR, and a tile of such points, need no addition
+// and no bound: their exponents are below 2 NEAR. Other rows and tiles subtract before they exponentiate.
+//
+// One thread copies tiles of TILE points into a ring of STAGES, one bulk copy for each array. CONSUMERS warpgroups hold
+// SETS times 64 rows each in registers. A warpgroup exponentiates the products of one set while those of its other set, or
+// of the other warpgroup, are being computed. The work is one list of units, a slice of one block of rows each. A block
+// takes a contiguous share of the list.
+//
+// The host lays a tile out as the products read it (kernels.py, `_hopper_tiles`). Any column may be any k, as long as both
+// sides agree: 16 consecutive bytes of a row are what one thread needs for two products.
+// fp16x2: a value is two fp16 numbers, X + x'. X.R is summed apart from X.r' + x'.R.
+// Reference: 1_plain.cu on the device, mdmf_deploy.mmd.reference.ReferenceReduction (float64) elsewhere.
+#include "hopper.cuh"
+
+constexpr int GROUP = 128;      // threads of a warpgroup
+constexpr int GROUP_ROWS = 64;  // rows of its products
+#ifndef MDMF_CONSUMERS
+#define MDMF_CONSUMERS 2
+#endif
+constexpr int CONSUMERS = MDMF_CONSUMERS;
+// Two sets of rows if the registers hold them.
+#ifndef MDMF_SETS
+#define MDMF_SETS (PARTS == 1 && WIDTH <= 128 ? 2 : 1)
+#endif
+constexpr int SETS = MDMF_SETS;
+constexpr int ROWS = GROUP_ROWS * SETS * CONSUMERS;
+constexpr int TILE = PARTS == 2 && WIDTH == 256 ? 64 : 128;
+constexpr int THREADS = GROUP * (CONSUMERS + 1);
+constexpr int WARPS = CONSUMERS * GROUP / LANES;  // that consume
+constexpr int STEPS = WIDTH / 16;                 // products of one part
+constexpr int PLANE = TILE * 128;                 // bytes: 64 columns of a tile
+constexpr int POINT_BYTES = TILE * ROW_BYTES;
+constexpr int STAGE_BYTES = POINT_BYTES + 8 * TILE;
+constexpr int STAGES = STAGE_BYTES > 50000 ? 3 : STAGE_BYTES > 30000 ? 6 : 8;
+constexpr int PRODUCER_REGISTERS = 24;
+constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : 160;
+// Eighths of the exponentials that a polynomial computes. At a width of 64 the special-function unit is the limit.
+#ifndef MDMF_POLYNOMIALS
+#define MDMF_POLYNOMIALS (WIDTH == 64 ? 2 : 0)
+#endif
+constexpr int POLYNOMIALS = MDMF_POLYNOMIALS;
+// Tiles between two waits for all products.
+#ifndef MDMF_CHUNK
+#define MDMF_CHUNK 2
+#endif
+constexpr int CHUNK = MDMF_CHUNK;
+constexpr float NEAR = 60.0f;
+
+struct alignas(1024) Stage {
+    unsigned char points[POINT_BYTES];
+    float rest[TILE];
+    float weights[TILE];
+};
+
+struct Shared {
+    Stage stages[STAGES];
+    Barrier full[STAGES];
+    Barrier empty[STAGES];
+};
+
+// A row's words: [word][which of the thread's two rows]. A word is the fragments of two products.
+using Row = uint4[STEPS * PARTS / 2][2];
+
+// The fragments of step `step` of a set.
+__device__ __forceinline__ void fragments(unsigned (&a)[4], const Row& own, int step) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const uint4& words = own[step / 2][i];
+        a[i] = step % 2 == 0 ? words.x : words.z;
+        a[2 + i] = step % 2 == 0 ? words.y : words.w;
+    }
+}
+
+// Where step `step` of a tile lies.
+__device__ __forceinline__ unsigned long long place_of_step(unsigned long long tile, int step) {
+    return tile + step / 4 * (PLANE / 16) + step % 4 * 2;
+}
+
+// The exponents of one set of rows and one tile, without the norms.
+template <bool SPLIT> struct Products {
+    float main[TILE / 2];
+};
+template <> struct Products<true> {
+    float main[TILE / 2];
+    float rest[TILE / 2];
+};
+constexpr bool SPLIT = PARTS == 2;
+
+template <bool SPLIT>
+__device__ __forceinline__ void start(Products<SPLIT>& products, const Row& own, const Stage& stage) {
+    const unsigned long long tile = describe(stage.points);
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step) {
+        unsigned a[4];
+        fragments(a, own, step);
+        multiply(products.main, a, place_of_step(tile, step), step > 0);
+        if constexpr (SPLIT) {
+            multiply(products.rest, a, place_of_step(tile, STEPS + step), step > 0);
+            fragments(a, own, STEPS + step);
+            multiply(products.rest, a, place_of_step(tile, step), 1);
+        }
+    }
+    end_products();
+}
+
+// Wait for these products, of which at most LEFT brackets were started later.
+template <int LEFT, bool SPLIT> __device__ __forceinline__ void finish(Products<SPLIT>& products) {
+    wait_products<LEFT>();
+    settle(products.main);
+    if constexpr (SPLIT) settle(products.rest);
+}
+
+template <bool SPLIT> __device__ __forceinline__ float exponent(const Products<SPLIT>& products, int i) {
+    if constexpr (SPLIT) return products.main[i] + products.rest[i];
+    return products.main[i];
+}
+
+// Chosen by the point alone, so that a row has the same bits wherever it lies.
+__device__ __forceinline__ constexpr bool by_polynomial(int points, int column) {
+    const int place = points % 4 * 2 + column;
+    return POLYNOMIALS == 1 ? place == 7 : POLYNOMIALS == 2 ? place % 4 == 3 : POLYNOMIALS == 3 ? place % 2 == 1 && place != 1 : POLYNOMIALS == 4 && place % 2 == 1;
+}
+
+// Add the terms of one tile to the sums of two rows. norms: their half norms. ALL_NEAR: nothing has to be subtracted.
+template <bool ALL_NEAR>
+__device__ __forceinline__ void add_terms(float (&sums)[2], const Products<SPLIT>& products, const Stage& stage,
+                                          const float (&norms)[2]) {
+    const int quarter = threadIdx.x % 4;
+    // A near row on a near tile gets the same bits whether other rows are near or not.
+    float far[2], most[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        far[i] = norms[i] <= NEAR ? 0.0f : norms[i];
+        most[i] = norms[i] <= NEAR ? 3e38f : NEAR;
+    }
+#pragma unroll
+    for (int j = 0; j < TILE / 8; ++j) {
+        const float2 weight = *reinterpret_cast<const float2*>(stage.weights + 8 * j + 2 * quarter);
+        float2 rest = {0.0f, 0.0f};
+        if constexpr (!ALL_NEAR) rest = *reinterpret_cast<const float2*>(stage.rest + 8 * j + 2 * quarter);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            float x = exponent(products, 4 * j + i);
+            if constexpr (!ALL_NEAR) x = fminf(x - far[i / 2] - (i % 2 == 0 ? rest.x : rest.y), most[i / 2]);
+            const float kernel = by_polynomial(j, i % 2) ? exp2_polynomial<DEGREE>(x) : exp2_special(x);
+            sums[i / 2] = fmaf(i % 2 == 0 ? weight.x : weight.y, kernel, sums[i / 2]);
+        }
+    }
+}
+
+// The units of this block, and what they need in common.
+struct Work {
+    int rows, tiles, slices, first, last;
+
+    __device__ __forceinline__ int block(int unit) const { return unit / slices; }
+    // The first unit after this one that belongs to another block of rows, or the last of all.
+    __device__ __forceinline__ int stop(int unit) const { return min(last, (block(unit) + 1) * slices); }
+    __device__ __forceinline__ Range tiles_of(int unit) const { return share_of(tiles, slices, unit % slices); }
+};
+
+// Copy all tiles of the units, in order, as soon as a stage is free.
+__device__ __forceinline__ void produce(Shared& shared, const Work& work, const unsigned char* bank, const float* rest,
+                                        const float* weights) {
+    int n = 0;
+    for (int unit = work.first; unit < work.last; ++unit) {
+        const Range range = work.tiles_of(unit);
+        for (int tile = range.first; tile < range.last; ++tile, ++n) {
+            const int at = n % STAGES;
+            Stage& stage = shared.stages[at];
+            if (n >= STAGES) wait(&shared.empty[at], (n / STAGES - 1) % 2);
+            arrive_and_expect(&shared.full[at], STAGE_BYTES);
+            copy_bulk(stage.points, bank + static_cast<size_t>(tile) * POINT_BYTES, POINT_BYTES, &shared.full[at]);
+            copy_bulk(stage.rest, rest + tile * TILE, 4 * TILE, &shared.full[at]);
+            copy_bulk(stage.weights, weights + tile * TILE, 4 * TILE, &shared.full[at]);
+        }
+    }
+}
+
+__device__ __forceinline__ const Stage& arrived(Shared& shared, int n) {
+    wait(&shared.full[n % STAGES], n / STAGES % 2);
+    return shared.stages[n % STAGES];
+}
+
+// Tell the producer that this warp has read tile n.
+__device__ __forceinline__ void release(Shared& shared, int n) {
+    meet_warp();
+    if (threadIdx.x % LANES == 0) arrive(&shared.empty[n % STAGES]);
+}
+
+// Store the sums of one set and slice, and clear them.
+__device__ __forceinline__ void store(float (&sums)[2], const float (&norms)[2], int row, int rows, float* partial) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        float sum = sums[i];
+        sum += shuffle_xor(sum, 1);
+        sum += shuffle_xor(sum, 2);
+        if (norms[i] <= NEAR) sum *= exp2_polynomial<6>(-norms[i]);
+        // Bounding the exponents loses a NaN. The norm brings it back.
+        if (threadIdx.x % 4 == 0 && row + 8 * i < rows) partial[row + 8 * i] = sum + (norms[i] - norms[i]);
+        sums[i] = 0.0f;
+    }
+}
+
+// One warpgroup's rows of a block, and their sums over the slice that is being read.
+struct Rows {
+    Row own[SETS];
+    float norms[SETS][2];
+    float sums[SETS][2];
+};
+
+// The first of this thread's rows in a set, within its warpgroup.
+__device__ __forceinline__ int row_of(int set) {
+    return GROUP_ROWS * set + threadIdx.x % GROUP / LANES * 16 + threadIdx.x % LANES / 4;
+}
+
+// Load the rows from `first` on. Beyond the last row, repeat the last.
+__device__ __forceinline__ void load(Rows& rows, const Operand* x, const float* half_norms, int first, int count) {
+#pragma unroll
+    for (int set = 0; set < SETS; ++set)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int row = min(first + row_of(set) + 8 * i, count - 1);
+            rows.norms[set][i] = half_norms[row];
+            rows.sums[set][i] = 0.0f;
+            const uint4* words = reinterpret_cast<const uint4*>(x) + static_cast<size_t>(row) * (ROW_BYTES / 16);
+#pragma unroll
+            for (int word = 0; word < STEPS * PARTS / 2; ++word) rows.own[set][word][i] = words[4 * word + threadIdx.x % 4];
+        }
+}
+
+// Whether all rows of a warpgroup are near. All its warps find the same.
+__device__ __forceinline__ bool all_near(const float* half_norms, int first, int count) {
+    bool near = true;
+#pragma unroll
+    for (int i = 0; i < GROUP_ROWS * SETS / LANES; ++i)
+        near &= half_norms[min(first + i * LANES + int(threadIdx.x) % LANES, count - 1)] <= NEAR;
+    return !any_lane(!near);
+}
+
+// Read COUNT tiles without norms to subtract. While one set is exponentiated, the products of the other are computed.
+// All products are finished at the end: if one ran across the end of a loop, the compiler would wait for each.
+template <int COUNT, typename Done>
+__device__ __forceinline__ void add_near(Rows& rows, Shared& shared, int n, const Done& done) {
+    if constexpr (SETS == 1) {
+        Products<SPLIT> products;
+#pragma unroll
+        for (int t = 0; t < COUNT; ++t) {
+            const Stage& stage = arrived(shared, n + t);
+            start(products, rows.own[0], stage);
+            finish<0>(products);
+            add_terms<true>(rows.sums[0], products, stage, rows.norms[0]);
+            done();
+        }
+    } else {
+        Products<SPLIT> one, other;
+        start(one, rows.own[0], arrived(shared, n));
+#pragma unroll
+        for (int t = 0; t < COUNT; ++t) {
+            const Stage& stage = shared.stages[(n + t) % STAGES];
+            start(other, rows.own[SETS - 1], stage);
+            finish<1>(one);
+            add_terms<true>(rows.sums[0], one, stage, rows.norms[0]);
+            if (t + 1 < COUNT) {
+                start(one, rows.own[0], arrived(shared, n + t + 1));
+                finish<1>(other);
+            } else {
+                finish<0>(other);
+            }
+            add_terms<true>(rows.sums[SETS - 1], other, stage, rows.norms[SETS - 1]);
+            done();
+        }
+    }
+}
+
+// Read one tile and subtract what norms its points and rows have.
+template <typename Done> __device__ __forceinline__ void add_far(Rows& rows, Shared& shared, int n, const Done& done) {
+    const Stage& stage = arrived(shared, n);
+#pragma unroll
+    for (int set = 0; set < SETS; ++set) {
+        Products<SPLIT> products;
+        start(products, rows.own[set], stage);
+        finish<0>(products);
+        add_terms<false>(rows.sums[set], products, stage, rows.norms[set]);
+    }
+    done();
+}
+
+// Sum all units of this block over the rows of one warpgroup.
+__device__ __forceinline__ void consume(Shared& shared, const Work& work, const Operand* x, const float* half_norms,
+                                        float* partial) {
+    int n = 0;
+    for (int unit = work.first; unit < work.last;) {
+        const int stop = work.stop(unit);
+        const int first = work.block(unit) * ROWS + threadIdx.x / GROUP * GROUP_ROWS * SETS;
+        const int end = work.tiles_of(stop - 1).last;
+        int tile = work.tiles_of(unit).first;
+        if (first >= work.rows) {
+            for (; tile < end; ++tile, ++n) {
+                arrived(shared, n);
+                release(shared, n);
+            }
+            unit = stop;
+            continue;
+        }
+        Rows rows;
+        load(rows, x, half_norms, first, work.rows);
+        int slice_end = work.tiles_of(unit).last;
+        const auto done = [&] {
+            release(shared, n++);
+            if (++tile < slice_end) return;
+            float* slice = partial + static_cast<size_t>(unit % work.slices) * work.rows;
+#pragma unroll
+            for (int set = 0; set < SETS; ++set)
+                store(rows.sums[set], rows.norms[set], first + row_of(set), work.rows, slice);
+            if (++unit < stop) slice_end = work.tiles_of(unit).last;
+        };
+        // The host makes the first rest of every tile nonzero if any of the bank's is.
+        if (all_near(half_norms, first, work.rows) && arrived(shared, n).rest[0] == 0.0f) {
+            while (tile + CHUNK <= end) add_near<CHUNK>(rows, shared, n, done);
+            while (tile < end) add_near<1>(rows, shared, n, done);
+        } else {
+            while (tile < end) add_far(rows, shared, n, done);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    mdmf_cross(const Operand* __restrict__ x, const float* __restrict__ x_half_norms, const Operand* __restrict__ bank,
+               const float* __restrict__ rest, const float* __restrict__ weights, int rows, int bank_rows, int slices,
+               float* __restrict__ partial) {
+    MDMF_ALIGNED_SHARED(memory);
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    const int units = (rows + ROWS - 1) / ROWS * slices;
+    const Range mine = share_of(units, gridDim.x, blockIdx.x);
+    const Work work = {rows, bank_rows / TILE, slices, mine.first, mine.last};
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; ++stage) {
+            init_barrier(&shared.full[stage], 1);
+            init_barrier(&shared.empty[stage], WARPS);
+        }
+        publish_barriers();
+    }
+    __syncthreads();
+    if (threadIdx.x >= CONSUMERS * GROUP) {
+        keep_registers<PRODUCER_REGISTERS>();
+        if (threadIdx.x == CONSUMERS * GROUP) produce(shared, work, reinterpret_cast<const unsigned char*>(bank), rest, weights);
+    } else {
+        take_registers<CONSUMER_REGISTERS>();
+        consume(shared, work, x, x_half_norms, partial);
+    }
+}

@@ -1,0 +1,172 @@
+// What engines/kernels/hopper.cuh takes from a GPU, for the host build: barriers in shared memory, bulk copies, and
+// products of a warpgroup with the layouts of the PTX ISA.
+//
+// With `late`, copies and products happen only when they are waited for, and sums are NaN until then.
+#pragma once
+
+#include <map>
+#include <mutex>
+
+#define MDMF_ALIGNED_SHARED(name) unsigned char* const name = host::shared
+
+namespace host {
+
+// An mbarrier. Its phase ends when all arrivals and all announced bytes are there.
+struct PhaseBarrier {
+    int expected = 0, missing = 0, phase = 0;
+    long bytes = 0;
+    struct Bulk {
+        void* to;
+        const void* from;
+        int bytes;
+    };
+    std::vector<Bulk> late;
+
+    void check() {
+        if (missing != 0) return;
+        for (const Bulk& copy : late) {
+            std::memcpy(copy.to, copy.from, copy.bytes);
+            bytes -= copy.bytes;
+        }
+        late.clear();
+        if (bytes != 0) return;
+        missing = expected;
+        ++phase;
+    }
+};
+inline std::mutex barriers_lock;
+inline std::map<const void*, PhaseBarrier> barriers;
+
+constexpr int PATIENCE = 50'000'000;
+
+// The 16 k of A that a warp holds, and where the other operand lies.
+struct Product {
+    float* sums;
+    int count;
+    unsigned a[WARP][4];
+    unsigned long long points;
+    bool add;
+};
+
+inline float half_number(unsigned two, int which) {
+    const unsigned short bits = static_cast<unsigned short>(two >> 16 * which);
+#if defined(MDMF_BF16)
+    return __uint_as_float(unsigned(bits) << 16);
+#else
+    return static_cast<float>(std::bit_cast<_Float16>(bits));
+#endif
+}
+
+inline void compute(const Product& product) {
+    const int lane = threadIdx.x % WARP;
+    for (int at = 0; at < product.count; ++at) {
+        const int row = lane / 4 + at % 4 / 2 * 8, point = at / 4 * 8 + lane % 4 * 2 + at % 2;
+        double sum = product.add ? product.sums[at] : 0.0;
+        for (int k = 0; k < 16; ++k) {
+            const float left = half_number(product.a[row % 8 * 4 + k % 8 / 2][k / 8 * 2 + row / 8], k % 2);
+            unsigned long long place = product.points * 16 + point * 128 + k * 2;
+            place ^= (place >> 7 & 7) << 4;
+            unsigned short bits;
+            std::memcpy(&bits, shared + place, 2);
+            sum += double(left) * half_number(bits, 0);
+        }
+        product.sums[at] = towards_zero(sum);
+    }
+}
+
+}  // namespace host
+
+inline void init_barrier(unsigned long long* barrier, int count) {
+    const std::lock_guard lock(host::barriers_lock);
+    host::barriers[barrier] = {count, count, 0, 0, {}};
+}
+inline void publish_barriers() {}
+
+inline void arrive(unsigned long long* barrier) {
+    const std::lock_guard lock(host::barriers_lock);
+    host::PhaseBarrier& own = host::barriers.at(barrier);
+    --own.missing;
+    own.check();
+}
+
+inline void arrive_and_expect(unsigned long long* barrier, int bytes) {
+    const std::lock_guard lock(host::barriers_lock);
+    host::PhaseBarrier& own = host::barriers.at(barrier);
+    --own.missing;
+    own.bytes += bytes;
+    own.check();
+}
+
+inline void copy_bulk(void* to, const void* from, int bytes, unsigned long long* barrier) {
+    const std::lock_guard lock(host::barriers_lock);
+    host::PhaseBarrier& own = host::barriers.at(barrier);
+    if (bytes % 16 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0) std::abort();
+    if (host::late) {
+        own.late.push_back({to, from, bytes});
+        return;
+    }
+    std::memcpy(to, from, bytes);
+    own.bytes -= bytes;
+    own.check();
+}
+
+inline void wait(unsigned long long* barrier, int parity) {
+    for (int tries = 0; tries < host::PATIENCE; ++tries) {
+        {
+            const std::lock_guard lock(host::barriers_lock);
+            host::PhaseBarrier& own = host::barriers.at(barrier);
+            if (!own.late.empty()) own.check();
+            if (own.phase % 2 != parity) return;
+        }
+        host::pass();
+    }
+    std::fputs("a thread waits for a barrier whose phase does not end\n", stderr);
+    std::abort();
+}
+
+template <int REGISTERS> void keep_registers() {}
+template <int REGISTERS> void take_registers() {}
+inline void meet_warp() { host::exchange(0); }
+inline bool any_lane(bool value) {
+    const host::Posts<bool> lanes = host::exchange(value);
+    bool any = false;
+    for (int lane = 0; lane < host::WARP; ++lane) any |= lanes[lane];
+    return any;
+}
+
+inline unsigned long long describe(const void* points) {
+    const auto place = static_cast<const unsigned char*>(points) - host::shared;
+    if (place % 1024 != 0) std::abort();
+    return static_cast<unsigned long long>(place) / 16;
+}
+
+inline void begin_products() {}
+inline void end_products() {
+    host::Thread& own = host::self();
+    own.brackets.push_back(std::move(own.products));
+    own.products.clear();
+}
+
+template <int COUNT> void multiply(float (&sums)[COUNT], const unsigned (&a)[4], unsigned long long points, int add) {
+    host::Product product{sums, COUNT, {}, points, add != 0};
+    struct Words {
+        unsigned a[4];
+    } mine;
+    std::memcpy(mine.a, a, sizeof a);
+    const host::Posts<Words> lanes = host::exchange(mine);
+    for (int lane = 0; lane < host::WARP; ++lane) std::memcpy(product.a[lane], lanes[lane].a, sizeof a);
+    if (!host::late) return host::compute(product);
+    host::self().products.push_back([product] { host::compute(product); });
+    // Sums that nothing waited for are of no use.
+    if (add == 0) std::fill(sums, sums + COUNT, __uint_as_float(0x7fc00000u));
+}
+
+template <int LEFT> void wait_products() {
+    auto& brackets = host::self().brackets;
+    while (int(brackets.size()) > LEFT) {
+        for (const auto& compute : brackets.front()) compute();
+        brackets.erase(brackets.begin());
+    }
+}
+
+template <int COUNT> void settle(float (&)[COUNT]) {}
