@@ -1,6 +1,6 @@
 """Compare every kernel of every step, operand and width with float64, and print a PASS or FAIL line as each is known.
 
-    python benchmarks/gpu/check.py
+    python benchmarks/gpu/check.py [--versions wgmma]
 
 The order is: most likely and most serious failures first. Exit code 1 if anything failed. MDMF_FAKE_GPU=1 checks the
 kernels of width 64 on this machine's processor, on small inputs.
@@ -8,6 +8,7 @@ kernels of width 64 on this machine's processor, on small inputs.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 import traceback
@@ -21,7 +22,7 @@ from inputs import all_inputs, random_input
 from launcher import FAKE, KernelLauncher, open_gpu
 
 from mdmf_deploy.hardware.device import Device, upload
-from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels, prepare_bank
+from mdmf_deploy.mmd.cuda.kernels import VERSIONS, Kernel, kernels, prepare_bank
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 
 Outcome = tuple[bool, str]
@@ -40,6 +41,9 @@ ONE_SLICE = 20
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=list(VERSIONS))
+    versions = parser.parse_args().versions
     start = time.perf_counter()
     device = open_gpu()
     print(
@@ -48,6 +52,8 @@ def main() -> int:
     )
     failed = []
     for kernel, check in plan(device):
+        if kernel.version not in versions:
+            continue
         name = f"{kernel.version} {kernel.operand} d={kernel.width} {check.__name__}"
         begun = time.perf_counter()
         good, text = outcome(check, device, kernel)
@@ -64,7 +70,7 @@ def main() -> int:
 def plan(device: Device) -> list[tuple[Kernel, Check]]:
     """Return every check in order: first one width and the tensor cores, which fail most likely and matter most."""
     tested = [kernel for kernel in kernels() if kernel.supports(device.gpu.sm) and (not FAKE or kernel.width == WIDTH)]
-    tested.sort(key=lambda kernel: (kernel.width != WIDTH, kernel.version != "tensor"))
+    tested.sort(key=lambda kernel: (kernel.width != WIDTH, kernel.version not in ("wgmma", "tensor")))
     planned: list[tuple[Kernel, Check]] = [(kernel, inputs) for kernel in tested]
     for kernel in tested:
         if kernel.width == WIDTH:
@@ -124,7 +130,9 @@ def written(device: Device, kernel: Kernel) -> Outcome:
     bits = None
     for slices, shares in sorted(split for split in splits if split[1] <= split[0]):
         launcher.poison(launcher.partial, 4 * rows * slices)
-        launcher.cross(stream, slices, replace(own.cross, grid=(own.cross.grid[0], shares, 1)))
+        # The blocks of step 4 share one list. The others are a grid.
+        grid = (shares, 1, 1) if kernel.version == "wgmma" else (own.cross.grid[0], shares, 1)
+        launcher.cross(stream, slices, replace(own.cross, grid=grid))
         partial = launcher.partial_sums(slices)
         error = np.max(np.abs(partial.sum(axis=0, dtype=np.float64) - wanted) / wanted)
         if not error <= CROSS_ERROR[kernel.operand] * (ONE_SLICE if slices == 1 else 1):

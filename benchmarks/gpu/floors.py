@@ -20,7 +20,7 @@ _COPIED = 1 << 30  # bytes
 _CHAINS, _LONG, _THREADS, _WAVES = 4, 4096, 256, 8
 _SIDE = 8192
 # Share of the exponentials that the special-function unit computes.
-_SPECIAL = {"plain": 0.0, "tiled": 0.75, "tensor": 0.75}
+_SPECIAL = {"plain": 0.0, "tiled": 0.75, "tensor": 0.75, "wgmma": 1.0}
 _BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 
 

@@ -41,6 +41,7 @@ class KernelLauncher:
     """One kernel with one batch, (B, N, d), and one prepared bank on the GPU.
 
     source: a file to compile instead of the project's own.
+    options: for the compiler, besides the kernel's own.
     Raises CompilationFailed and OutOfMemory.
     """
 
@@ -51,11 +52,12 @@ class KernelLauncher:
         x: NDArray[np.float32],
         prepared: PreparedBank,
         source: Path | None = None,
+        options: tuple[str, ...] = (),
     ) -> None:
         self.device, self.kernel, self.prepared = device, kernel, prepared
         self.images, self.patches, self.width = x.shape
         self.rows, self.bank_rows = self.images * self.patches, len(prepared.operands)
-        module = device.module(source or kernel.source, kernel.options(device.gpu.sm))
+        module = device.module(source or kernel.source, (*kernel.options(device.gpu.sm), *options))
         self.entries = {name: module[f"mdmf_{name}"] for name in ENTRIES}
         self.launches = kernel.launches(self.images, self.patches, self.bank_rows, device.gpu.multiprocessors)
         self.stream = device.stream()

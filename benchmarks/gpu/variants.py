@@ -1,4 +1,4 @@
-"""Step 3 with one thing changed, to learn what each costs."""
+"""Steps 3 and 4 with one thing changed, to learn what each costs."""
 
 from __future__ import annotations
 
@@ -67,4 +67,42 @@ VARIANTS: dict[str, Variant] = {
         threads=128,
     ),
     "32 points at a time": Variant((("constexpr int N = 2; ", "constexpr int N = 4; "),)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HopperVariant:
+    """Step 4 with other constants and edits of 4_wgmma.cu.
+
+    consumers: warpgroups that compute. sets: times 64 rows that each of them holds. None for the project's own.
+    chunk: tiles between two waits for all products. polynomials: eighths of the exponentials.
+    """
+
+    consumers: int | None = None
+    sets: int | None = None
+    chunk: int | None = None
+    polynomials: int | None = None
+    edits: Edits = ()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        names = {"CONSUMERS": self.consumers, "SETS": self.sets, "CHUNK": self.chunk, "POLYNOMIALS": self.polynomials}
+        return tuple(f"-DMDMF_{name}={value}" for name, value in names.items() if value is not None)
+
+
+HOPPER_EXPONENTIAL = (
+    "            const float kernel = by_polynomial(j, i % 2) ? exp2_polynomial<DEGREE>(x) : exp2_special(x);\n",
+    "            const float kernel = x;\n",
+)
+HOPPER_VARIANTS: dict[str, HopperVariant] = {
+    AS_IT_IS: HopperVariant(),
+    **{f"waits every {n} tiles": HopperVariant(chunk=n) for n in (1, 2, 4, 8)},
+    **{f"{n} of eight exponentials by polynomial": HopperVariant(polynomials=n) for n in (0, 1, 2, 3)},
+    "two warpgroups of 64 rows": HopperVariant(2, 1),
+    "three warpgroups of 64 rows": HopperVariant(3, 1),
+    "three warpgroups of 64 rows, 1 of eight by polynomial": HopperVariant(3, 1, polynomials=1),
+    "no exponentials": HopperVariant(edits=(HOPPER_EXPONENTIAL,)),
+    "one product of each tile": HopperVariant(
+        edits=(("    for (int step = 0; step < STEPS; ++step) {\n        unsigned a[4];", "    for (int step = 0; step < 1; ++step) {\n        unsigned a[4];"),)
+    ),
 }

@@ -46,7 +46,7 @@ constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : 160;
 constexpr int POLYNOMIALS = MDMF_POLYNOMIALS;
 // Tiles between two waits for all products.
 #ifndef MDMF_CHUNK
-#define MDMF_CHUNK 2
+#define MDMF_CHUNK 4
 #endif
 constexpr int CHUNK = MDMF_CHUNK;
 constexpr float NEAR = 60.0f;
