@@ -36,9 +36,12 @@ constexpr int STEPS = WIDTH / 16;                 // products of one part
 constexpr int PLANE = TILE * 128;                 // bytes: 64 columns of a tile
 constexpr int POINT_BYTES = TILE * ROW_BYTES;
 constexpr int STAGE_BYTES = POINT_BYTES + 8 * TILE;
-constexpr int STAGES = STAGE_BYTES > 50000 ? 3 : STAGE_BYTES > 30000 ? 6 : 8;
+#ifndef MDMF_STAGES
+#define MDMF_STAGES (STAGE_BYTES > 50000 ? 3 : STAGE_BYTES > 30000 ? 6 : 8)
+#endif
+constexpr int STAGES = MDMF_STAGES;
 constexpr int PRODUCER_REGISTERS = 24;
-constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : 160;
+constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : CONSUMERS == 3 ? 160 : 120;
 // Eighths of the exponentials that a polynomial computes. At a width of 64 the special-function unit is the limit.
 #ifndef MDMF_POLYNOMIALS
 #define MDMF_POLYNOMIALS (WIDTH == 64 ? 2 : 0)
@@ -49,6 +52,17 @@ constexpr int POLYNOMIALS = MDMF_POLYNOMIALS;
 #define MDMF_CHUNK 4
 #endif
 constexpr int CHUNK = MDMF_CHUNK;
+// Whether warpgroups start their products in turns.
+#ifndef MDMF_TURNS
+#define MDMF_TURNS 0
+#endif
+constexpr bool TURNS = MDMF_TURNS;
+// Whether rows lie in shared memory instead of in registers.
+#ifndef MDMF_SHARED_ROWS
+#define MDMF_SHARED_ROWS 0
+#endif
+constexpr bool SHARED_ROWS = MDMF_SHARED_ROWS;
+constexpr int GROUP_BYTES = GROUP_ROWS * ROW_BYTES;
 constexpr float NEAR = 60.0f;
 
 struct alignas(1024) Stage {
@@ -57,7 +71,14 @@ struct alignas(1024) Stage {
     float weights[TILE];
 };
 
+struct alignas(1024) SharedRows {
+    unsigned char words[GROUP_BYTES];
+};
+
 struct Shared {
+#if MDMF_SHARED_ROWS
+    SharedRows rows[CONSUMERS * SETS];
+#endif
     Stage stages[STAGES];
     Barrier full[STAGES];
     Barrier empty[STAGES];
@@ -90,10 +111,22 @@ template <> struct Products<true> {
     float rest[TILE / 2];
 };
 constexpr bool SPLIT = PARTS == 2;
+static_assert(!(SPLIT && SHARED_ROWS), "no such design");
 
+// Start the products of one set and one tile. own: in registers, or `described` in shared memory.
 template <bool SPLIT>
-__device__ __forceinline__ void start(Products<SPLIT>& products, const Row& own, const Stage& stage) {
+__device__ __forceinline__ void start(Products<SPLIT>& products, const Row& own, unsigned long long described,
+                                      const Stage& stage) {
     const unsigned long long tile = describe(stage.points);
+    if constexpr (SHARED_ROWS) {
+        begin_products();
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step)
+            multiply_shared(products.main, described + step / 4 * (GROUP_ROWS * 128 / 16) + step % 4 * 2,
+                            place_of_step(tile, step), step > 0);
+        end_products();
+        return;
+    }
     begin_products();
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
@@ -164,6 +197,18 @@ struct Work {
     __device__ __forceinline__ Range tiles_of(int unit) const { return share_of(tiles, slices, unit % slices); }
 };
 
+// The units of this block: a contiguous share of the list, which starts with whole blocks of rows. A unit of a last block
+// that leaves half of the warpgroups idle takes half as long.
+__device__ __forceinline__ Work share_of_work(int rows, int tiles, int slices) {
+    const int left = rows % ROWS, cost = left > ROWS / 2 ? 2 : left > 0 ? 1 : 0;
+    const int whole = rows / ROWS * slices;
+    const Range mine = share_of(2 * whole + cost * slices, gridDim.x, blockIdx.x);
+    const auto unit_at = [&](int place) {
+        return place <= 2 * whole ? (place + 1) / 2 : whole + (place - 2 * whole + cost - 1) / cost;
+    };
+    return {rows, tiles, slices, unit_at(mine.first), unit_at(mine.last)};
+}
+
 // Copy all tiles of the units, in order, as soon as a stage is free.
 __device__ __forceinline__ void produce(Shared& shared, const Work& work, const unsigned char* bank, const float* rest,
                                         const float* weights) {
@@ -210,6 +255,7 @@ __device__ __forceinline__ void store(float (&sums)[2], const float (&norms)[2],
 // One warpgroup's rows of a block, and their sums over the slice that is being read.
 struct Rows {
     Row own[SETS];
+    unsigned long long described[SETS];  // if they lie in shared memory
     float norms[SETS][2];
     float sums[SETS][2];
 };
@@ -220,9 +266,10 @@ __device__ __forceinline__ int row_of(int set) {
 }
 
 // Load the rows from `first` on. Beyond the last row, repeat the last.
-__device__ __forceinline__ void load(Rows& rows, const Operand* x, const float* half_norms, int first, int count) {
+__device__ __forceinline__ void load(Rows& rows, [[maybe_unused]] Shared& shared, const Operand* x, const float* half_norms, int first,
+                                     int count) {
 #pragma unroll
-    for (int set = 0; set < SETS; ++set)
+    for (int set = 0; set < SETS; ++set) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = min(first + row_of(set) + 8 * i, count - 1);
@@ -232,6 +279,26 @@ __device__ __forceinline__ void load(Rows& rows, const Operand* x, const float* 
 #pragma unroll
             for (int word = 0; word < STEPS * PARTS / 2; ++word) rows.own[set][word][i] = words[4 * word + threadIdx.x % 4];
         }
+#if MDMF_SHARED_ROWS
+        unsigned char* place = shared.rows[threadIdx.x / GROUP * SETS + set].words;
+        rows.described[set] = describe(place);
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step) {
+            unsigned a[4];
+            fragments(a, rows.own[set], step);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int row = row_of(0) + i % 2 * 8;
+                const int at = step / 4 * GROUP_ROWS * 128 + row * 128 + step % 4 * 32 + i / 2 * 16 + threadIdx.x % 4 * 4;
+                *reinterpret_cast<unsigned*>(place + (at ^ (at >> 3 & 0x70))) = a[i];
+            }
+        }
+#endif
+    }
+#if MDMF_SHARED_ROWS
+    publish_shared();
+    meet_group();
+#endif
 }
 
 // Whether all rows of a warpgroup are near. All its warps find the same.
@@ -243,31 +310,51 @@ __device__ __forceinline__ bool all_near(const float* half_norms, int first, int
     return !any_lane(!near);
 }
 
+// Which turn a warpgroup has to wait for. The first warpgroup's first turn comes at once.
+struct Turns {
+    bool first;
+
+    __device__ __forceinline__ void take() {
+        if (TURNS && !first) wait_turn(threadIdx.x / GROUP);
+        first = false;
+    }
+    __device__ __forceinline__ void pass() const {
+        if (TURNS) pass_turn((threadIdx.x / GROUP + 1) % CONSUMERS);
+    }
+};
+
+__device__ __forceinline__ void start_in_turn(Turns& turns, Products<SPLIT>& products, const Rows& rows, int set,
+                                              const Stage& stage) {
+    turns.take();
+    start(products, rows.own[set], rows.described[set], stage);
+    turns.pass();
+}
+
 // Read COUNT tiles without norms to subtract. While one set is exponentiated, the products of the other are computed.
 // All products are finished at the end: if one ran across the end of a loop, the compiler would wait for each.
 template <int COUNT, typename Done>
-__device__ __forceinline__ void add_near(Rows& rows, Shared& shared, int n, const Done& done) {
+__device__ __forceinline__ void add_near(Rows& rows, Turns& turns, Shared& shared, int n, const Done& done) {
     if constexpr (SETS == 1) {
         Products<SPLIT> products;
 #pragma unroll
         for (int t = 0; t < COUNT; ++t) {
             const Stage& stage = arrived(shared, n + t);
-            start(products, rows.own[0], stage);
+            start_in_turn(turns, products, rows, 0, stage);
             finish<0>(products);
             add_terms<true>(rows.sums[0], products, stage, rows.norms[0]);
             done();
         }
     } else {
         Products<SPLIT> one, other;
-        start(one, rows.own[0], arrived(shared, n));
+        start_in_turn(turns, one, rows, 0, arrived(shared, n));
 #pragma unroll
         for (int t = 0; t < COUNT; ++t) {
             const Stage& stage = shared.stages[(n + t) % STAGES];
-            start(other, rows.own[SETS - 1], stage);
+            start_in_turn(turns, other, rows, SETS - 1, stage);
             finish<1>(one);
             add_terms<true>(rows.sums[0], one, stage, rows.norms[0]);
             if (t + 1 < COUNT) {
-                start(one, rows.own[0], arrived(shared, n + t + 1));
+                start_in_turn(turns, one, rows, 0, arrived(shared, n + t + 1));
                 finish<1>(other);
             } else {
                 finish<0>(other);
@@ -279,12 +366,12 @@ __device__ __forceinline__ void add_near(Rows& rows, Shared& shared, int n, cons
 }
 
 // Read one tile and subtract what norms its points and rows have.
-template <typename Done> __device__ __forceinline__ void add_far(Rows& rows, Shared& shared, int n, const Done& done) {
+template <typename Done> __device__ __forceinline__ void add_far(Rows& rows, Turns& turns, Shared& shared, int n, const Done& done) {
     const Stage& stage = arrived(shared, n);
 #pragma unroll
     for (int set = 0; set < SETS; ++set) {
         Products<SPLIT> products;
-        start(products, rows.own[set], stage);
+        start_in_turn(turns, products, rows, set, stage);
         finish<0>(products);
         add_terms<false>(rows.sums[set], products, stage, rows.norms[set]);
     }
@@ -294,6 +381,7 @@ template <typename Done> __device__ __forceinline__ void add_far(Rows& rows, Sha
 // Sum all units of this block over the rows of one warpgroup.
 __device__ __forceinline__ void consume(Shared& shared, const Work& work, const Operand* x, const float* half_norms,
                                         float* partial) {
+    Turns turns = {threadIdx.x / GROUP == 0};
     int n = 0;
     for (int unit = work.first; unit < work.last;) {
         const int stop = work.stop(unit);
@@ -303,13 +391,17 @@ __device__ __forceinline__ void consume(Shared& shared, const Work& work, const 
         if (first >= work.rows) {
             for (; tile < end; ++tile, ++n) {
                 arrived(shared, n);
+                for (int set = 0; set < SETS; ++set) {
+                    turns.take();
+                    turns.pass();
+                }
                 release(shared, n);
             }
             unit = stop;
             continue;
         }
         Rows rows;
-        load(rows, x, half_norms, first, work.rows);
+        load(rows, shared, x, half_norms, first, work.rows);
         int slice_end = work.tiles_of(unit).last;
         const auto done = [&] {
             release(shared, n++);
@@ -322,12 +414,14 @@ __device__ __forceinline__ void consume(Shared& shared, const Work& work, const 
         };
         // The host makes the first rest of every tile nonzero if any of the bank's is.
         if (all_near(half_norms, first, work.rows) && arrived(shared, n).rest[0] == 0.0f) {
-            while (tile + CHUNK <= end) add_near<CHUNK>(rows, shared, n, done);
-            while (tile < end) add_near<1>(rows, shared, n, done);
+            while (tile + CHUNK <= end) add_near<CHUNK>(rows, turns, shared, n, done);
+            while (tile < end) add_near<1>(rows, turns, shared, n, done);
         } else {
-            while (tile < end) add_far(rows, shared, n, done);
+            while (tile < end) add_far(rows, turns, shared, n, done);
         }
     }
+    // The last turn that was passed on.
+    if (threadIdx.x / GROUP == 0) turns.take();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -336,9 +430,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                float* __restrict__ partial) {
     MDMF_ALIGNED_SHARED(memory);
     Shared& shared = *reinterpret_cast<Shared*>(memory);
-    const int units = (rows + ROWS - 1) / ROWS * slices;
-    const Range mine = share_of(units, gridDim.x, blockIdx.x);
-    const Work work = {rows, bank_rows / TILE, slices, mine.first, mine.last};
+    const Work work = share_of_work(rows, bank_rows / TILE, slices);
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; ++stage) {
             init_barrier(&shared.full[stage], 1);

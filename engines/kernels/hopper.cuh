@@ -59,6 +59,14 @@ template <int REGISTERS> __device__ __forceinline__ void take_registers() {
 __device__ __forceinline__ void meet_warp() { __syncwarp(); }
 __device__ __forceinline__ bool any_lane(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 
+// Let products read what this thread has written to shared memory, once all have met.
+__device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Meet the threads of this warpgroup.
+__device__ __forceinline__ void meet_group() { asm volatile("bar.sync %0, 128;" ::"r"(threadIdx.x / 128 + 1) : "memory"); }
+// Wait until a turn was passed to this warpgroup, and pass one.
+__device__ __forceinline__ void wait_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 8) : "memory"); }
+__device__ __forceinline__ void pass_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(group + 8) : "memory"); }
+
 // Where a product finds 8 k of POINTS points: rows of 128 bytes, one for each point, whose 16-byte words are swizzled by
 // the point modulo 8. `points` is a multiple of 1024 bytes.
 __device__ __forceinline__ unsigned long long describe(const void* points) {
@@ -102,6 +110,18 @@ __device__ __forceinline__ void multiply(float (&sums)[32], const unsigned (&a)[
         " {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}"
         : MDMF_F32(sums)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(points), "r"(add));
+}
+
+// The same with both operands in shared memory. rows: as described for points.
+__device__ __forceinline__ void multiply_shared(float (&sums)[64], unsigned long long rows, unsigned long long points, int add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16" MDMF_WGMMA_TYPES
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,"
+        "%61,%62,%63}, %64, %65, p, 1, 1, 0, 0;\n}"
+        : MDMF_F64(sums)
+        : "l"(rows), "l"(points), "r"(add));
 }
 
 // Wait until at most LEFT of the latest brackets are still running. Only `settle` makes their sums readable.

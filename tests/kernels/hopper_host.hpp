@@ -39,11 +39,43 @@ inline std::map<const void*, PhaseBarrier> barriers;
 
 constexpr int PATIENCE = 50'000'000;
 
-// The 16 k of A that a warp holds, and where the other operand lies.
+// Barriers by number, for some of a block's threads.
+struct NamedBarrier {
+    int arrived = 0, phase = 0;
+};
+inline std::map<int, NamedBarrier> named;
+
+// Arrive at a named barrier for `expected` threads and return the phase that this ends or helps to end.
+inline int arrive_named(int name, int expected) {
+    const std::lock_guard lock(barriers_lock);
+    NamedBarrier& own = named[name];
+    const int phase = own.phase;
+    if (++own.arrived == expected) {
+        own.arrived = 0;
+        ++own.phase;
+    }
+    return phase;
+}
+
+inline void wait_named(int name, int phase) {
+    for (int tries = 0; tries < PATIENCE; ++tries) {
+        {
+            const std::lock_guard lock(barriers_lock);
+            if (named[name].phase != phase) return;
+        }
+        pass();
+    }
+    std::fputs("a thread waits for a turn that does not come\n", stderr);
+    std::abort();
+}
+
+// The 16 k of A that a warp holds, or where they lie in shared memory, and where the other operand lies.
 struct Product {
     float* sums;
     int count;
+    bool in_registers;
     unsigned a[WARP][4];
+    unsigned long long rows;
     unsigned long long points;
     bool add;
 };
@@ -57,21 +89,35 @@ inline float half_number(unsigned two, int which) {
 #endif
 }
 
+// Number k of row `row` of a described operand.
+inline float described_number(unsigned long long described, int row, int k) {
+    unsigned long long place = described * 16 + row * 128 + k * 2;
+    place ^= (place >> 7 & 7) << 4;
+    unsigned short bits;
+    std::memcpy(&bits, shared + place, 2);
+    return half_number(bits, 0);
+}
+
 inline void compute(const Product& product) {
-    const int lane = threadIdx.x % WARP;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP % 4;
     for (int at = 0; at < product.count; ++at) {
         const int row = lane / 4 + at % 4 / 2 * 8, point = at / 4 * 8 + lane % 4 * 2 + at % 2;
         double sum = product.add ? product.sums[at] : 0.0;
         for (int k = 0; k < 16; ++k) {
-            const float left = half_number(product.a[row % 8 * 4 + k % 8 / 2][k / 8 * 2 + row / 8], k % 2);
-            unsigned long long place = product.points * 16 + point * 128 + k * 2;
-            place ^= (place >> 7 & 7) << 4;
-            unsigned short bits;
-            std::memcpy(&bits, shared + place, 2);
-            sum += double(left) * half_number(bits, 0);
+            const float left = product.in_registers
+                                   ? half_number(product.a[row % 8 * 4 + k % 8 / 2][k / 8 * 2 + row / 8], k % 2)
+                                   : described_number(product.rows, 16 * warp + row, k);
+            sum += double(left) * described_number(product.points, point, k);
         }
         product.sums[at] = towards_zero(sum);
     }
+}
+
+inline void start_product(const Product& product) {
+    if (!late) return compute(product);
+    self().products.push_back([product] { compute(product); });
+    // Sums that nothing waited for are of no use.
+    if (!product.add) std::fill(product.sums, product.sums + product.count, __uint_as_float(0x7fc00000u));
 }
 
 }  // namespace host
@@ -126,6 +172,13 @@ inline void wait(unsigned long long* barrier, int parity) {
 
 template <int REGISTERS> void keep_registers() {}
 template <int REGISTERS> void take_registers() {}
+inline void publish_shared() {}
+inline void meet_group() {
+    const int group = threadIdx.x / 128;
+    host::wait_named(group, host::arrive_named(group, 128));
+}
+inline void wait_turn(int group) { host::wait_named(8 + group, host::arrive_named(8 + group, 256)); }
+inline void pass_turn(int group) { host::arrive_named(8 + group, 256); }
 inline void meet_warp() { host::exchange(0); }
 inline bool any_lane(bool value) {
     const host::Posts<bool> lanes = host::exchange(value);
@@ -148,17 +201,19 @@ inline void end_products() {
 }
 
 template <int COUNT> void multiply(float (&sums)[COUNT], const unsigned (&a)[4], unsigned long long points, int add) {
-    host::Product product{sums, COUNT, {}, points, add != 0};
+    host::Product product{sums, COUNT, true, {}, 0, points, add != 0};
     struct Words {
         unsigned a[4];
     } mine;
     std::memcpy(mine.a, a, sizeof a);
     const host::Posts<Words> lanes = host::exchange(mine);
     for (int lane = 0; lane < host::WARP; ++lane) std::memcpy(product.a[lane], lanes[lane].a, sizeof a);
-    if (!host::late) return host::compute(product);
-    host::self().products.push_back([product] { host::compute(product); });
-    // Sums that nothing waited for are of no use.
-    if (add == 0) std::fill(sums, sums + COUNT, __uint_as_float(0x7fc00000u));
+    host::start_product(product);
+}
+
+template <int COUNT>
+void multiply_shared(float (&sums)[COUNT], unsigned long long rows, unsigned long long points, int add) {
+    host::start_product({sums, COUNT, false, {}, rows, points, add != 0});
 }
 
 template <int LEFT> void wait_products() {

@@ -52,7 +52,7 @@ inline Place blockIdx, gridDim, blockDim;
 namespace host {
 
 constexpr int WARP = 32;
-constexpr int MOST_THREADS = 512;
+constexpr int MOST_THREADS = 640;
 
 inline unsigned char* shared = nullptr;
 inline bool late = false;
