@@ -72,21 +72,34 @@ VARIANTS: dict[str, Variant] = {
 
 @dataclass(frozen=True, slots=True)
 class HopperVariant:
-    """Step 4 with other constants and edits of 4_wgmma.cu.
+    """Step 4 with other constants (MDMF_... in 4_wgmma.cu), edits, or slices. None for the project's own.
 
-    consumers: warpgroups that compute. sets: times 64 rows that each of them holds. None for the project's own.
-    chunk: tiles between two waits for all products. polynomials: eighths of the exponentials.
+    consumers: warpgroups that compute. sets: times 64 rows that each of them holds.
+    stages: of the ring. Needed where rows lie in shared memory.
     """
 
-    consumers: int | None = None
+    consumers: int = 2
     sets: int | None = None
     chunk: int | None = None
     polynomials: int | None = None
+    turns: bool = False
+    shared_rows: bool = False
+    stages: int | None = None
+    slices: int | None = None
     edits: Edits = ()
+    widths: tuple[int, ...] = (64, 128, 256)
 
     @property
     def options(self) -> tuple[str, ...]:
-        names = {"CONSUMERS": self.consumers, "SETS": self.sets, "CHUNK": self.chunk, "POLYNOMIALS": self.polynomials}
+        names = {
+            "CONSUMERS": self.consumers,
+            "SETS": self.sets,
+            "CHUNK": self.chunk,
+            "POLYNOMIALS": self.polynomials,
+            "TURNS": int(self.turns) or None,
+            "SHARED_ROWS": int(self.shared_rows) or None,
+            "STAGES": self.stages,
+        }
         return tuple(f"-DMDMF_{name}={value}" for name, value in names.items() if value is not None)
 
 
@@ -94,15 +107,39 @@ HOPPER_EXPONENTIAL = (
     "            const float kernel = by_polynomial(j, i % 2) ? exp2_polynomial<DEGREE>(x) : exp2_special(x);\n",
     "            const float kernel = x;\n",
 )
+ONE_PRODUCT = (
+    "        for (int step = 0; step < STEPS; ++step)\n            multiply_shared",
+    "        for (int step = 0; step < 1; ++step)\n            multiply_shared",
+)
+SHARED = {"consumers": 4, "sets": 1, "shared_rows": True, "stages": 4, "widths": (128,)}
+FOUR = {"consumers": 4, "sets": 1, "widths": (64,)}
 HOPPER_VARIANTS: dict[str, HopperVariant] = {
     AS_IT_IS: HopperVariant(),
-    **{f"waits every {n} tiles": HopperVariant(chunk=n) for n in (1, 2, 4, 8)},
-    **{f"{n} of eight exponentials by polynomial": HopperVariant(polynomials=n) for n in (0, 1, 2, 3)},
-    "two warpgroups of 64 rows": HopperVariant(2, 1),
-    "three warpgroups of 64 rows": HopperVariant(3, 1),
-    "three warpgroups of 64 rows, 1 of eight by polynomial": HopperVariant(3, 1, polynomials=1),
-    "no exponentials": HopperVariant(edits=(HOPPER_EXPONENTIAL,)),
-    "one product of each tile": HopperVariant(
-        edits=(("    for (int step = 0; step < STEPS; ++step) {\n        unsigned a[4];", "    for (int step = 0; step < 1; ++step) {\n        unsigned a[4];"),)
+    "256 slices": HopperVariant(slices=256),
+    "512 slices": HopperVariant(slices=512),
+    "turns": HopperVariant(turns=True),
+    "turns, 256 slices": HopperVariant(turns=True, slices=256),
+    "turns, 256 slices, 1 of eight exponentials by polynomial": HopperVariant(turns=True, slices=256, polynomials=1),
+    "2 warpgroups of 64 rows, turns, 256 slices": HopperVariant(sets=1, turns=True, slices=256),
+    "3 warpgroups of 64 rows, 256 slices": HopperVariant(3, 1, slices=256),
+    "3 warpgroups of 64 rows, turns, 256 slices": HopperVariant(3, 1, turns=True, slices=256),
+    "4 warpgroups of 64 rows, in shared memory": HopperVariant(**SHARED),
+    "the same, 256 slices": HopperVariant(**SHARED, slices=256),
+    "the same, 512 slices": HopperVariant(**SHARED, slices=512),
+    "the same, 256 slices, turns": HopperVariant(**SHARED, slices=256, turns=True),
+    "the same, 256 slices, 1 of eight by polynomial": HopperVariant(**SHARED, slices=256, polynomials=1),
+    "the same, 256 slices, 2 of eight by polynomial": HopperVariant(**SHARED, slices=256, polynomials=2),
+    "the same, 256 slices, no exponentials": HopperVariant(**SHARED, slices=256, edits=(HOPPER_EXPONENTIAL,)),
+    "the same, 256 slices, one product of each tile": HopperVariant(**SHARED, slices=256, edits=(ONE_PRODUCT,)),
+    "2 warpgroups of 128 rows, in shared memory, 256 slices": HopperVariant(
+        2, 2, shared_rows=True, stages=4, slices=256, widths=(128,)
+    ),
+    "4 warpgroups of 64 rows": HopperVariant(**FOUR, polynomials=0),
+    **{
+        f"4 warpgroups of 64 rows, 256 slices, {n} of eight by polynomial": HopperVariant(**FOUR, slices=256, polynomials=n)
+        for n in (0, 1, 2, 3)
+    },
+    "4 warpgroups of 64 rows, 256 slices, turns, 1 of eight by polynomial": HopperVariant(
+        **FOUR, slices=256, polynomials=1, turns=True
     ),
 }

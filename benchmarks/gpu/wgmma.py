@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +41,15 @@ def main() -> None:
     tested = [Kernel("wgmma", operand, width) for operand in parsed.operands for width in parsed.widths]
     if FAKE:
         for name, variant in HOPPER_VARIANTS.items():
+            if tested[0].width not in variant.widths:
+                continue
             print(name, len(Nvrtc()(source(tested[0], variant), compiled_with(tested[0], variant), SM)), "bytes")
         return
     device = open_gpu()
     clock = Clock(device)
     # Compiled side by side into the cache, before anything is timed.
     with ThreadPoolExecutor(8) as pool:
-        jobs = [(kernel, variant) for kernel in tested for variant in HOPPER_VARIANTS.values()]
+        jobs = [(kernel, variant) for kernel in tested for variant in HOPPER_VARIANTS.values() if kernel.width in variant.widths]
         list(pool.map(lambda job: compile_quietly(device, *job), jobs))
     for kernel in tested:
         print(f"Step 4 in {kernel.operand}, B = 64, N = 49, M = 65,536, d = {kernel.width}\n")
@@ -82,16 +85,17 @@ def rows(device: Device, clock: Clock, kernel: Kernel) -> list[tuple[str, ...]]:
     prepared = prepare_bank(given.bank, kernel)
     operations = 2.0 * len(exact) * SHAPE[2] * kernel.width * (3 if kernel.operand == "fp16x2" else 1)
     for name, variant in HOPPER_VARIANTS.items():
+        if kernel.width not in variant.widths:
+            continue
         try:
             launcher = KernelLauncher(device, kernel, given.x, prepared, source(kernel, variant), variant.options)
-            launch = launch_of(launcher, variant)
-            launcher.poison(launcher.partial, 4 * launcher.rows * launcher.launches.slices)
-            launcher.cross(launcher.stream, launch=launch)
-            sums = launcher.partial_sums().sum(axis=0, dtype=np.float64)
-            seconds = clock.seconds(
-                lambda on, launcher=launcher, launch=launch: launcher.cross(on, launch=launch),
-                launcher.stream, ROUNDS, REPEATS,
-            )
+            slices = variant.slices or launcher.launches.slices
+            launch = launch_of(launcher, variant, slices)
+            launcher.poison(launcher.partial, 4 * launcher.rows * slices)
+            cross = partial(launcher.cross, slices=slices, launch=launch)
+            cross(launcher.stream)
+            sums = launcher.partial_sums(slices).sum(axis=0, dtype=np.float64)
+            seconds = clock.seconds(cross, launcher.stream, ROUNDS, REPEATS)
             launcher.free()
         # A variant that does not compile or launch leaves the others to be measured.
         except Exception as error:
@@ -107,13 +111,19 @@ def rows(device: Device, clock: Clock, kernel: Kernel) -> list[tuple[str, ...]]:
     return found
 
 
-def launch_of(launcher: KernelLauncher, variant: HopperVariant) -> Launch:
-    """Return the launch of a variant, whose blocks may have other rows and threads than the project's own."""
-    own, kernel = launcher.launches.cross, launcher.kernel
-    consumers, sets = variant.consumers or 2, variant.sets or kernel.rows // 128
-    units = math.ceil(launcher.rows / (64 * sets * consumers)) * launcher.launches.slices
+def launch_of(launcher: KernelLauncher, variant: HopperVariant, slices: int) -> Launch:
+    """Return the launch of a variant, whose blocks may have other rows, threads and memory than the project's own."""
+    kernel = launcher.kernel
+    sets = variant.sets or kernel.rows // 128
+    rows = 64 * sets * variant.consumers
+    units = math.ceil(launcher.rows / rows) * slices
     blocks = min(launcher.device.gpu.multiprocessors, units)
-    return Launch(own.entry, (blocks, 1, 1), 128 * (consumers + 1), own.shared)
+    shared = kernel.shared
+    if variant.shared_rows:
+        bytes_of_a_row = kernel.width * launcher.prepared.operands.itemsize
+        stage = -(-kernel.tile * (bytes_of_a_row + 8) // 1024) * 1024
+        shared = rows * bytes_of_a_row + (variant.stages or 4) * stage + 1024
+    return Launch("mdmf_cross", (blocks, 1, 1), 128 * (variant.consumers + 1), shared)
 
 
 if __name__ == "__main__":
