@@ -104,6 +104,8 @@ def rows(device: Device, clock: Clock, kernel: Kernel) -> list[tuple[str, ...]]:
                 # The context is lost, so nothing after this would run.
                 break
             continue
+        # A table is printed only at its end, which a variant that hangs would prevent.
+        print(name, f"{1e6 * seconds:.1f}", file=sys.stderr, flush=True)
         off = float(np.max(np.abs(sums / exact - 1)))
         rate = f"{operations / seconds / 1e12:.0f}"
         found.append((name, f"{1e6 * seconds:.1f}", f"{seconds / base:.2f}", rate, f"off by {off:.1e}"))
