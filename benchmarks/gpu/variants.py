@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Edits = tuple[tuple[str, str], ...]
 
@@ -75,14 +75,14 @@ class HopperVariant:
     """Step 4 with other constants (MDMF_... in 4_wgmma.cu), edits, or slices. None for the project's own.
 
     consumers: warpgroups that compute. sets: times 64 rows that each of them holds.
+    apart: whether exponentials are computed in one go before their weighted sums.
     stages: of the ring. Needed where rows lie in shared memory.
     """
 
     consumers: int = 2
     sets: int | None = None
-    chunk: int | None = None
     polynomials: int | None = None
-    turns: bool = False
+    apart: bool = True
     shared_rows: bool = False
     stages: int | None = None
     slices: int | None = None
@@ -94,52 +94,43 @@ class HopperVariant:
         names = {
             "CONSUMERS": self.consumers,
             "SETS": self.sets,
-            "CHUNK": self.chunk,
             "POLYNOMIALS": self.polynomials,
-            "TURNS": int(self.turns) or None,
-            "SHARED_ROWS": int(self.shared_rows) or None,
+            "APART": int(self.apart),
+            "SHARED_ROWS": int(self.shared_rows),
             "STAGES": self.stages,
         }
         return tuple(f"-DMDMF_{name}={value}" for name, value in names.items() if value is not None)
 
 
-HOPPER_EXPONENTIAL = (
-    "            const float kernel = by_polynomial(j, i % 2) ? exp2_polynomial<DEGREE>(x) : exp2_special(x);\n",
-    "            const float kernel = x;\n",
+NO_EXPONENTIALS = (
+    "            products.main[4 * j + i] = by_polynomial(j, i % 2) ? exp2_polynomial<DEGREE>(x) : exp2_special(x);\n",
+    "            products.main[4 * j + i] = x;\n",
 )
 ONE_PRODUCT = (
-    "        for (int step = 0; step < STEPS; ++step)\n            multiply_shared",
-    "        for (int step = 0; step < 1; ++step)\n            multiply_shared",
+    "    for (int step = 0; step < STEPS; ++step) {\n        unsigned a[4];",
+    "    for (int step = 0; step < 1; ++step) {\n        unsigned a[4];",
 )
-SHARED = {"consumers": 4, "sets": 1, "shared_rows": True, "stages": 4, "widths": (128,)}
-FOUR = {"consumers": 4, "sets": 1, "widths": (64,)}
+IN_SHARED_MEMORY = HopperVariant(4, 1, shared_rows=True, stages=4, widths=(128,))
+FOUR = HopperVariant(4, 1, widths=(64,))
+THREE = HopperVariant(3, 1, slices=256)
 HOPPER_VARIANTS: dict[str, HopperVariant] = {
     AS_IT_IS: HopperVariant(),
     "256 slices": HopperVariant(slices=256),
     "512 slices": HopperVariant(slices=512),
-    "turns": HopperVariant(turns=True),
-    "turns, 256 slices": HopperVariant(turns=True, slices=256),
-    "turns, 256 slices, 1 of eight exponentials by polynomial": HopperVariant(turns=True, slices=256, polynomials=1),
-    "2 warpgroups of 64 rows, turns, 256 slices": HopperVariant(sets=1, turns=True, slices=256),
-    "3 warpgroups of 64 rows, 256 slices": HopperVariant(3, 1, slices=256),
-    "3 warpgroups of 64 rows, turns, 256 slices": HopperVariant(3, 1, turns=True, slices=256),
-    "4 warpgroups of 64 rows, in shared memory": HopperVariant(**SHARED),
-    "the same, 256 slices": HopperVariant(**SHARED, slices=256),
-    "the same, 512 slices": HopperVariant(**SHARED, slices=512),
-    "the same, 256 slices, turns": HopperVariant(**SHARED, slices=256, turns=True),
-    "the same, 256 slices, 1 of eight by polynomial": HopperVariant(**SHARED, slices=256, polynomials=1),
-    "the same, 256 slices, 2 of eight by polynomial": HopperVariant(**SHARED, slices=256, polynomials=2),
-    "the same, 256 slices, no exponentials": HopperVariant(**SHARED, slices=256, edits=(HOPPER_EXPONENTIAL,)),
-    "the same, 256 slices, one product of each tile": HopperVariant(**SHARED, slices=256, edits=(ONE_PRODUCT,)),
-    "2 warpgroups of 128 rows, in shared memory, 256 slices": HopperVariant(
-        2, 2, shared_rows=True, stages=4, slices=256, widths=(128,)
-    ),
-    "4 warpgroups of 64 rows": HopperVariant(**FOUR, polynomials=0),
-    **{
-        f"4 warpgroups of 64 rows, 256 slices, {n} of eight by polynomial": HopperVariant(**FOUR, slices=256, polynomials=n)
-        for n in (0, 1, 2, 3)
-    },
-    "4 warpgroups of 64 rows, 256 slices, turns, 1 of eight by polynomial": HopperVariant(
-        **FOUR, slices=256, polynomials=1, turns=True
-    ),
+    "exponentials beside their sums, 256 slices": HopperVariant(slices=256, apart=False),
+    "1 of eight exponentials by polynomial, 256 slices": HopperVariant(slices=256, polynomials=1),
+    "2 of eight exponentials by polynomial, 256 slices": HopperVariant(slices=256, polynomials=2),
+    "no exponentials, 256 slices": HopperVariant(slices=256, edits=(NO_EXPONENTIALS,)),
+    "one product of each tile, 256 slices": HopperVariant(slices=256, edits=(ONE_PRODUCT,)),
+    "2 warpgroups of 64 rows, 256 slices": HopperVariant(sets=1, slices=256, widths=(128,)),
+    "3 warpgroups of 64 rows, 256 slices": THREE,
+    "the same, exponentials beside their sums": replace(THREE, apart=False),
+    "the same, 1 of eight by polynomial": replace(THREE, polynomials=1, widths=(64, 128)),
+    "4 warpgroups of 64 rows": IN_SHARED_MEMORY,
+    "the same, 256 slices": replace(IN_SHARED_MEMORY, slices=256),
+    "the same, 256 slices, exponentials beside their sums": replace(IN_SHARED_MEMORY, slices=256, apart=False),
+    "the same, 256 slices, 1 of eight exponentials by polynomial": replace(IN_SHARED_MEMORY, slices=256, polynomials=1),
+    "4 warpgroups of 64 rows, 256 slices": replace(FOUR, slices=256, polynomials=0),
+    "the same with 1 of eight by polynomial": replace(FOUR, slices=256, polynomials=1),
+    "the same with 2 of eight by polynomial": replace(FOUR, slices=256, polynomials=2),
 }

@@ -41,28 +41,23 @@ constexpr int STAGE_BYTES = POINT_BYTES + 8 * TILE;
 #endif
 constexpr int STAGES = MDMF_STAGES;
 constexpr int PRODUCER_REGISTERS = 24;
-constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : CONSUMERS == 3 ? 160 : 120;
+constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : CONSUMERS == 3 ? 160 : 112;
 // Eighths of the exponentials that a polynomial computes. At a width of 64 the special-function unit is the limit.
 #ifndef MDMF_POLYNOMIALS
 #define MDMF_POLYNOMIALS (WIDTH == 64 ? 2 : 0)
 #endif
 constexpr int POLYNOMIALS = MDMF_POLYNOMIALS;
-// Tiles between two waits for all products.
-#ifndef MDMF_CHUNK
-#define MDMF_CHUNK 4
-#endif
-constexpr int CHUNK = MDMF_CHUNK;
-// Whether warpgroups start their products in turns.
-#ifndef MDMF_TURNS
-#define MDMF_TURNS 0
-#endif
-constexpr bool TURNS = MDMF_TURNS;
 // Whether rows lie in shared memory instead of in registers.
 #ifndef MDMF_SHARED_ROWS
 #define MDMF_SHARED_ROWS 0
 #endif
 constexpr bool SHARED_ROWS = MDMF_SHARED_ROWS;
 constexpr int GROUP_BYTES = GROUP_ROWS * ROW_BYTES;
+// Whether exponentials are computed in one go before their weighted sums.
+#ifndef MDMF_APART
+#define MDMF_APART 1
+#endif
+constexpr bool APART = MDMF_APART;
 constexpr float NEAR = 60.0f;
 
 struct alignas(1024) Stage {
@@ -160,12 +155,9 @@ __device__ __forceinline__ constexpr bool by_polynomial(int points, int column) 
     return POLYNOMIALS == 1 ? place == 7 : POLYNOMIALS == 2 ? place % 4 == 3 : POLYNOMIALS == 3 ? place % 2 == 1 && place != 1 : POLYNOMIALS == 4 && place % 2 == 1;
 }
 
-// Add the terms of one tile to the sums of two rows. norms: their half norms. ALL_NEAR: nothing has to be subtracted.
+// Replace the exponents of one tile by kernel values. ALL_NEAR: nothing has to be subtracted.
 template <bool ALL_NEAR>
-__device__ __forceinline__ void add_terms(float (&sums)[2], const Products<SPLIT>& products, const Stage& stage,
-                                          const float (&norms)[2]) {
-    const int quarter = threadIdx.x % 4;
-    // A near row on a near tile gets the same bits whether other rows are near or not.
+__device__ __forceinline__ void exponentiate(Products<SPLIT>& products, const Stage& stage, const float (&norms)[2]) {
     float far[2], most[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -174,81 +166,104 @@ __device__ __forceinline__ void add_terms(float (&sums)[2], const Products<SPLIT
     }
 #pragma unroll
     for (int j = 0; j < TILE / 8; ++j) {
-        const float2 weight = *reinterpret_cast<const float2*>(stage.weights + 8 * j + 2 * quarter);
         float2 rest = {0.0f, 0.0f};
-        if constexpr (!ALL_NEAR) rest = *reinterpret_cast<const float2*>(stage.rest + 8 * j + 2 * quarter);
+        if constexpr (!ALL_NEAR) rest = *reinterpret_cast<const float2*>(stage.rest + 8 * j + 2 * (threadIdx.x % 4));
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             float x = exponent(products, 4 * j + i);
-            if constexpr (!ALL_NEAR) x = fminf(x - far[i / 2] - (i % 2 == 0 ? rest.x : rest.y), most[i / 2]);
-            const float kernel = by_polynomial(j, i % 2) ? exp2_polynomial<DEGREE>(x) : exp2_special(x);
-            sums[i / 2] = fmaf(i % 2 == 0 ? weight.x : weight.y, kernel, sums[i / 2]);
+            // A near row on a near tile gets the same bits whether other rows are near or not.
+            if constexpr (!ALL_NEAR)
+                x = fminf(x - far[i / 2] - (i % 2 == 0 ? rest.x : rest.y), most[i / 2]);
+            products.main[4 * j + i] = by_polynomial(j, i % 2) ? exp2_polynomial<DEGREE>(x) : exp2_special(x);
         }
     }
 }
 
-// The units of this block, and what they need in common.
-struct Work {
-    int rows, tiles, slices, first, last;
+// Add the kernel values of one tile to the sums of two rows: sums[2 row + column parity].
+__device__ __forceinline__ void add(float (&sums)[4], const Products<SPLIT>& products, const Stage& stage) {
+#pragma unroll
+    for (int j = 0; j < TILE / 8; ++j) {
+        const float2 weight = *reinterpret_cast<const float2*>(stage.weights + 8 * j + 2 * (threadIdx.x % 4));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[i] = fmaf(i % 2 == 0 ? weight.x : weight.y, products.main[4 * j + i], sums[i]);
+    }
+}
 
-    __device__ __forceinline__ int block(int unit) const { return unit / slices; }
-    // The first unit after this one that belongs to another block of rows, or the last of all.
-    __device__ __forceinline__ int stop(int unit) const { return min(last, (block(unit) + 1) * slices); }
-    __device__ __forceinline__ Range tiles_of(int unit) const { return share_of(tiles, slices, unit % slices); }
+template <bool ALL_NEAR>
+__device__ __forceinline__ void add_terms(float (&sums)[4], Products<SPLIT>& products, const Stage& stage,
+                                          const float (&norms)[2], int opaque) {
+    exponentiate<ALL_NEAR>(products, stage, norms);
+    if constexpr (APART) divide_code(opaque);
+    add(sums, products, stage);
+}
+
+// The units of this block: a contiguous share of a list, all slices of the first block of rows, then of the next.
+struct Work {
+    int rows, slices, first, last;
+    int each, longer;  // tiles in a slice, and the number of slices with one more
+
+    __device__ __forceinline__ int first_tile(int slice) const { return slice * each + min(slice, longer); }
+    __device__ __forceinline__ int count_tiles(int slice) const { return each + (slice < longer ? 1 : 0); }
 };
 
-// The units of this block: a contiguous share of the list, which starts with whole blocks of rows. A unit of a last block
-// that leaves half of the warpgroups idle takes half as long.
-__device__ __forceinline__ Work share_of_work(int rows, int tiles, int slices) {
-    const int left = rows % ROWS, cost = left > ROWS / 2 ? 2 : left > 0 ? 1 : 0;
-    const int whole = rows / ROWS * slices;
-    const Range mine = share_of(2 * whole + cost * slices, gridDim.x, blockIdx.x);
-    const auto unit_at = [&](int place) {
-        return place <= 2 * whole ? (place + 1) / 2 : whole + (place - 2 * whole + cost - 1) / cost;
-    };
-    return {rows, tiles, slices, unit_at(mine.first), unit_at(mine.last)};
-}
+// A place in the ring of stages, and the parity of its phase.
+struct Ring {
+    int at = 0, parity = 0;
+
+    __device__ __forceinline__ void step() {
+        if (++at < STAGES) return;
+        at = 0;
+        parity ^= 1;
+    }
+};
 
 // Copy all tiles of the units, in order, as soon as a stage is free.
 __device__ __forceinline__ void produce(Shared& shared, const Work& work, const unsigned char* bank, const float* rest,
                                         const float* weights) {
-    int n = 0;
+    Ring ring;
+    int slice = work.first % work.slices, tile = work.first_tile(slice);
+    // Nobody has to free a stage before its first use.
+    bool used = false;
     for (int unit = work.first; unit < work.last; ++unit) {
-        const Range range = work.tiles_of(unit);
-        for (int tile = range.first; tile < range.last; ++tile, ++n) {
-            const int at = n % STAGES;
-            Stage& stage = shared.stages[at];
-            if (n >= STAGES) wait(&shared.empty[at], (n / STAGES - 1) % 2);
-            arrive_and_expect(&shared.full[at], STAGE_BYTES);
-            copy_bulk(stage.points, bank + static_cast<size_t>(tile) * POINT_BYTES, POINT_BYTES, &shared.full[at]);
-            copy_bulk(stage.rest, rest + tile * TILE, 4 * TILE, &shared.full[at]);
-            copy_bulk(stage.weights, weights + tile * TILE, 4 * TILE, &shared.full[at]);
+        for (int left = work.count_tiles(slice); left > 0; --left, ++tile) {
+            Stage& stage = shared.stages[ring.at];
+            Barrier* full = &shared.full[ring.at];
+            if (used) wait(&shared.empty[ring.at], ring.parity ^ 1);
+            arrive_and_expect(full, STAGE_BYTES);
+            copy_bulk(stage.points, bank + static_cast<size_t>(tile) * POINT_BYTES, POINT_BYTES, full);
+            copy_bulk(stage.rest, rest + tile * TILE, 4 * TILE, full);
+            copy_bulk(stage.weights, weights + tile * TILE, 4 * TILE, full);
+            ring.step();
+            used |= ring.at == 0;
         }
+        if (++slice == work.slices) slice = tile = 0;
     }
 }
 
-__device__ __forceinline__ const Stage& arrived(Shared& shared, int n) {
-    wait(&shared.full[n % STAGES], n / STAGES % 2);
-    return shared.stages[n % STAGES];
+// Wait for the tile at this place of the ring.
+__device__ __forceinline__ const Stage& arrived(Shared& shared, const Ring& ring) {
+    wait(&shared.full[ring.at], ring.parity);
+    return shared.stages[ring.at];
 }
 
-// Tell the producer that this warp has read tile n.
-__device__ __forceinline__ void release(Shared& shared, int n) {
+// Tell the producer that this warp has read that tile.
+__device__ __forceinline__ void release(Shared& shared, Ring& ring) {
     meet_warp();
-    if (threadIdx.x % LANES == 0) arrive(&shared.empty[n % STAGES]);
+    if (threadIdx.x % LANES == 0) arrive(&shared.empty[ring.at]);
+    ring.step();
 }
 
 // Store the sums of one set and slice, and clear them.
-__device__ __forceinline__ void store(float (&sums)[2], const float (&norms)[2], int row, int rows, float* partial) {
+__device__ __forceinline__ void store(float (&sums)[4], const float (&norms)[2], int row, int rows, float* partial) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        float sum = sums[i];
+        float sum = sums[2 * i] + sums[2 * i + 1];
         sum += shuffle_xor(sum, 1);
         sum += shuffle_xor(sum, 2);
         if (norms[i] <= NEAR) sum *= exp2_polynomial<6>(-norms[i]);
         // Bounding the exponents loses a NaN. The norm brings it back.
         if (threadIdx.x % 4 == 0 && row + 8 * i < rows) partial[row + 8 * i] = sum + (norms[i] - norms[i]);
-        sums[i] = 0.0f;
+        sums[2 * i] = sums[2 * i + 1] = 0.0f;
     }
 }
 
@@ -257,7 +272,7 @@ struct Rows {
     Row own[SETS];
     unsigned long long described[SETS];  // if they lie in shared memory
     float norms[SETS][2];
-    float sums[SETS][2];
+    float sums[SETS][4];
 };
 
 // The first of this thread's rows in a set, within its warpgroup.
@@ -274,7 +289,7 @@ __device__ __forceinline__ void load(Rows& rows, [[maybe_unused]] Shared& shared
         for (int i = 0; i < 2; ++i) {
             const int row = min(first + row_of(set) + 8 * i, count - 1);
             rows.norms[set][i] = half_norms[row];
-            rows.sums[set][i] = 0.0f;
+            rows.sums[set][2 * i] = rows.sums[set][2 * i + 1] = 0.0f;
             const uint4* words = reinterpret_cast<const uint4*>(x) + static_cast<size_t>(row) * (ROW_BYTES / 16);
 #pragma unroll
             for (int word = 0; word < STEPS * PARTS / 2; ++word) rows.own[set][word][i] = words[4 * word + threadIdx.x % 4];
@@ -310,118 +325,69 @@ __device__ __forceinline__ bool all_near(const float* half_norms, int first, int
     return !any_lane(!near);
 }
 
-// Which turn a warpgroup has to wait for. The first warpgroup's first turn comes at once.
-struct Turns {
-    bool first;
-
-    __device__ __forceinline__ void take() {
-        if (TURNS && !first) wait_turn(threadIdx.x / GROUP);
-        first = false;
-    }
-    __device__ __forceinline__ void pass() const {
-        if (TURNS) pass_turn((threadIdx.x / GROUP + 1) % CONSUMERS);
-    }
-};
-
-__device__ __forceinline__ void start_in_turn(Turns& turns, Products<SPLIT>& products, const Rows& rows, int set,
-                                              const Stage& stage) {
-    turns.take();
-    start(products, rows.own[set], rows.described[set], stage);
-    turns.pass();
-}
-
-// Read COUNT tiles without norms to subtract. While one set is exponentiated, the products of the other are computed.
-// All products are finished at the end: if one ran across the end of a loop, the compiler would wait for each.
-template <int COUNT, typename Done>
-__device__ __forceinline__ void add_near(Rows& rows, Turns& turns, Shared& shared, int n, const Done& done) {
-    if constexpr (SETS == 1) {
-        Products<SPLIT> products;
+// Read a tile without norms to subtract. While one set is exponentiated, the products of the other are computed. All
+// are finished at the end: if one ran across the end of a loop, the compiler would wait for each.
+__device__ __forceinline__ void add_near(Rows& rows, const Stage& stage, int opaque) {
+    Products<SPLIT> products[SETS];
 #pragma unroll
-        for (int t = 0; t < COUNT; ++t) {
-            const Stage& stage = arrived(shared, n + t);
-            start_in_turn(turns, products, rows, 0, stage);
-            finish<0>(products);
-            add_terms<true>(rows.sums[0], products, stage, rows.norms[0]);
-            done();
-        }
-    } else {
-        Products<SPLIT> one, other;
-        start_in_turn(turns, one, rows, 0, arrived(shared, n));
+    for (int set = 0; set < SETS; ++set) start(products[set], rows.own[set], rows.described[set], stage);
 #pragma unroll
-        for (int t = 0; t < COUNT; ++t) {
-            const Stage& stage = shared.stages[(n + t) % STAGES];
-            start_in_turn(turns, other, rows, SETS - 1, stage);
-            finish<1>(one);
-            add_terms<true>(rows.sums[0], one, stage, rows.norms[0]);
-            if (t + 1 < COUNT) {
-                start_in_turn(turns, one, rows, 0, arrived(shared, n + t + 1));
-                finish<1>(other);
-            } else {
-                finish<0>(other);
-            }
-            add_terms<true>(rows.sums[SETS - 1], other, stage, rows.norms[SETS - 1]);
-            done();
-        }
+    for (int set = 0; set < SETS; ++set) {
+        if (set + 1 < SETS)
+            finish<1>(products[set]);
+        else
+            finish<0>(products[set]);
+        add_terms<true>(rows.sums[set], products[set], stage, rows.norms[set], opaque);
+        if (APART && set + 1 < SETS) divide_code(opaque);
     }
 }
 
-// Read one tile and subtract what norms its points and rows have.
-template <typename Done> __device__ __forceinline__ void add_far(Rows& rows, Turns& turns, Shared& shared, int n, const Done& done) {
-    const Stage& stage = arrived(shared, n);
+// Read a tile and subtract what norms its points and rows have.
+__device__ __forceinline__ void add_far(Rows& rows, const Stage& stage, int opaque) {
 #pragma unroll
     for (int set = 0; set < SETS; ++set) {
         Products<SPLIT> products;
-        start_in_turn(turns, products, rows, set, stage);
+        start(products, rows.own[set], rows.described[set], stage);
         finish<0>(products);
-        add_terms<false>(rows.sums[set], products, stage, rows.norms[set]);
+        add_terms<false>(rows.sums[set], products, stage, rows.norms[set], opaque);
     }
-    done();
 }
 
 // Sum all units of this block over the rows of one warpgroup.
 __device__ __forceinline__ void consume(Shared& shared, const Work& work, const Operand* x, const float* half_norms,
                                         float* partial) {
-    Turns turns = {threadIdx.x / GROUP == 0};
-    int n = 0;
-    for (int unit = work.first; unit < work.last;) {
-        const int stop = work.stop(unit);
-        const int first = work.block(unit) * ROWS + threadIdx.x / GROUP * GROUP_ROWS * SETS;
-        const int end = work.tiles_of(stop - 1).last;
-        int tile = work.tiles_of(unit).first;
+    Ring ring;
+    int block = work.first / work.slices, slice = work.first % work.slices;
+    for (int unit = work.first; unit < work.last; ++block, slice = 0) {
+        const int first = block * ROWS + threadIdx.x / GROUP * GROUP_ROWS * SETS;
+        const int last_slice = min(work.slices, slice + work.last - unit);
+        unit += last_slice - slice;
         if (first >= work.rows) {
-            for (; tile < end; ++tile, ++n) {
-                arrived(shared, n);
-                for (int set = 0; set < SETS; ++set) {
-                    turns.take();
-                    turns.pass();
-                }
-                release(shared, n);
+            for (int left = work.first_tile(last_slice) - work.first_tile(slice); left > 0; --left) {
+                arrived(shared, ring);
+                release(shared, ring);
             }
-            unit = stop;
             continue;
         }
         Rows rows;
         load(rows, shared, x, half_norms, first, work.rows);
-        int slice_end = work.tiles_of(unit).last;
-        const auto done = [&] {
-            release(shared, n++);
-            if (++tile < slice_end) return;
-            float* slice = partial + static_cast<size_t>(unit % work.slices) * work.rows;
+        // The host makes the first rest of every tile nonzero if any of the bank's is.
+        const bool near = all_near(half_norms, first, work.rows) && arrived(shared, ring).rest[0] == 0.0f;
+        float* to = partial + static_cast<size_t>(slice) * work.rows;
+        for (; slice < last_slice; ++slice, to += work.rows) {
+            for (int left = work.count_tiles(slice); left > 0; --left) {
+                const Stage& stage = arrived(shared, ring);
+                if (near)
+                    add_near(rows, stage, work.rows);
+                else
+                    add_far(rows, stage, work.rows);
+                release(shared, ring);
+            }
 #pragma unroll
             for (int set = 0; set < SETS; ++set)
-                store(rows.sums[set], rows.norms[set], first + row_of(set), work.rows, slice);
-            if (++unit < stop) slice_end = work.tiles_of(unit).last;
-        };
-        // The host makes the first rest of every tile nonzero if any of the bank's is.
-        if (all_near(half_norms, first, work.rows) && arrived(shared, n).rest[0] == 0.0f) {
-            while (tile + CHUNK <= end) add_near<CHUNK>(rows, turns, shared, n, done);
-            while (tile < end) add_near<1>(rows, turns, shared, n, done);
-        } else {
-            while (tile < end) add_far(rows, turns, shared, n, done);
+                store(rows.sums[set], rows.norms[set], first + row_of(set), work.rows, to);
         }
     }
-    // The last turn that was passed on.
-    if (threadIdx.x / GROUP == 0) turns.take();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -430,7 +396,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                float* __restrict__ partial) {
     MDMF_ALIGNED_SHARED(memory);
     Shared& shared = *reinterpret_cast<Shared*>(memory);
-    const Work work = share_of_work(rows, bank_rows / TILE, slices);
+    const Range mine = share_of((rows + ROWS - 1) / ROWS * slices, gridDim.x, blockIdx.x);
+    const int tiles = bank_rows / TILE;
+    const Work work = {rows, slices, mine.first, mine.last, tiles / slices, tiles % slices};
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; ++stage) {
             init_barrier(&shared.full[stage], 1);

@@ -63,9 +63,15 @@ __device__ __forceinline__ bool any_lane(bool value) { return __any_sync(0xfffff
 __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // Meet the threads of this warpgroup.
 __device__ __forceinline__ void meet_group() { asm volatile("bar.sync %0, 128;" ::"r"(threadIdx.x / 128 + 1) : "memory"); }
-// Wait until a turn was passed to this warpgroup, and pass one.
-__device__ __forceinline__ void wait_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 8) : "memory"); }
-__device__ __forceinline__ void pass_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(group + 8) : "memory"); }
+
+// Keep the compiler from moving instructions past this point: it does not move them past a branch. The branch is never
+// taken, but the compiler cannot know that `positive` is.
+__device__ __forceinline__ void divide_code(int positive) {
+    asm volatile(
+        "{\n.reg .pred always, done;\nsetp.ge.s32 always, %0, 0;\n@always bra.uni on;\n"
+        "again:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n@!done bra again;\non:\n}" ::"r"(positive)
+        : "memory");
+}
 
 // Where a product finds 8 k of POINTS points: rows of 128 bytes, one for each point, whose 16-byte words are swizzled by
 // the point modulo 8. `points` is a multiple of 1024 bytes.
