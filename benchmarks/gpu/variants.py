@@ -75,6 +75,7 @@ class HopperVariant:
     """Step 4 with other constants (MDMF_... in 4_wgmma.cu), edits, or slices. None for the project's own.
 
     consumers: warpgroups that compute. sets: times 64 rows that each of them holds.
+    chunk: tiles between two waits for all products.
     apart: whether exponentials are computed in one go before their weighted sums.
     stages: of the ring. Needed where rows lie in shared memory.
     """
@@ -82,7 +83,8 @@ class HopperVariant:
     consumers: int = 2
     sets: int | None = None
     polynomials: int | None = None
-    apart: bool = True
+    chunk: int | None = None
+    apart: bool = False
     shared_rows: bool = False
     stages: int | None = None
     slices: int | None = None
@@ -95,6 +97,7 @@ class HopperVariant:
             "CONSUMERS": self.consumers,
             "SETS": self.sets,
             "POLYNOMIALS": self.polynomials,
+            "CHUNK": self.chunk,
             "APART": int(self.apart),
             "SHARED_ROWS": int(self.shared_rows),
             "STAGES": self.stages,
@@ -116,21 +119,21 @@ THREE = HopperVariant(3, 1, slices=256)
 HOPPER_VARIANTS: dict[str, HopperVariant] = {
     AS_IT_IS: HopperVariant(),
     "256 slices": HopperVariant(slices=256),
-    "512 slices": HopperVariant(slices=512),
-    "exponentials beside their sums, 256 slices": HopperVariant(slices=256, apart=False),
-    "1 of eight exponentials by polynomial, 256 slices": HopperVariant(slices=256, polynomials=1),
-    "2 of eight exponentials by polynomial, 256 slices": HopperVariant(slices=256, polynomials=2),
-    "no exponentials, 256 slices": HopperVariant(slices=256, edits=(NO_EXPONENTIALS,)),
-    "one product of each tile, 256 slices": HopperVariant(slices=256, edits=(ONE_PRODUCT,)),
-    "2 warpgroups of 64 rows, 256 slices": HopperVariant(sets=1, slices=256, widths=(128,)),
+    "exponentials apart from their sums": HopperVariant(apart=True),
+    "the same, 4 tiles between waits": HopperVariant(apart=True, chunk=4),
+    "1 of eight exponentials by polynomial": HopperVariant(polynomials=1),
+    "no exponentials": HopperVariant(edits=(NO_EXPONENTIALS,)),
+    "one product of each tile": HopperVariant(edits=(ONE_PRODUCT,)),
+    "3 warpgroups of 64 rows": HopperVariant(3, 1),
     "3 warpgroups of 64 rows, 256 slices": THREE,
-    "the same, exponentials beside their sums": replace(THREE, apart=False),
-    "the same, 1 of eight by polynomial": replace(THREE, polynomials=1, widths=(64, 128)),
+    "the same, 1 of eight exponentials by polynomial": replace(THREE, polynomials=1),
     "4 warpgroups of 64 rows": IN_SHARED_MEMORY,
-    "the same, 256 slices": replace(IN_SHARED_MEMORY, slices=256),
-    "the same, 256 slices, exponentials beside their sums": replace(IN_SHARED_MEMORY, slices=256, apart=False),
-    "the same, 256 slices, 1 of eight exponentials by polynomial": replace(IN_SHARED_MEMORY, slices=256, polynomials=1),
-    "4 warpgroups of 64 rows, 256 slices": replace(FOUR, slices=256, polynomials=0),
-    "the same with 1 of eight by polynomial": replace(FOUR, slices=256, polynomials=1),
-    "the same with 2 of eight by polynomial": replace(FOUR, slices=256, polynomials=2),
+    "4 warpgroups of 64 rows, 256 slices": replace(IN_SHARED_MEMORY, slices=256),
+    "the same, 1 of eight exponentials by polynomial, 4 warpgroups": replace(IN_SHARED_MEMORY, slices=256, polynomials=1),
+    "4 warpgroups, no polynomial": replace(FOUR, polynomials=0),
+    "4 warpgroups, no polynomial, 256 slices": replace(FOUR, slices=256, polynomials=0),
+    "4 warpgroups, 1 of eight by polynomial": replace(FOUR, polynomials=1),
+    "4 warpgroups, 1 of eight by polynomial, 256 slices": replace(FOUR, slices=256, polynomials=1),
+    "4 warpgroups, 2 of eight by polynomial": replace(FOUR, polynomials=2),
+    "4 warpgroups, 3 of eight by polynomial": replace(FOUR, polynomials=3),
 }

@@ -53,9 +53,14 @@ constexpr int POLYNOMIALS = MDMF_POLYNOMIALS;
 #endif
 constexpr bool SHARED_ROWS = MDMF_SHARED_ROWS;
 constexpr int GROUP_BYTES = GROUP_ROWS * ROW_BYTES;
+// Tiles between two waits for all products.
+#ifndef MDMF_CHUNK
+#define MDMF_CHUNK 1
+#endif
+constexpr int CHUNK = MDMF_CHUNK;
 // Whether exponentials are computed in one go before their weighted sums.
 #ifndef MDMF_APART
-#define MDMF_APART 1
+#define MDMF_APART 0
 #endif
 constexpr bool APART = MDMF_APART;
 constexpr float NEAR = 60.0f;
@@ -93,7 +98,7 @@ __device__ __forceinline__ void fragments(unsigned (&a)[4], const Row& own, int 
 }
 
 // Where step `step` of a tile lies.
-__device__ __forceinline__ unsigned long long place_of_step(unsigned long long tile, int step) {
+__device__ __forceinline__ unsigned place_of_step(unsigned tile, int step) {
     return tile + step / 4 * (PLANE / 16) + step % 4 * 2;
 }
 
@@ -110,9 +115,9 @@ static_assert(!(SPLIT && SHARED_ROWS), "no such design");
 
 // Start the products of one set and one tile. own: in registers, or `described` in shared memory.
 template <bool SPLIT>
-__device__ __forceinline__ void start(Products<SPLIT>& products, const Row& own, unsigned long long described,
+__device__ __forceinline__ void start(Products<SPLIT>& products, const Row& own, unsigned described,
                                       const Stage& stage) {
-    const unsigned long long tile = describe(stage.points);
+    const unsigned tile = describe(stage.points);
     if constexpr (SHARED_ROWS) {
         begin_products();
 #pragma unroll
@@ -270,7 +275,7 @@ __device__ __forceinline__ void store(float (&sums)[4], const float (&norms)[2],
 // One warpgroup's rows of a block, and their sums over the slice that is being read.
 struct Rows {
     Row own[SETS];
-    unsigned long long described[SETS];  // if they lie in shared memory
+    unsigned described[SETS];  // if they lie in shared memory
     float norms[SETS][2];
     float sums[SETS][4];
 };
@@ -281,7 +286,7 @@ __device__ __forceinline__ int row_of(int set) {
 }
 
 // Load the rows from `first` on. Beyond the last row, repeat the last.
-__device__ __forceinline__ void load(Rows& rows, [[maybe_unused]] Shared& shared, const Operand* x, const float* half_norms, int first,
+__device__ __forceinline__ void load(Rows& rows, [[maybe_unused]] Shared& shared, [[maybe_unused]] int group, const Operand* x, const float* half_norms, int first,
                                      int count) {
 #pragma unroll
     for (int set = 0; set < SETS; ++set) {
@@ -295,7 +300,7 @@ __device__ __forceinline__ void load(Rows& rows, [[maybe_unused]] Shared& shared
             for (int word = 0; word < STEPS * PARTS / 2; ++word) rows.own[set][word][i] = words[4 * word + threadIdx.x % 4];
         }
 #if MDMF_SHARED_ROWS
-        unsigned char* place = shared.rows[threadIdx.x / GROUP * SETS + set].words;
+        unsigned char* place = shared.rows[group * SETS + set].words;
         rows.described[set] = describe(place);
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
@@ -325,20 +330,46 @@ __device__ __forceinline__ bool all_near(const float* half_norms, int first, int
     return !any_lane(!near);
 }
 
-// Read a tile without norms to subtract. While one set is exponentiated, the products of the other are computed. All
-// are finished at the end: if one ran across the end of a loop, the compiler would wait for each.
-__device__ __forceinline__ void add_near(Rows& rows, const Stage& stage, int opaque) {
-    Products<SPLIT> products[SETS];
+// Read COUNT tiles without norms to subtract. While one set is exponentiated, the products of the other are computed.
+// All are finished at the end: if one ran across the end of a loop, the compiler would wait for each. done: is called
+// after each tile.
+template <int COUNT, typename Done>
+__device__ __forceinline__ void add_near(Rows& rows, Shared& shared, Ring& ring, int opaque, const Done& done) {
+    if constexpr (SETS == 1) {
 #pragma unroll
-    for (int set = 0; set < SETS; ++set) start(products[set], rows.own[set], rows.described[set], stage);
+        for (int t = 0; t < COUNT; ++t) {
+            Products<SPLIT> products;
+            const Stage& stage = arrived(shared, ring);
+            start(products, rows.own[0], rows.described[0], stage);
+            finish<0>(products);
+            add_terms<true>(rows.sums[0], products, stage, rows.norms[0], opaque);
+            done();
+        }
+    } else {
+        Products<SPLIT> one, other;
+        const Stage* stage = &arrived(shared, ring);
+        start(one, rows.own[0], rows.described[0], *stage);
 #pragma unroll
-    for (int set = 0; set < SETS; ++set) {
-        if (set + 1 < SETS)
-            finish<1>(products[set]);
-        else
-            finish<0>(products[set]);
-        add_terms<true>(rows.sums[set], products[set], stage, rows.norms[set], opaque);
-        if (APART && set + 1 < SETS) divide_code(opaque);
+        for (int t = 0; t < COUNT; ++t) {
+            start(other, rows.own[SETS - 1], rows.described[SETS - 1], *stage);
+            finish<1>(one);
+            add_terms<true>(rows.sums[0], one, *stage, rows.norms[0], opaque);
+            const Stage* next = stage;
+            if (t + 1 < COUNT) {
+                Ring following = ring;
+                following.step();
+                next = &arrived(shared, following);
+                start(one, rows.own[0], rows.described[0], *next);
+                finish<1>(other);
+            } else {
+                // Otherwise the compiler would wait for all products before it is done with the first.
+                divide_code(opaque);
+                finish<0>(other);
+            }
+            add_terms<true>(rows.sums[SETS - 1], other, *stage, rows.norms[SETS - 1], opaque);
+            stage = next;
+            done();
+        }
     }
 }
 
@@ -354,38 +385,45 @@ __device__ __forceinline__ void add_far(Rows& rows, const Stage& stage, int opaq
 }
 
 // Sum all units of this block over the rows of one warpgroup.
-__device__ __forceinline__ void consume(Shared& shared, const Work& work, const Operand* x, const float* half_norms,
-                                        float* partial) {
+__device__ __forceinline__ void consume(Shared& shared, const Work& work, int group, const Operand* x,
+                                        const float* half_norms, float* partial) {
     Ring ring;
     int block = work.first / work.slices, slice = work.first % work.slices;
     for (int unit = work.first; unit < work.last; ++block, slice = 0) {
-        const int first = block * ROWS + threadIdx.x / GROUP * GROUP_ROWS * SETS;
+        const int first = block * ROWS + group * GROUP_ROWS * SETS;
         const int last_slice = min(work.slices, slice + work.last - unit);
+        int tiles = work.first_tile(last_slice) - work.first_tile(slice);
         unit += last_slice - slice;
         if (first >= work.rows) {
-            for (int left = work.first_tile(last_slice) - work.first_tile(slice); left > 0; --left) {
+            for (; tiles > 0; --tiles) {
                 arrived(shared, ring);
                 release(shared, ring);
             }
             continue;
         }
         Rows rows;
-        load(rows, shared, x, half_norms, first, work.rows);
-        // The host makes the first rest of every tile nonzero if any of the bank's is.
-        const bool near = all_near(half_norms, first, work.rows) && arrived(shared, ring).rest[0] == 0.0f;
+        load(rows, shared, group, x, half_norms, first, work.rows);
         float* to = partial + static_cast<size_t>(slice) * work.rows;
-        for (; slice < last_slice; ++slice, to += work.rows) {
-            for (int left = work.count_tiles(slice); left > 0; --left) {
-                const Stage& stage = arrived(shared, ring);
-                if (near)
-                    add_near(rows, stage, work.rows);
-                else
-                    add_far(rows, stage, work.rows);
-                release(shared, ring);
-            }
+        int left = work.count_tiles(slice);
+        const auto done = [&] {
+            release(shared, ring);
+            --tiles;
+            if (--left > 0) return;
 #pragma unroll
             for (int set = 0; set < SETS; ++set)
                 store(rows.sums[set], rows.norms[set], first + row_of(set), work.rows, to);
+            to += work.rows;
+            left = work.count_tiles(++slice);
+        };
+        // The host makes the first rest of every tile nonzero if any of the bank's is.
+        if (all_near(half_norms, first, work.rows) && arrived(shared, ring).rest[0] == 0.0f) {
+            while (tiles >= CHUNK) add_near<CHUNK>(rows, shared, ring, work.rows, done);
+            while (tiles > 0) add_near<1>(rows, shared, ring, work.rows, done);
+        } else {
+            while (tiles > 0) {
+                add_far(rows, arrived(shared, ring), work.rows);
+                done();
+            }
         }
     }
 }
@@ -407,11 +445,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         publish_barriers();
     }
     __syncthreads();
-    if (threadIdx.x >= CONSUMERS * GROUP) {
+    const int group = uniform(threadIdx.x / GROUP);
+    if (group == CONSUMERS) {
         keep_registers<PRODUCER_REGISTERS>();
         if (threadIdx.x == CONSUMERS * GROUP) produce(shared, work, reinterpret_cast<const unsigned char*>(bank), rest, weights);
     } else {
         take_registers<CONSUMER_REGISTERS>();
-        consume(shared, work, x, x_half_norms, partial);
+        consume(shared, work, group, x, x_half_norms, partial);
     }
 }

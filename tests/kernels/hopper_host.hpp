@@ -75,8 +75,8 @@ struct Product {
     int count;
     bool in_registers;
     unsigned a[WARP][4];
-    unsigned long long rows;
-    unsigned long long points;
+    unsigned rows;
+    unsigned points;
     bool add;
 };
 
@@ -90,8 +90,8 @@ inline float half_number(unsigned two, int which) {
 }
 
 // Number k of row `row` of a described operand.
-inline float described_number(unsigned long long described, int row, int k) {
-    unsigned long long place = described * 16 + row * 128 + k * 2;
+inline float described_number(unsigned described, int row, int k) {
+    unsigned place = described * 16 + row * 128 + k * 2;
     place ^= (place >> 7 & 7) << 4;
     unsigned short bits;
     std::memcpy(&bits, shared + place, 2);
@@ -178,6 +178,7 @@ inline void meet_group() {
     host::wait_named(group, host::arrive_named(group, 128));
 }
 inline void divide_code(int) {}
+inline int uniform(int value) { return host::exchange(value)[0]; }
 inline void meet_warp() { host::exchange(0); }
 inline bool any_lane(bool value) {
     const host::Posts<bool> lanes = host::exchange(value);
@@ -186,10 +187,10 @@ inline bool any_lane(bool value) {
     return any;
 }
 
-inline unsigned long long describe(const void* points) {
+inline unsigned describe(const void* points) {
     const auto place = static_cast<const unsigned char*>(points) - host::shared;
     if (place % 1024 != 0) std::abort();
-    return static_cast<unsigned long long>(place) / 16;
+    return static_cast<unsigned>(place) / 16;
 }
 
 inline void begin_products() {}
@@ -199,7 +200,7 @@ inline void end_products() {
     own.products.clear();
 }
 
-template <int COUNT> void multiply(float (&sums)[COUNT], const unsigned (&a)[4], unsigned long long points, int add) {
+template <int COUNT> void multiply(float (&sums)[COUNT], const unsigned (&a)[4], unsigned points, int add) {
     host::Product product{sums, COUNT, true, {}, 0, points, add != 0};
     struct Words {
         unsigned a[4];
@@ -211,7 +212,7 @@ template <int COUNT> void multiply(float (&sums)[COUNT], const unsigned (&a)[4],
 }
 
 template <int COUNT>
-void multiply_shared(float (&sums)[COUNT], unsigned long long rows, unsigned long long points, int add) {
+void multiply_shared(float (&sums)[COUNT], unsigned rows, unsigned points, int add) {
     host::start_product({sums, COUNT, false, {}, rows, points, add != 0});
 }
 
