@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 Edits = tuple[tuple[str, str], ...]
 
@@ -74,66 +74,32 @@ VARIANTS: dict[str, Variant] = {
 class HopperVariant:
     """Step 4 with other constants (MDMF_... in 4_wgmma.cu), edits, or slices. None for the project's own.
 
-    consumers: warpgroups that compute. sets: times 64 rows that each of them holds.
-    chunk: tiles between two waits for all products.
-    apart: whether exponentials are computed in one go before their weighted sums.
-    stages: of the ring. Needed where rows lie in shared memory.
+    consumers: warpgroups that compute.
+    polynomials: eighths of the exponentials that a polynomial computes.
     """
 
-    consumers: int = 2
-    sets: int | None = None
+    consumers: int | None = None
     polynomials: int | None = None
-    chunk: int | None = None
-    apart: bool = False
-    shared_rows: bool = False
-    stages: int | None = None
     slices: int | None = None
     edits: Edits = ()
-    widths: tuple[int, ...] = (64, 128, 256)
 
     @property
     def options(self) -> tuple[str, ...]:
-        names = {
-            "CONSUMERS": self.consumers,
-            "SETS": self.sets,
-            "POLYNOMIALS": self.polynomials,
-            "CHUNK": self.chunk,
-            "APART": int(self.apart),
-            "SHARED_ROWS": int(self.shared_rows),
-            "STAGES": self.stages,
-        }
+        names = {"CONSUMERS": self.consumers, "POLYNOMIALS": self.polynomials}
         return tuple(f"-DMDMF_{name}={value}" for name, value in names.items() if value is not None)
 
 
 NO_EXPONENTIALS = (
-    "            products.main[4 * j + i] = by_polynomial(j, i % 2) ? exp2_polynomial<DEGREE>(x) : exp2_special(x);\n",
-    "            products.main[4 * j + i] = x;\n",
+    "            const float kernel = by_polynomial(j, i % 2) ? exp2_polynomial<DEGREE>(x) : exp2_special(x);\n",
+    "            const float kernel = x;\n",
 )
-ONE_PRODUCT = (
-    "    for (int step = 0; step < STEPS; ++step) {\n        unsigned a[4];",
-    "    for (int step = 0; step < 1; ++step) {\n        unsigned a[4];",
-)
-IN_SHARED_MEMORY = HopperVariant(4, 1, shared_rows=True, stages=4, widths=(128,))
-FOUR = HopperVariant(4, 1, widths=(64,))
-THREE = HopperVariant(3, 1, slices=256)
+ONE_PRODUCT = ("    for (int step = 0; step < STEPS; ++step) {\n        if constexpr (SHARED", "    for (int step = 0; step < 1; ++step) {\n        if constexpr (SHARED")
 HOPPER_VARIANTS: dict[str, HopperVariant] = {
     AS_IT_IS: HopperVariant(),
-    "256 slices": HopperVariant(slices=256),
-    "exponentials apart from their sums": HopperVariant(apart=True),
-    "the same, 4 tiles between waits": HopperVariant(apart=True, chunk=4),
-    "1 of eight exponentials by polynomial": HopperVariant(polynomials=1),
+    "2 warpgroups": HopperVariant(2),
+    "3 warpgroups": HopperVariant(3),
+    **{f"{n} of eight exponentials by polynomial": HopperVariant(polynomials=n) for n in (0, 1, 2, 3)},
+    **{f"{n} slices": HopperVariant(slices=n) for n in (128, 256)},
     "no exponentials": HopperVariant(edits=(NO_EXPONENTIALS,)),
     "one product of each tile": HopperVariant(edits=(ONE_PRODUCT,)),
-    "3 warpgroups of 64 rows": HopperVariant(3, 1),
-    "3 warpgroups of 64 rows, 256 slices": THREE,
-    "the same, 1 of eight exponentials by polynomial": replace(THREE, polynomials=1),
-    "4 warpgroups of 64 rows": IN_SHARED_MEMORY,
-    "4 warpgroups of 64 rows, 256 slices": replace(IN_SHARED_MEMORY, slices=256),
-    "the same, 1 of eight exponentials by polynomial, 4 warpgroups": replace(IN_SHARED_MEMORY, slices=256, polynomials=1),
-    "4 warpgroups, no polynomial": replace(FOUR, polynomials=0),
-    "4 warpgroups, no polynomial, 256 slices": replace(FOUR, slices=256, polynomials=0),
-    "4 warpgroups, 1 of eight by polynomial": replace(FOUR, polynomials=1),
-    "4 warpgroups, 1 of eight by polynomial, 256 slices": replace(FOUR, slices=256, polynomials=1),
-    "4 warpgroups, 2 of eight by polynomial": replace(FOUR, polynomials=2),
-    "4 warpgroups, 3 of eight by polynomial": replace(FOUR, polynomials=3),
 }

@@ -41,15 +41,13 @@ def main() -> None:
     tested = [Kernel("wgmma", operand, width) for operand in parsed.operands for width in parsed.widths]
     if FAKE:
         for name, variant in HOPPER_VARIANTS.items():
-            if tested[0].width not in variant.widths:
-                continue
             print(name, len(Nvrtc()(source(tested[0], variant), compiled_with(tested[0], variant), SM)), "bytes")
         return
     device = open_gpu()
     clock = Clock(device)
     # Compiled side by side into the cache, before anything is timed.
     with ThreadPoolExecutor(8) as pool:
-        jobs = [(kernel, variant) for kernel in tested for variant in HOPPER_VARIANTS.values() if kernel.width in variant.widths]
+        jobs = [(kernel, variant) for kernel in tested for variant in HOPPER_VARIANTS.values()]
         list(pool.map(lambda job: compile_quietly(device, *job), jobs))
     for kernel in tested:
         print(f"Step 4 in {kernel.operand}, B = 64, N = 49, M = 65,536, d = {kernel.width}\n")
@@ -85,8 +83,6 @@ def rows(device: Device, clock: Clock, kernel: Kernel) -> list[tuple[str, ...]]:
     prepared = prepare_bank(given.bank, kernel)
     operations = 2.0 * len(exact) * SHAPE[2] * kernel.width * (3 if kernel.operand == "fp16x2" else 1)
     for name, variant in HOPPER_VARIANTS.items():
-        if kernel.width not in variant.widths:
-            continue
         try:
             launcher = KernelLauncher(device, kernel, given.x, prepared, source(kernel, variant), variant.options)
             slices = variant.slices or launcher.launches.slices
@@ -114,18 +110,12 @@ def rows(device: Device, clock: Clock, kernel: Kernel) -> list[tuple[str, ...]]:
 
 
 def launch_of(launcher: KernelLauncher, variant: HopperVariant, slices: int) -> Launch:
-    """Return the launch of a variant, whose blocks may have other rows, threads and memory than the project's own."""
+    """Return the launch of a variant, whose blocks may have other rows and threads than the project's own."""
     kernel = launcher.kernel
-    sets = variant.sets or kernel.rows // 128
-    rows = 64 * sets * variant.consumers
-    units = math.ceil(launcher.rows / rows) * slices
+    consumers = variant.consumers or kernel.rows // 64
+    units = math.ceil(launcher.rows / (64 * consumers)) * slices
     blocks = min(launcher.device.gpu.multiprocessors, units)
-    shared = kernel.shared
-    if variant.shared_rows:
-        bytes_of_a_row = kernel.width * launcher.prepared.operands.itemsize
-        stage = -(-kernel.tile * (bytes_of_a_row + 8) // 1024) * 1024
-        shared = rows * bytes_of_a_row + (variant.stages or 4) * stage + 1024
-    return Launch("mdmf_cross", (blocks, 1, 1), 128 * (variant.consumers + 1), shared)
+    return Launch("mdmf_cross", (blocks, 1, 1), 128 * (consumers + 1), kernel.shared)
 
 
 if __name__ == "__main__":

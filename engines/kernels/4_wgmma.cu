@@ -6,63 +6,44 @@
 // multiplied by 2^(-|x|^2/2) at its end. So a row with a half norm up to NEAR, and a tile of such points, need no addition
 // and no bound: their exponents are below 2 NEAR. Other rows and tiles subtract before they exponentiate.
 //
-// One thread copies tiles of TILE points into a ring of STAGES, one bulk copy for each array. CONSUMERS warpgroups hold
-// SETS times 64 rows each in registers. A warpgroup exponentiates the products of one set while those of its other set, or
-// of the other warpgroup, are being computed. The work is one list of units, a slice of one block of rows each. A block
-// takes a contiguous share of the list.
+// One thread copies tiles of TILE points into a ring of STAGES, with one bulk copy for each array. Each of CONSUMERS
+// warpgroups multiplies its 64 rows with a tile, and exponentiates while the others multiply. Four of them hide each
+// other's latencies best. So many leave 112 registers to a thread: at a width of 128 the rows then lie in shared memory.
+// The work is one list of units, a slice for one block of rows each. A block takes a contiguous share of the list.
 //
-// The host lays a tile out as the products read it (kernels.py, `_hopper_tiles`). Any column may be any k, as long as both
+// The host lays a tile out as the products read it (kernels.py, `_for_hopper`). Any column may be any k, as long as both
 // sides agree: 16 consecutive bytes of a row are what one thread needs for two products.
 // fp16x2: a value is two fp16 numbers, X + x'. X.R is summed apart from X.r' + x'.R.
 // Reference: 1_plain.cu on the device, mdmf_deploy.mmd.reference.ReferenceReduction (float64) elsewhere.
 #include "hopper.cuh"
 
-constexpr int GROUP = 128;      // threads of a warpgroup
-constexpr int GROUP_ROWS = 64;  // rows of its products
+constexpr int GROUP = 128;  // threads of a warpgroup
 #ifndef MDMF_CONSUMERS
-#define MDMF_CONSUMERS 2
+#define MDMF_CONSUMERS (PARTS == 2 ? 2 : WIDTH == 256 ? 3 : 4)
 #endif
 constexpr int CONSUMERS = MDMF_CONSUMERS;
-// Two sets of rows if the registers hold them.
-#ifndef MDMF_SETS
-#define MDMF_SETS (PARTS == 1 && WIDTH <= 128 ? 2 : 1)
-#endif
-constexpr int SETS = MDMF_SETS;
-constexpr int ROWS = GROUP_ROWS * SETS * CONSUMERS;
-constexpr int TILE = PARTS == 2 && WIDTH == 256 ? 64 : 128;
+constexpr int GROUP_ROWS = 64;
+constexpr int ROWS = GROUP_ROWS * CONSUMERS;
 constexpr int THREADS = GROUP * (CONSUMERS + 1);
 constexpr int WARPS = CONSUMERS * GROUP / LANES;  // that consume
-constexpr int STEPS = WIDTH / 16;                 // products of one part
-constexpr int PLANE = TILE * 128;                 // bytes: 64 columns of a tile
-constexpr int POINT_BYTES = TILE * ROW_BYTES;
-constexpr int STAGE_BYTES = POINT_BYTES + 8 * TILE;
-#ifndef MDMF_STAGES
-#define MDMF_STAGES (STAGE_BYTES > 50000 ? 3 : STAGE_BYTES > 30000 ? 6 : 8)
-#endif
-constexpr int STAGES = MDMF_STAGES;
+// Launched with 65536 registers for all threads, rounded down. The producer gives most of its own back.
 constexpr int PRODUCER_REGISTERS = 24;
 constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : CONSUMERS == 3 ? 160 : 112;
-// Eighths of the exponentials that a polynomial computes. At a width of 64 the special-function unit is the limit.
+constexpr bool SPLIT = PARTS == 2;
+constexpr bool SHARED_ROWS = !SPLIT && WIDTH == 128 && CONSUMERS == 4;
+constexpr int GROUP_BYTES = GROUP_ROWS * ROW_BYTES;
+
+constexpr int TILE = SPLIT && WIDTH == 256 ? 64 : 128;
+constexpr int STEPS = WIDTH / 16;  // products of one part
+constexpr int PLANE = TILE * 128;  // bytes: 64 columns of a tile
+constexpr int POINT_BYTES = TILE * ROW_BYTES;
+constexpr int STAGE_BYTES = POINT_BYTES + 8 * TILE;
+constexpr int STAGES = STAGE_BYTES > 50000 ? 3 : STAGE_BYTES > 30000 ? 4 : 8;
+// Eighths of the exponentials that a polynomial computes: at a width of 64 the special-function unit is the limit.
 #ifndef MDMF_POLYNOMIALS
-#define MDMF_POLYNOMIALS (WIDTH == 64 ? 2 : 0)
+#define MDMF_POLYNOMIALS (WIDTH == 64 && PARTS == 1 ? 2 : 0)
 #endif
 constexpr int POLYNOMIALS = MDMF_POLYNOMIALS;
-// Whether rows lie in shared memory instead of in registers.
-#ifndef MDMF_SHARED_ROWS
-#define MDMF_SHARED_ROWS 0
-#endif
-constexpr bool SHARED_ROWS = MDMF_SHARED_ROWS;
-constexpr int GROUP_BYTES = GROUP_ROWS * ROW_BYTES;
-// Tiles between two waits for all products.
-#ifndef MDMF_CHUNK
-#define MDMF_CHUNK 1
-#endif
-constexpr int CHUNK = MDMF_CHUNK;
-// Whether exponentials are computed in one go before their weighted sums.
-#ifndef MDMF_APART
-#define MDMF_APART 0
-#endif
-constexpr bool APART = MDMF_APART;
 constexpr float NEAR = 60.0f;
 
 struct alignas(1024) Stage {
@@ -71,14 +52,16 @@ struct alignas(1024) Stage {
     float weights[TILE];
 };
 
-struct alignas(1024) SharedRows {
-    unsigned char words[GROUP_BYTES];
+// Room for the rows of every warpgroup, if they lie in shared memory.
+template <bool NEEDED> struct RowsRoom {
+    __device__ __forceinline__ unsigned char* rows_of(int) { return nullptr; }
+};
+template <> struct alignas(1024) RowsRoom<true> {
+    unsigned char rows[CONSUMERS * GROUP_BYTES];
+    __device__ __forceinline__ unsigned char* rows_of(int group) { return rows + group * GROUP_BYTES; }
 };
 
-struct Shared {
-#if MDMF_SHARED_ROWS
-    SharedRows rows[CONSUMERS * SETS];
-#endif
+struct Shared : RowsRoom<SHARED_ROWS> {
     Stage stages[STAGES];
     Barrier full[STAGES];
     Barrier empty[STAGES];
@@ -102,7 +85,7 @@ __device__ __forceinline__ unsigned place_of_step(unsigned tile, int step) {
     return tile + step / 4 * (PLANE / 16) + step % 4 * 2;
 }
 
-// The exponents of one set of rows and one tile, without the norms.
+// The exponents of a warpgroup's rows and one tile, without the norms.
 template <bool SPLIT> struct Products {
     float main[TILE / 2];
 };
@@ -110,26 +93,19 @@ template <> struct Products<true> {
     float main[TILE / 2];
     float rest[TILE / 2];
 };
-constexpr bool SPLIT = PARTS == 2;
-static_assert(!(SPLIT && SHARED_ROWS), "no such design");
 
-// Start the products of one set and one tile. own: in registers, or `described` in shared memory.
+// Start the products of a warpgroup's rows and one tile. The rows are in registers, or `described` in shared memory.
 template <bool SPLIT>
-__device__ __forceinline__ void start(Products<SPLIT>& products, const Row& own, unsigned described,
-                                      const Stage& stage) {
+__device__ __forceinline__ void start(Products<SPLIT>& products, const Row& own, unsigned described, const Stage& stage) {
     const unsigned tile = describe(stage.points);
-    if constexpr (SHARED_ROWS) {
-        begin_products();
-#pragma unroll
-        for (int step = 0; step < STEPS; ++step)
-            multiply_shared(products.main, described + step / 4 * (GROUP_ROWS * 128 / 16) + step % 4 * 2,
-                            place_of_step(tile, step), step > 0);
-        end_products();
-        return;
-    }
     begin_products();
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
+        if constexpr (SHARED_ROWS) {
+            const unsigned rows = described + step / 4 * (GROUP_ROWS * 128 / 16) + step % 4 * 2;
+            multiply_shared(products.main, rows, place_of_step(tile, step), step > 0);
+            continue;
+        }
         unsigned a[4];
         fragments(a, own, step);
         multiply(products.main, a, place_of_step(tile, step), step > 0);
@@ -142,9 +118,9 @@ __device__ __forceinline__ void start(Products<SPLIT>& products, const Row& own,
     end_products();
 }
 
-// Wait for these products, of which at most LEFT brackets were started later.
-template <int LEFT, bool SPLIT> __device__ __forceinline__ void finish(Products<SPLIT>& products) {
-    wait_products<LEFT>();
+// Wait for all products.
+template <bool SPLIT> __device__ __forceinline__ void finish(Products<SPLIT>& products) {
+    wait_products<0>();
     settle(products.main);
     if constexpr (SPLIT) settle(products.rest);
 }
@@ -157,12 +133,14 @@ template <bool SPLIT> __device__ __forceinline__ float exponent(const Products<S
 // Chosen by the point alone, so that a row has the same bits wherever it lies.
 __device__ __forceinline__ constexpr bool by_polynomial(int points, int column) {
     const int place = points % 4 * 2 + column;
-    return POLYNOMIALS == 1 ? place == 7 : POLYNOMIALS == 2 ? place % 4 == 3 : POLYNOMIALS == 3 ? place % 2 == 1 && place != 1 : POLYNOMIALS == 4 && place % 2 == 1;
+    return POLYNOMIALS == 1 ? place == 7 : POLYNOMIALS == 2 ? place % 4 == 3 : POLYNOMIALS == 3 && place % 2 == 1 && place != 1;
 }
 
-// Replace the exponents of one tile by kernel values. ALL_NEAR: nothing has to be subtracted.
+// Add the terms of one tile to the sums of two rows: sums[2 row + column parity]. norms: the rows' half norms.
+// ALL_NEAR: nothing has to be subtracted.
 template <bool ALL_NEAR>
-__device__ __forceinline__ void exponentiate(Products<SPLIT>& products, const Stage& stage, const float (&norms)[2]) {
+__device__ __forceinline__ void add_terms(float (&sums)[4], const Products<SPLIT>& products, const Stage& stage,
+                                          const float (&norms)[2]) {
     float far[2], most[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -171,35 +149,19 @@ __device__ __forceinline__ void exponentiate(Products<SPLIT>& products, const St
     }
 #pragma unroll
     for (int j = 0; j < TILE / 8; ++j) {
+        const int point = 8 * j + 2 * (threadIdx.x % 4);
+        const float2 weight = *reinterpret_cast<const float2*>(stage.weights + point);
         float2 rest = {0.0f, 0.0f};
-        if constexpr (!ALL_NEAR) rest = *reinterpret_cast<const float2*>(stage.rest + 8 * j + 2 * (threadIdx.x % 4));
+        if constexpr (!ALL_NEAR) rest = *reinterpret_cast<const float2*>(stage.rest + point);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             float x = exponent(products, 4 * j + i);
             // A near row on a near tile gets the same bits whether other rows are near or not.
-            if constexpr (!ALL_NEAR)
-                x = fminf(x - far[i / 2] - (i % 2 == 0 ? rest.x : rest.y), most[i / 2]);
-            products.main[4 * j + i] = by_polynomial(j, i % 2) ? exp2_polynomial<DEGREE>(x) : exp2_special(x);
+            if constexpr (!ALL_NEAR) x = fminf(x - far[i / 2] - (i % 2 == 0 ? rest.x : rest.y), most[i / 2]);
+            const float kernel = by_polynomial(j, i % 2) ? exp2_polynomial<DEGREE>(x) : exp2_special(x);
+            sums[i] = fmaf(i % 2 == 0 ? weight.x : weight.y, kernel, sums[i]);
         }
     }
-}
-
-// Add the kernel values of one tile to the sums of two rows: sums[2 row + column parity].
-__device__ __forceinline__ void add(float (&sums)[4], const Products<SPLIT>& products, const Stage& stage) {
-#pragma unroll
-    for (int j = 0; j < TILE / 8; ++j) {
-        const float2 weight = *reinterpret_cast<const float2*>(stage.weights + 8 * j + 2 * (threadIdx.x % 4));
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[i] = fmaf(i % 2 == 0 ? weight.x : weight.y, products.main[4 * j + i], sums[i]);
-    }
-}
-
-template <bool ALL_NEAR>
-__device__ __forceinline__ void add_terms(float (&sums)[4], Products<SPLIT>& products, const Stage& stage,
-                                          const float (&norms)[2], int opaque) {
-    exponentiate<ALL_NEAR>(products, stage, norms);
-    if constexpr (APART) divide_code(opaque);
-    add(sums, products, stage);
 }
 
 // The units of this block: a contiguous share of a list, all slices of the first block of rows, then of the next.
@@ -258,7 +220,7 @@ __device__ __forceinline__ void release(Shared& shared, Ring& ring) {
     ring.step();
 }
 
-// Store the sums of one set and slice, and clear them.
+// Store the sums of a slice, and clear them. row: the thread's first.
 __device__ __forceinline__ void store(float (&sums)[4], const float (&norms)[2], int row, int rows, float* partial) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -272,116 +234,57 @@ __device__ __forceinline__ void store(float (&sums)[4], const float (&norms)[2],
     }
 }
 
-// One warpgroup's rows of a block, and their sums over the slice that is being read.
+// One thread's part of a warpgroup's rows.
 struct Rows {
-    Row own[SETS];
-    unsigned described[SETS];  // if they lie in shared memory
-    float norms[SETS][2];
-    float sums[SETS][4];
+    Row own;
+    unsigned described;  // if they lie in shared memory
+    float norms[2];
 };
 
-// The first of this thread's rows in a set, within its warpgroup.
-__device__ __forceinline__ int row_of(int set) {
-    return GROUP_ROWS * set + threadIdx.x % GROUP / LANES * 16 + threadIdx.x % LANES / 4;
+// The first of this thread's two rows, within its warpgroup. The other comes 8 later.
+__device__ __forceinline__ int own_row() { return threadIdx.x % GROUP / LANES * 16 + threadIdx.x % LANES / 4; }
+
+// Write a warpgroup's rows to shared memory as products read them.
+__device__ __forceinline__ void share(unsigned char* place, const Row& own) {
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step) {
+        unsigned a[4];
+        fragments(a, own, step);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int row = own_row() + i % 2 * 8;
+            const int at = step / 4 * GROUP_ROWS * 128 + row * 128 + step % 4 * 32 + i / 2 * 16 + threadIdx.x % 4 * 4;
+            *reinterpret_cast<unsigned*>(place + (at ^ (at >> 3 & 0x70))) = a[i];
+        }
+    }
+    publish_shared();
+    meet_group();
 }
 
 // Load the rows from `first` on. Beyond the last row, repeat the last.
-__device__ __forceinline__ void load(Rows& rows, [[maybe_unused]] Shared& shared, [[maybe_unused]] int group, const Operand* x, const float* half_norms, int first,
+__device__ __forceinline__ void load(Rows& rows, unsigned char* place, const Operand* x, const float* half_norms, int first,
                                      int count) {
 #pragma unroll
-    for (int set = 0; set < SETS; ++set) {
+    for (int i = 0; i < 2; ++i) {
+        const int row = min(first + own_row() + 8 * i, count - 1);
+        rows.norms[i] = half_norms[row];
+        const uint4* words = reinterpret_cast<const uint4*>(x) + static_cast<size_t>(row) * (ROW_BYTES / 16);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int row = min(first + row_of(set) + 8 * i, count - 1);
-            rows.norms[set][i] = half_norms[row];
-            rows.sums[set][2 * i] = rows.sums[set][2 * i + 1] = 0.0f;
-            const uint4* words = reinterpret_cast<const uint4*>(x) + static_cast<size_t>(row) * (ROW_BYTES / 16);
-#pragma unroll
-            for (int word = 0; word < STEPS * PARTS / 2; ++word) rows.own[set][word][i] = words[4 * word + threadIdx.x % 4];
-        }
-#if MDMF_SHARED_ROWS
-        unsigned char* place = shared.rows[group * SETS + set].words;
-        rows.described[set] = describe(place);
-#pragma unroll
-        for (int step = 0; step < STEPS; ++step) {
-            unsigned a[4];
-            fragments(a, rows.own[set], step);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int row = row_of(0) + i % 2 * 8;
-                const int at = step / 4 * GROUP_ROWS * 128 + row * 128 + step % 4 * 32 + i / 2 * 16 + threadIdx.x % 4 * 4;
-                *reinterpret_cast<unsigned*>(place + (at ^ (at >> 3 & 0x70))) = a[i];
-            }
-        }
-#endif
+        for (int word = 0; word < STEPS * PARTS / 2; ++word) rows.own[word][i] = words[4 * word + threadIdx.x % 4];
     }
-#if MDMF_SHARED_ROWS
-    publish_shared();
-    meet_group();
-#endif
+    if constexpr (SHARED_ROWS) {
+        rows.described = describe(place);
+        share(place, rows.own);
+    }
 }
 
 // Whether all rows of a warpgroup are near. All its warps find the same.
 __device__ __forceinline__ bool all_near(const float* half_norms, int first, int count) {
     bool near = true;
 #pragma unroll
-    for (int i = 0; i < GROUP_ROWS * SETS / LANES; ++i)
-        near &= half_norms[min(first + i * LANES + int(threadIdx.x) % LANES, count - 1)] <= NEAR;
+    for (int i = 0; i < GROUP_ROWS; i += LANES)
+        near &= half_norms[min(first + i + int(threadIdx.x) % LANES, count - 1)] <= NEAR;
     return !any_lane(!near);
-}
-
-// Read COUNT tiles without norms to subtract. While one set is exponentiated, the products of the other are computed.
-// All are finished at the end: if one ran across the end of a loop, the compiler would wait for each. done: is called
-// after each tile.
-template <int COUNT, typename Done>
-__device__ __forceinline__ void add_near(Rows& rows, Shared& shared, Ring& ring, int opaque, const Done& done) {
-    if constexpr (SETS == 1) {
-#pragma unroll
-        for (int t = 0; t < COUNT; ++t) {
-            Products<SPLIT> products;
-            const Stage& stage = arrived(shared, ring);
-            start(products, rows.own[0], rows.described[0], stage);
-            finish<0>(products);
-            add_terms<true>(rows.sums[0], products, stage, rows.norms[0], opaque);
-            done();
-        }
-    } else {
-        Products<SPLIT> one, other;
-        const Stage* stage = &arrived(shared, ring);
-        start(one, rows.own[0], rows.described[0], *stage);
-#pragma unroll
-        for (int t = 0; t < COUNT; ++t) {
-            start(other, rows.own[SETS - 1], rows.described[SETS - 1], *stage);
-            finish<1>(one);
-            add_terms<true>(rows.sums[0], one, *stage, rows.norms[0], opaque);
-            const Stage* next = stage;
-            if (t + 1 < COUNT) {
-                Ring following = ring;
-                following.step();
-                next = &arrived(shared, following);
-                start(one, rows.own[0], rows.described[0], *next);
-                finish<1>(other);
-            } else {
-                // Otherwise the compiler would wait for all products before it is done with the first.
-                divide_code(opaque);
-                finish<0>(other);
-            }
-            add_terms<true>(rows.sums[SETS - 1], other, *stage, rows.norms[SETS - 1], opaque);
-            stage = next;
-            done();
-        }
-    }
-}
-
-// Read a tile and subtract what norms its points and rows have.
-__device__ __forceinline__ void add_far(Rows& rows, const Stage& stage, int opaque) {
-#pragma unroll
-    for (int set = 0; set < SETS; ++set) {
-        Products<SPLIT> products;
-        start(products, rows.own[set], rows.described[set], stage);
-        finish<0>(products);
-        add_terms<false>(rows.sums[set], products, stage, rows.norms[set], opaque);
-    }
 }
 
 // Sum all units of this block over the rows of one warpgroup.
@@ -390,40 +293,35 @@ __device__ __forceinline__ void consume(Shared& shared, const Work& work, int gr
     Ring ring;
     int block = work.first / work.slices, slice = work.first % work.slices;
     for (int unit = work.first; unit < work.last; ++block, slice = 0) {
-        const int first = block * ROWS + group * GROUP_ROWS * SETS;
+        const int first = block * ROWS + group * GROUP_ROWS;
         const int last_slice = min(work.slices, slice + work.last - unit);
-        int tiles = work.first_tile(last_slice) - work.first_tile(slice);
         unit += last_slice - slice;
         if (first >= work.rows) {
-            for (; tiles > 0; --tiles) {
+            for (int tiles = work.first_tile(last_slice) - work.first_tile(slice); tiles > 0; --tiles) {
                 arrived(shared, ring);
                 release(shared, ring);
             }
             continue;
         }
         Rows rows;
-        load(rows, shared, group, x, half_norms, first, work.rows);
-        float* to = partial + static_cast<size_t>(slice) * work.rows;
-        int left = work.count_tiles(slice);
-        const auto done = [&] {
-            release(shared, ring);
-            --tiles;
-            if (--left > 0) return;
-#pragma unroll
-            for (int set = 0; set < SETS; ++set)
-                store(rows.sums[set], rows.norms[set], first + row_of(set), work.rows, to);
-            to += work.rows;
-            left = work.count_tiles(++slice);
-        };
+        load(rows, shared.rows_of(group), x, half_norms, first, work.rows);
+        float sums[4] = {};
         // The host makes the first rest of every tile nonzero if any of the bank's is.
-        if (all_near(half_norms, first, work.rows) && arrived(shared, ring).rest[0] == 0.0f) {
-            while (tiles >= CHUNK) add_near<CHUNK>(rows, shared, ring, work.rows, done);
-            while (tiles > 0) add_near<1>(rows, shared, ring, work.rows, done);
-        } else {
-            while (tiles > 0) {
-                add_far(rows, arrived(shared, ring), work.rows);
-                done();
+        const bool near = all_near(half_norms, first, work.rows) && arrived(shared, ring).rest[0] == 0.0f;
+        float* to = partial + static_cast<size_t>(slice) * work.rows;
+        for (; slice < last_slice; ++slice, to += work.rows) {
+            for (int tiles = work.count_tiles(slice); tiles > 0; --tiles) {
+                const Stage& stage = arrived(shared, ring);
+                Products<SPLIT> products;
+                start(products, rows.own, rows.described, stage);
+                finish(products);
+                if (near)
+                    add_terms<true>(sums, products, stage, rows.norms);
+                else
+                    add_terms<false>(sums, products, stage, rows.norms);
+                release(shared, ring);
             }
+            store(sums, rows.norms, first + own_row(), work.rows, to);
         }
     }
 }

@@ -64,15 +64,6 @@ __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.asy
 // Meet the threads of this warpgroup.
 __device__ __forceinline__ void meet_group() { asm volatile("bar.sync %0, 128;" ::"r"(threadIdx.x / 128 + 1) : "memory"); }
 
-// Keep the compiler from moving instructions past this point: it does not move them past a branch. The branch is never
-// taken, but the compiler cannot know that `positive` is.
-__device__ __forceinline__ void divide_code(int positive) {
-    asm volatile(
-        "{\n.reg .pred always, done;\nsetp.ge.s32 always, %0, 0;\n@always bra.uni on;\n"
-        "again:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n@!done bra again;\non:\n}" ::"r"(positive)
-        : "memory");
-}
-
 // The first lane's value, which the compiler then knows to be the same in all lanes.
 __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 

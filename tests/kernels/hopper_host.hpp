@@ -177,7 +177,6 @@ inline void meet_group() {
     const int group = threadIdx.x / 128;
     host::wait_named(group, host::arrive_named(group, 128));
 }
-inline void divide_code(int) {}
 inline int uniform(int value) { return host::exchange(value)[0]; }
 inline void meet_warp() { host::exchange(0); }
 inline bool any_lane(bool value) {

@@ -132,7 +132,7 @@ class Kernel:
         if self.version == "tensor":
             return 128 if self.operand == "tf32" and self.width > 64 else 256
         if self.version == "wgmma":
-            return 256 if self.width <= 128 else 128
+            return 64 * self._warpgroups
         return 128
 
     @property
@@ -143,7 +143,15 @@ class Kernel:
     @property
     def threads(self) -> int:
         """Threads per block of the cross term."""
-        return {"plain": 128, "wgmma": 384}.get(self.version, 256)
+        if self.version == "wgmma":
+            # One more warpgroup copies.
+            return 128 * (self._warpgroups + 1)
+        return 128 if self.version == "plain" else 256
+
+    @property
+    def _warpgroups(self) -> int:
+        """Warpgroups that multiply in version "wgmma"."""
+        return 3 if self.width == 256 else 4
 
     @property
     def shared(self) -> int:
@@ -154,9 +162,10 @@ class Kernel:
             return 4 * (2 * 2 * 128 * (16 + 4) + 128 * (16 + 1))
         stage = self.tile * (self.width * _BYTES[self.operand] + 8)
         if self.version == "wgmma":
-            stages = 3 if stage > 50000 else 6 if stage > 30000 else 8
+            stages = 3 if stage > 50000 else 4 if stage > 30000 else 8
+            rows = self.rows * self.width * _BYTES[self.operand] if self.width == 128 else 0
             # The barriers come last.
-            return stages * -(-stage // _ALIGNED) * _ALIGNED + _ALIGNED
+            return rows + stages * -(-stage // _ALIGNED) * _ALIGNED + _ALIGNED
         return 3 * stage
 
     def supports(self, sm: int) -> bool:
@@ -182,7 +191,9 @@ class Kernel:
     def slices(self, bank_rows: int) -> int:
         """Number of slices of a prepared bank of so many rows, at least one tile each."""
         tiles = bank_rows // self.tile
-        return min(tiles, max(_SLICES, math.ceil(bank_rows / _LONGEST_SLICE)))
+        # Units of a width of 256 take so long that twice as many share out more evenly among the multiprocessors.
+        least = 2 * _SLICES if self.version == "wgmma" and self.width == 256 else _SLICES
+        return min(tiles, max(least, math.ceil(bank_rows / _LONGEST_SLICE)))
 
     def launches(self, images: int, patches: int, bank_rows: int, multiprocessors: int) -> Launches:
         """Launches for B >= 1 images of N >= 1 signatures each against a prepared bank of `bank_rows` rows."""
