@@ -24,19 +24,21 @@ from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import room
 
 WIDTHS = (64, 128, 256)
-OPERANDS = ("fp32", "tf32", "fp16", "bf16")
+OPERANDS = ("fp32", "fp16x2", "fp16", "bf16")
 # version -> source file, operands.
 VERSIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "plain": ("1_plain.cu", ("fp32", "fp16", "bf16")),
     "tiled": ("2_tiled.cu", ("fp32",)),
-    "tensor": ("3_tensor.cu", ("tf32", "fp16", "bf16")),
+    "tensor": ("3_tensor.cu", ("fp16x2", "fp16", "bf16")),
 }
-# Oldest compute capability for each kernel: matrix products in tf32 and bf16 came with 8.0.
+# Oldest compute capability for the kernels: matrix products in bf16 came with 8.0.
 _OLDEST = 75
-_OLDEST_TENSOR = {"fp16": 75, "tf32": 80, "bf16": 80}
+_OLDEST_BF16 = 80
+# Most shared memory of a block on compute capability 7.5. All later ones have more than any kernel takes.
+_SHARED_75 = 65536
 # The same as LIMIT in common.cuh: no sum of products overflows, and fp16 holds nothing larger.
-_LIMITS = {"fp32": 2.0**56, "tf32": 2.0**56, "fp16": 65504.0, "bf16": 2.0**56}
-_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
+LIMITS = {"fp32": 2.0**56, "fp16x2": 65504.0, "fp16": 65504.0, "bf16": 2.0**56}
+_BYTES = {"fp32": 4, "fp16x2": 4, "fp16": 2, "bf16": 2}
 # Slices of a bank: enough for one image to occupy a large GPU. A long bank has more, so that no slice has more points
 # than float32 can sum accurately.
 _SLICES = 128
@@ -76,7 +78,7 @@ class Launches:
 class PreparedBank:
     """A bank as a kernel reads it, padded with points of weight 0 to whole tiles.
 
-    operands: (rows, d) in the kernel's operand type, bf16 as uint16.
+    operands: (rows, d) in the kernel's operand type, bf16 as uint16. In fp16x2 (rows, 2 d) float16, X beside x'.
     half_norms: (rows,), of the rounded operands.
     weights: (rows,). Times unit, they are the bank's weights.
     centre: (d,).
@@ -122,8 +124,13 @@ class Kernel:
     def rows(self) -> int:
         """Rows (signatures) per block."""
         if self.version == "tensor":
-            return 128 if self.operand == "tf32" and self.width > 64 else 256
+            return 128 if self.row_bytes > 512 else 256
         return 128
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a prepared row."""
+        return self.width * _BYTES[self.operand]
 
     @property
     def tile(self) -> int:
@@ -137,11 +144,12 @@ class Kernel:
             return 0
         if self.version == "tiled":
             return 4 * (2 * 2 * 128 * (16 + 4) + 128 * (16 + 1))
-        return 3 * self.tile * (self.width * _BYTES[self.operand] + 8)
+        return 3 * self.tile * (self.row_bytes + 8)
 
     def supports(self, sm: int) -> bool:
         """Whether GPUs of compute capability `sm` (89 for 8.9) can run this kernel."""
-        return sm >= (_OLDEST_TENSOR[self.operand] if self.version == "tensor" else _OLDEST)
+        oldest = _OLDEST_BF16 if (self.version, self.operand) == ("tensor", "bf16") else _OLDEST
+        return sm >= oldest and (sm > 75 or self.shared <= _SHARED_75)
 
     def options(self, sm: int) -> tuple[str, ...]:
         """Options for the compiler, besides the architecture and the folder of headers.
@@ -151,8 +159,8 @@ class Kernel:
         if not self.supports(sm):
             instead = "choose fp32 or fp16" if sm >= _OLDEST else "choose a CPU runtime"
             raise UsageError(
-                f"kernel {self.version!r} with {self.operand}: GPUs of compute capability {sm // 10}.{sm % 10} cannot"
-                f" run it; {instead}"
+                f"kernel {self.version!r} with {self.operand} and d = {self.width}: GPUs of compute capability"
+                f" {sm // 10}.{sm % 10} cannot run it; {instead}"
             )
         return "--std=c++17", f"-DMDMF_WIDTH={self.width}", f"-DMDMF_{self.operand.upper()}"
 
@@ -180,7 +188,7 @@ class Kernel:
         """Blocks that a multiprocessor holds at a time, limited by __launch_bounds__ and shared memory."""
         if self.version == "plain":
             return 4
-        return 2 if self.version == "tiled" or (self.operand != "tf32" and self.width <= 128) else 1
+        return 2 if self.version == "tiled" or self.row_bytes <= 256 else 1
 
 
 def kernels() -> Iterator[Kernel]:
@@ -194,7 +202,7 @@ def kernels() -> Iterator[Kernel]:
 def choose(sm: int, width: int, operand: str, version: str | None = None) -> Kernel:
     """Return the kernel for a GPU of compute capability `sm` (89 for 8.9) and signatures of width d.
 
-    operand: "fp32", "tf32" (on tensor cores, accurate to 1e-5), "fp16" or "bf16".
+    operand: "fp32", "fp16x2" (on tensor cores, as accurate), "fp16" or "bf16".
     version: None for the fastest.
     Raises UsageError if there is none.
     """
@@ -213,12 +221,12 @@ def prepare_bank(bank: Bank, kernel: Kernel) -> PreparedBank:
     rows = -(-m // kernel.tile) * kernel.tile
     operands = rounded(np.zeros((rows, d)), kernel.operand)
     half_norms = np.zeros(rows, np.float32)
-    limit = _LIMITS[kernel.operand]
+    limit = LIMITS[kernel.operand]
     for start in range(0, m, PREPARED_AT_ONCE):
         points = (bank.signatures[start : start + PREPARED_AT_ONCE] - centre.astype(np.float64)) * float(scale)
         part = rounded(np.clip(points, -limit, limit), kernel.operand)
         operands[start : start + len(part)] = part
-        values = widened(part)
+        values = widened(part, kernel.operand)
         half_norms[start : start + len(part)] = np.einsum("md,md->m", values, values) / 2
     weights = np.zeros(rows, np.float32)
     # In units of the largest weight: equal weights become exactly 1, without a rounding error common to all terms.
@@ -228,18 +236,30 @@ def prepare_bank(bank: Bank, kernel: Kernel) -> PreparedBank:
 
 
 def rounded(values: NDArray[np.floating], operand: str) -> NDArray[Any]:
-    """Round to the operand's type in memory. bf16 is returned as its bits (uint16)."""
+    """Round (..., d) to the operand's type in memory.
+
+    bf16 is returned as its bits (uint16). fp16x2 is returned as (..., 2 d) float16: d numbers X, then d numbers x'.
+    """
     if operand == "bf16":
         bits = np.asarray(values, np.float32).view(np.uint32)
         return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    if operand == "fp16x2":
+        # Through float32, like the signatures: X + x' is a float32 then.
+        values = np.asarray(values, np.float32)
+        first = values.astype(np.float16)
+        return np.concatenate([first, (values - first).astype(np.float16)], axis=-1)
     return np.asarray(values, np.float16 if operand == "fp16" else np.float32)
 
 
-def widened(operands: NDArray[Any]) -> NDArray[np.float64]:
-    """Convert the result of `rounded` to float64."""
-    if operands.dtype == np.uint16:
+def widened(operands: NDArray[Any], operand: str) -> NDArray[np.float64]:
+    """Convert the result of `rounded` to float64, (..., d)."""
+    if operand == "bf16":
         operands = (operands.astype(np.uint32) << 16).view(np.float32)
-    return operands.astype(np.float64)
+    values = operands.astype(np.float64)
+    if operand == "fp16x2":
+        first, rest = np.split(values, 2, axis=-1)
+        return first + rest
+    return values
 
 
 @lru_cache(maxsize=256)
