@@ -264,13 +264,15 @@ def widened(operands: NDArray[Any], operand: str) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=256)
 def _shares(across: int, slices: int, tiles: float, places: int) -> int:
-    """Return how many blocks should share the slices of each of `across` row tiles: the fewest that finish earliest.
+    """Return how many blocks should share the slices of each of `across` row tiles, so that the last finishes earliest.
 
+    Of equals take the fewest waves, and then the most blocks: they leave less of the GPU idle and have less to do each.
     tiles: per slice. places: blocks that run at a time.
     """
 
-    def time(shares: int) -> float:
-        return math.ceil(across * shares / places) * (math.ceil(slices / shares) * tiles + _START)
+    def time(shares: int) -> tuple[float, int, int]:
+        waves = math.ceil(across * shares / places)
+        return waves * (math.ceil(slices / shares) * tiles + _START), waves, -shares
 
     return min(range(1, min(slices, _MOST_SHARES) + 1), key=time)
 
