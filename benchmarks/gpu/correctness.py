@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from inputs import KernelInput
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.hardware.device import Device
 from mdmf_deploy.mmd import Scores
-from mdmf_deploy.mmd.cuda.kernels import Kernel, prepare_bank, rounded, widened
+from mdmf_deploy.mmd.cuda.kernels import LIMITS, Kernel, round_bank, rounded, widened
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
@@ -30,7 +30,7 @@ KernelValues = Callable[[Array64, Array64], Array64]
 SUMS, POLYNOMIAL = 2e-6, 3e-6
 # Largest error for an exponent of size 1: steps 2 and 3 add exponents up from their parts (engines/kernels/README.md,
 # "How far off").
-EXPONENT = {"fp32": 2.0**-21, "tf32": 2.0**-19, "fp16": 2.0**-18, "bf16": 2.0**-18}
+EXPONENT = {"fp32": 2.0**-21, "fp16x2": 2.0**-19, "fp16": 2.0**-18, "bf16": 2.0**-18}
 # Largest relative error of a score with the accurate operands and with 16 bits.
 ACCURATE, HALF = 1e-5, 1e-2
 _CHUNK = 256  # rows
@@ -85,7 +85,7 @@ def check_kernel(device: Device, kernel: Kernel, inputs: Iterable[KernelInput]) 
 
 def is_accurate(kernel: Kernel) -> bool:
     """Whether the kernel's scores must be as accurate as float32 ones."""
-    return kernel.operand in ("fp32", "tf32")
+    return kernel.operand in ("fp32", "fp16x2")
 
 
 def find_mistake(
@@ -129,14 +129,12 @@ def from_products(a: Array64, b: Array64) -> Array64:
 
 def expected(given: KernelInput, kernel: Kernel, values: KernelValues = from_differences) -> Expected:
     """Compute in float64 what a kernel should return. values: `from_products` for large inputs."""
-    # Step 4 lays its bank out in another way. The numbers are the same as for step 3.
-    plain = replace(kernel, version="tensor") if kernel.version == "wgmma" else kernel
-    prepared = prepare_bank(given.bank, plain)
-    limit = float(np.finfo(np.float16).max) if kernel.operand == "fp16" else 2.0**56
+    prepared = round_bank(given.bank, kernel)
+    limit = LIMITS[kernel.operand]
     with np.errstate(all="ignore"):
         scaled = np.clip((given.x - prepared.centre) * np.float32(prepared.scale), -limit, limit)
-    x = widened(rounded(scaled.reshape(-1, given.x.shape[2]), kernel.operand))
-    bank, weights = widened(prepared.operands), prepared.weights.astype(np.float64)
+    x = widened(rounded(scaled.reshape(-1, given.x.shape[2]), kernel.operand), kernel.operand)
+    bank, weights = widened(prepared.operands, kernel.operand), prepared.weights.astype(np.float64)
     both = np.stack([weights, np.abs(weights)], axis=1)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         starts = range(0, len(x), _CHUNK)

@@ -18,7 +18,7 @@ from launcher import FAKE, KernelLauncher, open_gpu
 from mdmf_deploy.mmd.cuda.kernels import Kernel, prepare_bank
 
 SHAPE = (2, 7, 300, 128) if FAKE else (64, 49, 65_536, 128)  # B, N, M, d
-LAUNCHED = (("wgmma", "fp16"), ("tensor", "fp16"), ("tensor", "tf32"), ("tiled", "fp32"))
+LAUNCHED = (("wgmma", "fp16"), ("wgmma", "fp16x2"), ("tensor", "fp16"), ("tiled", "fp32"))
 # Metrics that tell which unit is busy.
 METRICS = re.compile(
     "pipe|issue|shared|wavefront|bank|hmma|xu|inst_executed|duration|cycles_active|cycles_elapsed|warps_active|occupancy"

@@ -21,7 +21,6 @@ _CHAINS, _LONG, _THREADS, _WAVES = 4, 4096, 256, 8
 _SIDE = 8192
 # Share of the exponentials that the special-function unit computes.
 _SPECIAL = {"plain": 0.0, "tiled": 0.75, "tensor": 0.75, "wgmma": 1.0}
-_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +68,13 @@ class Floor:
 
 def floor(case: Case, kernel: Kernel, card: Card) -> Floor | None:
     """Return the least time for a case, or None if the card's rate for the kernel's operand is unknown."""
-    # tf32 keeps float32's accuracy with three products. Step 1 has a difference and a product in place of one product.
-    products = 3 if kernel.operand == "tf32" else 2 if kernel.version == "plain" else 1
-    rate = card.operations.get("fp32" if kernel.version == "plain" else kernel.operand)
+    # fp16x2 takes three products in fp16. Step 1 has a difference and a product in place of one product.
+    products = 3 if kernel.operand == "fp16x2" else 2 if kernel.version == "plain" else 1
+    multiplied = "fp32" if kernel.version == "plain" else "fp16" if kernel.operand == "fp16x2" else kernel.operand
+    rate = card.operations.get(multiplied)
     if rate is None:
         return None
-    size = _BYTES[kernel.operand] * kernel.width
-    read = 4 * kernel.width * case.rows + (case.points + 2 * case.rows) * size
+    read = 4 * kernel.width * case.rows + (case.points + 2 * case.rows) * kernel.row_bytes
     takes = {
         "bytes": read / card.bandwidth,
         "operations": 2.0 * products * case.pairs * case.width / rate,
@@ -89,7 +88,7 @@ def measure(device: Device, clock: Clock) -> Card:
     """Measure this card's rates. Products are timed through PyTorch or CuPy and left out if neither is installed."""
     stream = device.stream()
     operations: dict[str, float] = {}
-    for operand in ("fp16", "bf16", "tf32", "fp32"):
+    for operand in ("fp16", "bf16", "fp32"):
         if (multiply := _product(operand)) is not None:
             seconds = clock.seconds(lambda _, multiply=multiply: multiply(), device.stream(LEGACY_STREAM))
             operations[operand] = 2.0 * _SIDE**3 / seconds
@@ -126,7 +125,7 @@ def _product(operand: str) -> Callable[[], Any] | None:
     a, b = (torch.randn(_SIDE, _SIDE, device="cuda", dtype=dtype) for _ in range(2))
 
     def multiply() -> Any:
-        torch.backends.cuda.matmul.allow_tf32 = operand == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = False
         return a @ b
 
     return multiply
@@ -137,7 +136,6 @@ def _cupy_product(operand: str) -> Callable[[], Any] | None:
         import cupy
     except ImportError:
         return None
-    # CuPy takes tf32 from an environment variable that it reads once, so it cannot be switched here.
     dtype = {"fp16": cupy.float16, "fp32": cupy.float32}.get(operand)
     if dtype is None:
         return None

@@ -67,7 +67,7 @@ def main() -> int:
     )
     case = Case(2, 7, 300, 128) if FAKE else HEADLINE
     if "variants" not in skipped:
-        for operand in ("fp16", "tf32"):
+        for operand in ("fp16", "fp16x2"):
             print(f"Step 3's cross term in {operand}, {case}, one thing changed\n")
             rows = variants(device, clock, case, operand)
             print(table(rows, ("what", "µs", "next to it as it is", "sums")), flush=True)
@@ -134,11 +134,11 @@ def variants(device: Device, clock: Clock, case: Case, operand: str) -> list[tup
 def timed_variant(launcher: KernelLauncher, clock: Clock, variant: Variant) -> float:
     """Time the cross term of a variant, warm, in seconds."""
     kernel, own = launcher.kernel, launcher.launches
-    bytes_of_a_point = kernel.width * launcher.prepared.operands.itemsize + 8
+    bytes_of_a_point = kernel.row_bytes + 8
     across = math.ceil(launcher.rows / int(kernel.rows * variant.rows))
     shares = own.cross.grid[1]
     if variant.rows != 1.0:
-        resident = 2 if kernel.operand == "tf32" else 4
+        resident = variant.resident[kernel.resident - 1]
         shares = max(1, launcher.device.gpu.multiprocessors * resident // across)
     launch = replace(
         own.cross,
@@ -189,11 +189,12 @@ def pieces(device: Device, clock: Clock, case: Case, mma: Mapping[str, float], c
             reduction(array, given.bank)
         wall = (time.perf_counter() - begun) / 20
         reduction.close()
-        products = 3 if kernel.operand == "tf32" else 1
+        # fp16x2 takes three products in fp16.
+        products, multiplied = (3, "fp16") if kernel.operand == "fp16x2" else (1, kernel.operand)
         rate = 2.0 * products * launcher.rows * launcher.bank_rows * case.width / warm
         grid = "x".join(map(str, launcher.launches.cross.grid[:2]))
-        of_library = share(rate, card.operations.get(kernel.operand))
-        of_mma = share(rate, mma.get(f"mma_{kernel.operand}"))
+        of_library = share(rate, card.operations.get(multiplied))
+        of_mma = share(rate, mma.get(f"mma_{multiplied}"))
         times = (microseconds(seconds) for seconds in (*cold, warm, whole, wall))
         name = f"{kernel.version} {kernel.operand}"
         rows.append((name, grid, launcher.launches.slices, *times, f"{rate / 1e12:.0f}", of_library, of_mma))

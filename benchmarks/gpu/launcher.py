@@ -64,7 +64,7 @@ class KernelLauncher:
         self.x = self.upload(x)
         self.bank, self.bank_norms = self.upload(prepared.operands), self.upload(prepared.half_norms)
         self.weights, self.centre = self.upload(prepared.weights), self.upload(prepared.centre)
-        self.operands = device.allocate(self.rows * self.width * prepared.operands.itemsize, "-")
+        self.operands = device.allocate(self.rows * kernel.row_bytes, "-")
         self.norms, self.within_sums = (device.allocate(4 * self.rows, "-") for _ in range(2))
         self.out = device.allocate(8 * (self.rows + self.images), "-")
         self.partial = device.allocate(4 * self.rows * MOST_SLICES, "-")

@@ -3,7 +3,7 @@
 //   partial[s][row] = sum_{m in slice s} weights[m] 2^(x[row].bank[m] - |x[row]|^2/2 - |bank[m]|^2/2)
 //     x (rows, d), bank (bank_rows, d), half norms and weights as in step 1.  partial (slices, rows).
 //   fp16, bf16   one product per pair, float32 sums; the norms are those of the rounded operands
-//   tf32         x = X + x', r = R + r', two tf32 numbers each: X.R in one sum, X.r' + x'.R in another
+//   fp16x2       x = X + x', r = R + r', two fp16 numbers each: X.R in one sum, X.r' + x'.R in another
 //
 // A warp keeps WARP_ROWS rows (packed, of any images) in registers while the bank passes through shared memory, TILE
 // points at a time, copied asynchronously STAGES - 1 tiles ahead. Any column of d may be any k of a matrix product, as
@@ -12,20 +12,20 @@
 // Reference: 1_plain.cu on the device, mdmf_deploy.mmd.reference.ReferenceReduction (float64) elsewhere.
 #include "common.cuh"
 
-constexpr bool SPLIT = sizeof(Operand) == 4;
+constexpr bool SPLIT = PARTS == 2;
 constexpr int WARPS = 8;
 constexpr int THREADS = WARPS * LANES;
 // 16 rows at a time, twice if the registers hold them.
-constexpr int M = SPLIT && WIDTH > 64 ? 1 : 2;
+constexpr int M = ROW_BYTES > 512 ? 1 : 2;
 constexpr int WARP_ROWS = 16 * M;
 constexpr int ROWS = WARPS * WARP_ROWS;
 constexpr int TILE = 32;
 constexpr int N = 2;                    // times 8 points at a time; more would take the registers of a second block
 constexpr int GROUPS = TILE / (8 * N);
 constexpr int STAGES = 3;
-constexpr int STEPS = ROW_BYTES / 64;   // four threads read 64 bytes of a row, 16 each
+constexpr int STEPS = WIDTH / 32;       // four threads read 32 numbers of a row, 16 bytes each
 constexpr int WORDS = ROW_BYTES / 16;
-constexpr int RESIDENT = SPLIT || WIDTH > 128 ? 1 : 2;
+constexpr int RESIDENT = ROW_BYTES > 256 ? 1 : 2;
 
 struct Stage {
     uint4 points[TILE * WORDS];
@@ -40,6 +40,8 @@ struct Shared {
 __device__ __forceinline__ void copy_tile(Stage& to, const Operand* bank, const float* half_norms, const float* weights,
                                           int tile) {
     const uint4* points = reinterpret_cast<const uint4*>(bank) + static_cast<size_t>(tile) * TILE * WORDS;
+    // Unrolled, it keeps addresses from tile to tile, in registers that fp16x2 needs for its sums.
+#pragma unroll(SPLIT ? 1 : 4)
     for (int i = threadIdx.x; i < TILE * WORDS; i += THREADS)
         copy_async(to.points + place_of<WORDS>(i / WORDS, i % WORDS), points + i);
     if (threadIdx.x < TILE / 4) {
@@ -49,52 +51,42 @@ __device__ __forceinline__ void copy_tile(Stage& to, const Operand* bank, const 
     }
 }
 
-// Split a float32 into two tf32, with 10 bits of mantissa each: the nearest one and the truncated remainder.
-__device__ __forceinline__ void split(unsigned bits, unsigned& large, unsigned& small) {
-    large = (bits + 0x1000u) & 0xffffe000u;
-    small = __float_as_uint(__uint_as_float(bits) - __uint_as_float(large)) & 0xffffe000u;
-}
-
 // The operands of one of the two products that 16 bytes hold: the first 8 bytes or the last.
 template <int HALF> __device__ __forceinline__ unsigned word_of(const uint4& words, int i) {
     return HALF == 0 ? (i == 0 ? words.x : words.y) : (i == 0 ? words.z : words.w);
 }
 
+// Add to sums one of the two products that 16 bytes of a thread hold.
 template <int HALF>
-__device__ __forceinline__ void multiply_half(float (&sums)[M][N][4], float (&rest)[M][N][4], const uint4 (&x)[M][2],
-                                              const uint4 (&points)[N]) {
+__device__ __forceinline__ void multiply_half(float (&sums)[M][N][4], const uint4 (&x)[M][2], const uint4 (&points)[N]) {
     unsigned a[M][4], b[N][2];
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            a[m][i] = word_of<HALF>(x[m][i % 2], i / 2);
-            // Split again for every point: both parts of all of x would not fit into registers.
-            if constexpr (SPLIT && WIDTH > 128) recompute(a[m][i]);
-        }
+        for (int i = 0; i < 4; ++i) a[m][i] = word_of<HALF>(x[m][i % 2], i / 2);
 #pragma unroll
     for (int n = 0; n < N; ++n)
 #pragma unroll
         for (int i = 0; i < 2; ++i) b[n][i] = word_of<HALF>(points[n], i);
-    if constexpr (SPLIT) {
-        unsigned small_a[M][4], small_b[N][2];
-#pragma unroll
-        for (int m = 0; m < M; ++m)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) split(a[m][i], a[m][i], small_a[m][i]);
-#pragma unroll
-        for (int n = 0; n < N; ++n)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) split(b[n][i], b[n][i], small_b[n][i]);
-        multiply<M, N>(rest, small_a, b);
-        multiply<M, N>(rest, a, small_b);
-    }
     multiply<M, N>(sums, a, b);
+}
+
+// Add X.R to sums, and X.r' + x'.R to rest, by turns: a product waits for the last one that added to the same sum.
+__device__ __forceinline__ void multiply_step(float (&sums)[M][N][4], float (&rest)[M][N][4],
+                                              const uint4 (&x)[PARTS][M][2], const uint4 (&points)[PARTS][N]) {
+    multiply_half<0>(sums, x[0], points[0]);
+    if constexpr (SPLIT) multiply_half<0>(rest, x[1], points[0]);
+    multiply_half<1>(sums, x[0], points[0]);
+    if constexpr (SPLIT) {
+        multiply_half<1>(rest, x[1], points[0]);
+        multiply_half<0>(rest, x[0], points[1]);
+        multiply_half<1>(rest, x[0], points[1]);
+    }
 }
 
 // Add to sums[m][half] this thread's terms of the N * 8 points from `first` on. own, norms: its 2 M rows.
 __device__ __forceinline__ void add_points(float (&sums)[M][2], const Stage& stage, int first,
-                                           const uint4 (&own)[STEPS][M][2], const float (&norms)[M][2]) {
+                                           const uint4 (&own)[STEPS][PARTS][M][2], const float (&norms)[M][2]) {
     const int lane = threadIdx.x % LANES, group = lane / 4, quarter = lane % 4;
     float products[M][N][4], rest[M][N][4];
 #pragma unroll
@@ -113,11 +105,13 @@ __device__ __forceinline__ void add_points(float (&sums)[M][2], const Stage& sta
                              stage.points + place_of<WORDS>(first + group, 4 + quarter)};
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
-        uint4 points[N];
+        uint4 points[PARTS][N];
 #pragma unroll
-        for (int n = 0; n < N; ++n) points[n] = words[step % 2][8 * n * WORDS + step / 2 * 8];
-        multiply_half<0>(products, rest, own[step], points);
-        multiply_half<1>(products, rest, own[step], points);
+        for (int part = 0; part < PARTS; ++part)
+#pragma unroll
+            for (int n = 0; n < N; ++n)
+                points[part][n] = words[step % 2][8 * n * WORDS + (part * STEPS + step) / 2 * 8];
+        multiply_step(products, rest, own[step], points);
     }
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -128,7 +122,7 @@ __device__ __forceinline__ void add_points(float (&sums)[M][2], const Stage& sta
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 float exponent = products[m][n][i];
-                // Tensor cores truncate sums instead of rounding them: in tf32 the norms are added at the end.
+                // Tensor cores truncate sums instead of rounding them: in fp16x2 the norms are subtracted at the end.
                 if constexpr (SPLIT) exponent += rest[m][n][i] - (norms[m][i / 2] + (i % 2 == 0 ? norm.x : norm.y));
                 exponent = fminf(exponent, 0.0f);
                 // Chosen by the point alone, so that a row has the same bits wherever it lies in a tile.
@@ -162,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     for (int ahead = 0; ahead < STAGES - 1; ++ahead) copy(begin + ahead);
 
     // Rows `group` and `group + 8` of each 16. Beyond the last row, repeat the last.
-    uint4 own[STEPS][M][2];
+    uint4 own[STEPS][PARTS][M][2];
     float norms[M][2];
 #pragma unroll
     for (int m = 0; m < M; ++m)
@@ -172,7 +166,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             norms[m][i] = x_half_norms[row];
             const uint4* words = reinterpret_cast<const uint4*>(x) + static_cast<size_t>(row) * WORDS;
 #pragma unroll
-            for (int step = 0; step < STEPS; ++step) own[step][m][i] = words[4 * step + quarter];
+            for (int step = 0; step < STEPS; ++step)
+#pragma unroll
+                for (int part = 0; part < PARTS; ++part)
+                    own[step][part][m][i] = words[4 * (part * STEPS + step) + quarter];
         }
 
     float sums[M][2] = {};

@@ -58,23 +58,18 @@ template <int PENDING> __device__ __forceinline__ void wait_copies() {
 #endif
 }
 
-// Make the compiler recompute whatever follows from `bits` here, instead of once before the loop.
-__device__ __forceinline__ void recompute(unsigned& bits) { asm volatile("" : "+r"(bits)); }
-
 __device__ __forceinline__ float shuffle_xor(float value, int lanes) {
     return __shfl_xor_sync(0xffffffffu, value, lanes);
 }
 
-#if defined(MDMF_FP16)
-#define MDMF_PRODUCT "m16n8k16.row.col.f32.f16.f16.f32"
-#elif defined(MDMF_BF16)
+#if defined(MDMF_BF16)
 #define MDMF_PRODUCT "m16n8k16.row.col.f32.bf16.bf16.f32"
 #else
-#define MDMF_PRODUCT "m16n8k8.row.col.f32.tf32.tf32.f32"
+#define MDMF_PRODUCT "m16n8k16.row.col.f32.f16.f16.f32"
 #endif
 
-// sums[m][n] += a[m] . b[n] for a whole warp: M x N products of 16 rows by 8 columns, with the fragment layout of the
-// PTX ISA. A register holds two 16-bit operands (fp16, bf16; depth 16) or one tf32 (depth 8).
+// sums[m][n] += a[m] . b[n] for a whole warp: M x N products of 16 rows by 8 columns to a depth of 16, with the fragment
+// layout of the PTX ISA. A register holds two operands.
 template <int M, int N>
 __device__ __forceinline__ void multiply(float (&sums)[M][N][4], const unsigned (&a)[M][4], const unsigned (&b)[N][2]) {
 #pragma unroll
@@ -102,12 +97,14 @@ __device__ __forceinline__ void multiply(float (&sums)[M][N][4], const unsigned 
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
-// 2. The operand: the type that signatures are multiplied in, chosen by -DMDMF_FP32, -DMDMF_TF32, -DMDMF_FP16 or
+// 2. The operand: the type that signatures are multiplied in, chosen by -DMDMF_FP32, -DMDMF_FP16X2, -DMDMF_FP16 or
 // -DMDMF_BF16.
 //
-// tf32 stays float32 in memory; step 3 splits every number in two when it multiplies. All values are clamped to
-// +-LIMIT, so that no sum of MDMF_WIDTH products overflows float32: a signature that is far away stays far away instead
-// of becoming NaN. Infinities are not valid signatures and become NaN.
+// In fp16x2 a value v is the sum of two fp16 numbers, X = fp16(v) and x' = fp16(v - X), which float32 holds exactly. A
+// row is its WIDTH numbers X, then its WIDTH numbers x'. v is off by at most 2^-22 of it or 2^-25, whichever is more.
+//
+// All values are clamped to +-LIMIT, so that no sum of MDMF_WIDTH products overflows float32: a signature that is far
+// away stays far away instead of becoming NaN. Infinities are not valid signatures and become NaN.
 
 #ifndef MDMF_WIDTH
 #error "compile with -DMDMF_WIDTH=64, 128 or 256"
@@ -115,16 +112,20 @@ __device__ __forceinline__ void multiply(float (&sums)[M][N][4], const unsigned 
 constexpr int WIDTH = MDMF_WIDTH;
 static_assert(WIDTH == 64 || WIDTH == 128 || WIDTH == 256, "no such width");
 
-#if defined(MDMF_FP32) || defined(MDMF_TF32)
+#if defined(MDMF_FP32)
 using Operand = float;
 constexpr float LIMIT = 7.2057594e16f;  // 2^56
 constexpr int DEGREE = 6;
 __device__ __forceinline__ Operand to_operand(float value) { return value; }
 __device__ __forceinline__ float to_float(Operand value) { return value; }
-#elif defined(MDMF_FP16)
+#elif defined(MDMF_FP16) || defined(MDMF_FP16X2)
 using Operand = unsigned short;
 constexpr float LIMIT = 65504.0f;
+#if defined(MDMF_FP16X2)
+constexpr int DEGREE = 6;
+#else
 constexpr int DEGREE = 4;
+#endif
 __device__ __forceinline__ Operand to_operand(float value) { return half_bits(value); }
 __device__ __forceinline__ float to_float(Operand value) { return half_value(value); }
 #elif defined(MDMF_BF16)
@@ -139,11 +140,15 @@ __device__ __forceinline__ Operand to_operand(float value) {
 }
 __device__ __forceinline__ float to_float(Operand value) { return __uint_as_float(unsigned(value) << 16); }
 #else
-#error "compile with -DMDMF_FP32, -DMDMF_TF32, -DMDMF_FP16 or -DMDMF_BF16"
+#error "compile with -DMDMF_FP32, -DMDMF_FP16X2, -DMDMF_FP16 or -DMDMF_BF16"
 #endif
 
 // Operands that hold one value.
+#if defined(MDMF_FP16X2)
+constexpr int PARTS = 2;
+#else
 constexpr int PARTS = 1;
+#endif
 constexpr int ROW_OPERANDS = WIDTH * PARTS;
 constexpr int ROW_BYTES = ROW_OPERANDS * int(sizeof(Operand));
 
@@ -156,11 +161,24 @@ __device__ __forceinline__ float clamped(float value) {
 __device__ __forceinline__ float store_value(Operand* row, int k, float value) {
     const Operand rounded = to_operand(value);
     row[k] = rounded;
-    return to_float(rounded);
+    const float first = to_float(rounded);
+    if constexpr (PARTS == 1) {
+        return first;
+    } else {
+        const Operand rest = to_operand(value - first);
+        row[WIDTH + k] = rest;
+        return first + to_float(rest);
+    }
 }
 
 // Value k of a row.
-__device__ __forceinline__ float load_value(const Operand* row, int k) { return to_float(row[k]); }
+__device__ __forceinline__ float load_value(const Operand* row, int k) {
+    if constexpr (PARTS == 1) {
+        return to_float(row[k]);
+    } else {
+        return to_float(row[k]) + to_float(row[WIDTH + k]);
+    }
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 3. Arithmetic without threads: which tiles belong to which slice and block, where a tile's words lie in shared

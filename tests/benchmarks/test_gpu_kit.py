@@ -86,7 +86,7 @@ def test_each_launch_and_the_whole_are_timed(gpu: Any, monkeypatch: pytest.Monke
 
 
 def test_variants_edit_the_kernel_of_today(gpu: Any) -> None:
-    for operand in ("fp16", "tf32"):
+    for operand in ("fp16", "fp16x2"):
         kernel = Kernel("tensor", operand, 128)
         for variant in gpu.variants.VARIANTS.values():
             source = gpu.launcher.edited_source(kernel, variant.edits)

@@ -129,9 +129,10 @@ class HostKernel:
         return self.finish(partial, within, prepared, x.shape[0])
 
     def prepare(self, x: np.ndarray, prepared: PreparedBank) -> tuple[np.ndarray, np.ndarray]:
-        rows, width = x.shape[0] * x.shape[1], x.shape[2]
+        rows = x.shape[0] * x.shape[1]
         launch = self.kernel.launches(x.shape[0], x.shape[1], len(prepared.operands), MULTIPROCESSORS).prepare
-        operands, half_norms = np.empty((rows, width), prepared.operands.dtype), np.full(rows, np.nan, np.float32)
+        operands = np.empty((rows, prepared.operands.shape[1]), prepared.operands.dtype)
+        half_norms = np.full(rows, np.nan, np.float32)
         source = np.ascontiguousarray(x, np.float32)
         scale = ctypes.c_float(prepared.scale)
         self.launch(launch, source, prepared.centre, scale, rows, operands, half_norms)

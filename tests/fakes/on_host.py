@@ -28,7 +28,7 @@ def _build(source: Path, options: tuple[str, ...]) -> Mapping[str, Entry]:
     defines = " ".join(options)
     version = next(name for name, (file, _) in VERSIONS.items() if file == source.name)
     [width] = re.findall(r"-DMDMF_WIDTH=(\d+)", defines)
-    [operand] = re.findall(r"-DMDMF_(FP32|TF32|FP16|BF16)", defines)
+    [operand] = re.findall(r"-DMDMF_(FP32|FP16X2|FP16|BF16)", defines)
     kernel = builder()(version, operand.lower(), int(width))
     return {entry: partial(_call, kernel, entry) for entry in ENTRIES}
 

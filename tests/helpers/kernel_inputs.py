@@ -30,13 +30,12 @@ def draw(
 
 
 def kernel_values(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return k of prepared operands, (n, d) and (m, d) -> (n, m), in float64 from direct differences."""
-    a, b = widened(a), widened(b)
+    """Return k of prepared values, (n, d) and (m, d) -> (n, m), in float64 from direct differences."""
     return np.exp2([-0.5 * np.einsum("md,md->m", b - row, b - row) for row in a])
 
 
-def exact_cross(operands: np.ndarray, prepared: PreparedBank) -> tuple[np.ndarray, np.ndarray]:
-    """Return sum_m w_m k and sum_m |w_m| k, both (rows,), with the prepared weights."""
-    k = kernel_values(operands, prepared.operands)
+def exact_cross(values: np.ndarray, prepared: PreparedBank, operand: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return sum_m w_m k and sum_m |w_m| k of prepared values, (rows, d), both (rows,), with the prepared weights."""
+    k = kernel_values(np.asarray(values, np.float64), widened(prepared.operands, operand))
     weights = prepared.weights.astype(np.float64)
     return k @ weights, k @ np.abs(weights)

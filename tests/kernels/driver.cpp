@@ -25,7 +25,7 @@ double score(int images, int patches, int tiles, int slices, int shares) {
     for (float& value : x) value = normal(random);
     for (float& value : points) value = normal(random);
     const auto centre = numbers(WIDTH, 0.0f), weights = numbers(bank_rows, 1.0f);
-    auto operands = numbers(x.size(), Operand()), bank = numbers(points.size(), Operand());
+    auto operands = numbers(x.size() * PARTS, Operand()), bank = numbers(points.size() * PARTS, Operand());
     auto norms = numbers(rows, 0.0f), bank_norms = numbers(bank_rows, 0.0f), within = norms;
     auto partial = numbers(std::size_t(slices) * rows, 0.0f);
     auto contributions = numbers(rows, 0.0), mmd2 = numbers(images, 0.0);

@@ -10,24 +10,14 @@ struct Fragments {
 };
 using Lanes = const Posts<Fragments>&;
 
-#if defined(MDMF_TF32)
-constexpr int DEPTH = 8;
-// (row, k) of A is in a[k / 4 * 2 + row / 8] of lane row % 8 * 4 + k % 4. (k, column) of B is in b[k / 4] of lane
-// column * 4 + k % 4. The hardware reads the upper 19 bits of a register.
-inline float element_a(Lanes lanes, int m, int row, int k) {
-    return __uint_as_float(lanes[row % 8 * 4 + k % 4].a[m][k / 4 * 2 + row / 8] & 0xffffe000u);
-}
-inline float element_b(Lanes lanes, int n, int k, int column) {
-    return __uint_as_float(lanes[column * 4 + k % 4].b[n][k / 4] & 0xffffe000u);
-}
-#elif defined(MDMF_FP16) || defined(MDMF_BF16)
+#if defined(MDMF_FP16) || defined(MDMF_FP16X2) || defined(MDMF_BF16)
 constexpr int DEPTH = 16;
 inline float half_of(unsigned two, int which) {
     const unsigned short bits = static_cast<unsigned short>(two >> 16 * which);
-#if defined(MDMF_FP16)
-    return half_value(bits);
-#else
+#if defined(MDMF_BF16)
     return __uint_as_float(unsigned(bits) << 16);
+#else
+    return half_value(bits);
 #endif
 }
 // A register holds two k: (row, k) of A is in a[k / 8 * 2 + row / 8] of lane row % 8 * 4 + k % 8 / 2. B likewise.

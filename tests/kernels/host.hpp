@@ -165,7 +165,5 @@ inline float exp2_special(float x) {
     return value < 0x1p-126f ? 0.0f : value;
 }
 
-inline void recompute(unsigned&) {}
-
 #include "fragments.hpp"
 #include "hopper_host.hpp"

@@ -35,7 +35,7 @@ def test_exp2_at_its_ends(host: Builder, degree: int) -> None:
     assert (between <= 2.0**-125).all()
 
 
-@pytest.mark.parametrize("operand", ["fp16", "bf16"])
+@pytest.mark.parametrize("operand", ["fp16", "fp16x2", "bf16"])
 def test_device_and_host_round_alike(host: Builder, operand: str) -> None:
     """A number has the same bits whichever side prepares it: ties, subnormal numbers, overflow."""
     ties = [1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-8, 1 + 3 * 2.0**-8]
@@ -45,16 +45,18 @@ def test_device_and_host_round_alike(host: Builder, operand: str) -> None:
     # A bank that neither moves nor scales the signatures.
     prepared = dataclasses.replace(prepare_bank(bank_of(np.zeros((1, 64)), 1.0), kernel.kernel), scale=1.0)
     operands, _ = kernel.prepare(values.reshape(1, 64, 64), prepared)
-    limit = 65504.0 if operand == "fp16" else 2.0**56
-    expected = rounded(np.clip(values, -limit, limit), operand)
-    assert np.array_equal(widened(operands.ravel()), widened(expected))
+    limit = 2.0**56 if operand == "bf16" else 65504.0
+    expected = rounded(np.clip(values, -limit, limit).reshape(64, 64), operand)
+    # Compare both numbers of fp16x2, not only their sum.
+    single = "bf16" if operand == "bf16" else "fp16"
+    assert np.array_equal(widened(operands, single), widened(expected, single))
 
 
-@pytest.mark.parametrize(("operand", "width"), [("fp16", 64), ("fp16", 128), ("fp16", 256), ("tf32", 256)])
+@pytest.mark.parametrize(("operand", "width"), [("fp16", 64), ("fp16", 128), ("fp16", 256), ("fp16x2", 256)])
 def test_threads_that_read_together_use_different_banks(host: Builder, operand: str, width: int) -> None:
     """Eight threads read 16 bytes each, of two points. Shared memory has 32 banks of 4 bytes."""
-    place_of = host("tensor", operand, width).library.host_place_of
-    words = width * (4 if operand == "tf32" else 2) // 16
+    kernel = host("tensor", operand, width)
+    place_of, words = kernel.library.host_place_of, kernel.kernel.row_bytes // 16
     places = np.array([[place_of(point, word) for word in range(words)] for point in range(32)])
     assert np.array_equal(np.sort(places, axis=None), np.arange(places.size))
     for first in range(0, 32, 2):

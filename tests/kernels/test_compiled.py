@@ -34,7 +34,7 @@ SCRIPT = load(Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py")
 ARCHITECTURES: dict[int, int] = SCRIPT.ARCHITECTURES
 EVERY = [(kernel, sm) for kernel in kernels() for sm in ARCHITECTURES if kernel.supports(sm)]
 # The widest kernels of each step have the least room. 8.6 has as little shared memory as any after 7.5.
-EACH = {Kernel("tiled", "fp32", 128), Kernel("tensor", "fp16", 128), Kernel("tensor", "tf32", 256)}
+EACH = {Kernel("tiled", "fp32", 128), Kernel("tensor", "fp16", 128), Kernel("tensor", "fp16x2", 256)}
 SOME = EVERY if os.environ.get("MDMF_ALL_KERNELS") == "1" else [(k, sm) for k, sm in EVERY if k in EACH or sm == 86]
 # Bytes of a block's shared memory that the system keeps, from 8.0 on.
 RESERVED = 1024
@@ -98,38 +98,47 @@ def total(counts: Counter[str], start: str) -> int:
     return sum(count for name, count in counts.items() if name.startswith(start))
 
 
-MATRIX = {"fp16": ("HMMA.16816.F32", 16), "bf16": ("HMMA.16816.F32.BF16", 16), "tf32": ("HMMA.1688.F32.TF32", 8)}
+MATRIX = {"fp16": "HMMA.16816.F32", "fp16x2": "HMMA.16816.F32", "bf16": "HMMA.16816.F32.BF16"}
 
 
 @pytest.mark.parametrize(
     ("operand", "width", "sm"),
-    [("fp16", 128, 80), ("bf16", 128, 90), ("tf32", 128, 90), ("tf32", 256, 86), ("fp16", 64, 120), ("fp16", 256, 100)],
+    [
+        ("fp16", 128, 80),
+        ("bf16", 128, 90),
+        ("fp16x2", 128, 90),
+        ("fp16x2", 256, 86),
+        ("fp16", 64, 120),
+        ("fp16", 256, 100),
+    ],
 )
 def test_step_3_runs_on_tensor_cores(script: ModuleType, operand: str, width: int, sm: int) -> None:
     """It has the intended instructions, as many as the tile scheme needs, and no others in their place."""
     kernel = Kernel("tensor", operand, width)
     found = instructions(script, kernel, sm)
-    name, depth = MATRIX[operand]
-    # A product is 16 rows by 8 points. A warp takes all its rows and twice 8 points. tf32 needs three products.
+    name, accurate = MATRIX[operand], operand == "fp16x2"
+    # A product is 16 rows by 8 points to a depth of 16. A warp takes all its rows and twice 8 points. fp16x2 takes 3.
     values = kernel.rows // 8 // 16 * 2
-    products = values * width // depth * (3 if operand == "tf32" else 1)
+    products = values * width // 16 * (3 if accurate else 1)
     assert found[name] == total(found, "HMMA") > 0
     assert found[name] % products == 0
     copies = found[name] // products
     # Three of the four kernel values that a thread has of each product come from the special-function unit.
     assert found["MUFU.EX2"] == 3 * values * copies
-    assert found["FFMA"] >= values * (4 + (6 if operand == "tf32" else 4)) * copies
+    assert found["FFMA"] >= values * (4 + (6 if accurate else 4)) * copies
     assert total(found, "LDGSTS") > 0
-    assert found["LDS.128"] * kernel.rows // 8 // 16 * 2 * (3 if operand == "tf32" else 1) == found[name]
+    # 16 bytes of R serve two products with X and two with x', 16 bytes of r' two with X.
+    assert found["LDS.128"] * (kernel.rows // 8 // 16) * (3 if accurate else 2) == found[name]
     assert total(found, "LDL") == total(found, "STL") == 0
 
 
-def test_step_3_on_turing(script: ModuleType) -> None:
+@pytest.mark.parametrize(("operand", "products"), [("fp16", 1), ("fp16x2", 3)])
+def test_step_3_on_turing(script: ModuleType, operand: str, products: int) -> None:
     """Products have half the depth, and there are no asynchronous copies."""
-    found = instructions(script, Kernel("tensor", "fp16", 128), 75)
-    assert found["HMMA.1688.F32"] == total(found, "HMMA")
-    assert found["HMMA.1688.F32"] % (4 * 128 // 8) == 0
-    assert found["MUFU.EX2"] == 3 * 4 * found["HMMA.1688.F32"] // (4 * 128 // 8)
+    found = instructions(script, Kernel("tensor", operand, 128), 75)
+    assert found["HMMA.1688.F32"] == total(found, "HMMA") > 0
+    assert found["HMMA.1688.F32"] % (products * 4 * 128 // 8) == 0
+    assert found["MUFU.EX2"] == 3 * 4 * found["HMMA.1688.F32"] // (products * 4 * 128 // 8)
     assert total(found, "LDGSTS") == total(found, "LDL") == total(found, "STL") == 0
 
 
@@ -144,12 +153,12 @@ def test_step_2_multiplies_in_float32_from_shared_memory(script: ModuleType, sm:
     assert found["MUFU.EX2"] == 48
 
 
-@pytest.mark.parametrize("operand", ["tf32", "bf16"])
-def test_a_kernel_is_refused_before_it_is_compiled_for_an_architecture_without_its_products(
-    script: ModuleType, operand: str
+@pytest.mark.parametrize(("operand", "width"), [("bf16", 64), ("fp16x2", 256)])
+def test_a_kernel_is_refused_before_it_is_compiled_for_an_architecture_without_its_products_or_shared_memory(
+    script: ModuleType, operand: str, width: int
 ) -> None:
     with pytest.raises(UsageError, match=r"7\.5 cannot run it; choose fp32 or fp16"):
-        script.cubin(Kernel("tensor", operand, 64), 75)
+        script.cubin(Kernel("tensor", operand, width), 75)
 
 
 @pytest.mark.parametrize(

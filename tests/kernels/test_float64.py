@@ -11,14 +11,13 @@ from helpers.kernel_inputs import draw, exact_cross, kernel_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdmf_deploy.mmd.cuda.kernels import PreparedBank, prepare_bank, widened
+from mdmf_deploy.mmd.cuda.kernels import PreparedBank, prepare_bank, rounded, widened
 from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel
 
 ALLOWED = 2e-6
 LN2 = math.log(2)
-# Half a unit in the last place (relative), and the smallest step between numbers near 0.
-ROUNDING = {"fp32": (2.0**-24, 2.0**-149), "tf32": (2.0**-24, 2.0**-149)}
-ROUNDING |= {"fp16": (2.0**-11, 2.0**-24), "bf16": (2.0**-8, 2.0**-133)}
+# Half a unit in the last place (relative), and half the step between numbers near 0.
+ROUNDING = {"fp16x2": (2.0**-22, 2.0**-25), "fp16": (2.0**-11, 2.0**-25), "bf16": (2.0**-8, 2.0**-134)}
 
 shapes = st.fixed_dictionaries(
     {
@@ -60,21 +59,20 @@ def test_float32_is_within_two_millionths(
 
 def allowed_relative(operand: str, operands: np.ndarray, prepared: PreparedBank) -> float:
     """Error allowed to step 3 for given operands, relative to a kernel value: float32's own, products, polynomials."""
-    a, b = widened(operands), widened(prepared.operands)
+    a, b = widened(operands, operand), widened(prepared.operands, operand)
     width = a.shape[1]
     products = float((np.abs(a) @ np.abs(b).T).max())
-    if operand == "tf32":
-        # Every product leaves out x'.r', 2^-22 of it, and what truncation took from the small parts, 2^-21 of it each.
-        # Sums are truncated once every 8 terms, and hold only products.
-        exponent = products * (2.0**-22 + 2 * 2.0**-21 + width / 8 * 2.0**-23)
-        return ALLOWED + LN2 * exponent
-    # Sums start from the norms and are truncated once every 16 terms. The polynomial is good to 3e-6.
     norms = float((a * a).sum(1).max() + (b * b).sum(1).max()) / 2
+    # Sums are truncated once every 16 terms.
+    if operand == "fp16x2":
+        # They hold only products. Each leaves out x'.r', 2^-22 of it. Norms are rounded as they are added at the end.
+        return ALLOWED + LN2 * (products * (2.0**-22 + width / 16 * 2.0**-23) + norms * 2.0**-23)
+    # They start from the norms. The polynomial is good to 3e-6.
     return ALLOWED + 3e-6 + LN2 * (norms + products) * (width / 16 + 1) * 2.0**-23
 
 
 @settings(deadline=None, max_examples=60)
-@given(operand=st.sampled_from(["fp16", "bf16", "tf32"]), shape=shapes, split=splits, signed=st.booleans())
+@given(operand=st.sampled_from(["fp16", "bf16", "fp16x2"]), shape=shapes, split=splits, signed=st.booleans())
 def test_tensor_cores_add_only_what_their_rounding_explains(
     host: Builder, operand: str, shape: dict[str, int], split: tuple[int, int], signed: bool
 ) -> None:
@@ -86,33 +84,34 @@ def test_tensor_cores_add_only_what_their_rounding_explains(
     # Operands are the nearest numbers of their type. Scaling in float32 rounds three times.
     unit, step = ROUNDING[operand]
     exact = (x.reshape(-1, x.shape[2]).astype(np.float64) - prepared.centre) * prepared.scale
-    assert (np.abs(widened(operands) - exact) <= np.abs(exact) * (unit + 3 * 2.0**-24) + step).all()
-    norms = (widened(operands) ** 2).sum(axis=1) / 2
+    values = widened(operands, operand)
+    assert (np.abs(values - exact) <= np.abs(exact) * (unit + 3 * 2.0**-24) + step).all()
+    norms = (values**2).sum(axis=1) / 2
     assert half_norms == pytest.approx(norms, rel=x.shape[2] * 2.0**-24, abs=1e-30)
 
     # Sums are those of the rounded operands.
     partial = kernel.cross(operands, half_norms, prepared, len(x), *split)
-    cross, magnitude = exact_cross(operands, prepared)
+    cross, magnitude = exact_cross(values, prepared, operand)
     allowed = allowed_relative(operand, operands, prepared)
     assert (np.abs(partial.sum(axis=0, dtype=np.float64) - cross) <= allowed * magnitude).all()
     within = kernel.within(operands, half_norms, len(x)).reshape(len(x), -1)
-    for image, computed in zip(operands.reshape(x.shape), within, strict=True):
+    for image, computed in zip(values.reshape(x.shape), within, strict=True):
         assert computed == pytest.approx(kernel_values(image, image).mean(axis=1), rel=ALLOWED)
 
 
-@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("bandwidth", [0.5, 1.0, 3.0])
-def test_tf32_scores_are_within_ten_millionths(host: Builder, width: int, bandwidth: float) -> None:
+def test_fp16x2_scores_are_within_a_millionth(host: Builder, width: int, bandwidth: float) -> None:
     """The aim for the accurate mode, on tensor cores that truncate every sum."""
     x, bank = draw(7, 2, 49, 500, width, bandwidth=bandwidth)
-    exact, scores = ReferenceReduction()(x, bank), host("tensor", "tf32", width)(x, bank)
-    assert scores.mmd2 == pytest.approx(exact.mmd2, rel=1e-5)
-    assert scores.contributions == pytest.approx(exact.contributions, rel=1e-5, abs=4e-7)
+    exact, scores = ReferenceReduction()(x, bank), host("tensor", "fp16x2", width)(x, bank)
+    assert scores.mmd2 == pytest.approx(exact.mmd2, rel=1e-6)
+    assert scores.contributions == pytest.approx(exact.contributions, rel=1e-6, abs=4e-7)
 
 
 @pytest.mark.parametrize(
     ("version", "operand", "of_norm"),
-    [("plain", "fp32", 0.0), ("tiled", "fp32", 2.0**-21), ("tensor", "tf32", 2.0**-20)],
+    [("plain", "fp32", 0.0), ("tiled", "fp32", 2.0**-21), ("tensor", "fp16x2", 2.0**-20)],
 )
 @pytest.mark.parametrize("bandwidth", [0.1, 0.03])
 def test_a_bank_much_wider_than_its_bandwidth(
@@ -133,24 +132,24 @@ def test_a_bank_much_wider_than_its_bandwidth(
 
 @pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("finer", ["x", "bank", "both"])
-def test_tf32_keeps_bits_that_a_single_tf32_would_drop(host: Builder, width: int, finer: str) -> None:
+def test_fp16x2_keeps_bits_that_a_single_fp16_would_drop(host: Builder, width: int, finer: str) -> None:
     """Coordinates end 2^-12 after their first bit. If one side lost that bit, k would be off by 2^-12 of the norm."""
-    kernel = host("tensor", "tf32", width)
+    kernel = host("tensor", "fp16x2", width)
     coarse = np.random.default_rng(width).choice([-1.0, 1.0], (1, width)) / width**0.5 * 2
     fine = coarse * (1 + 2.0**-12)
-    operands = np.asarray(coarse if finer == "bank" else fine, np.float32)
-    bank = np.zeros((kernel.kernel.tile, width), np.float32)
+    bank = np.zeros((kernel.kernel.tile, width))
     bank[0] = coarse if finer == "x" else fine
-    norms, bank_norms = ((points.astype(np.float64) ** 2).sum(1) / 2 for points in (operands, bank))
+    operands, points = rounded(coarse if finer == "bank" else fine, "fp16x2"), rounded(bank, "fp16x2")
+    values, bank_values = widened(operands, "fp16x2"), widened(points, "fp16x2")
+    norms, bank_norms = ((of**2).sum(1).astype(np.float32) / 2 for of in (values, bank_values))
     weights = np.eye(1, len(bank), dtype=np.float32)[0]
-    narrow = [array.astype(np.float32) for array in (norms, bank_norms)]
-    prepared = PreparedBank(bank, narrow[1], weights, 1.0, np.zeros(width, np.float32), 1.0, 0.0)
-    k = kernel.cross(operands, narrow[0], prepared).sum()
-    assert k == pytest.approx(kernel_values(operands, bank)[0, 0], rel=3e-6)
+    prepared = PreparedBank(points, bank_norms, weights, 1.0, np.zeros(width, np.float32), 1.0, 0.0)
+    k = kernel.cross(operands, norms, prepared).sum()
+    assert k == pytest.approx(kernel_values(values, bank_values)[0, 0], rel=3e-6)
 
 
 @pytest.mark.parametrize(
-    ("version", "operand"), [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "tf32")]
+    ("version", "operand"), [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "fp16x2")]
 )
 def test_a_bank_of_more_tiles_than_slices(host: Builder, version: str, operand: str) -> None:
     """Keep the launch's own split: slices of unequal length, several per block."""
@@ -162,7 +161,7 @@ def test_a_bank_of_more_tiles_than_slices(host: Builder, version: str, operand: 
     assert launches.slices == 128
     assert 1 < launches.cross.grid[1] < 128
     operands, half_norms = kernel.prepare(x, prepared)
-    cross, magnitude = exact_cross(operands, prepared)
+    cross, magnitude = exact_cross(widened(operands, operand), prepared, operand)
     partial = kernel.cross(operands, half_norms, prepared)
     allowed = allowed_relative(operand, operands, prepared) if version == "tensor" else ALLOWED
     assert (np.abs(partial.sum(axis=0, dtype=np.float64) - cross) <= allowed * magnitude).all()

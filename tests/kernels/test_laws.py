@@ -10,13 +10,13 @@ from fakes.host_kernels import Builder, HostKernel
 from helpers.float32_mmd import EPS
 from helpers.kernel_inputs import bank_of, draw, exact_cross
 
-from mdmf_deploy.mmd.cuda.kernels import OPERANDS, VERSIONS, Kernel, kernels, prepare_bank
+from mdmf_deploy.mmd.cuda.kernels import OPERANDS, VERSIONS, Kernel, kernels, prepare_bank, widened
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
-EVERY = [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "bf16"), ("tensor", "tf32")]
+EVERY = [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "bf16"), ("tensor", "fp16x2")]
 each = pytest.mark.parametrize(("version", "operand"), EVERY)
 # Relative error of a kernel value, for scores near 1.
-COARSE = {"fp32": 2e-6, "tf32": 1e-5, "fp16": 2e-3, "bf16": 2e-2}
+COARSE = {"fp32": 2e-6, "fp16x2": 2e-6, "fp16": 2e-3, "bf16": 2e-2}
 
 
 @pytest.fixture
@@ -140,11 +140,11 @@ def test_weights_may_be_negative_and_need_not_add_up_to_1(kernel: HostKernel, op
 
 
 @each
-def test_the_number_of_slices_changes_rounding_alone(kernel: HostKernel) -> None:
+def test_the_number_of_slices_changes_rounding_alone(kernel: HostKernel, operand: str) -> None:
     x, bank = draw(11, 1, 9, 400, 64)
     prepared = prepare_bank(bank, kernel.kernel)
     operands, half_norms = kernel.prepare(x, prepared)
-    _, magnitude = exact_cross(operands, prepared)
+    _, magnitude = exact_cross(widened(operands, operand), prepared, operand)
     sums = [
         kernel.cross(operands, half_norms, prepared, 1, slices).sum(axis=0, dtype=np.float64)
         for slices in range(1, 1 + len(prepared.operands) // kernel.kernel.tile)

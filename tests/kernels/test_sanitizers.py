@@ -20,7 +20,7 @@ from mdmf_deploy.mmd.cuda.kernels import Kernel
 SANITIZERS = {"address": ["-fsanitize=address"], "thread": ["-fsanitize=thread"]}
 UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
 STEPS = {"plain": Kernel("plain", "fp32", 64), "tiled": Kernel("tiled", "fp32", 64)}
-STEPS |= {"tensor": Kernel("tensor", "fp16", 64), "tf32": Kernel("tensor", "tf32", 128)}
+STEPS |= {"tensor": Kernel("tensor", "fp16", 64), "fp16x2": Kernel("tensor", "fp16x2", 128)}
 # Step 1's threads share nothing. The kernels around the cross term are the same in every step, and step 3 has the same
 # barriers for every operand.
 CLEAN = [("address", step) for step in STEPS] + [("thread", "tiled"), ("thread", "tensor")]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import room
 
 WIDTHS = (64, 128, 256)
-OPERANDS = ("fp32", "tf32", "fp16", "bf16")
+OPERANDS = ("fp32", "fp16x2", "fp16", "bf16")
 # version -> source file, operands.
 VERSIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "plain": ("1_plain.cu", ("fp32", "fp16", "bf16")),
     "tiled": ("2_tiled.cu", ("fp32",)),
-    "tensor": ("3_tensor.cu", ("tf32", "fp16", "bf16")),
-    "wgmma": ("4_wgmma.cu", ("fp16", "bf16")),
+    "tensor": ("3_tensor.cu", ("fp16x2", "fp16", "bf16")),
+    "wgmma": ("4_wgmma.cu", ("fp16x2", "fp16", "bf16")),
 }
 # Products of a whole warpgroup exist on Hopper alone, in a dialect of its own.
 _HOPPER = 90
@@ -39,12 +39,14 @@ _HOPPER_DIALECT = "--gpu-architecture=sm_90a"
 # float32 number, which marks a tile with norms to subtract.
 _NEAR, _MARK = 60.0, 2.0**-126
 _ALIGNED = 1024  # bytes
-# Oldest compute capability for each kernel: matrix products in tf32 and bf16 came with 8.0.
+# Oldest compute capability for the kernels: matrix products in bf16 came with 8.0.
 _OLDEST = 75
-_OLDEST_TENSOR = {"fp16": 75, "tf32": 80, "bf16": 80}
+_OLDEST_BF16 = 80
+# Most shared memory of a block on compute capability 7.5. All later ones have more than any kernel takes.
+_SHARED_75 = 65536
 # The same as LIMIT in common.cuh: no sum of products overflows, and fp16 holds nothing larger.
-_LIMITS = {"fp32": 2.0**56, "tf32": 2.0**56, "fp16": 65504.0, "bf16": 2.0**56}
-_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
+LIMITS = {"fp32": 2.0**56, "fp16x2": 65504.0, "fp16": 65504.0, "bf16": 2.0**56}
+_BYTES = {"fp32": 4, "fp16x2": 4, "fp16": 2, "bf16": 2}
 # Slices of a bank: enough for one image to occupy a large GPU. A long bank has more, so that no slice has more points
 # than float32 can sum accurately.
 _SLICES = 128
@@ -84,7 +86,7 @@ class Launches:
 class PreparedBank:
     """A bank as a kernel reads it, padded with points of weight 0 to whole tiles.
 
-    operands: (rows, d) in the kernel's operand type, bf16 as uint16.
+    operands: (rows, d) in the kernel's operand type, bf16 as uint16. In fp16x2 (rows, 2 d) float16, X beside x'.
     half_norms: (rows,), of the rounded operands.
     weights: (rows,). Times unit, they are the bank's weights.
     centre: (d,).
@@ -130,15 +132,22 @@ class Kernel:
     def rows(self) -> int:
         """Rows (signatures) per block."""
         if self.version == "tensor":
-            return 128 if self.operand == "tf32" and self.width > 64 else 256
+            return 128 if self.row_bytes > 512 else 256
         if self.version == "wgmma":
             return 64 * self._warpgroups
         return 128
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a prepared row."""
+        return self.width * _BYTES[self.operand]
+
+    @property
     def tile(self) -> int:
         """Bank points per tile. A prepared bank is a whole number of tiles."""
-        return 128 if self.version in ("tiled", "wgmma") else 32
+        if self.version == "wgmma":
+            return 64 if self.row_bytes > 512 else 128
+        return 128 if self.version == "tiled" else 32
 
     @property
     def threads(self) -> int:
@@ -151,6 +160,8 @@ class Kernel:
     @property
     def _warpgroups(self) -> int:
         """Warpgroups that multiply in version "wgmma"."""
+        if self.operand == "fp16x2":
+            return 2
         return 3 if self.width == 256 else 4
 
     @property
@@ -160,10 +171,10 @@ class Kernel:
             return 0
         if self.version == "tiled":
             return 4 * (2 * 2 * 128 * (16 + 4) + 128 * (16 + 1))
-        stage = self.tile * (self.width * _BYTES[self.operand] + 8)
+        stage = self.tile * (self.row_bytes + 8)
         if self.version == "wgmma":
             stages = 3 if stage > 50000 else 4 if stage > 30000 else 8
-            rows = self.rows * self.width * _BYTES[self.operand] if self.width == 128 else 0
+            rows = self.rows * self.row_bytes if self._warpgroups == 4 and self.width == 128 else 0
             # The barriers come last.
             return rows + stages * -(-stage // _ALIGNED) * _ALIGNED + _ALIGNED
         return 3 * stage
@@ -172,7 +183,8 @@ class Kernel:
         """Whether GPUs of compute capability `sm` (89 for 8.9) can run this kernel."""
         if self.version == "wgmma":
             return sm == _HOPPER
-        return sm >= (_OLDEST_TENSOR[self.operand] if self.version == "tensor" else _OLDEST)
+        oldest = _OLDEST_BF16 if (self.version, self.operand) == ("tensor", "bf16") else _OLDEST
+        return sm >= oldest and (sm > 75 or self.shared <= _SHARED_75)
 
     def options(self, sm: int) -> tuple[str, ...]:
         """Options for the compiler, besides the folder of headers, and the architecture unless it is a dialect.
@@ -182,8 +194,8 @@ class Kernel:
         if not self.supports(sm):
             instead = "choose fp32 or fp16" if sm >= _OLDEST else "choose a CPU runtime"
             raise UsageError(
-                f"kernel {self.version!r} with {self.operand}: GPUs of compute capability {sm // 10}.{sm % 10} cannot"
-                f" run it; {instead}"
+                f"kernel {self.version!r} with {self.operand} and d = {self.width}: GPUs of compute capability"
+                f" {sm // 10}.{sm % 10} cannot run it; {instead}"
             )
         dialect = (_HOPPER_DIALECT,) if self.version == "wgmma" else ()
         return "--std=c++17", f"-DMDMF_WIDTH={self.width}", f"-DMDMF_{self.operand.upper()}", *dialect
@@ -220,7 +232,7 @@ class Kernel:
             return 4
         if self.version == "wgmma":
             return 1
-        return 2 if self.version == "tiled" or (self.operand != "tf32" and self.width <= 128) else 1
+        return 2 if self.version == "tiled" or self.row_bytes <= 256 else 1
 
 
 def kernels() -> Iterator[Kernel]:
@@ -234,17 +246,26 @@ def kernels() -> Iterator[Kernel]:
 def choose(sm: int, width: int, operand: str, version: str | None = None) -> Kernel:
     """Return the kernel for a GPU of compute capability `sm` (89 for 8.9) and signatures of width d.
 
-    operand: "fp32", "tf32" (on tensor cores, accurate to 1e-5), "fp16" or "bf16".
+    operand: "fp32", "fp16x2" (on tensor cores, as accurate), "fp16" or "bf16".
     version: None for the fastest.
     Raises UsageError if there is none.
     """
-    kernel = Kernel(version or ("tiled" if operand == "fp32" else "tensor"), operand, width)
+    fastest = "tiled" if operand == "fp32" else "wgmma" if sm == _HOPPER else "tensor"
+    kernel = Kernel(version or fastest, operand, width)
     kernel.options(sm)
     return kernel
 
 
 def prepare_bank(bank: Bank, kernel: Kernel) -> PreparedBank:
     """Prepare a bank for a kernel, on the host. Raises UsageError if the bank's width is not the kernel's."""
+    return lay_out(round_bank(bank, kernel), kernel)
+
+
+def round_bank(bank: Bank, kernel: Kernel) -> PreparedBank:
+    """Round a bank to a kernel's operands and pad it to whole tiles, point after point.
+
+    Raises UsageError if the bank's width is not the kernel's.
+    """
     m, d = bank.signatures.shape
     if d != kernel.width:
         raise UsageError(f"bank: signatures of width {d}, but the kernel is for {kernel.width}; choose it by the bank")
@@ -253,70 +274,84 @@ def prepare_bank(bank: Bank, kernel: Kernel) -> PreparedBank:
     rows = -(-m // kernel.tile) * kernel.tile
     operands = rounded(np.zeros((rows, d)), kernel.operand)
     half_norms = np.zeros(rows, np.float32)
-    limit = _LIMITS[kernel.operand]
+    limit = LIMITS[kernel.operand]
     for start in range(0, m, PREPARED_AT_ONCE):
         points = (bank.signatures[start : start + PREPARED_AT_ONCE] - centre.astype(np.float64)) * float(scale)
         part = rounded(np.clip(points, -limit, limit), kernel.operand)
         operands[start : start + len(part)] = part
-        values = widened(part)
+        values = widened(part, kernel.operand)
         half_norms[start : start + len(part)] = np.einsum("md,md->m", values, values) / 2
     weights = np.zeros(rows, np.float32)
     # In units of the largest weight: equal weights become exactly 1, without a rounding error common to all terms.
     unit = float(np.abs(bank.weights).max()) or 1.0
     weights[:m] = bank.weights / unit
-    if kernel.version == "wgmma":
-        operands, half_norms, weights = _for_hopper(operands, half_norms, weights, kernel)
     return PreparedBank(operands, half_norms, weights, unit, centre, float(scale), bank.self_term)
 
 
-def _for_hopper(
-    operands: NDArray[Any], half_norms: NDArray[np.float32], weights: NDArray[np.float32], kernel: Kernel
-) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
-    """Lay a prepared bank out for 4_wgmma.cu: operands, what is left of the half norms, and the folded weights.
+def lay_out(bank: PreparedBank, kernel: Kernel) -> PreparedBank:
+    """Lay a rounded bank out as a kernel reads it. Only "wgmma" differs.
 
-    A tile is one plane of 128 bytes a point after the other. Within every 32 columns, 8 q + 4 s + 2 h + e becomes column
-    2 q + e of half h of product s, so that a thread q of four holds what it needs in 16 consecutive bytes. The words of
-    16 bytes of a point are swizzled by the point modulo 8.
+    There, a tile is one plane of 128 bytes a point after the other. Within every 32 columns, column 8 q + 4 s + 2 h + e
+    becomes column 2 q + e of half h of product s, so that thread q of four finds what it needs of a row of x in 16
+    consecutive bytes. The words of 16 bytes of a point are swizzled by the point modulo 8. 2^-(half norm) is in the
+    weights, and half_norms are what would not fit there.
     """
+    if kernel.version != "wgmma":
+        return bank
+    operands = bank.operands
     columns = operands.reshape(len(operands), -1, 4, 2, 2, 2).transpose(0, 1, 3, 4, 2, 5)
     tiles = columns.reshape(-1, kernel.tile, operands.shape[1] // 64, 8, 8).transpose(0, 2, 1, 3, 4)
     point, word = np.arange(kernel.tile)[:, None], np.arange(8)[None]
     swizzled = np.empty(tiles.shape, operands.dtype)
     swizzled[:, :, point, word ^ point % 8] = tiles[:, :, point, word]
-    folded = np.minimum(half_norms, np.float32(_NEAR))
-    rest = half_norms - folded
+    folded = np.minimum(bank.half_norms, np.float32(_NEAR))
+    rest = bank.half_norms - folded
     if rest.any():
         # Every tile tells by its first point that there is something to subtract.
         first = rest[:: kernel.tile]
         first[first == 0.0] = _MARK
-    weights = (weights * np.exp2(-folded.astype(np.float64))).astype(np.float32)
-    return swizzled.reshape(operands.shape), rest, weights
+    weights = (bank.weights * np.exp2(-folded.astype(np.float64))).astype(np.float32)
+    return replace(bank, operands=swizzled.reshape(operands.shape), half_norms=rest, weights=weights)
 
 
 def rounded(values: NDArray[np.floating], operand: str) -> NDArray[Any]:
-    """Round to the operand's type in memory. bf16 is returned as its bits (uint16)."""
+    """Round (..., d) to the operand's type in memory.
+
+    bf16 is returned as its bits (uint16). fp16x2 is returned as (..., 2 d) float16: d numbers X, then d numbers x'.
+    """
     if operand == "bf16":
         bits = np.asarray(values, np.float32).view(np.uint32)
         return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    if operand == "fp16x2":
+        # Through float32, like the signatures: X + x' is a float32 then.
+        values = np.asarray(values, np.float32)
+        first = values.astype(np.float16)
+        return np.concatenate([first, (values - first).astype(np.float16)], axis=-1)
     return np.asarray(values, np.float16 if operand == "fp16" else np.float32)
 
 
-def widened(operands: NDArray[Any]) -> NDArray[np.float64]:
-    """Convert the result of `rounded` to float64."""
-    if operands.dtype == np.uint16:
+def widened(operands: NDArray[Any], operand: str) -> NDArray[np.float64]:
+    """Convert the result of `rounded` to float64, (..., d)."""
+    if operand == "bf16":
         operands = (operands.astype(np.uint32) << 16).view(np.float32)
-    return operands.astype(np.float64)
+    values = operands.astype(np.float64)
+    if operand == "fp16x2":
+        first, rest = np.split(values, 2, axis=-1)
+        return first + rest
+    return values
 
 
 @lru_cache(maxsize=256)
 def _shares(across: int, slices: int, tiles: float, places: int) -> int:
-    """Return how many blocks should share the slices of each of `across` row tiles: the fewest that finish earliest.
+    """Return how many blocks should share the slices of each of `across` row tiles, so that the last finishes earliest.
 
+    Of equals take the fewest waves, and then the most blocks: they leave less of the GPU idle and have less to do each.
     tiles: per slice. places: blocks that run at a time.
     """
 
-    def time(shares: int) -> float:
-        return math.ceil(across * shares / places) * (math.ceil(slices / shares) * tiles + _START)
+    def time(shares: int) -> tuple[float, int, int]:
+        waves = math.ceil(across * shares / places)
+        return waves * (math.ceil(slices / shares) * tiles + _START), waves, -shares
 
     return min(range(1, min(slices, _MOST_SHARES) + 1), key=time)
 

@@ -51,13 +51,16 @@ _LANES = 2
 MAX_ROWS = 1 << 16
 # Graphs kept per lane, one for each batch shape. A run has two shapes: the batch size and the remainder at the end.
 MAX_GRAPHS = 8
-# Compute capabilities whose tensor cores do three tf32 products faster than one float32 product: A100, H100, B200 and
-# B300. Other cards run tf32 at float32's rate (engines/kernels/README.md).
-_TF32 = (80, 90, 100, 103)
-# Largest mean |r - centre|^2 / (2 sigma^2) for which exponents are computed from products, with an error of about 3e-8
-# of it. Beyond it they are computed from differences ("plain"), which is slower. fp16 and bf16 have no limit, because
-# their operands round more than that anyway.
-_STEEP = {"fp32": 16.0, "tf32": 128.0}
+# Compute capabilities whose tensor cores do three fp16 products faster than one float32 product: A100, H100, B200 and
+# B300. Consumer cards halve the rate of fp16 with float32 sums, so that by their data sheets the two are about equally
+# fast, which has not been measured (engines/kernels/README.md). They keep float32.
+_FP16X2 = (80, 90, 100, 103)
+# Largest mean |r - centre|^2 / (2 sigma^2) for which exponents are computed from products. Beyond it they are computed
+# from differences ("plain"), which is slower. A kernel value is off by up to 1e-6 times that mean. In fp32 the errors
+# differ in sign; in fp16x2 all values come out too small, because tensor cores truncate. At 128 this moves a score by
+# 5e-6 of itself in a hard case (64 points, d = 256, every patch about sigma from a point), and by less with a longer
+# bank. fp16 and bf16 have no limit, because their operands round more than that anyway.
+_STEEP = {"fp32": 16.0, "fp16x2": 128.0}
 _SMALLER_BATCH = "lower --batch-size"
 _SMALLER_BANK = "compress the bank (`mdmf bank compress`), or close what else runs on this GPU"
 
@@ -87,7 +90,7 @@ class CudaReduction:
     """Satisfies the contract of every reduction, on a GPU.
 
     device: None for the first GPU.
-    operand: the type that is multiplied, "fp32", "tf32", "fp16" or "bf16". None for tf32 on GPUs where it is faster
+    operand: the type that is multiplied, "fp32", "fp16x2", "fp16" or "bf16". None for fp16x2 on GPUs where it is faster
     than fp32, and fp32 on others.
     version: of the kernels ("plain", "tiled", "tensor"). None for the fastest that is accurate with the bank.
     Raises RuntimeUnavailable without a usable GPU, UsageError for an operand or width that has no kernel, and
@@ -98,7 +101,7 @@ class CudaReduction:
 
     def __init__(self, device: Device | None = None, *, operand: str | None = None, version: str | None = None) -> None:
         self.device = open_device() if device is None else device
-        self.operand = operand or ("tf32" if self.device.gpu.sm in _TF32 else "fp32")
+        self.operand = operand or ("fp16x2" if self.device.gpu.sm in _FP16X2 else "fp32")
         self._version = version
         self._lanes = [Lane(self.device) for _ in range(_LANES)]
         self._next = 0
@@ -178,7 +181,7 @@ class UploadedBank:
     def __init__(self, device: Device, bank: Bank, kernel: Kernel) -> None:
         self.bank, self.kernel = bank, kernel
         prepared = prepare_bank(bank, kernel)
-        self.rows, self.operand_bytes = len(prepared.operands), prepared.operands.itemsize
+        self.rows = len(prepared.operands)
         self.unit, self.scale, self.self_term = prepared.unit, prepared.scale, prepared.self_term
         module = device.module(kernel.source, kernel.options(device.gpu.sm))
         self.entries = {name: module[name] for name in ("mdmf_prepare", "mdmf_cross", "mdmf_within", "mdmf_finish")}
@@ -250,10 +253,10 @@ class Lane:
             # Read the last batch's results: this batch's will be written to the same place.
             self._batch.take()
             self._batch = None
-        images, patches, width = signatures.shape
+        images, patches, _ = signatures.shape
         rows = images * patches
         launches = bank.launches(images, patches)
-        operands = self._room("operands", rows * width * bank.operand_bytes)
+        operands = self._room("operands", rows * bank.kernel.row_bytes)
         half_norms, within = self._room("half_norms", 4 * rows), self._room("within", 4 * rows)
         partial_sums = self._room("partial", 4 * rows * launches.slices)
         # Contributions first, then the scores of the images.
