@@ -43,7 +43,6 @@ def launch() -> None:
         launcher = KernelLauncher(device, kernel, given.x, prepare_bank(given.bank, kernel))
         launcher.cross(launcher.stream)
         if operand == "fp16":
-            launcher.within(launcher.stream)
             launcher.finish(launcher.stream)
         launcher.stream.synchronize()
         launcher.free()

@@ -44,7 +44,7 @@ def test_device_and_host_round_alike(host: Builder, operand: str) -> None:
     kernel = host("tensor", operand, 64)
     # A bank that neither moves nor scales the signatures.
     prepared = dataclasses.replace(prepare_bank(bank_of(np.zeros((1, 64)), 1.0), kernel.kernel), scale=1.0)
-    operands, _ = kernel.prepare(values.reshape(1, 64, 64), prepared)
+    operands, *_ = kernel.prepare(values.reshape(1, 64, 64), prepared)
     limit = 65504.0 if operand == "fp16" else 2.0**56
     expected = rounded(np.clip(values, -limit, limit), operand)
     assert np.array_equal(widened(operands.ravel()), widened(expected))

@@ -6,14 +6,14 @@ How a signature becomes a score, file by file:
 
 1. Here. `CudaReduction.submit` checks the shape and prepares the bank on first use (`UploadedBank`). It cuts a batch
    that is too large and gives each part to one of two lanes in turn. `Lane.start` copies the signatures to the GPU,
-   launches four kernels and copies the scores back. `Pending.scores` waits for them.
+   launches three kernels and copies the scores back. `Pending.scores` waits for them.
 2. mmd/cuda/kernels.py says which kernel a GPU and a bank get, how a bank is prepared for it, and with which grid each
-   of the four kernels is launched. mmd/__init__.py holds `Scores` and the check of shapes.
+   of the three kernels is launched. mmd/__init__.py holds `Scores` and the check of shapes.
 3. hardware/device.py is the GPU as this file sees it: memory, copies, modules, launches, events, streams and graphs.
    It also reads arrays that other libraries hold on the GPU. hardware/cuda_core.py is that GPU through cuda-core, and
    hardware/cubin.py compiles and caches the kernels.
 4. engines/kernels/3_tensor.cu (or 2_tiled.cu, 1_plain.cu) computes the cross term. engines/kernels/common.cuh holds
-   the kernels around it: prepare the operands, the within-image term, and the final sums.
+   the kernels around it: prepare the operands and the within-image term, and the final sums.
 
 No N x M matrix is ever stored. The order of every sum depends only on the bank and the GPU, so an image gets the same
 bits in any batch and on every run. Reference: mdmf_deploy.mmd.reference.ReferenceReduction (float64).
@@ -181,7 +181,7 @@ class UploadedBank:
         self.rows, self.operand_bytes = len(prepared.operands), prepared.operands.itemsize
         self.unit, self.scale, self.self_term = prepared.unit, prepared.scale, prepared.self_term
         module = device.module(kernel.source, kernel.options(device.gpu.sm))
-        self.entries = {name: module[name] for name in ("mdmf_prepare", "mdmf_cross", "mdmf_within", "mdmf_finish")}
+        self.entries = {name: module[name] for name in ("mdmf_prepare", "mdmf_cross", "mdmf_finish")}
         self._multiprocessors = device.gpu.multiprocessors
         self._launches: dict[tuple[int, int], Launches] = {}
         stream = device.stream()
@@ -265,14 +265,13 @@ class Lane:
             run = partial(self._launch, bank)
             x, points = (operands, half_norms), (bank.operands, bank.half_norms, bank.weights)
             run(launches.cross, *x, *points, rows, bank.rows, launches.slices, partial_sums)
-            run(launches.within, *x, images, patches, within)
             scalars = np.float32(bank.unit), np.float64(bank.self_term)
             mmd2 = np.uintp(out.pointer + 8 * rows)
             run(launches.finish, partial_sums, within, launches.slices, images, patches, *scalars, out, mmd2)
             self._device.copy(results, out, 8 * (rows + images), self._stream)
 
         scale = np.float32(bank.scale)
-        self._launch(bank, launches.prepare, source, bank.centre, scale, rows, operands, half_norms)
+        self._launch(bank, launches.prepare, source, bank.centre, scale, patches, operands, half_norms, within)
         if isinstance(signatures, DeviceView) and signatures.stream is not None:
             # Only prepare reads the signatures, so their producer may overwrite them from here on.
             self._consumed.record(self._stream)
