@@ -299,7 +299,7 @@ __device__ __forceinline__ float sum_of_column(const float (&sums)[COLUMN_THREAD
 //
 // Four threads hold a column in registers while the block's rows pass, four at a time, from shared memory. All threads
 // of a warp read the same row. Differences are taken directly, so k(x, x) is exactly 1.
-extern "C" __global__ void __launch_bounds__(PREPARE_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(PREPARE_THREADS, WIDTH > 128 ? 1 : 2)
     mdmf_prepare(const float* __restrict__ x, const float* __restrict__ centre, float scale, int patches,
                  Operand* __restrict__ out, float* __restrict__ half_norms, float* __restrict__ within) {
     constexpr int WORDS = WIDTH / 4;
