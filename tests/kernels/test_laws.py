@@ -70,7 +70,7 @@ def test_an_image_is_prepared_alike_by_any_number_of_blocks_from_any_address(
 @each
 @pytest.mark.parametrize("slices", [1, 2, 7, 8, 9, 127, 128, 129, 300])
 def test_every_slice_is_added_once_in_float64(kernel: HostKernel, operand: str, slices: int) -> None:
-    x, bank = draw(14, 2, 70, 1, 64)
+    _, bank = draw(14, 2, 70, 1, 64)
     prepared = prepare_bank(bank, kernel.kernel)
     generator = np.random.default_rng(slices)
     partial = generator.uniform(1, 2, (slices, 140)).astype(np.float32)

@@ -47,7 +47,10 @@ PLANTED = {
         "address", "tensor", "3_tensor.cu", "mine.last - 1).last;", "mine.last - 1).last + 1;"
     ),
     "prepare reads patches past the end": Fault(
-        "address", "plain", "common.cuh", "(start > 0) load_column(own, x + (image + min(start + column, patches - 1))",
+        "address",
+        "plain",
+        "common.cuh",
+        "(start > 0) load_column(own, x + (image + min(start + column, patches - 1))",
         "(start > 0) load_column(own, x + (image + start + column)",
     ),
     "prepare compares rows before all are there": Fault(
