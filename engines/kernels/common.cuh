@@ -256,12 +256,6 @@ __device__ __forceinline__ float rounded(float value) {
     return store_value(row, 0, value);
 }
 
-__device__ __forceinline__ float sum_of_lanes(float value) {
-#pragma unroll
-    for (int lanes = LANES / 2; lanes > 0; lanes /= 2) value += shuffle_xor(value, lanes);
-    return value;
-}
-
 // Load a thread's words of a signature, every COLUMN_THREADS-th from its own on, prepared and rounded.
 __device__ __forceinline__ void load_column(float4 (&words)[COLUMN_WORDS], const float* __restrict__ x,
                                             const float* __restrict__ centre, float scale) {
@@ -286,7 +280,7 @@ __device__ __forceinline__ void load_column(float4 (&words)[COLUMN_WORDS], const
     }
 }
 
-// Add up four rows' sums over the four threads of a column. Thread i returns the sum of row i.
+// Add up four sums over the four threads of a column. Thread i returns sum i.
 __device__ __forceinline__ float sum_of_column(const float (&sums)[COLUMN_THREADS]) {
     const bool second = threadIdx.x % 2 != 0, last = threadIdx.x % 4 >= 2;
     const float even = (last ? sums[2] : sums[0]) + shuffle_xor(last ? sums[0] : sums[2], 2);
@@ -307,55 +301,68 @@ extern "C" __global__ void __launch_bounds__(PREPARE_THREADS, WIDTH > 128 ? 1 : 
     __shared__ float4 rows[PREPARED_ROWS * WORDS];
     __shared__ float sums[PREPARED_ROWS * PITCH];
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+    const int part = threadIdx.x % COLUMN_THREADS, column = threadIdx.x / COLUMN_THREADS;
     const size_t image = static_cast<size_t>(blockIdx.x) * patches;
     const Range mine = share_of(patches, gridDim.y, blockIdx.y);
     const int here = mine.last - mine.first;
-    const int part = threadIdx.x % COLUMN_THREADS, column = threadIdx.x / COLUMN_THREADS;
-    // First, because all of these loads are under way together, and the rows of the block are among them.
+    const auto load = [&](float4(&words)[COLUMN_WORDS], int patch) {
+        load_column(words, x + (image + min(patch, patches - 1)) * WIDTH, centre, scale);
+    };
+    // In a small image the block's rows are among the first columns. In a large one they are loaded apart.
+    const bool small = patches <= COLUMNS;
+    const int first = small ? column : mine.first + column;
     float4 own[COLUMN_WORDS];
-    load_column(own, x + (image + min(column, patches - 1)) * WIDTH, centre, scale);
-    for (int row = part; row < PREPARED_ROWS; row += COLUMN_THREADS) sums[row * PITCH + column] = 0.0f;
-    for (int row = warp; row < here; row += PREPARE_WARPS) {
-        const size_t place = image + mine.first + row;
-        float* const values = reinterpret_cast<float*>(rows + row * WORDS);
-        float sum = 0.0f;
+    load(own, first);
+    const int staged = first - mine.first;
+    float norm = 0.0f;
+    if (staged >= 0 && staged < here) {
+        float norms[4] = {};
 #pragma unroll
-        for (int k = lane; k < WIDTH; k += LANES) {
-            const float bounded = prepared(x[place * WIDTH + k], centre[k], scale);
-            values[k] = store_value(out + place * ROW_OPERANDS, k, bounded);
-            sum = fmaf(values[k], values[k], sum);
+        for (int i = 0; i < COLUMN_WORDS; ++i) {
+            const int word = i * COLUMN_THREADS + part;
+            const float values[4] = {own[i].x, own[i].y, own[i].z, own[i].w};
+            rows[staged * WORDS + word] = own[i];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                norms[j] = fmaf(values[j], values[j], norms[j]);
+                // Rounding what is rounded already changes nothing.
+                store_value(out + (image + first) * ROW_OPERANDS, 4 * word + j, values[j]);
+            }
         }
-        sum = sum_of_lanes(sum);
-        if (lane == 0) half_norms[place] = 0.5f * sum;
+        norm = (norms[0] + norms[1]) + (norms[2] + norms[3]);
     }
+    norm += shuffle_xor(norm, 1);
+    norm += shuffle_xor(norm, 2);
+    if (part == 0 && staged >= 0 && staged < here) half_norms[image + first] = 0.5f * norm;
     __syncthreads();
     // Warps without a column leave the loop together.
     for (int start = 0; start + column / 8 * 8 < patches; start += COLUMNS) {
-        if (start > 0) load_column(own, x + (image + min(start + column, patches - 1)) * WIDTH, centre, scale);
+        if (start > 0 || !small) load(own, start + column);
         // Rows past the last hold anything. Nobody reads their sums.
-        for (int row = 0; row < here; row += COLUMN_THREADS) {
+        for (int at = 0; at < here; at += COLUMN_THREADS) {
             float squared[COLUMN_THREADS] = {};
 #pragma unroll
             for (int i = 0; i < COLUMN_WORDS; ++i) {
 #pragma unroll
                 for (int j = 0; j < COLUMN_THREADS; ++j) {
-                    const float4 other = rows[(row + j) * WORDS + i * COLUMN_THREADS + part];
+                    const float4 other = rows[(at + j) * WORDS + i * COLUMN_THREADS + part];
                     const float a = own[i].x - other.x, b = own[i].y - other.y;
                     const float c = own[i].z - other.z, d = own[i].w - other.w;
                     squared[j] = fmaf(d, d, fmaf(c, c, fmaf(b, b, fmaf(a, a, squared[j]))));
                 }
             }
             const float kernel = exp2_special(-0.5f * sum_of_column(squared));
-            if (start + column < patches) sums[(row + part) * PITCH + column] += kernel;
+            float& sum = sums[(at + part) * PITCH + column];
+            if (start + column < patches) sum = start > 0 ? sum + kernel : kernel;
         }
     }
     __syncthreads();
-    for (int row = warp; row < here; row += PREPARE_WARPS) {
+    for (int at = warp; at < here; at += PREPARE_WARPS) {
         float sum = 0.0f;
+        for (int i = lane; i < min(COLUMNS, patches); i += LANES) sum += sums[at * PITCH + i];
 #pragma unroll
-        for (int i = lane; i < COLUMNS; i += LANES) sum += sums[row * PITCH + i];
-        sum = sum_of_lanes(sum);
-        if (lane == 0) within[image + mine.first + row] = sum / float(patches);
+        for (int lanes = LANES / 2; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
+        if (lane == 0) within[image + mine.first + at] = sum / float(patches);
     }
 }
 

@@ -146,9 +146,9 @@ def test_poison_is_nan_until_a_kernel_writes(gpu: Any) -> None:
 
 
 def test_counters_are_summarised_a_metric_a_line(gpu: Any) -> None:
-    page = ["ID,Kernel Name,launch__registers,gpu__name", ",,register,", "0,mdmf_cross,168,x", "1,mdmf_within,40,x"]
+    page = ["ID,Kernel Name,launch__registers,gpu__name", ",,register,", "0,mdmf_cross,168,x", "1,mdmf_finish,40,x"]
     assert list(gpu.counters.summary(page)) == [
-        "kernels: mdmf_cross | mdmf_within",
+        "kernels: mdmf_cross | mdmf_finish",
         "launch__registers | register | 168 | 40",
     ]
 

@@ -47,11 +47,7 @@ PLANTED = {
         "address", "tensor", "3_tensor.cu", "mine.last - 1).last;", "mine.last - 1).last + 1;"
     ),
     "prepare reads patches past the end": Fault(
-        "address",
-        "plain",
-        "common.cuh",
-        "(start > 0) load_column(own, x + (image + min(start + column, patches - 1))",
-        "(start > 0) load_column(own, x + (image + start + column)",
+        "address", "plain", "common.cuh", "min(patch, patches - 1)) * WIDTH", "patch) * WIDTH"
     ),
     "prepare compares rows before all are there": Fault(
         "thread", "tensor", "common.cuh", "    __syncthreads();\n    // Warps", "    // Warps"

@@ -169,11 +169,17 @@ class Kernel:
         threads = 128 if self.version == "plain" else 256
         shares = _shares(across, slices, bank_rows / self.tile / slices, multiprocessors * self.resident)
         return Launches(
-            Launch("mdmf_prepare", (images, _chunks(images, patches, multiprocessors), 1), _PREPARE_THREADS, 0),
+            Launch("mdmf_prepare", (images, self._chunks(images, patches, multiprocessors), 1), _PREPARE_THREADS, 0),
             Launch("mdmf_cross", (across, shares, 1), threads, self.shared),
             Launch("mdmf_finish", (images, 1, 1), _FINISH_THREADS, 0),
             slices,
         )
+
+    def _chunks(self, images: int, patches: int, multiprocessors: int) -> int:
+        """Return into how many chunks mdmf_prepare divides an image's rows: the most whose blocks all run at once."""
+        places = multiprocessors * (1 if self.width > 128 else 2)
+        chunks = [math.ceil(patches / rows) for rows in _PREPARED_ROWS]
+        return next((count for count in chunks if images * count <= places), chunks[-1])
 
     @property
     def resident(self) -> int:
@@ -253,12 +259,6 @@ def _shares(across: int, slices: int, tiles: float, places: int) -> int:
         return math.ceil(across * shares / places) * (math.ceil(slices / shares) * tiles + _START)
 
     return min(range(1, min(slices, _MOST_SHARES) + 1), key=time)
-
-
-def _chunks(images: int, patches: int, multiprocessors: int) -> int:
-    """Return into how many chunks mdmf_prepare divides an image's rows: the most that run at once, two blocks each."""
-    chunks = [math.ceil(patches / rows) for rows in _PREPARED_ROWS]
-    return next((count for count in chunks if images * count <= 2 * multiprocessors), chunks[-1])
 
 
 def _listed(names: Any) -> str:

@@ -104,6 +104,16 @@ def test_a_large_batch_leaves_few_multiprocessors_idle(kernel: Kernel, multiproc
     assert across * launches.slices / places / longest > 0.8
 
 
+@pytest.mark.parametrize(
+    ("width", "images", "patches", "chunks"),
+    [(128, 1, 49, 13), (128, 64, 49, 4), (128, 256, 49, 2), (256, 64, 49, 2), (64, 1, 1, 1), (64, 999, 33, 2)],
+)
+def test_images_are_prepared_in_as_many_chunks_as_run_at_once(
+    width: int, images: int, patches: int, chunks: int
+) -> None:
+    assert Kernel("tensor", "fp16", width).launches(images, patches, 1024, 132).prepare.grid == (images, chunks, 1)
+
+
 def test_rows_of_many_images_are_packed() -> None:
     """With N = 49, only the last tile of 256 rows is incomplete."""
     assert Kernel("tensor", "fp16", 128).launches(64, 49, 1024, 1).cross.grid[0] == math.ceil(64 * 49 / 256) == 13
