@@ -262,7 +262,8 @@ __device__ __forceinline__ void load_column(float4 (&words)[COLUMN_WORDS], const
     const int first = threadIdx.x % COLUMN_THREADS;
     if (reinterpret_cast<size_t>(x) % sizeof(float4) == 0) {
 #pragma unroll
-        for (int i = 0; i < COLUMN_WORDS; ++i) words[i] = reinterpret_cast<const float4*>(x)[first + i * COLUMN_THREADS];
+        for (int i = 0; i < COLUMN_WORDS; ++i)
+            words[i] = reinterpret_cast<const float4*>(x)[first + i * COLUMN_THREADS];
     } else {
 #pragma unroll
         for (int i = 0; i < COLUMN_WORDS; ++i) {
