@@ -21,7 +21,7 @@ from mdmf_deploy.mmd.cuda.kernels import Kernel, kernels
 
 # Compute capability -> most bytes of shared memory per block.
 ARCHITECTURES = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-ENTRIES = ("mdmf_prepare", "mdmf_cross", "mdmf_within", "mdmf_finish")
+ENTRIES = ("mdmf_prepare", "mdmf_cross", "mdmf_finish")
 _USAGE = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
@@ -102,11 +102,11 @@ def table() -> str:
     return f"""# What the kernels take
 
 By {compiler} and cuobjdump, without a GPU: `python benchmarks/kernel_resources.py > engines/kernels/RESOURCES.md`.
-Registers are per thread. Spills are bytes per thread, over all four kernels. Shared memory is bytes per block: the
+Registers are per thread. Spills are bytes per thread, over all three kernels. Shared memory is bytes per block: the
 dynamic memory of cross, and the static memory of the others with what the system reserves.
 
-| version | operand | d | SM | prepare | cross | within | finish | spills | shared, cross | shared, others |
-|---|---|---|---|---|---|---|---|---|---|---|
+| version | operand | d | SM | prepare | cross | finish | spills | shared, cross | shared, others |
+|---|---|---|---|---|---|---|---|---|---|
 {body}
 """
 

@@ -166,7 +166,7 @@ def best_split(launcher: KernelLauncher, clock: Clock, slices: int) -> tuple[flo
 
 
 def pieces(device: Device, clock: Clock, case: Case, mma: Mapping[str, float], card: Card) -> list[tuple[object, ...]]:
-    """Return a row for every kernel of this width: each of its four launches alone, and the whole reduction."""
+    """Return a row for every kernel of this width: each of its three launches alone, and the whole reduction."""
     given = random_input(case.images, case.patches, case.points, case.width)
     rows: list[tuple[object, ...]] = []
     for kernel in kernels():

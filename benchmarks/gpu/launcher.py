@@ -22,7 +22,7 @@ from mdmf_deploy.mmd.cuda.kernels import Kernel, Launch, PreparedBank
 
 FAKE = os.environ.get("MDMF_FAKE_GPU") == "1"
 TESTS = Path(__file__).resolve().parents[2] / "tests"
-ENTRIES = ("prepare", "cross", "within", "finish")
+ENTRIES = ("prepare", "cross", "finish")
 # Most slices that `cross` may be asked for.
 MOST_SLICES = 2048
 
@@ -76,7 +76,7 @@ class KernelLauncher:
 
     def prepare(self, stream: Stream) -> None:
         scale = np.float32(self.prepared.scale)
-        arguments = self.x, self.centre, scale, self.rows, self.operands, self.norms
+        arguments = self.x, self.centre, scale, self.patches, self.operands, self.norms, self.within_sums
         self._launch("prepare", self.launches.prepare, arguments, stream)
 
     def cross(self, stream: Stream, slices: int | None = None, launch: Launch | None = None) -> None:
@@ -85,10 +85,6 @@ class KernelLauncher:
         slices = slices or self.launches.slices
         arguments = self.operands, self.norms, *bank, self.rows, self.bank_rows, slices, self.partial
         self._launch("cross", launch or self.launches.cross, arguments, stream)
-
-    def within(self, stream: Stream) -> None:
-        arguments = self.operands, self.norms, self.images, self.patches, self.within_sums
-        self._launch("within", self.launches.within, arguments, stream)
 
     def finish(self, stream: Stream) -> None:
         scalars = np.float32(self.prepared.unit), np.float64(self.prepared.self_term)

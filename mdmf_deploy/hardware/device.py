@@ -96,7 +96,7 @@ class Device(Protocol):
     gpu: Gpu
 
     def allocate(self, nbytes: int, remedy: str, *, pinned: bool = False) -> Memory:
-        """Allocate uninitialised memory on the GPU, or pinned on the host.
+        """Allocate uninitialised memory on the GPU, or pinned on the host, which kernels reach as well.
 
         Raises OutOfMemory with the bytes asked for, the bytes available, and the remedy: the setting to lower.
         """

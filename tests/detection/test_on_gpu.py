@@ -88,9 +88,9 @@ def test_rows_are_those_of_the_cpu(
         assert row.ms_mmd == pytest.approx(0.25 / batch_size, rel=batch_size)
         rest = {"score": wanted.score, "contributions": wanted.contributions, "p_value": wanted.p_value}
         assert timeless([msgspec.structs.replace(row, **rest)]) == timeless([wanted])
-    # Only the score and the contributions of each image were copied to the host.
+    # Nothing was copied to the host. The GPU writes scores and contributions there.
     assert engines[0].on_host == 0
-    assert device.to_host == 2 * 11 * 8 * (PATCHES + 1)
+    assert device.to_host == 0
     assert device.allocated == 4 * 8 * PATCHES * WIDTH
 
 

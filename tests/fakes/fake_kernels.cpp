@@ -27,7 +27,6 @@ template <typename... Parameters> constexpr auto places(void (*)(Parameters...))
 
 RUNS(mdmf_prepare)
 RUNS(mdmf_cross)
-RUNS(mdmf_within)
 RUNS(mdmf_finish)
 
 extern "C" void blend_run(void** given, const unsigned* grid, unsigned block, unsigned) {

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -123,20 +123,23 @@ class HostKernel:
     ) -> Scores:
         """Score x, (B, N, d). slices, and shares (how many blocks share them), override the launch's own."""
         prepared = prepare_bank(bank, self.kernel) if isinstance(bank, Bank) else bank
-        operands, half_norms = self.prepare(x, prepared)
+        operands, half_norms, within = self.prepare(x, prepared)
         partial = self.cross(operands, half_norms, prepared, x.shape[0], slices, shares)
-        within = self.within(operands, half_norms, x.shape[0])
         return self.finish(partial, within, prepared, x.shape[0])
 
-    def prepare(self, x: np.ndarray, prepared: PreparedBank) -> tuple[np.ndarray, np.ndarray]:
-        rows = x.shape[0] * x.shape[1]
-        launch = self.kernel.launches(x.shape[0], x.shape[1], len(prepared.operands), MULTIPROCESSORS).prepare
-        operands = np.empty((rows, prepared.operands.shape[1]), prepared.operands.dtype)
-        half_norms = np.full(rows, np.nan, np.float32)
+    def prepare(
+        self, x: np.ndarray, prepared: PreparedBank, chunks: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the operands, their half norms and the within-image term, (rows,). chunks: of an image's rows."""
+        images, patches, _ = x.shape
+        launch = self.kernel.launches(images, patches, len(prepared.operands), MULTIPROCESSORS).prepare
+        launch = replace(launch, grid=(images, chunks or launch.grid[1], 1))
+        operands = np.empty((images * patches, prepared.operands.shape[1]), prepared.operands.dtype)
+        half_norms, within = (np.full(images * patches, np.nan, np.float32) for _ in range(2))
         source = np.ascontiguousarray(x, np.float32)
         scale = ctypes.c_float(prepared.scale)
-        self.launch(launch, source, prepared.centre, scale, rows, operands, half_norms)
-        return operands, half_norms
+        self.launch(launch, source, prepared.centre, scale, patches, operands, half_norms, within)
+        return operands, half_norms, within
 
     def cross(
         self,
@@ -161,14 +164,6 @@ class HostKernel:
         launch = Launch(launch.entry, across, launch.block, launch.shared)
         self.launch(launch, operands, half_norms, *bank, rows, bank_rows, slices, partial)
         return partial
-
-    def within(self, operands: np.ndarray, half_norms: np.ndarray, images: int) -> np.ndarray:
-        """Return the within-image term, (rows,)."""
-        patches = len(operands) // images
-        within = np.full(len(operands), np.nan, np.float32)
-        launch = self.kernel.launches(images, patches, self.kernel.tile, MULTIPROCESSORS).within
-        self.launch(launch, operands, half_norms, images, patches, within)
-        return within
 
     def finish(self, partial: np.ndarray, within: np.ndarray, prepared: PreparedBank, images: int) -> Scores:
         patches = len(within) // images

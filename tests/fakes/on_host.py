@@ -14,7 +14,7 @@ from fakes.host_kernels import HostKernel, builder, compiler
 
 from mdmf_deploy.mmd.cuda.kernels import VERSIONS, Launch
 
-ENTRIES = ("mdmf_prepare", "mdmf_cross", "mdmf_within", "mdmf_finish")
+ENTRIES = ("mdmf_prepare", "mdmf_cross", "mdmf_finish")
 C_TYPES = {np.uintp: ctypes.c_void_p, np.float32: ctypes.c_float, np.float64: ctypes.c_double, np.int32: ctypes.c_int}
 
 

@@ -107,6 +107,14 @@ def test_a_kernel_may_take_more_shared_memory_than_by_default(device: Device, ke
     stream.synchronize()
 
 
+def test_a_kernel_reads_and_writes_pinned_memory(device: Device, kernel: object, stream: Stream) -> None:
+    memory, _, _ = blocks(device)
+    values(memory)[:] = np.arange(COUNT)
+    blend(device, kernel, memory, 2.0, 1.0, stream)
+    stream.synchronize()
+    np.testing.assert_array_equal(values(memory), 2 * np.arange(COUNT) + 1)
+
+
 def test_a_graph_repeats_the_recorded_work(device: Device, kernel: object, stream: Stream) -> None:
     source, memory, result = blocks(device)
     values(source)[:] = 1

@@ -156,7 +156,12 @@ template <int PENDING> void wait_copies() {
     }
 }
 
-inline unsigned short half_bits(float value) { return std::bit_cast<unsigned short>(static_cast<_Float16>(value)); }
+inline unsigned short half_bits(float value) {
+    auto bits = std::bit_cast<unsigned short>(static_cast<_Float16>(value));
+    // Otherwise GCC 12 leaves out the rounding of four numbers that it turns into a vector and back.
+    asm("" : "+r"(bits));
+    return bits;
+}
 inline float half_value(unsigned short bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
 
 // The nearest float32, and 0 below the normal numbers, like ex2.approx.ftz (which may be 2 ulp off).

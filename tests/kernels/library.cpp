@@ -18,21 +18,18 @@ extern "C" {
 
 int host_rows = ROWS, host_tile = TILE, host_threads = THREADS;
 int host_shared = std::is_empty_v<Shared> ? 0 : int(sizeof(Shared));
-int host_around = AROUND_THREADS, host_prepared_rows = PREPARED_ROWS, host_within_rows = WITHIN_ROWS;
+int host_prepare_threads = PREPARE_THREADS, host_prepared_rows = PREPARED_ROWS, host_finish_threads = FINISH_THREADS;
 
 void host_late(int late) { host::late = late != 0; }
 
-void host_prepare(Grid grid, const float* x, const float* centre, float scale, int rows, Operand* out,
-                  float* half_norms) {
-    launch(grid, mdmf_prepare, x, centre, scale, rows, out, half_norms);
+void host_prepare(Grid grid, const float* x, const float* centre, float scale, int patches, Operand* out,
+                  float* half_norms, float* within) {
+    launch(grid, mdmf_prepare, x, centre, scale, patches, out, half_norms, within);
 }
 void host_cross(Grid grid, const Operand* x, const float* x_half_norms, const Operand* bank,
                 const float* bank_half_norms, const float* weights, int rows, int bank_rows, int slices,
                 float* partial) {
     launch(grid, mdmf_cross, x, x_half_norms, bank, bank_half_norms, weights, rows, bank_rows, slices, partial);
-}
-void host_within(Grid grid, const Operand* x, const float* half_norms, int images, int patches, float* within) {
-    launch(grid, mdmf_within, x, half_norms, images, patches, within);
 }
 void host_finish(Grid grid, const float* partial, const float* within, int slices, int images, int patches, float unit,
                  double self_term, double* contributions, double* mmd2) {

@@ -44,7 +44,7 @@ def test_device_and_host_round_alike(host: Builder, operand: str) -> None:
     kernel = host("tensor", operand, 64)
     # A bank that neither moves nor scales the signatures.
     prepared = dataclasses.replace(prepare_bank(bank_of(np.zeros((1, 64)), 1.0), kernel.kernel), scale=1.0)
-    operands, _ = kernel.prepare(values.reshape(1, 64, 64), prepared)
+    operands, *_ = kernel.prepare(values.reshape(1, 64, 64), prepared)
     limit = 2.0**56 if operand == "bf16" else 65504.0
     expected = rounded(np.clip(values, -limit, limit).reshape(64, 64), operand)
     # Compare both numbers of fp16x2, not only their sum.

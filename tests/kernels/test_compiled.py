@@ -66,7 +66,7 @@ def cells(row: str) -> list[str]:
 def test_nothing_spills_and_every_block_fits(compiled: list[list[str]]) -> None:
     assert len(compiled) == len(SOME)
     for (kernel, sm), row in zip(SOME, compiled, strict=True):
-        registers, spills, dynamic, fixed = [int(cell) for cell in row[4:8]], *map(int, row[8:])
+        registers, spills, dynamic, fixed = [int(cell) for cell in row[4:7]], *map(int, row[7:])
         assert spills == 0, row
         assert dynamic == kernel.shared
         assert dynamic + RESERVED <= ARCHITECTURES[sm] + (RESERVED if sm == 75 else 0)
@@ -78,9 +78,9 @@ def test_nothing_spills_and_every_block_fits(compiled: list[list[str]]) -> None:
 
 def test_the_table_of_resources_is_current(script: ModuleType, compiled: list[list[str]]) -> None:
     text = (room("engines") / "kernels" / "RESOURCES.md").read_text()
-    table = {tuple(row[:4]): row for row in map(cells, text.splitlines()) if len(row) == 11}
+    table = {tuple(row[:4]): row for row in map(cells, text.splitlines()) if len(row) == 10}
     assert {(k.version, k.operand, str(k.width), f"{sm // 10}.{sm % 10}") for k, sm in EVERY} <= set(table)
-    assert all(row[8] in ("0", "spills", "---") for row in table.values())
+    assert all(row[7] in ("0", "spills", "---") for row in table.values())
     if script.nvrtc().version.upper() not in text:
         pytest.skip(f"the table is of another compiler than {script.nvrtc().version}")
     for row in compiled:

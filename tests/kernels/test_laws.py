@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fakes.host_kernels import Builder, HostKernel
 from helpers.float32_mmd import EPS
-from helpers.kernel_inputs import bank_of, draw, exact_cross
+from helpers.kernel_inputs import bank_of, draw, exact_cross, kernel_values
 
 from mdmf_deploy.mmd.cuda.kernels import OPERANDS, VERSIONS, Kernel, kernels, prepare_bank, widened
 from mdmf_deploy.mmd.reference import ReferenceReduction
@@ -50,6 +50,38 @@ def test_neither_the_order_of_blocks_nor_the_timing_of_copies_changes_a_bit(host
 
 
 @each
+@pytest.mark.parametrize("patches", [1, 7, 49, 64, 65, 200])
+def test_an_image_is_prepared_alike_by_any_number_of_blocks_from_any_address(
+    kernel: HostKernel, operand: str, patches: int
+) -> None:
+    x, bank = draw(13, 2, patches, 40, 64)
+    prepared = prepare_bank(bank, kernel.kernel)
+    once = kernel.prepare(x, prepared, -(-patches // 32))
+    own = [kernel_values(image, image).mean(axis=1) for image in once[0].reshape(x.shape)]
+    assert once[2] == pytest.approx(np.concatenate(own), rel=2e-6)
+    for chunks in {patches, -(-patches // 4), -(-patches // 16)}:
+        assert all(map(same, kernel.prepare(x, prepared, chunks), once))
+    # A multiple of 4 bytes that is not one of 16.
+    moved = np.empty(x.size + 1, np.float32)[1:].reshape(x.shape)
+    moved[...] = x
+    assert all(map(same, kernel.prepare(moved, prepared), once))
+
+
+@each
+@pytest.mark.parametrize("slices", [1, 2, 7, 8, 9, 127, 128, 129, 300])
+def test_every_slice_is_added_once_in_float64(kernel: HostKernel, operand: str, slices: int) -> None:
+    _, bank = draw(14, 2, 70, 1, 64)
+    prepared = prepare_bank(bank, kernel.kernel)
+    generator = np.random.default_rng(slices)
+    partial = generator.uniform(1, 2, (slices, 140)).astype(np.float32)
+    within = generator.uniform(0, 1, 140).astype(np.float32)
+    scores = kernel.finish(partial, within, prepared, 2)
+    exact = within - 2 * prepared.unit * partial.sum(axis=0, dtype=np.float64) + bank.self_term
+    assert scores.contributions.ravel() == pytest.approx(exact, rel=1e-14)
+    assert scores.mmd2 == pytest.approx(exact.reshape(2, 70).mean(axis=1), rel=1e-14)
+
+
+@each
 def test_contributions_average_to_the_score(kernel: HostKernel) -> None:
     x, bank = draw(3, 2, 150, 40, 64)
     scores = kernel(x, bank)
@@ -63,8 +95,8 @@ def test_one_signature_and_one_point(kernel: HostKernel, operand: str, patches: 
     exact, scores = ReferenceReduction()(x, bank), kernel(x, bank)
     assert scores.mmd2 == pytest.approx(exact.mmd2, rel=COARSE[operand], abs=COARSE[operand])
     if patches == 1:
-        own = kernel.within(*kernel.prepare(x, prepare_bank(bank, kernel.kernel)), 2)
-        assert (own == 1).all()
+        *_, within = kernel.prepare(x, prepare_bank(bank, kernel.kernel))
+        assert (within == 1).all()
 
 
 @each
@@ -86,7 +118,8 @@ def test_an_image_that_is_not_finite_spoils_no_other(kernel: HostKernel, bad: fl
     assert same(np.isnan(scores.mmd2), [False, True, False])
     # Within that image, only the one patch loses its cross term.
     prepared = prepare_bank(bank, kernel.kernel)
-    lost = np.isnan(kernel.cross(*kernel.prepare(x, prepared), prepared)).any(axis=0)
+    operands, half_norms, _ = kernel.prepare(x, prepared)
+    lost = np.isnan(kernel.cross(operands, half_norms, prepared)).any(axis=0)
     assert same(np.flatnonzero(lost), [20 + 4])
 
 
@@ -97,10 +130,10 @@ def test_a_signature_far_away_from_everything_has_a_kernel_value_of_0(kernel: Ho
     narrow = bank_of(bank.signatures / 1e3, bank.sigma / 1e3)
     x[0, 3] = huge
     prepared = prepare_bank(narrow, kernel.kernel)
-    operands, half_norms = kernel.prepare(x, prepared)
+    operands, half_norms, within = kernel.prepare(x, prepared)
     assert np.isfinite(half_norms).all()
     assert not kernel.cross(operands, half_norms, prepared)[:, 3].any()
-    assert kernel.within(operands, half_norms, 1)[3] == np.float32(1 / 9)
+    assert within[3] == np.float32(1 / 9)
     assert np.isfinite(kernel(x, narrow).mmd2).all()
 
 
@@ -110,7 +143,7 @@ def test_no_kernel_value_is_above_1_however_far_both_sides_are(kernel: HostKerne
     _, bank = draw(8, 1, 1, 70, 64)
     far = bank.signatures * np.float32(1e4)
     prepared = prepare_bank(bank_of(far, bank.sigma), kernel.kernel)
-    operands, half_norms = kernel.prepare(far[None], prepared)
+    operands, half_norms, _ = kernel.prepare(far[None], prepared)
     assert half_norms.min() > 1e6
     cross = kernel.cross(operands, half_norms, prepared).sum(axis=0)
     assert (cross >= 0).all()
@@ -143,7 +176,7 @@ def test_weights_may_be_negative_and_need_not_add_up_to_1(kernel: HostKernel, op
 def test_the_number_of_slices_changes_rounding_alone(kernel: HostKernel, operand: str) -> None:
     x, bank = draw(11, 1, 9, 400, 64)
     prepared = prepare_bank(bank, kernel.kernel)
-    operands, half_norms = kernel.prepare(x, prepared)
+    operands, half_norms, _ = kernel.prepare(x, prepared)
     _, magnitude = exact_cross(widened(operands, operand), prepared, operand)
     sums = [
         kernel.cross(operands, half_norms, prepared, 1, slices).sum(axis=0, dtype=np.float64)
@@ -169,9 +202,10 @@ def test_python_knows_the_sources_numbers(host: Builder, version: str, operand: 
     assert built.constant("tile") == built.kernel.tile
     assert built.constant("shared") == built.kernel.shared == launches.cross.shared
     assert built.constant("threads") == launches.cross.block
-    assert built.constant("around") == launches.prepare.block == launches.within.block == launches.finish.block
-    assert launches.prepare.grid == (-(-147 // built.constant("prepared_rows")), 1, 1)
-    assert launches.within.grid == (3, -(-49 // built.constant("within_rows")), 1)
+    assert built.constant("prepare_threads") == launches.prepare.block
+    assert built.constant("finish_threads") == launches.finish.block
+    # As many images as take the most rows per block.
+    assert built.kernel.launches(999, 320, 4096, 16).prepare.grid == (999, 320 / built.constant("prepared_rows"), 1)
 
 
 def test_every_operand_and_version_is_held_to_these_laws() -> None:

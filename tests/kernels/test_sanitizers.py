@@ -46,8 +46,11 @@ PLANTED = {
     "tensor's last slice is a tile too long": Fault(
         "address", "tensor", "3_tensor.cu", "mine.last - 1).last;", "mine.last - 1).last + 1;"
     ),
-    "within reads patches past the end": Fault(
-        "address", "plain", "common.cuh", "here = min(LANES, patches - start)", "here = LANES"
+    "prepare reads patches past the end": Fault(
+        "address", "plain", "common.cuh", "min(patch, patches - 1)) * WIDTH", "patch) * WIDTH"
+    ),
+    "prepare compares rows before all are there": Fault(
+        "thread", "tensor", "common.cuh", "    __syncthreads();\n    // Warps", "    // Warps"
     ),
     "tiled begins before its columns have arrived": Fault(
         "thread", "tiled", "2_tiled.cu", BARRIER + "        copy_step", "        copy_step"
@@ -61,7 +64,7 @@ PLANTED = {
     "tensor copies into a tile that is being read": Fault(
         "thread", "tensor", "3_tensor.cu", "copy(tile + STAGES - 1);", "copy(tile + STAGES);"
     ),
-    "finish adds up before all have written": Fault(
+    "finish averages before all have written": Fault(
         "thread", "tensor", "common.cuh", BARRIER + "        if (threadIdx.x < half)", "        if (threadIdx.x < half)"
     ),
 }

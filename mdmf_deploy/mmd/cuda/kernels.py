@@ -55,8 +55,10 @@ _LONGEST_SLICE = 512
 _START = 3
 # Most blocks that share the slices of a row tile: more than any GPU runs at once, few enough to try all counts.
 _MOST_SHARES = 1024
-# Threads and rows per block of the kernels around the cross term (common.cuh, part 4).
-_AROUND_THREADS, _PREPARED_ROWS, _WITHIN_ROWS = 128, 32, 32
+# Threads per block of the kernels around the cross term (common.cuh, part 4).
+_PREPARE_THREADS, _FINISH_THREADS = 256, 512
+# Rows that a block of mdmf_prepare may take. With fewer, more blocks read the whole image.
+_PREPARED_ROWS = (4, 8, 16, 32)
 # Rows of a bank prepared at a time, which bounds the memory for float64 copies.
 PREPARED_AT_ONCE = 1 << 15
 
@@ -73,11 +75,10 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Launches:
-    """The four launches of a batch, in this order. slices: rows of the partial sums that mdmf_cross writes."""
+    """The three launches of a batch, in this order. slices: rows of the partial sums that mdmf_cross writes."""
 
     prepare: Launch
     cross: Launch
-    within: Launch
     finish: Launch
     slices: int
 
@@ -218,12 +219,17 @@ class Kernel:
             shares = _shares(across, slices, bank_rows / self.tile / slices, multiprocessors * self.resident)
             grid = (across, shares, 1)
         return Launches(
-            Launch("mdmf_prepare", (math.ceil(rows / _PREPARED_ROWS), 1, 1), _AROUND_THREADS, 0),
+            Launch("mdmf_prepare", (images, self._chunks(images, patches, multiprocessors), 1), _PREPARE_THREADS, 0),
             Launch("mdmf_cross", grid, self.threads, self.shared),
-            Launch("mdmf_within", (images, math.ceil(patches / _WITHIN_ROWS), 1), _AROUND_THREADS, 0),
-            Launch("mdmf_finish", (images, 1, 1), _AROUND_THREADS, 0),
+            Launch("mdmf_finish", (images, 1, 1), _FINISH_THREADS, 0),
             slices,
         )
+
+    def _chunks(self, images: int, patches: int, multiprocessors: int) -> int:
+        """Return into how many chunks mdmf_prepare divides an image's rows: the most whose blocks all run at once."""
+        places = multiprocessors * (1 if self.width > 128 else 2)
+        chunks = [math.ceil(patches / rows) for rows in _PREPARED_ROWS]
+        return next((count for count in chunks if images * count <= places), chunks[-1])
 
     @property
     def resident(self) -> int:

@@ -5,15 +5,15 @@
 How a signature becomes a score, file by file:
 
 1. Here. `CudaReduction.submit` checks the shape and prepares the bank on first use (`UploadedBank`). It cuts a batch
-   that is too large and gives each part to one of two lanes in turn. `Lane.start` copies the signatures to the GPU,
-   launches four kernels and copies the scores back. `Pending.scores` waits for them.
+   that is too large and gives each part to one of two lanes in turn. `Lane.start` copies the signatures to the GPU and
+   launches three kernels, of which the last writes the scores to host memory. `Pending.scores` waits for them.
 2. mmd/cuda/kernels.py says which kernel a GPU and a bank get, how a bank is prepared for it, and with which grid each
-   of the four kernels is launched. mmd/__init__.py holds `Scores` and the check of shapes.
+   of the three kernels is launched. mmd/__init__.py holds `Scores` and the check of shapes.
 3. hardware/device.py is the GPU as this file sees it: memory, copies, modules, launches, events, streams and graphs.
    It also reads arrays that other libraries hold on the GPU. hardware/cuda_core.py is that GPU through cuda-core, and
    hardware/cubin.py compiles and caches the kernels.
 4. engines/kernels/3_tensor.cu (or 2_tiled.cu, 1_plain.cu) computes the cross term. engines/kernels/common.cuh holds
-   the kernels around it: prepare the operands, the within-image term, and the final sums.
+   the kernels around it: prepare the operands and the within-image term, and the final sums.
 
 No N x M matrix is ever stored. The order of every sum depends only on the bank and the GPU, so an image gets the same
 bits in any batch and on every run. Reference: mdmf_deploy.mmd.reference.ReferenceReduction (float64).
@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from mdmf_deploy.hardware.device import (
     Event,
     Graph,
     Memory,
+    Stream,
     device_view,
     is_on_device,
     open_device,
@@ -184,9 +185,8 @@ class UploadedBank:
         self.rows = len(prepared.operands)
         self.unit, self.scale, self.self_term = prepared.unit, prepared.scale, prepared.self_term
         module = device.module(kernel.source, kernel.options(device.gpu.sm))
-        self.entries = {name: module[name] for name in ("mdmf_prepare", "mdmf_cross", "mdmf_within", "mdmf_finish")}
+        self.entries = {name: module[name] for name in ("mdmf_prepare", "mdmf_cross", "mdmf_finish")}
         self._multiprocessors = device.gpu.multiprocessors
-        self._launches: dict[tuple[int, int], Launches] = {}
         stream = device.stream()
         self._held: list[Memory] = []
         try:
@@ -198,14 +198,8 @@ class UploadedBank:
         self.operands, self.half_norms, self.weights, self.centre = self._held
 
     def launches(self, images: int, patches: int) -> Launches:
-        """Return the launches for a batch of this shape.
-
-        They are computed once per shape, because choosing the grid takes a while.
-        """
-        shape = images, patches
-        if shape not in self._launches:
-            self._launches[shape] = self.kernel.launches(*shape, self.rows, self._multiprocessors)
-        return self._launches[shape]
+        """Return the launches for a batch of this shape."""
+        return self.kernel.launches(images, patches, self.rows, self._multiprocessors)
 
     def free(self) -> None:
         for memory in self._held:
@@ -229,6 +223,25 @@ class BatchScores:
             return self._taken
 
 
+@dataclass(slots=True)
+class BatchWork:
+    """The work of one batch shape with its arguments. It lasts until the lane's memory moves.
+
+    staging: (B, N, d), where host signatures are read, or None for signatures on the GPU.
+    prepare: launch mdmf_prepare, given the address of the signatures.
+    rest: all work whose arguments are the same every time.
+    results: (B N + B,), contributions first.
+    graph: of `rest`, once this shape came for the second time.
+    """
+
+    staging: NDArray[np.float32] | None
+    prepare: Callable[[int], None]
+    rest: Callable[[], None]
+    results: NDArray[np.float64]
+    seen: bool = False
+    graph: Graph | None = None
+
+
 class Lane:
     """A stream with memory of its own, for one batch at a time.
 
@@ -239,10 +252,10 @@ class Lane:
         self._device = device
         self._stream = device.stream()
         self._begun, self._consumed, self._done, self._made = (device.event() for _ in range(4))
+        self._producer: Stream | None = None
         self._batch: BatchScores | None = None
         self._memory: dict[str, Memory] = {}
-        self._seen: set[tuple[int, int]] = set()
-        self._graphs: dict[tuple[int, int], Graph] = {}
+        self._work: dict[tuple[int, int, bool], BatchWork] = {}
 
     def start(self, signatures: NDArray[np.float32] | DeviceView, bank: UploadedBank) -> BatchScores:
         """Start scoring (B, N, d) signatures, B >= 1. A host array has been read when this returns.
@@ -253,39 +266,21 @@ class Lane:
             # Read the last batch's results: this batch's will be written to the same place.
             self._batch.take()
             self._batch = None
-        images, patches, _ = signatures.shape
-        rows = images * patches
-        launches = bank.launches(images, patches)
-        operands = self._room("operands", rows * bank.kernel.row_bytes)
-        half_norms, within = self._room("half_norms", 4 * rows), self._room("within", 4 * rows)
-        partial_sums = self._room("partial", 4 * rows * launches.slices)
-        # Contributions first, then the scores of the images.
-        out = self._room("out", 8 * (rows + images))
-        results = self._room("results", 8 * (rows + images), pinned=True)
-        source = self._source(signatures)
-
-        def after_prepare() -> None:
-            run = partial(self._launch, bank)
-            x, points = (operands, half_norms), (bank.operands, bank.half_norms, bank.weights)
-            run(launches.cross, *x, *points, rows, bank.rows, launches.slices, partial_sums)
-            run(launches.within, *x, images, patches, within)
-            scalars = np.float32(bank.unit), np.float64(bank.self_term)
-            mmd2 = np.uintp(out.pointer + 8 * rows)
-            run(launches.finish, partial_sums, within, launches.slices, images, patches, *scalars, out, mmd2)
-            self._device.copy(results, out, 8 * (rows + images), self._stream)
-
-        scale = np.float32(bank.scale)
-        self._launch(bank, launches.prepare, source, bank.centre, scale, rows, operands, half_norms)
-        if isinstance(signatures, DeviceView) and signatures.stream is not None:
-            # Only prepare reads the signatures, so their producer may overwrite them from here on.
-            self._consumed.record(self._stream)
-            self._device.stream(signatures.stream).wait(self._consumed)
-        self._repeat((images, patches), after_prepare)
+        work = self._work_for(signatures, bank)
+        if isinstance(signatures, DeviceView):
+            self._prepare(signatures, work)
+        else:
+            assert work.staging is not None
+            work.staging[...] = signatures
+            self._begun.record(self._stream)
+        self._repeat(work)
         self._done.record(self._stream)
+        images, patches, _ = signatures.shape
 
         def read() -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
             self._done.synchronize()
-            values = results.host[: 8 * (rows + images)].view(np.float64).copy()
+            values = work.results.copy()
+            rows = images * patches
             return values[rows:], values[:rows].reshape(images, patches), self._done.since(self._begun)
 
         self._batch = BatchScores(read)
@@ -296,64 +291,116 @@ class Lane:
         if self._batch is not None:
             self._batch.take()
             self._batch = None
-        self._forget_graphs()
+        self._work.clear()
         for memory in self._memory.values():
             memory.free()
         self._memory.clear()
 
-    def _source(self, signatures: NDArray[np.float32] | DeviceView) -> np.uintp:
-        """The address on the GPU where the signatures are, or will be once the stream has copied them."""
-        if isinstance(signatures, DeviceView):
-            if signatures.stream is not None:
-                self._made.record(self._device.stream(signatures.stream))
-                self._stream.wait(self._made)
-            self._begun.record(self._stream)
-            return np.uintp(signatures.pointer)
-        nbytes = 4 * signatures.size
-        staging = self._room("staging", nbytes, pinned=True)
-        x = self._room("x", nbytes)
-        staging.host[:nbytes].view(np.float32).reshape(signatures.shape)[...] = signatures
+    def _prepare(self, signatures: DeviceView, work: BatchWork) -> None:
+        """Prepare signatures where they are, once they have been written."""
+        producer = self._stream_of(signatures)
+        if producer is not None:
+            self._made.record(producer)
+            self._stream.wait(self._made)
         self._begun.record(self._stream)
-        self._device.copy(x, staging, nbytes, self._stream)
-        return np.uintp(x.pointer)
+        work.prepare(signatures.pointer)
+        if producer is not None:
+            # Nothing else reads the signatures, so their producer may overwrite them from here on.
+            self._consumed.record(self._stream)
+            producer.wait(self._consumed)
 
-    def _launch(self, bank: UploadedBank, launch: Launch, *arguments: Memory | np.generic | int) -> None:
-        scalars = tuple(
-            argument
-            if isinstance(argument, np.generic)
-            else np.int32(argument)
-            if isinstance(argument, int)
-            else np.uintp(argument.pointer)
-            for argument in arguments
-        )
-        self._device.launch(bank.entries[launch.entry], launch.grid, launch.block, launch.shared, scalars, self._stream)
+    def _stream_of(self, signatures: DeviceView) -> Stream | None:
+        """Return the stream on which the signatures are being written. It is usually the last one's."""
+        if signatures.stream is None:
+            return None
+        if self._producer is None or self._producer.handle != signatures.stream:
+            self._producer = self._device.stream(signatures.stream)
+        return self._producer
 
-    def _repeat(self, shape: tuple[int, int], work: Callable[[], None]) -> None:
+    def _work_for(self, signatures: NDArray[np.float32] | DeviceView, bank: UploadedBank) -> BatchWork:
+        images, patches, width = signatures.shape
+        on_device = isinstance(signatures, DeviceView)
+        shape = images, patches, on_device
+        if shape not in self._work:
+            work = self._planned(images, patches, width, bank, on_device)
+            if len(self._work) == MAX_GRAPHS:
+                self._work.clear()
+            self._work[shape] = work
+        return self._work[shape]
+
+    def _planned(self, images: int, patches: int, width: int, bank: UploadedBank, on_device: bool) -> BatchWork:
+        rows = images * patches
+        launches = bank.launches(images, patches)
+        operands = self._room("operands", rows * bank.kernel.row_bytes)
+        half_norms, within = self._room("half_norms", 4 * rows), self._room("within", 4 * rows)
+        partial_sums = self._room("partial", 4 * rows * launches.slices)
+        # Written by the GPU straight into host memory: contributions first, then the scores of the images.
+        results = self._room("results", 8 * (rows + images), pinned=True)
+        points = bank.operands, bank.half_norms, bank.weights
+        outputs = operands, half_norms, within
+        preparing = _arguments(bank.centre, np.float32(bank.scale), patches, *outputs)
+        crossing = _arguments(operands, half_norms, *points, rows, bank.rows, launches.slices, partial_sums)
+        scalars = np.float32(bank.unit), np.float64(bank.self_term)
+        mmd2 = np.uintp(results.pointer + 8 * rows)
+        sizes = launches.slices, images, patches
+        finishing = _arguments(partial_sums, within, *sizes, *scalars, results, mmd2)
+
+        def prepare(pointer: int) -> None:
+            self._launch(bank, launches.prepare, (np.uintp(pointer), *preparing))
+
+        def after_prepare() -> None:
+            self._launch(bank, launches.cross, crossing)
+            self._launch(bank, launches.finish, finishing)
+
+        values = results.host[: 8 * (rows + images)].view(np.float64)
+        if on_device:
+            return BatchWork(None, prepare, after_prepare, values)
+        nbytes = 4 * rows * width
+        staging, x = self._room("staging", nbytes, pinned=True), self._room("x", nbytes)
+
+        def whole() -> None:
+            self._device.copy(x, staging, nbytes, self._stream)
+            prepare(x.pointer)
+            after_prepare()
+
+        staged = staging.host[:nbytes].view(np.float32).reshape(images, patches, width)
+        return BatchWork(staged, prepare, whole, values)
+
+    def _launch(self, bank: UploadedBank, launch: Launch, arguments: tuple[np.generic, ...]) -> None:
+        entry = bank.entries[launch.entry]
+        self._device.launch(entry, launch.grid, launch.block, launch.shared, arguments, self._stream)
+
+    def _repeat(self, work: BatchWork) -> None:
         """Do the work directly for a new shape, and as a graph from its second batch on: most odd shapes come once."""
-        if shape not in self._seen:
-            self._seen.add(shape)
-            work()
+        if not work.seen:
+            work.seen = True
+            work.rest()
             return
-        if shape not in self._graphs:
-            if len(self._graphs) == MAX_GRAPHS:
-                self._forget_graphs()
-            self._graphs[shape] = self._device.graph(work, self._stream)
-        self._graphs[shape].launch(self._stream)
+        if work.graph is None:
+            work.graph = self._device.graph(work.rest, self._stream)
+        work.graph.launch(self._stream)
 
     def _room(self, name: str, nbytes: int, *, pinned: bool = False) -> Memory:
         """Return the lane's memory of this name, at least nbytes of it. The last batch no longer uses it."""
         held = self._memory.get(name)
         if held is None or held.nbytes < nbytes:
-            # Graphs hold addresses.
-            self._forget_graphs()
+            # Other shapes' work holds addresses.
+            self._work.clear()
             if held is not None:
                 self._memory.pop(name).free()
             held = self._memory[name] = self._device.allocate(nbytes, _SMALLER_BATCH, pinned=pinned)
         return held
 
-    def _forget_graphs(self) -> None:
-        self._graphs.clear()
-        self._seen.clear()
+
+def _arguments(*values: Memory | np.generic | int) -> tuple[np.generic, ...]:
+    """Return a kernel's arguments: the address of a memory, an int as int32, other scalars as they are."""
+
+    def argument(value: Memory | np.generic | int) -> np.generic:
+        if isinstance(value, np.generic):
+            return value
+        return np.int32(value) if isinstance(value, int) else np.uintp(value.pointer)
+
+    return tuple(map(argument, values))
 
 
 def _steepness(bank: Bank) -> float:
