@@ -106,7 +106,10 @@ NO_EXPONENTIALS = (
     "            const float kernel = by_polynomial(j, i % 2) ? exp2_polynomial<DEGREE>(x) : exp2_special(x);\n",
     "            const float kernel = x;\n",
 )
-ONE_PRODUCT = ("    for (int step = 0; step < STEPS; ++step) {\n        if constexpr (SHARED", "    for (int step = 0; step < 1; ++step) {\n        if constexpr (SHARED")
+ONE_PRODUCT = (
+    "    for (int step = 0; step < STEPS; ++step) {\n        if constexpr (SHARED",
+    "    for (int step = 0; step < 1; ++step) {\n        if constexpr (SHARED",
+)
 HOPPER_VARIANTS: dict[str, HopperVariant] = {
     AS_IT_IS: HopperVariant(),
     "2 warpgroups": HopperVariant(2),

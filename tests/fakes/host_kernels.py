@@ -24,7 +24,7 @@ import pytest
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.mmd import Scores
-from mdmf_deploy.mmd.cuda.kernels import Kernel, Launch, PreparedBank, prepare_bank
+from mdmf_deploy.mmd.cuda.kernels import Kernel, Launch, PreparedBank, lay_out, round_bank
 
 SHIM = Path(__file__).parents[1] / "kernels"
 # No contraction and no fast math: exactly what the source says, with CUDA's own fmaf.
@@ -122,7 +122,7 @@ class HostKernel:
         self, x: np.ndarray, bank: Bank | PreparedBank, slices: int | None = None, shares: int | None = None
     ) -> Scores:
         """Score x, (B, N, d). slices, and shares (how many blocks share them), override the launch's own."""
-        prepared = prepare_bank(bank, self.kernel) if isinstance(bank, Bank) else bank
+        prepared = round_bank(bank, self.kernel) if isinstance(bank, Bank) else bank
         operands, half_norms, within = self.prepare(x, prepared)
         partial = self.cross(operands, half_norms, prepared, x.shape[0], slices, shares)
         return self.finish(partial, within, prepared, x.shape[0])
@@ -160,7 +160,8 @@ class HostKernel:
             # Its blocks share one list of units.
             across = shares or launch.grid[0], 1, 1
         partial = np.full((slices, rows), np.nan, np.float32)
-        bank = prepared.operands, prepared.half_norms, prepared.weights
+        laid_out = lay_out(prepared, self.kernel)
+        bank = laid_out.operands, laid_out.half_norms, laid_out.weights
         launch = Launch(launch.entry, across, launch.block, launch.shared)
         self.launch(launch, operands, half_norms, *bank, rows, bank_rows, slices, partial)
         return partial

@@ -7,7 +7,8 @@ from fakes.host_kernels import Builder, builder, compiler
 
 from mdmf_deploy.mmd.cuda.kernels import Kernel
 
-WANTED = [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "bf16"), ("tensor", "fp16x2")]
+WANTED = [("plain", "fp32"), ("tiled", "fp32")]
+WANTED += [(version, operand) for version in ("tensor", "wgmma") for operand in ("fp16", "bf16", "fp16x2")]
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,11 @@
 
 namespace {
 
+// Step 4's blocks share a list, in one row of a grid. Its stages have barriers.
+template <typename T>
+concept WithBarriers = requires(T shared) { shared.full; };
+constexpr bool LISTED = WithBarriers<Shared>;
+
 template <typename... Parameters, typename... Arguments>
 void launch(dim3 grid, int block, std::size_t shared, void (*kernel)(Parameters...), Arguments... arguments) {
     host::machine.run(grid, block, shared, false, [=] { kernel(arguments...); });
@@ -38,7 +43,7 @@ double score(int images, int patches, int tiles, int slices, int shares) {
     launch({unsigned(images), blocks(patches, PREPARED_ROWS)}, PREPARE_THREADS, 0, mdmf_prepare, x.data(),
            centre.data(), 1.0f, patches, operands.data(), norms.data(), within.data());
     const std::size_t shared = std::is_empty_v<Shared> ? 0 : sizeof(Shared);
-    launch({blocks(rows, ROWS), unsigned(shares)}, THREADS, shared, mdmf_cross, operands.data(), norms.data(),
+    launch({blocks(rows, ROWS), LISTED ? 1 : unsigned(shares)}, THREADS, shared, mdmf_cross, operands.data(), norms.data(),
            bank.data(), bank_norms.data(), weights.data(), rows, bank_rows, slices, partial.data());
     launch({unsigned(images)}, FINISH_THREADS, 0, mdmf_finish, partial.data(), within.data(), slices, images, patches,
            1.0f / float(bank_rows), 1.0, contributions.data(), mmd2.data());

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from helpers.kernel_inputs import draw, exact_cross, kernel_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdmf_deploy.mmd.cuda.kernels import PreparedBank, prepare_bank, rounded, widened
+from mdmf_deploy.mmd.cuda.kernels import PreparedBank, round_bank, rounded, widened
 from mdmf_deploy.mmd.reference import ReferenceReduction, gaussian_kernel
 
 ALLOWED = 2e-6
@@ -41,7 +42,7 @@ def test_float32_is_within_two_millionths(
     """Each term is, relative to itself, for every signature. The score is, relative to the sum of its terms."""
     x, bank = draw(**shape)
     kernel = host(version, "fp32", shape["width"])
-    prepared = prepare_bank(bank, kernel.kernel)
+    prepared = round_bank(bank, kernel.kernel)
     operands, half_norms, within = kernel.prepare(x, prepared)
     partial = kernel.cross(operands, half_norms, prepared, len(x), *split)
     cross = np.array([gaussian_kernel(image, bank.signatures, bank.sigma) @ bank.weights for image in x])
@@ -57,7 +58,7 @@ def test_float32_is_within_two_millionths(
 
 
 def allowed_relative(operand: str, operands: np.ndarray, prepared: PreparedBank) -> float:
-    """Error allowed to step 3 for given operands, relative to a kernel value: float32's own, products, polynomials."""
+    """Error allowed to steps 3 and 4 for given operands, relative to a kernel value: float32's own, products, polynomials."""
     a, b = widened(operands, operand), widened(prepared.operands, operand)
     width = a.shape[1]
     products = float((np.abs(a) @ np.abs(b).T).max())
@@ -71,13 +72,19 @@ def allowed_relative(operand: str, operands: np.ndarray, prepared: PreparedBank)
 
 
 @settings(deadline=None, max_examples=60)
-@given(operand=st.sampled_from(["fp16", "bf16", "fp16x2"]), shape=shapes, split=splits, signed=st.booleans())
+@given(
+    version=st.sampled_from(["tensor", "wgmma"]),
+    operand=st.sampled_from(["fp16", "bf16", "fp16x2"]),
+    shape=shapes,
+    split=splits,
+    signed=st.booleans(),
+)
 def test_tensor_cores_add_only_what_their_rounding_explains(
-    host: Builder, operand: str, shape: dict[str, int], split: tuple[int, int], signed: bool
+    host: Builder, version: str, operand: str, shape: dict[str, int], split: tuple[int, int], signed: bool
 ) -> None:
     x, bank = draw(**shape, signed=signed)
-    kernel = host("tensor", operand, shape["width"])
-    prepared = prepare_bank(bank, kernel.kernel)
+    kernel = host(version, operand, shape["width"])
+    prepared = round_bank(bank, kernel.kernel)
     operands, half_norms, within = kernel.prepare(x, prepared)
 
     # Operands are the nearest numbers of their type. Scaling in float32 rounds three times.
@@ -97,19 +104,25 @@ def test_tensor_cores_add_only_what_their_rounding_explains(
         assert computed == pytest.approx(kernel_values(image, image).mean(axis=1), rel=ALLOWED)
 
 
+@pytest.mark.parametrize("version", ["tensor", "wgmma"])
 @pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("bandwidth", [0.5, 1.0, 3.0])
-def test_fp16x2_scores_are_within_a_millionth(host: Builder, width: int, bandwidth: float) -> None:
+def test_fp16x2_scores_are_within_a_millionth(host: Builder, version: str, width: int, bandwidth: float) -> None:
     """The aim for the accurate mode, on tensor cores that truncate every sum."""
     x, bank = draw(7, 2, 49, 500, width, bandwidth=bandwidth)
-    exact, scores = ReferenceReduction()(x, bank), host("tensor", "fp16x2", width)(x, bank)
+    exact, scores = ReferenceReduction()(x, bank), host(version, "fp16x2", width)(x, bank)
     assert scores.mmd2 == pytest.approx(exact.mmd2, rel=1e-6)
     assert scores.contributions == pytest.approx(exact.contributions, rel=1e-6, abs=4e-7)
 
 
 @pytest.mark.parametrize(
     ("version", "operand", "of_norm"),
-    [("plain", "fp32", 0.0), ("tiled", "fp32", 2.0**-21), ("tensor", "fp16x2", 2.0**-20)],
+    [
+        ("plain", "fp32", 0.0),
+        ("tiled", "fp32", 2.0**-21),
+        ("tensor", "fp16x2", 2.0**-20),
+        ("wgmma", "fp16x2", 2.0**-20),
+    ],
 )
 @pytest.mark.parametrize("bandwidth", [0.1, 0.03])
 def test_a_bank_much_wider_than_its_bandwidth(
@@ -120,7 +133,7 @@ def test_a_bank_much_wider_than_its_bandwidth(
     near = np.random.default_rng(5).normal(0, bank.sigma / 8, (60, 64))
     x = (bank.signatures[None, :60] + near).astype(np.float32)
     kernel = host(version, operand, 64)
-    prepared = prepare_bank(bank, kernel.kernel)
+    prepared = round_bank(bank, kernel.kernel)
     operands, half_norms, _ = kernel.prepare(x, prepared)
     assert half_norms.max() > 20
     cross = gaussian_kernel(x[0], bank.signatures, bank.sigma) @ bank.weights
@@ -128,11 +141,12 @@ def test_a_bank_much_wider_than_its_bandwidth(
     assert np.abs(computed / cross - 1).max() <= ALLOWED + of_norm * half_norms.max()
 
 
+@pytest.mark.parametrize("version", ["tensor", "wgmma"])
 @pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("finer", ["x", "bank", "both"])
-def test_fp16x2_keeps_bits_that_a_single_fp16_would_drop(host: Builder, width: int, finer: str) -> None:
+def test_fp16x2_keeps_bits_that_a_single_fp16_would_drop(host: Builder, version: str, width: int, finer: str) -> None:
     """Coordinates end 2^-12 after their first bit. If one side lost that bit, k would be off by 2^-12 of the norm."""
-    kernel = host("tensor", "fp16x2", width)
+    kernel = host(version, "fp16x2", width)
     coarse = np.random.default_rng(width).choice([-1.0, 1.0], (1, width)) / width**0.5 * 2
     fine = coarse * (1 + 2.0**-12)
     bank = np.zeros((kernel.kernel.tile, width))
@@ -147,19 +161,42 @@ def test_fp16x2_keeps_bits_that_a_single_fp16_would_drop(host: Builder, width: i
 
 
 @pytest.mark.parametrize(
-    ("version", "operand"), [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "fp16x2")]
+    ("version", "operand"),
+    [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "fp16x2"), ("wgmma", "fp16")],
 )
 def test_a_bank_of_more_tiles_than_slices(host: Builder, version: str, operand: str) -> None:
     """Keep the launch's own split: slices of unequal length, several per block."""
-    points = 20_000 if version == "tiled" else 5_000
+    points = 20_000 if version in ("tiled", "wgmma") else 5_000
     x, bank = draw(3, 1, 5, points, 64)
     kernel = host(version, operand, 64)
-    prepared = prepare_bank(bank, kernel.kernel)
+    prepared = round_bank(bank, kernel.kernel)
     launches = kernel.kernel.launches(1, 5, len(prepared.operands), 4)
     assert launches.slices == 128
-    assert 1 < launches.cross.grid[1] < 128
+    # Step 4's blocks are a list of units, not a grid.
+    assert launches.cross.grid == (4, 1, 1) if version == "wgmma" else 1 < launches.cross.grid[1] < 128
     operands, half_norms, _ = kernel.prepare(x, prepared)
     cross, magnitude = exact_cross(widened(operands, operand), prepared, operand)
     partial = kernel.cross(operands, half_norms, prepared)
-    allowed = allowed_relative(operand, operands, prepared) if version == "tensor" else ALLOWED
+    allowed = allowed_relative(operand, operands, prepared) if version in ("tensor", "wgmma") else ALLOWED
     assert (np.abs(partial.sum(axis=0, dtype=np.float64) - cross) <= allowed * magnitude).all()
+
+
+@pytest.mark.parametrize("operand", ["fp16", "bf16", "fp16x2"])
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_rows_and_points_that_are_not_near_have_norms_subtracted(host: Builder, operand: str, width: int) -> None:
+    """Step 4 folds half norms up to 60 into weights. Beyond, on either side, other code computes the same."""
+    x, bank = draw(21, 3, 40, 300, width, bandwidth=1.0)
+    x[:, ::3] = bank.signatures[:14] + 12 * (x[:, ::3] - x.mean())
+    far = bank.signatures.copy()
+    far[::7] += 19 * (far[::7] - far.mean(axis=0))
+    kernel = host("wgmma", operand, width)
+    for points in (bank.signatures, far):
+        prepared = round_bank(replace(bank, signatures=points), kernel.kernel)
+        operands, half_norms, _ = kernel.prepare(x, prepared)
+        assert (half_norms > 60).any()
+        assert (half_norms < 60).any()
+        assert (prepared.half_norms > 60).any() == (points is far)
+        cross, magnitude = exact_cross(widened(operands, operand), prepared, operand)
+        computed = kernel.cross(operands, half_norms, prepared, 3).sum(axis=0, dtype=np.float64)
+        allowed = allowed_relative(operand, operands, prepared)
+        assert (np.abs(computed - cross) <= allowed * magnitude + 1e-30).all()

@@ -10,10 +10,11 @@ from fakes.host_kernels import Builder, HostKernel
 from helpers.float32_mmd import EPS
 from helpers.kernel_inputs import bank_of, draw, exact_cross, kernel_values
 
-from mdmf_deploy.mmd.cuda.kernels import OPERANDS, VERSIONS, Kernel, kernels, prepare_bank, widened
+from mdmf_deploy.mmd.cuda.kernels import OPERANDS, VERSIONS, Kernel, kernels, round_bank, widened
 from mdmf_deploy.mmd.reference import ReferenceReduction
 
-EVERY = [("plain", "fp32"), ("tiled", "fp32"), ("tensor", "fp16"), ("tensor", "bf16"), ("tensor", "fp16x2")]
+EVERY = [("plain", "fp32"), ("tiled", "fp32")]
+EVERY += [(version, operand) for version in ("tensor", "wgmma") for operand in ("fp16", "bf16", "fp16x2")]
 each = pytest.mark.parametrize(("version", "operand"), EVERY)
 # Relative error of a kernel value, for scores near 1.
 COARSE = {"fp32": 2e-6, "fp16x2": 2e-6, "fp16": 2e-3, "bf16": 2e-2}
@@ -55,9 +56,9 @@ def test_an_image_is_prepared_alike_by_any_number_of_blocks_from_any_address(
     kernel: HostKernel, operand: str, patches: int
 ) -> None:
     x, bank = draw(13, 2, patches, 40, 64)
-    prepared = prepare_bank(bank, kernel.kernel)
+    prepared = round_bank(bank, kernel.kernel)
     once = kernel.prepare(x, prepared, -(-patches // 32))
-    own = [kernel_values(image, image).mean(axis=1) for image in once[0].reshape(x.shape)]
+    own = [kernel_values(image, image).mean(axis=1) for image in widened(once[0], operand).reshape(x.shape)]
     assert once[2] == pytest.approx(np.concatenate(own), rel=2e-6)
     for chunks in {patches, -(-patches // 4), -(-patches // 16)}:
         assert all(map(same, kernel.prepare(x, prepared, chunks), once))
@@ -71,7 +72,7 @@ def test_an_image_is_prepared_alike_by_any_number_of_blocks_from_any_address(
 @pytest.mark.parametrize("slices", [1, 2, 7, 8, 9, 127, 128, 129, 300])
 def test_every_slice_is_added_once_in_float64(kernel: HostKernel, operand: str, slices: int) -> None:
     _, bank = draw(14, 2, 70, 1, 64)
-    prepared = prepare_bank(bank, kernel.kernel)
+    prepared = round_bank(bank, kernel.kernel)
     generator = np.random.default_rng(slices)
     partial = generator.uniform(1, 2, (slices, 140)).astype(np.float32)
     within = generator.uniform(0, 1, 140).astype(np.float32)
@@ -95,7 +96,7 @@ def test_one_signature_and_one_point(kernel: HostKernel, operand: str, patches: 
     exact, scores = ReferenceReduction()(x, bank), kernel(x, bank)
     assert scores.mmd2 == pytest.approx(exact.mmd2, rel=COARSE[operand], abs=COARSE[operand])
     if patches == 1:
-        *_, within = kernel.prepare(x, prepare_bank(bank, kernel.kernel))
+        *_, within = kernel.prepare(x, round_bank(bank, kernel.kernel))
         assert (within == 1).all()
 
 
@@ -117,7 +118,7 @@ def test_an_image_that_is_not_finite_spoils_no_other(kernel: HostKernel, bad: fl
     assert np.isnan(scores.contributions[1]).all()
     assert same(np.isnan(scores.mmd2), [False, True, False])
     # Within that image, only the one patch loses its cross term.
-    prepared = prepare_bank(bank, kernel.kernel)
+    prepared = round_bank(bank, kernel.kernel)
     operands, half_norms, _ = kernel.prepare(x, prepared)
     lost = np.isnan(kernel.cross(operands, half_norms, prepared)).any(axis=0)
     assert same(np.flatnonzero(lost), [20 + 4])
@@ -129,7 +130,7 @@ def test_a_signature_far_away_from_everything_has_a_kernel_value_of_0(kernel: Ho
     x, bank = draw(7, 1, 9, 70, 64)
     narrow = bank_of(bank.signatures / 1e3, bank.sigma / 1e3)
     x[0, 3] = huge
-    prepared = prepare_bank(narrow, kernel.kernel)
+    prepared = round_bank(narrow, kernel.kernel)
     operands, half_norms, within = kernel.prepare(x, prepared)
     assert np.isfinite(half_norms).all()
     assert not kernel.cross(operands, half_norms, prepared)[:, 3].any()
@@ -142,7 +143,7 @@ def test_no_kernel_value_is_above_1_however_far_both_sides_are(kernel: HostKerne
     """Otherwise rounding of a'.b' - h_a - h_b would make it 2 to the power of a huge number."""
     _, bank = draw(8, 1, 1, 70, 64)
     far = bank.signatures * np.float32(1e4)
-    prepared = prepare_bank(bank_of(far, bank.sigma), kernel.kernel)
+    prepared = round_bank(bank_of(far, bank.sigma), kernel.kernel)
     operands, half_norms, _ = kernel.prepare(far[None], prepared)
     assert half_norms.min() > 1e6
     cross = kernel.cross(operands, half_norms, prepared).sum(axis=0)
@@ -154,7 +155,7 @@ def test_no_kernel_value_is_above_1_however_far_both_sides_are(kernel: HostKerne
 def test_points_of_weight_0_change_nothing(kernel: HostKernel, operand: str) -> None:
     """Padding of the last tile has no effect, whatever its coordinates."""
     x, bank = draw(9, 2, 9, 70, 64)
-    prepared = prepare_bank(bank, kernel.kernel)
+    prepared = round_bank(bank, kernel.kernel)
     assert len(prepared.operands) > 70
     scores = kernel(x, prepared)
     prepared.operands[70:] = prepared.operands[:1]
@@ -175,7 +176,7 @@ def test_weights_may_be_negative_and_need_not_add_up_to_1(kernel: HostKernel, op
 @each
 def test_the_number_of_slices_changes_rounding_alone(kernel: HostKernel, operand: str) -> None:
     x, bank = draw(11, 1, 9, 400, 64)
-    prepared = prepare_bank(bank, kernel.kernel)
+    prepared = round_bank(bank, kernel.kernel)
     operands, half_norms, _ = kernel.prepare(x, prepared)
     _, magnitude = exact_cross(widened(operands, operand), prepared, operand)
     sums = [
@@ -185,12 +186,13 @@ def test_the_number_of_slices_changes_rounding_alone(kernel: HostKernel, operand
     assert (np.ptp(sums, axis=0) <= 2e-6 * magnitude).all()
 
 
+@pytest.mark.parametrize("version", ["tensor", "wgmma"])
 @pytest.mark.parametrize("operand", ["fp16", "bf16"])
-def test_step_3_is_step_1_on_the_same_operands(host: Builder, operand: str) -> None:
+def test_steps_3_and_4_are_step_1_on_the_same_operands(host: Builder, version: str, operand: str) -> None:
     x, bank = draw(12, 3, 49, 200, 64)
-    first, third = host("plain", operand, 64)(x, bank), host("tensor", operand, 64)(x, bank)
-    assert third.contributions == pytest.approx(first.contributions, abs=1e-5)
-    assert third.contributions != pytest.approx(ReferenceReduction()(x, bank).contributions, abs=1e-7)
+    first, fast = host("plain", operand, 64)(x, bank), host(version, operand, 64)(x, bank)
+    assert fast.contributions == pytest.approx(first.contributions, abs=1e-5)
+    assert fast.contributions != pytest.approx(ReferenceReduction()(x, bank).contributions, abs=1e-7)
 
 
 @pytest.mark.parametrize("width", [64, 128, 256])
@@ -214,3 +216,17 @@ def test_every_operand_and_version_is_held_to_these_laws() -> None:
     # Step 1 in 16 bits exists for comparison.
     assert {(k.version, k.operand) for k in kernels()} - set(EVERY) == {("plain", "fp16"), ("plain", "bf16")}
     assert Kernel("plain", "fp16", 64) in set(kernels())
+
+
+@pytest.mark.parametrize("operand", ["fp16", "bf16", "fp16x2"])
+def test_a_near_row_has_the_same_bits_beside_a_far_one(host: Builder, operand: str) -> None:
+    """Step 4 takes other code where a row is far from the bank's centre. Its warpgroup's other rows must not change."""
+    x, bank = draw(14, 2, 49, 300, 128)
+    kernel = host("wgmma", operand, 128)
+    alone = kernel(x, bank)
+    x[1, 7] = bank.signatures.mean(axis=0) + 40 * (x[1, 7] - bank.signatures.mean(axis=0))
+    beside = kernel(x, bank)
+    assert same(beside.contributions[0], alone.contributions[0])
+    prepared = round_bank(bank, kernel.kernel)
+    operands, half_norms, _ = kernel.prepare(x, prepared)
+    assert (half_norms > 60).sum() == 1

@@ -21,9 +21,10 @@ SANITIZERS = {"address": ["-fsanitize=address"], "thread": ["-fsanitize=thread"]
 UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
 STEPS = {"plain": Kernel("plain", "fp32", 64), "tiled": Kernel("tiled", "fp32", 64)}
 STEPS |= {"tensor": Kernel("tensor", "fp16", 64), "fp16x2": Kernel("tensor", "fp16x2", 128)}
-# Step 1's threads share nothing. The kernels around the cross term are the same in every step, and step 3 has the same
-# barriers for every operand.
-CLEAN = [("address", step) for step in STEPS] + [("thread", "tiled"), ("thread", "tensor")]
+STEPS |= {"wgmma": Kernel("wgmma", "fp16", 128), "wgmma fp16x2": Kernel("wgmma", "fp16x2", 64)}
+# Step 1's threads share nothing. The kernels around the cross term are the same in every step, and steps 3 and 4 have the
+# same barriers for every operand.
+CLEAN = [("address", step) for step in STEPS] + [("thread", "tiled"), ("thread", "tensor"), ("thread", "wgmma")]
 
 
 class Fault(NamedTuple):
@@ -45,6 +46,17 @@ PLANTED = {
     "tensor writes rows past the end": Fault("address", "tensor", "3_tensor.cu", "if (quarter == 0 && row < rows)", ""),
     "tensor's last slice is a tile too long": Fault(
         "address", "tensor", "3_tensor.cu", "mine.last - 1).last;", "mine.last - 1).last + 1;"
+    ),
+    "wgmma reads a row too many": Fault("address", "wgmma", "4_wgmma.cu", "8 * i, count - 1)", "8 * i, count)"),
+    "wgmma writes rows past the end": Fault("address", "wgmma", "4_wgmma.cu", " && row + 8 * i < rows) p", ") p"),
+    "wgmma copies a tile too many": Fault(
+        "address", "wgmma", "4_wgmma.cu", "work.count_tiles(slice); left > 0", "work.count_tiles(slice) + 1; left > 0"
+    ),
+    "wgmma reads a tile before it has arrived": Fault(
+        "thread", "wgmma", "4_wgmma.cu", "    wait(&shared.full[ring.at], ring.parity);\n", ""
+    ),
+    "wgmma copies into a tile that is being read": Fault(
+        "thread", "wgmma", "4_wgmma.cu", "            if (used) wait(&shared.empty[ring.at], ring.parity ^ 1);\n", ""
     ),
     "prepare reads patches past the end": Fault(
         "address", "plain", "common.cuh", "min(patch, patches - 1)) * WIDTH", "patch) * WIDTH"

@@ -30,7 +30,7 @@ ALL = list(kernels())
 
 
 def test_every_kernel_has_its_source() -> None:
-    assert len(ALL) == len(set(ALL)) == 7 * len(WIDTHS)
+    assert len(ALL) == len(set(ALL)) == 10 * len(WIDTHS)
     for kernel in ALL:
         text = kernel.source.read_text()
         for entry in ("mdmf_prepare", "mdmf_cross", "mdmf_finish"):
@@ -48,7 +48,7 @@ def test_another_width_is_refused(width: int) -> None:
     ("sm", "operand", "version", "message"),
     [
         (90, "int8", None, "operand 'int8' is not known; choose one of fp32, fp16x2, fp16 or bf16"),
-        (90, "fp32", "fast", "version 'fast' is not known; choose one of plain, tiled or tensor"),
+        (90, "fp32", "fast", "version 'fast' is not known; choose one of plain, tiled, tensor or wgmma"),
         (90, "fp32", "tensor", "'tensor' is not for fp32; give it one of fp16x2, fp16 or bf16"),
         (90, "fp16", "tiled", "'tiled' is not for fp16; give it one of fp32$"),
         (75, "bf16", None, r"compute capability 7\.5 cannot run it; choose fp32 or fp16"),
@@ -70,8 +70,16 @@ def test_the_fastest_version_for_an_operand_is_chosen(sm: int) -> None:
     assert choose(sm, 64, "fp32", "plain") == Kernel("plain", "fp32", 64)
     for operand in ("fp16", "fp16x2", "bf16") if sm >= 80 else ("fp16", "fp16x2"):
         kernel = choose(sm, 128, operand)
-        assert kernel == Kernel("tensor", operand, 128)
-        assert kernel.options(sm) == ("--std=c++17", "-DMDMF_WIDTH=128", f"-DMDMF_{operand.upper()}")
+        assert kernel == Kernel("wgmma" if sm == 90 else "tensor", operand, 128)
+        dialect = ("--gpu-architecture=sm_90a",) if sm == 90 else ()
+        assert kernel.options(sm) == ("--std=c++17", "-DMDMF_WIDTH=128", f"-DMDMF_{operand.upper()}", *dialect)
+
+
+@pytest.mark.parametrize("sm", [80, 89, 100, 120])
+def test_warpgroup_products_exist_on_hopper_alone(sm: int) -> None:
+    assert not Kernel("wgmma", "fp16", 128).supports(sm)
+    with pytest.raises(UsageError, match=f"capability {sm // 10}.{sm % 10} cannot run it"):
+        choose(sm, 128, "fp16", "wgmma")
 
 
 def test_turing_has_too_little_shared_memory_for_the_widest_kernel() -> None:
@@ -92,8 +100,13 @@ def test_turing_has_too_little_shared_memory_for_the_widest_kernel() -> None:
 def test_launches_cover_everything(kernel: Kernel, images: int, patches: int, tiles: int, multiprocessors: int) -> None:
     bank_rows, rows = tiles * kernel.tile, images * patches
     launches = kernel.launches(images, patches, bank_rows, multiprocessors)
-    assert launches.cross.grid[0] == math.ceil(rows / kernel.rows)
-    assert 1 <= launches.cross.grid[1] <= launches.slices <= tiles
+    across = math.ceil(rows / kernel.rows)
+    if kernel.version == "wgmma":
+        assert launches.cross.grid == (min(multiprocessors, across * launches.slices), 1, 1)
+    else:
+        assert launches.cross.grid[0] == across
+        assert 1 <= launches.cross.grid[1] <= launches.slices
+    assert launches.slices <= tiles
     assert launches.prepare.grid[0] == launches.finish.grid[0] == images
     assert math.ceil(patches / 32) <= launches.prepare.grid[1] <= patches
     for launch in (launches.prepare, launches.cross, launches.finish):
@@ -115,6 +128,10 @@ def test_one_image_and_a_long_bank_occupy_a_large_gpu(kernel: Kernel) -> None:
 @pytest.mark.parametrize("multiprocessors", [20, 128, 132])
 def test_a_large_batch_leaves_few_multiprocessors_idle(kernel: Kernel, multiprocessors: int) -> None:
     launches = kernel.launches(64, 49, 65536, multiprocessors)
+    if kernel.version == "wgmma":
+        units = math.ceil(64 * 49 / kernel.rows) * launches.slices
+        assert units / multiprocessors / math.ceil(units / multiprocessors) > 0.8
+        return
     across, shares, _ = launches.cross.grid
     places = multiprocessors * kernel.resident
     longest = math.ceil(across * shares / places) * math.ceil(launches.slices / shares)
@@ -122,7 +139,7 @@ def test_a_large_batch_leaves_few_multiprocessors_idle(kernel: Kernel, multiproc
 
 
 @given(
-    kernel=st.sampled_from(ALL),
+    kernel=st.sampled_from([kernel for kernel in ALL if kernel.version != "wgmma"]),
     images=st.integers(1, 300),
     tiles=st.integers(1, 40_000),
     multiprocessors=st.integers(1, 200),
@@ -148,6 +165,8 @@ def test_the_headline_case_fills_an_h200() -> None:
     """Measured there, 20 blocks for 128 slices are 9% faster than 19, though the slowest has 7 slices with both."""
     launches = Kernel("tensor", "fp16", 128).launches(64, 49, 65536, 132)
     assert (launches.slices, launches.cross.grid) == (128, (13, 20, 1))
+
+
 @pytest.mark.parametrize(
     ("width", "images", "patches", "chunks"),
     [(128, 1, 49, 13), (128, 64, 49, 4), (128, 256, 49, 2), (256, 64, 49, 2), (64, 1, 1, 1), (64, 999, 33, 2)],
