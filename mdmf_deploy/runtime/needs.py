@@ -154,17 +154,14 @@ def _onnxruntime_tensorrt() -> _Needed:
 
 
 def _torch() -> _Needed:
-    missing = [
-        Missing(f"{name} is not installed", install("torch-cuda"))
-        for name in ("torch", "onnx")
-        if util.find_spec(name) is None
-    ]
-    if missing and missing[0].missing.startswith("torch "):
+    absent = [name for name in ("torch", "onnx") if util.find_spec(name) is None]
+    missing = [Missing(f"{name} is not installed", install("torch-cuda")) for name in absent]
+    if "torch" in absent:
         return ANY_CUDA, missing
     torch = importlib.import_module("torch")
     if torch.version.cuda is None:
-        other = f"the installed build of torch ({torch.__version__}) has no CUDA"
-        return ANY_CUDA, [Missing(other, "install one that has (pytorch.org/get-started)"), *missing]
+        other = f"the installed torch {torch.__version__} has no CUDA"
+        return ANY_CUDA, [Missing(other, "install a build for CUDA (pytorch.org/get-started)"), *missing]
     return (int(torch.version.cuda.partition(".")[0]), 0), missing
 
 

@@ -19,19 +19,11 @@ from torch import Tensor
 
 from mdmf_deploy.bundle.manifest import INPUT, OUTPUT
 from mdmf_deploy.errors import BundleError
-from mdmf_deploy.runtime.torch_operators import KNOWN_INTEGERS, OPERATORS, TYPES, Unsupported
+from mdmf_deploy.runtime.torch_merging import Node, merge_for_speed, merge_quantisers
+from mdmf_deploy.runtime.torch_operators import KNOWN_INTEGERS, MERGED, OPERATORS, TYPES, Unsupported
 
 OPSETS = range(18, 24)
 _Known = dict[str, Tensor]
-
-
-class Node(NamedTuple):
-    """One operator. An optional input that is left out has the name "" and is None."""
-
-    kind: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, Any]
 
 
 class Step(NamedTuple):
@@ -66,11 +58,12 @@ class OnnxGraph:
     """The graph in a file, with its weights on a device. Everything that depends on no image is computed once.
 
     device: as PyTorch names it, "cpu" or "cuda".
+    merge: whether to merge operators for speed (torch_merging.py). A signature's last bits change.
     Raises BundleError if the file cannot be read, or holds anything that is not implemented.
     """
 
-    def __init__(self, path: Path, device: str = "cpu") -> None:
-        self._path = path
+    def __init__(self, path: Path, device: str = "cpu", *, merge: bool = False) -> None:
+        self._path, self._merge = path, merge
         try:
             model = onnx.load(path)
         # Damaged files raise protobuf's errors, missing weights those of onnx and of the system.
@@ -95,7 +88,10 @@ class OnnxGraph:
         """Return the graph for batches of exactly this many images of this shape, (3, S, S)."""
         known = dict(self._known)
         with torch.inference_mode():
-            nodes = self._fold(self._nodes, known, {INPUT: torch.empty((batch, *image), device="meta")})
+            shapes = {INPUT: torch.empty((batch, *image), device="meta")}
+            nodes = merge_quantisers(self._fold(self._nodes, known, shapes), known)
+            if self._merge:
+                nodes = merge_for_speed(nodes, known, {name: shape.dtype for name, shape in shapes.items()})
         steps, needed = [], {OUTPUT}
         for node in reversed(nodes):
             inputs = _tensors(node)
@@ -145,7 +141,7 @@ class OnnxGraph:
 
     def _bound(self, node: Node, known: _Known) -> Callable[..., Any]:
         """Return the node's function of its tensors, with its attributes and known integers in place."""
-        function = partial(OPERATORS[node.kind], **node.attributes)
+        function = partial((OPERATORS | MERGED)[node.kind], **node.attributes)
         first = KNOWN_INTEGERS.get(node.kind)
         if first is None:
             return function

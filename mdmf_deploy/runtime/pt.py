@@ -117,7 +117,7 @@ class TorchCudaEngine:
         self._stream: torch.cuda.Stream = torch.cuda.Stream(DEVICE)  # type: ignore[no-untyped-call]
         self._copies: torch.cuda.Stream = torch.cuda.Stream(DEVICE)  # type: ignore[no-untyped-call]
         with self._on_stream(), _products(tf32=allows_tf32(self.precision)):
-            program = OnnxGraph(bundle.model_path, DEVICE).program(batch, (3, crop, crop))
+            program = OnnxGraph(bundle.model_path, DEVICE, merge=True).program(batch, (3, crop, crop))
             self._images = torch.zeros((batch, 3, crop, crop), device=DEVICE)
             self._slots = [self._slot() for _ in range(2)]
             self._results = torch.empty((batch, *self._signature), device=DEVICE)

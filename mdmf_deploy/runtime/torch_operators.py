@@ -187,3 +187,25 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Squeeze": squeeze,
     "Transpose": transpose,
 }
+
+
+def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
+    """QuantizeLinear and DequantizeLinear."""
+    return (x / scale).round_().clamp_(-128, 127).mul_(scale)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(x, weight.t(), bias)
+
+
+def scaled_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k) v, with the scale in q and k, and k transposed: (B, heads, width, tokens)."""
+    return F.scaled_dot_product_attention(q, k.transpose(-1, -2), v, scale=1.0)
+
+
+# What torch_merging.py makes of several operators. No file may name these.
+MERGED: dict[str, Callable[..., Any]] = {
+    "FakeQuantize": fake_quantize,
+    "Linear": linear,
+    "ScaledAttention": scaled_attention,
+}
