@@ -20,7 +20,7 @@ from torch import Tensor
 from mdmf_deploy.bundle.manifest import INPUT, OUTPUT
 from mdmf_deploy.errors import BundleError
 from mdmf_deploy.runtime.torch_merging import Node, merge_for_speed, merge_quantisers
-from mdmf_deploy.runtime.torch_operators import KNOWN_INTEGERS, MERGED, OPERATORS, TYPES, Unsupported
+from mdmf_deploy.runtime.torch_operators import KNOWN_INTEGERS, MERGED, OPERATORS, SYMMETRIC, TYPES, Unsupported
 
 OPSETS = range(18, 24)
 _Known = dict[str, Tensor]
@@ -169,6 +169,10 @@ class OnnxGraph:
         made = Node(node.op_type, tuple(node.input), tuple(node.output), attributes)
         if "" in (*_tensors(made), *made.outputs):
             self._refuse(f"{node.op_type} without one of its inputs or outputs")
+        if made.kind in SYMMETRIC and len(made.inputs) > 2:
+            zero_point = self._known.get(made.inputs[2])
+            if zero_point is None or bool(zero_point.any()):
+                self._refuse(f"{made.kind} at {made.outputs[0]!r}, of a zero point other than 0")
         return made
 
     def _refuse(self, what: str) -> NoReturn:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +21,9 @@ from mdmf_deploy.hardware.gpu import probe
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.runtime.batches import BatchSplitter, DeviceArray
 from mdmf_deploy.runtime.building.flavours import allows_tf32
-from mdmf_deploy.runtime.building.profiles import DEFAULT, load_profile
+from mdmf_deploy.runtime.building.profiles import DEFAULT, BatchRange, load_profile
 from mdmf_deploy.runtime.needs import require
-from mdmf_deploy.runtime.onnx_in_torch import OnnxGraph
+from mdmf_deploy.runtime.onnx_in_torch import OnnxGraph, Program
 
 # Public, so that tests can run on the CPU.
 DEVICE = "cuda:0"
@@ -48,17 +50,19 @@ class TorchCpuEngine:
         self._pool: ThreadPoolExecutor | None = None
         image = np.random.default_rng(0).standard_normal((1, 3, crop, crop)).astype(np.float32)
         with _num_threads(1):
-            alone = self._extract(image)
+            alone = _extract(self._program, image)
         with _num_threads(self._threads):
-            shared = self._extract(image)
+            shared = _extract(self._program, image)
         if not torch.equal(alone, shared):
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mdmf-torch")
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        # Read the program first: on a closed engine this raises.
+        extract = partial(_extract, self._program)
         result = np.empty((len(images), *self._signature), np.float32)
         each = [images[place : place + 1] for place in range(len(images))]
         with self._lock, _num_threads(self._threads if self._pool is None else 1):
-            extracted = map(self._extract, each) if self._pool is None else self._pool.map(self._extract, each)
+            extracted = map(extract, each) if self._pool is None else self._pool.map(extract, each)
             for place, signatures in enumerate(extracted):
                 result[place] = signatures.numpy()[0]
         return result
@@ -67,10 +71,6 @@ class TorchCpuEngine:
         del self._program
         if self._pool is not None:
             self._pool.shutdown()
-
-    def _extract(self, image: NDArray[np.float32]) -> Tensor:
-        with torch.inference_mode():
-            return self._program(torch.tensor(image))
 
 
 class _Slot(NamedTuple):
@@ -89,7 +89,8 @@ class _Slot(NamedTuple):
 class TorchCudaEngine:
     """The bundle's graph on the first GPU, captured as one CUDA graph. A second stream copies the next batch meanwhile.
 
-    Every batch is run as one of the profile's opt, because cuBLAS chooses other kernels for other sizes.
+    Every batch is run as one of the profile's opt, because cuBLAS chooses other kernels for other sizes. If even then a
+    signature depends on its place in the batch, images are run one at a time.
 
     threads: without effect on a GPU.
     profile: a name, or a .toml file (runtime/building/profiles.py), of which only batch.opt counts.
@@ -104,7 +105,6 @@ class TorchCudaEngine:
         self.precision: str = bundle.manifest.model.precision
         chosen = load_profile(profile)
         crop = bundle.manifest.preprocessing.crop
-        batch = chosen.batch.opt
         self._signature = (bundle.manifest.model.pool**2, bundle.manifest.model.signature)
         self.environment = {
             "gpu": gpu.name,
@@ -113,21 +113,24 @@ class TorchCudaEngine:
             "profile": chosen.name,
         }
         self._lock = threading.Lock()
-        self._splitter = BatchSplitter(chosen.batch, self.name, fixed=True)
         self._stream: torch.cuda.Stream = torch.cuda.Stream(DEVICE)  # type: ignore[no-untyped-call]
         self._copies: torch.cuda.Stream = torch.cuda.Stream(DEVICE)  # type: ignore[no-untyped-call]
         with self._on_stream(), _products(tf32=allows_tf32(self.precision)):
-            program = OnnxGraph(bundle.model_path, DEVICE, merge=True).program(batch, (3, crop, crop))
-            self._images = torch.zeros((batch, 3, crop, crop), device=DEVICE)
-            self._slots = [self._slot() for _ in range(2)]
-            self._results = torch.empty((batch, *self._signature), device=DEVICE)
-            self._launch, self._signatures = captured(lambda: program(self._images), self._stream)
+            graph = OnnxGraph(bundle.model_path, DEVICE, merge=True)
+            self._prepare(graph, chosen.batch.opt, crop)
+            if not self._extracts_alike_in_every_place():
+                print(
+                    f"mdmf: {self.name}: images are run one at a time, because on this GPU a signature depends on its "
+                    f"place in a batch of {chosen.batch.opt}",
+                    file=sys.stderr,
+                )
+                self._prepare(graph, 1, crop)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         with self._lock, self._on_stream():
             self._run(images)
-            # Waits for the stream. The caller owns the copy.
-            result: NDArray[np.float32] = self._results[: len(images)].cpu().numpy()
+            # Waits for the stream.
+            result: NDArray[np.float32] = self._results[: len(images)].to("cpu", copy=True).numpy()
         return result
 
     def on_device(self, images: NDArray[np.float32]) -> DeviceArray:
@@ -142,6 +145,24 @@ class TorchCudaEngine:
         self._stream.synchronize()
         del self._launch, self._signatures, self._results, self._images
         self._slots.clear()
+
+    def _prepare(self, graph: OnnxGraph, batch: int, crop: int) -> None:
+        """Allocate memory for batches of this size, and capture the graph for them."""
+        program = graph.program(batch, (3, crop, crop))
+        self._splitter = BatchSplitter(BatchRange(opt=batch, max=batch), self.name, fixed=True)
+        self._images = torch.zeros((batch, 3, crop, crop), device=DEVICE)
+        self._slots = [self._slot() for _ in range(2)]
+        self._results = torch.empty((batch, *self._signature), device=DEVICE)
+        # Everything above is there before other streams use it.
+        self._stream.synchronize()
+        self._launch, self._signatures = captured(partial(program, self._images), self._stream)
+
+    def _extracts_alike_in_every_place(self) -> bool:
+        images = np.random.default_rng(0).standard_normal(self._images.shape).astype(np.float32)
+        self._run(images)
+        extracted = self._results.clone()
+        self._run(images[::-1])
+        return torch.equal(self._results.flip(0), extracted)
 
     def _run(self, images: NDArray[np.float32]) -> None:
         # Read it first: on a closed engine this raises.
@@ -168,7 +189,7 @@ class TorchCudaEngine:
     def _slot(self) -> _Slot:
         # Block instead of spinning: the decode threads need the CPU.
         copied, consumed = (torch.cuda.Event(blocking=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        staged = torch.empty(self._images.shape, pin_memory=True)
+        staged = torch.empty(self._images.shape, pin_memory=DEVICE != "cpu")
         return _Slot(staged, torch.empty_like(self._images), copied, consumed)
 
     @contextlib.contextmanager
@@ -197,6 +218,11 @@ def captured(run: Callable[[], Tensor], stream: torch.cuda.Stream) -> tuple[Call
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         result = run()
     return graph.replay, result
+
+
+def _extract(program: Program, image: NDArray[np.float32]) -> Tensor:
+    with torch.inference_mode():
+        return program(torch.tensor(image))
 
 
 @contextlib.contextmanager
