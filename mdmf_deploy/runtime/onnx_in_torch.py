@@ -68,17 +68,15 @@ class OnnxGraph:
             model = onnx.load(path)
         # Damaged files raise protobuf's errors, missing weights those of onnx and of the system.
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BundleError(
-                f"{path}: onnx {onnx.__version__} cannot read it ({reason}); upgrade onnx, or export the bundle again"
+                f"{path}: onnx {onnx.__version__} cannot read it ({_first_line(error)}); upgrade onnx, or export the "
+                "bundle again"
             ) from error
         versions = {one.domain: one.version for one in model.opset_import}
         if versions.keys() != {""} or versions[""] not in OPSETS:
             self._refuse(f"operator sets {versions}, expected one of {OPSETS[0]} to {OPSETS[-1]}")
-        if [[value.name for value in values] for values in (model.graph.input, model.graph.output)] != [
-            [INPUT],
-            [OUTPUT],
-        ]:
+        names = [[value.name for value in values] for values in (model.graph.input, model.graph.output)]
+        if names != [[INPUT], [OUTPUT]]:
             self._refuse(f"inputs and outputs other than {INPUT!r} and {OUTPUT!r}")
         self._known = {tensor.name: self._weight(tensor, device) for tensor in model.graph.initializer}
         with torch.inference_mode():
@@ -92,6 +90,8 @@ class OnnxGraph:
             nodes = merge_quantisers(self._fold(self._nodes, known, shapes), known)
             if self._merge:
                 nodes = merge_for_speed(nodes, known, {name: shape.dtype for name, shape in shapes.items()})
+        if OUTPUT not in shapes:
+            self._refuse(f"a graph in which no operator makes {OUTPUT!r} from {INPUT!r}")
         steps, needed = [], {OUTPUT}
         for node in reversed(nodes):
             inputs = _tensors(node)
@@ -134,9 +134,10 @@ class OnnxGraph:
             self._refuse(f"{node.kind} before its input {missing[0]!r}")
         try:
             result = run(*[values[name] for name in _tensors(node)])
+        except torch.OutOfMemoryError:
+            raise
         except (Unsupported, RuntimeError, TypeError, ValueError, IndexError) as error:
-            reason = str(error).strip().splitlines()[0]
-            self._refuse(f"{node.kind} at {node.outputs[0]!r} ({reason})")
+            self._refuse(f"{node.kind} at {node.outputs[0]!r} ({_first_line(error)})")
         return [result] if len(node.outputs) == 1 else result
 
     def _bound(self, node: Node, known: _Known) -> Callable[..., Any]:
@@ -184,6 +185,10 @@ class OnnxGraph:
 def _tensors(node: Node) -> tuple[str, ...]:
     """Return the inputs that are tensors to the node's function."""
     return node.inputs[: KNOWN_INTEGERS.get(node.kind)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _plain(value: Any) -> Any:

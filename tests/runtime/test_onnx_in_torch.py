@@ -158,6 +158,7 @@ SOFTMAX = helper.make_node("Softmax", [INPUT], [OUTPUT])
         (model_of(helper.make_node("Softmax", [INPUT], [OUTPUT], sharpness=2.0)), "Softmax's attribute 'sharpness'"),
         (model_of(SOFTMAX, opset=17), "operator sets .*17.*, expected one of 18 to 23"),
         (model_of(SOFTMAX, given="pixels"), "inputs and outputs other than 'images' and 'signatures'"),
+        (model_of(helper.make_node("Softmax", [INPUT], ["other"])), "no operator makes 'signatures'"),
         (model_of(helper.make_node("Softmax", ["absent"], [OUTPUT])), "Softmax before its input 'absent'"),
         (
             model_of(helper.make_node("Cast", [INPUT], [OUTPUT], to=TensorProto.DOUBLE)),
