@@ -31,10 +31,13 @@ _WARM_UP = 3  # calls before a capture, for libraries that allocate and choose k
 
 
 class TorchCpuEngine:
-    """The bundle's graph on the CPU, one image at a time: PyTorch picks other kernels for other batch sizes.
+    """The bundle's graph on the CPU. Every thread takes images of its own, one at a time, and waits for no other.
 
-    threads: None means every core of this process. They share an image, if its signature then has the bits that one
-    thread computes. Otherwise each takes an image of its own. MKL splits long sums, as in ViT-L, between threads.
+    So a signature depends neither on its batch, for whose size PyTorch chooses kernels, nor on the number of threads,
+    among which MKL splits long sums. Threads that share an image also wait for each other after every operator: where
+    other work keeps the cores busy, that was ten times slower.
+
+    threads: None means every core of this process.
     Raises BundleError if the graph cannot be read, or holds anything that is not implemented.
     """
 
@@ -46,31 +49,21 @@ class TorchCpuEngine:
         self._signature = (bundle.manifest.model.pool**2, bundle.manifest.model.signature)
         self._program = OnnxGraph(bundle.model_path).program(1, (3, crop, crop))
         self._lock = threading.Lock()
-        self._threads = threads or cores()
-        self._pool: ThreadPoolExecutor | None = None
-        image = np.random.default_rng(0).standard_normal((1, 3, crop, crop)).astype(np.float32)
-        with _num_threads(1):
-            alone = _extract(self._program, image)
-        with _num_threads(self._threads):
-            shared = _extract(self._program, image)
-        if not torch.equal(alone, shared):
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mdmf-torch")
+        self._pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="mdmf-torch")
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         # Read the program first: on a closed engine this raises.
         extract = partial(_extract, self._program)
         result = np.empty((len(images), *self._signature), np.float32)
         each = [images[place : place + 1] for place in range(len(images))]
-        with self._lock, _num_threads(self._threads if self._pool is None else 1):
-            extracted = map(extract, each) if self._pool is None else self._pool.map(extract, each)
-            for place, signatures in enumerate(extracted):
+        with self._lock, _single_threaded():
+            for place, signatures in enumerate(self._pool.map(extract, each)):
                 result[place] = signatures.numpy()[0]
         return result
 
     def close(self) -> None:
         del self._program
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
 
 
 class _Slot(NamedTuple):
@@ -226,10 +219,10 @@ def _extract(program: Program, image: NDArray[np.float32]) -> Tensor:
 
 
 @contextlib.contextmanager
-def _num_threads(count: int) -> Iterator[None]:
-    """Let this thread's operators use this many threads. PyTorch's setting is the process's, so put it back."""
+def _single_threaded() -> Iterator[None]:
+    """Let operators use one thread each, also in threads that start now. The setting is the process's: put it back."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
