@@ -234,7 +234,7 @@ def _products(*, tf32: bool) -> Iterator[None]:
     """Compute float32 products in TF32 or float32, and sum float16 ones in float32. Put PyTorch's settings back."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     # PyTorch 2.9 renamed the settings, and warns of the old names.
-    if hasattr(cudnn, "conv"):
+    if hasattr(cudnn, "conv") and hasattr(matmul, "fp32_precision"):
         float32 = [(matmul, "fp32_precision"), (cudnn.conv, "fp32_precision")]
     else:
         float32 = [(matmul, "allow_tf32"), (cudnn, "allow_tf32")]
