@@ -102,7 +102,7 @@ class TorchCudaEngine:
         self.environment = {
             "gpu": gpu.name,
             "driver": "CUDA {}.{}".format(*gpu.driver),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "profile": chosen.name,
         }
         self._lock = threading.Lock()
