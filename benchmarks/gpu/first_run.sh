@@ -121,17 +121,19 @@ rm -f "$out"/5_memcheck.txt "$out"/5_initcheck.txt "$out"/5_synccheck.txt "$out"
 echo "--- right or wrong: $((SECONDS - begun)) s in"
 
 # --- How fast, alone on the GPU.
-part times 130 3_times.txt "$python" "$kit/kernel_times.py"
-part wgmma 50 3_times.txt "$python" "$kit/wgmma.py"
-part benchmark 170 4_benchmark.txt "$python" "$kit/run.py" --quick --no-pipeline --no-record
-part ncu 80 6_ncu.txt ncu --clock-control none --target-processes all --set full -k regex:mdmf_ -c 12 -f \
-    -o "$out/7_step3" "$python" "$kit/counters.py"
-if wanted ncu && [ -f "$out/7_step3.ncu-rep" ]; then
-    timeout 30 ncu --import "$out/7_step3.ncu-rep" --page details >>"$out/6_ncu.txt" 2>&1
-    timeout 30 ncu --import "$out/7_step3.ncu-rep" --page raw --csv 2>/dev/null |
+part detect 110 7_detect.txt "$python" "$kit/detect_folder.py"
+part headline 90 4_benchmark.txt "$python" "$kit/run.py" --only headline --no-record
+part times 60 3_times.txt "$python" "$kit/kernel_times.py" --skip variants
+part wgmma 45 3_times.txt "$python" "$kit/wgmma.py"
+part ncu 60 6_ncu.txt ncu --clock-control none --target-processes all --set full -k regex:mdmf_ -c 12 -f \
+    -o "$out/8_kernels" "$python" "$kit/counters.py"
+if wanted ncu && [ -f "$out/8_kernels.ncu-rep" ]; then
+    timeout 30 ncu --import "$out/8_kernels.ncu-rep" --page details >>"$out/6_ncu.txt" 2>&1
+    timeout 30 ncu --import "$out/8_kernels.ncu-rep" --page raw --csv 2>/dev/null |
         "$python" "$kit/counters.py" --summarise >>"$out/6_ncu.txt" 2>&1
 fi
-part rest 150 4_benchmark.txt "$python" "$kit/run.py" --only pipeline cases --no-record
+part benchmark 120 4_benchmark.txt "$python" "$kit/run.py" --only kernels images cases pipeline --no-record
+part variants 60 3_times.txt "$python" "$kit/kernel_times.py" --skip rates pieces
 
 # --- The most important lines of all files, for a terminal that shows only the end.
 echo; echo "################ summary"
