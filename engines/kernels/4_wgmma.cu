@@ -18,6 +18,10 @@
 #include "hopper.cuh"
 
 constexpr int GROUP = 128;  // threads of a warpgroup
+#ifndef MDMF_TILE
+#define MDMF_TILE (PARTS == 2 && WIDTH == 256 ? 64 : 128)
+#endif
+constexpr int TILE = MDMF_TILE;
 #ifndef MDMF_CONSUMERS
 #define MDMF_CONSUMERS (PARTS == 2 ? 2 : WIDTH == 256 ? 3 : 4)
 #endif
@@ -30,15 +34,14 @@ constexpr int WARPS = CONSUMERS * GROUP / LANES;  // that consume
 constexpr int PRODUCER_REGISTERS = 24;
 constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : CONSUMERS == 3 ? 160 : 112;
 constexpr bool SPLIT = PARTS == 2;
-constexpr bool SHARED_ROWS = !SPLIT && WIDTH == 128 && CONSUMERS == 4;
+constexpr bool SHARED_ROWS = !SPLIT && WIDTH == 128 && CONSUMERS == 4 && TILE == 128;
 constexpr int GROUP_BYTES = GROUP_ROWS * ROW_BYTES;
 
-constexpr int TILE = SPLIT && WIDTH == 256 ? 64 : 128;
 constexpr int STEPS = WIDTH / 16;  // products of one part
 constexpr int PLANE = TILE * 128;  // bytes: 64 columns of a tile
 constexpr int POINT_BYTES = TILE * ROW_BYTES;
 constexpr int STAGE_BYTES = POINT_BYTES + 8 * TILE;
-constexpr int STAGES = STAGE_BYTES > 50000 ? 3 : STAGE_BYTES > 30000 ? 4 : 8;
+constexpr int STAGES = STAGE_BYTES > 50000 ? 3 : STAGE_BYTES > 30000 ? 4 : STAGE_BYTES > 20000 ? 6 : 8;
 // Eighths of the exponentials that a polynomial computes: at a width of 64 the special-function unit is the limit.
 #ifndef MDMF_POLYNOMIALS
 #define MDMF_POLYNOMIALS (WIDTH == 64 && PARTS == 1 ? 2 : 0)
@@ -164,9 +167,12 @@ __device__ __forceinline__ void add_terms(float (&sums)[4], const Products<SPLIT
     }
 }
 
-// The units of this block: a contiguous share of a list, all slices of the first block of rows, then of the next.
+// The units of this block, in two contiguous shares: of all slices of all whole blocks of rows, one block after the other,
+// and of the slices of a last block that is not whole. Those take less time, so they come last, and more of them go to
+// the blocks that got fewer of the others.
 struct Work {
-    int rows, slices, first, last;
+    int rows, slices;
+    Range whole, last;
     int each, longer;  // tiles in a slice, and the number of slices with one more
 
     __device__ __forceinline__ int first_tile(int slice) const { return slice * each + min(slice, longer); }
@@ -188,22 +194,25 @@ struct Ring {
 __device__ __forceinline__ void produce(Shared& shared, const Work& work, const unsigned char* bank, const float* rest,
                                         const float* weights) {
     Ring ring;
-    int slice = work.first % work.slices, tile = work.first_tile(slice);
     // Nobody has to free a stage before its first use.
     bool used = false;
-    for (int unit = work.first; unit < work.last; ++unit) {
-        for (int left = work.count_tiles(slice); left > 0; --left, ++tile) {
-            Stage& stage = shared.stages[ring.at];
-            Barrier* full = &shared.full[ring.at];
-            if (used) wait(&shared.empty[ring.at], ring.parity ^ 1);
-            arrive_and_expect(full, STAGE_BYTES);
-            copy_bulk(stage.points, bank + static_cast<size_t>(tile) * POINT_BYTES, POINT_BYTES, full);
-            copy_bulk(stage.rest, rest + tile * TILE, 4 * TILE, full);
-            copy_bulk(stage.weights, weights + tile * TILE, 4 * TILE, full);
-            ring.step();
-            used |= ring.at == 0;
+    for (int part = 0; part < 2; ++part) {
+        const Range share = part == 0 ? work.whole : work.last;
+        int slice = share.first % work.slices, tile = work.first_tile(slice);
+        for (int unit = share.first; unit < share.last; ++unit) {
+            for (int left = work.count_tiles(slice); left > 0; --left, ++tile) {
+                Stage& stage = shared.stages[ring.at];
+                Barrier* full = &shared.full[ring.at];
+                if (used) wait(&shared.empty[ring.at], ring.parity ^ 1);
+                arrive_and_expect(full, STAGE_BYTES);
+                copy_bulk(stage.points, bank + static_cast<size_t>(tile) * POINT_BYTES, POINT_BYTES, full);
+                copy_bulk(stage.rest, rest + tile * TILE, 4 * TILE, full);
+                copy_bulk(stage.weights, weights + tile * TILE, 4 * TILE, full);
+                ring.step();
+                used |= ring.at == 0;
+            }
+            if (++slice == work.slices) slice = tile = 0;
         }
-        if (++slice == work.slices) slice = tile = 0;
     }
 }
 
@@ -287,14 +296,13 @@ __device__ __forceinline__ bool all_near(const float* half_norms, int first, int
     return !any_lane(!near);
 }
 
-// Sum all units of this block over the rows of one warpgroup.
-__device__ __forceinline__ void consume(Shared& shared, const Work& work, int group, const Operand* x,
-                                        const float* half_norms, float* partial) {
-    Ring ring;
-    int block = work.first / work.slices, slice = work.first % work.slices;
-    for (int unit = work.first; unit < work.last; ++block, slice = 0) {
+// Sum a share of units over the rows of one warpgroup.
+__device__ __forceinline__ void consume(Shared& shared, Ring& ring, const Work& work, const Range& share, int group,
+                                        const Operand* x, const float* half_norms, float* partial) {
+    int block = share.first / work.slices, slice = share.first % work.slices;
+    for (int unit = share.first; unit < share.last; ++block, slice = 0) {
         const int first = block * ROWS + group * GROUP_ROWS;
-        const int last_slice = min(work.slices, slice + work.last - unit);
+        const int last_slice = min(work.slices, slice + share.last - unit);
         unit += last_slice - slice;
         if (first >= work.rows) {
             for (int tiles = work.first_tile(last_slice) - work.first_tile(slice); tiles > 0; --tiles) {
@@ -332,9 +340,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                float* __restrict__ partial) {
     MDMF_ALIGNED_SHARED(memory);
     Shared& shared = *reinterpret_cast<Shared*>(memory);
-    const Range mine = share_of((rows + ROWS - 1) / ROWS * slices, gridDim.x, blockIdx.x);
-    const int tiles = bank_rows / TILE;
-    const Work work = {rows, slices, mine.first, mine.last, tiles / slices, tiles % slices};
+    const int tiles = bank_rows / TILE, whole = rows / ROWS * slices;
+    Range last = share_of(rows % ROWS == 0 ? 0 : slices, gridDim.x, gridDim.x - 1 - blockIdx.x);
+    last = {whole + last.first, whole + last.last};
+    const Work work = {rows, slices, share_of(whole, gridDim.x, blockIdx.x), last, tiles / slices, tiles % slices};
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; ++stage) {
             init_barrier(&shared.full[stage], 1);
@@ -349,6 +358,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (threadIdx.x == CONSUMERS * GROUP) produce(shared, work, reinterpret_cast<const unsigned char*>(bank), rest, weights);
     } else {
         take_registers<CONSUMER_REGISTERS>();
-        consume(shared, work, group, x, x_half_norms, partial);
+        Ring ring;
+        for (int part = 0; part < 2; ++part)
+            consume(shared, ring, work, part == 0 ? work.whole : work.last, group, x, x_half_norms, partial);
     }
 }
