@@ -108,8 +108,8 @@ NO_EXPONENTIALS = (
     "            const float kernel = x;\n",
 )
 ONE_PRODUCT = (
-    "    for (int step = 0; step < STEPS; ++step) {\n        if constexpr (SHARED",
-    "    for (int step = 0; step < 1; ++step) {\n        if constexpr (SHARED",
+    "    for (int step = 0; step < STEPS; ++step) {\n        unsigned a[4];",
+    "    for (int step = 0; step < 1; ++step) {\n        unsigned a[4];",
 )
 HOPPER_VARIANTS: dict[str, HopperVariant] = {
     AS_IT_IS: HopperVariant(),

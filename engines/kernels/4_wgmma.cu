@@ -7,8 +7,9 @@
 // and no bound: their exponents are below 2 NEAR. Other rows and tiles subtract before they exponentiate.
 //
 // One thread copies tiles of TILE points into a ring of STAGES, with one bulk copy for each array. Each of CONSUMERS
-// warpgroups multiplies its 64 rows with a tile, and exponentiates while the others multiply. Four of them hide each
-// other's latencies best. So many leave 112 registers to a thread: at a width of 128 the rows then lie in shared memory.
+// warpgroups keeps 64 rows in registers, multiplies them with a tile, and exponentiates while the others multiply. Four of
+// them hide each other's latencies best. So many leave 112 registers to a thread: at a width of 128, enough for the rows
+// and tiles of 64 points.
 // The work is one list of units, a slice for one block of rows each. A block takes a contiguous share of the list.
 //
 // The host lays a tile out as the products read it (kernels.py, `_for_hopper`). Any column may be any k, as long as both
@@ -19,7 +20,7 @@
 
 constexpr int GROUP = 128;  // threads of a warpgroup
 #ifndef MDMF_TILE
-#define MDMF_TILE (PARTS == 2 && WIDTH == 256 ? 64 : 128)
+#define MDMF_TILE ((PARTS == 1 && WIDTH == 128) || (PARTS == 2 && WIDTH == 256) ? 64 : 128)
 #endif
 constexpr int TILE = MDMF_TILE;
 #ifndef MDMF_CONSUMERS
@@ -34,8 +35,6 @@ constexpr int WARPS = CONSUMERS * GROUP / LANES;  // that consume
 constexpr int PRODUCER_REGISTERS = 24;
 constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : CONSUMERS == 3 ? 160 : 112;
 constexpr bool SPLIT = PARTS == 2;
-constexpr bool SHARED_ROWS = !SPLIT && WIDTH == 128 && CONSUMERS == 4 && TILE == 128;
-constexpr int GROUP_BYTES = GROUP_ROWS * ROW_BYTES;
 
 constexpr int STEPS = WIDTH / 16;  // products of one part
 constexpr int PLANE = TILE * 128;  // bytes: 64 columns of a tile
@@ -55,16 +54,7 @@ struct alignas(1024) Stage {
     float weights[TILE];
 };
 
-// Room for the rows of every warpgroup, if they lie in shared memory.
-template <bool NEEDED> struct RowsRoom {
-    __device__ __forceinline__ unsigned char* rows_of(int) { return nullptr; }
-};
-template <> struct alignas(1024) RowsRoom<true> {
-    unsigned char rows[CONSUMERS * GROUP_BYTES];
-    __device__ __forceinline__ unsigned char* rows_of(int group) { return rows + group * GROUP_BYTES; }
-};
-
-struct Shared : RowsRoom<SHARED_ROWS> {
+struct Shared {
     Stage stages[STAGES];
     Barrier full[STAGES];
     Barrier empty[STAGES];
@@ -97,18 +87,13 @@ template <> struct Products<true> {
     float rest[TILE / 2];
 };
 
-// Start the products of a warpgroup's rows and one tile. The rows are in registers, or `described` in shared memory.
+// Start the products of a warpgroup's rows and one tile.
 template <bool SPLIT>
-__device__ __forceinline__ void start(Products<SPLIT>& products, const Row& own, unsigned described, const Stage& stage) {
+__device__ __forceinline__ void start(Products<SPLIT>& products, const Row& own, const Stage& stage) {
     const unsigned tile = describe(stage.points);
     begin_products();
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
-        if constexpr (SHARED_ROWS) {
-            const unsigned rows = described + step / 4 * (GROUP_ROWS * 128 / 16) + step % 4 * 2;
-            multiply_shared(products.main, rows, place_of_step(tile, step), step > 0);
-            continue;
-        }
         unsigned a[4];
         fragments(a, own, step);
         multiply(products.main, a, place_of_step(tile, step), step > 0);
@@ -175,6 +160,10 @@ struct Work {
     Range whole, last;
     int each, longer;  // tiles in a slice, and the number of slices with one more
 
+    __device__ __forceinline__ Range share(int part) const {
+        return {part == 0 ? whole.first : last.first, part == 0 ? whole.last : last.last};
+    }
+
     __device__ __forceinline__ int first_tile(int slice) const { return slice * each + min(slice, longer); }
     __device__ __forceinline__ int count_tiles(int slice) const { return each + (slice < longer ? 1 : 0); }
 };
@@ -197,7 +186,7 @@ __device__ __forceinline__ void produce(Shared& shared, const Work& work, const 
     // Nobody has to free a stage before its first use.
     bool used = false;
     for (int part = 0; part < 2; ++part) {
-        const Range share = part == 0 ? work.whole : work.last;
+        const Range share = work.share(part);
         int slice = share.first % work.slices, tile = work.first_tile(slice);
         for (int unit = share.first; unit < share.last; ++unit) {
             for (int left = work.count_tiles(slice); left > 0; --left, ++tile) {
@@ -246,33 +235,14 @@ __device__ __forceinline__ void store(float (&sums)[4], const float (&norms)[2],
 // One thread's part of a warpgroup's rows.
 struct Rows {
     Row own;
-    unsigned described;  // if they lie in shared memory
     float norms[2];
 };
 
 // The first of this thread's two rows, within its warpgroup. The other comes 8 later.
 __device__ __forceinline__ int own_row() { return threadIdx.x % GROUP / LANES * 16 + threadIdx.x % LANES / 4; }
 
-// Write a warpgroup's rows to shared memory as products read them.
-__device__ __forceinline__ void share(unsigned char* place, const Row& own) {
-#pragma unroll
-    for (int step = 0; step < STEPS; ++step) {
-        unsigned a[4];
-        fragments(a, own, step);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int row = own_row() + i % 2 * 8;
-            const int at = step / 4 * GROUP_ROWS * 128 + row * 128 + step % 4 * 32 + i / 2 * 16 + threadIdx.x % 4 * 4;
-            *reinterpret_cast<unsigned*>(place + (at ^ (at >> 3 & 0x70))) = a[i];
-        }
-    }
-    publish_shared();
-    meet_group();
-}
-
 // Load the rows from `first` on. Beyond the last row, repeat the last.
-__device__ __forceinline__ void load(Rows& rows, unsigned char* place, const Operand* x, const float* half_norms, int first,
-                                     int count) {
+__device__ __forceinline__ void load(Rows& rows, const Operand* x, const float* half_norms, int first, int count) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         const int row = min(first + own_row() + 8 * i, count - 1);
@@ -280,10 +250,6 @@ __device__ __forceinline__ void load(Rows& rows, unsigned char* place, const Ope
         const uint4* words = reinterpret_cast<const uint4*>(x) + static_cast<size_t>(row) * (ROW_BYTES / 16);
 #pragma unroll
         for (int word = 0; word < STEPS * PARTS / 2; ++word) rows.own[word][i] = words[4 * word + threadIdx.x % 4];
-    }
-    if constexpr (SHARED_ROWS) {
-        rows.described = describe(place);
-        share(place, rows.own);
     }
 }
 
@@ -312,7 +278,7 @@ __device__ __forceinline__ void consume(Shared& shared, Ring& ring, const Work& 
             continue;
         }
         Rows rows;
-        load(rows, shared.rows_of(group), x, half_norms, first, work.rows);
+        load(rows, x, half_norms, first, work.rows);
         float sums[4] = {};
         // The host makes the first rest of every tile nonzero if any of the bank's is.
         const bool near = all_near(half_norms, first, work.rows) && arrived(shared, ring).rest[0] == 0.0f;
@@ -321,7 +287,7 @@ __device__ __forceinline__ void consume(Shared& shared, Ring& ring, const Work& 
             for (int tiles = work.count_tiles(slice); tiles > 0; --tiles) {
                 const Stage& stage = arrived(shared, ring);
                 Products<SPLIT> products;
-                start(products, rows.own, rows.described, stage);
+                start(products, rows.own, stage);
                 finish(products);
                 if (near)
                     add_terms<true>(sums, products, stage, rows.norms);
@@ -360,6 +326,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         take_registers<CONSUMER_REGISTERS>();
         Ring ring;
         for (int part = 0; part < 2; ++part)
-            consume(shared, ring, work, part == 0 ? work.whole : work.last, group, x, x_half_norms, partial);
+            consume(shared, ring, work, work.share(part), group, x, x_half_norms, partial);
     }
 }

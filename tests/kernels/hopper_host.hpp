@@ -39,43 +39,11 @@ inline std::map<const void*, PhaseBarrier> barriers;
 
 constexpr int PATIENCE = 50'000'000;
 
-// Barriers by number, for some of a block's threads.
-struct NamedBarrier {
-    int arrived = 0, phase = 0;
-};
-inline std::map<int, NamedBarrier> named;
-
-// Arrive at a named barrier for `expected` threads and return the phase that this ends or helps to end.
-inline int arrive_named(int name, int expected) {
-    const std::lock_guard lock(barriers_lock);
-    NamedBarrier& own = named[name];
-    const int phase = own.phase;
-    if (++own.arrived == expected) {
-        own.arrived = 0;
-        ++own.phase;
-    }
-    return phase;
-}
-
-inline void wait_named(int name, int phase) {
-    for (int tries = 0; tries < PATIENCE; ++tries) {
-        {
-            const std::lock_guard lock(barriers_lock);
-            if (named[name].phase != phase) return;
-        }
-        pass();
-    }
-    std::fputs("a thread waits for others of its warpgroup that do not come\n", stderr);
-    std::abort();
-}
-
-// The 16 k of A that a warp holds, or where they lie in shared memory, and where the other operand lies.
+// The 16 k of A that a warp holds, and where the other operand lies.
 struct Product {
     float* sums;
     int count;
-    bool in_registers;
     unsigned a[WARP][4];
-    unsigned rows;
     unsigned points;
     bool add;
 };
@@ -99,14 +67,12 @@ inline float described_number(unsigned described, int row, int k) {
 }
 
 inline void compute(const Product& product) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP % 4;
+    const int lane = threadIdx.x % WARP;
     for (int at = 0; at < product.count; ++at) {
         const int row = lane / 4 + at % 4 / 2 * 8, point = at / 4 * 8 + lane % 4 * 2 + at % 2;
         double sum = product.add ? product.sums[at] : 0.0;
         for (int k = 0; k < 16; ++k) {
-            const float left = product.in_registers
-                                   ? half_number(product.a[row % 8 * 4 + k % 8 / 2][k / 8 * 2 + row / 8], k % 2)
-                                   : described_number(product.rows, 16 * warp + row, k);
+            const float left = half_number(product.a[row % 8 * 4 + k % 8 / 2][k / 8 * 2 + row / 8], k % 2);
             sum += double(left) * described_number(product.points, point, k);
         }
         product.sums[at] = towards_zero(sum);
@@ -172,11 +138,6 @@ inline void wait(unsigned long long* barrier, int parity) {
 
 template <int REGISTERS> void keep_registers() {}
 template <int REGISTERS> void take_registers() {}
-inline void publish_shared() {}
-inline void meet_group() {
-    const int group = threadIdx.x / 128;
-    host::wait_named(group, host::arrive_named(group, 128));
-}
 inline int uniform(int value) { return host::exchange(value)[0]; }
 inline void meet_warp() { host::exchange(0); }
 inline bool any_lane(bool value) {
@@ -200,7 +161,7 @@ inline void end_products() {
 }
 
 template <int COUNT> void multiply(float (&sums)[COUNT], const unsigned (&a)[4], unsigned points, int add) {
-    host::Product product{sums, COUNT, true, {}, 0, points, add != 0};
+    host::Product product{sums, COUNT, {}, points, add != 0};
     struct Words {
         unsigned a[4];
     } mine;
@@ -208,11 +169,6 @@ template <int COUNT> void multiply(float (&sums)[COUNT], const unsigned (&a)[4],
     const host::Posts<Words> lanes = host::exchange(mine);
     for (int lane = 0; lane < host::WARP; ++lane) std::memcpy(product.a[lane], lanes[lane].a, sizeof a);
     host::start_product(product);
-}
-
-template <int COUNT>
-void multiply_shared(float (&sums)[COUNT], unsigned rows, unsigned points, int add) {
-    host::start_product({sums, COUNT, false, {}, rows, points, add != 0});
 }
 
 template <int LEFT> void wait_products() {

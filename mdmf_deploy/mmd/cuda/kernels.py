@@ -147,7 +147,8 @@ class Kernel:
     def tile(self) -> int:
         """Bank points per tile. A prepared bank is a whole number of tiles."""
         if self.version == "wgmma":
-            return 64 if self.row_bytes > 512 else 128
+            # Longer tiles would take the registers of the rows.
+            return 64 if self.row_bytes > 512 or (self.operand != "fp16x2" and self.width == 128) else 128
         return 128 if self.version == "tiled" else 32
 
     @property
@@ -175,11 +176,8 @@ class Kernel:
         stage = self.tile * (self.row_bytes + 8)
         if self.version == "wgmma":
             stages = 3 if stage > 50000 else 4 if stage > 30000 else 6 if stage > 20000 else 8
-            # Four warpgroups with tiles of 128 points leave no registers for rows of 256 bytes.
-            in_memory = (self.warpgroups, self.tile, self.row_bytes) == (4, 128, 256)
-            rows = self.rows * self.row_bytes if in_memory else 0
             # The barriers come last.
-            return rows + stages * -(-stage // _ALIGNED) * _ALIGNED + _ALIGNED
+            return stages * -(-stage // _ALIGNED) * _ALIGNED + _ALIGNED
         return 3 * stage
 
     def supports(self, sm: int) -> bool:
