@@ -186,7 +186,8 @@ def test_a_bank_of_more_tiles_than_slices(host: Builder, version: str, operand: 
 def test_rows_and_points_that_are_not_near_have_norms_subtracted(host: Builder, operand: str, width: int) -> None:
     """Step 4 folds half norms up to 60 into weights. Beyond, on either side, other code computes the same."""
     x, bank = draw(21, 3, 40, 300, width, bandwidth=1.0)
-    x[:, ::3] = bank.signatures[:14] + 12 * (x[:, ::3] - x.mean())
+    # The first warpgroup has such rows, the second has none.
+    x[0, ::3] = bank.signatures[:14] + 12 * (x[0, ::3] - x.mean())
     far = bank.signatures.copy()
     # Not the first point of a tile.
     far[1::7] += 19 * (far[1::7] - far.mean(axis=0))
