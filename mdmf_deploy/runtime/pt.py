@@ -136,19 +136,20 @@ class TorchCudaEngine:
     def close(self) -> None:
         self._copies.synchronize()
         self._stream.synchronize()
-        del self._launch, self._signatures, self._results, self._images
+        del self._launch, self._program, self._signatures, self._results, self._images
         self._slots.clear()
 
     def _prepare(self, graph: OnnxGraph, batch: int, crop: int) -> None:
         """Allocate memory for batches of this size, and capture the graph for them."""
-        program = graph.program(batch, (3, crop, crop))
+        # A captured graph reads the program's weights, and does not keep their memory.
+        self._program = graph.program(batch, (3, crop, crop))
         self._splitter = BatchSplitter(BatchRange(opt=batch, max=batch), self.name, fixed=True)
         self._images = torch.zeros((batch, 3, crop, crop), device=DEVICE)
         self._slots = [self._slot() for _ in range(2)]
         self._results = torch.empty((batch, *self._signature), device=DEVICE)
         # Everything above is there before other streams use it.
         self._stream.synchronize()
-        self._launch, self._signatures = captured(partial(program, self._images), self._stream)
+        self._launch, self._signatures = captured(partial(self._program, self._images), self._stream)
 
     def _extracts_alike_in_every_place(self) -> bool:
         images = np.random.default_rng(0).standard_normal(self._images.shape).astype(np.float32)
@@ -200,7 +201,8 @@ class TorchCudaEngine:
 def captured(run: Callable[[], Tensor], stream: torch.cuda.Stream) -> tuple[Callable[[], None], Tensor]:
     """Record `run` as a CUDA graph. Return a function that launches it on the current stream, and its result.
 
-    The current stream must be `stream`. Memory keeps its place, so `run` must read its inputs from tensors that stay.
+    The current stream must be `stream`. Memory keeps its place, so `run` must read its inputs from tensors that stay. The graph
+    keeps none of them: the caller must hold everything that `run` reads, weights too, for as long as it launches.
     Source: docs.pytorch.org/docs/stable/notes/cuda.html, "CUDA Graphs".
     """
     for _ in range(_WARM_UP):
