@@ -122,8 +122,8 @@ echo "--- right or wrong: $((SECONDS - begun)) s in"
 
 # --- How fast, alone on the GPU.
 part headline 70 4_benchmark.txt "$python" "$kit/run.py" --only headline --no-record
+part times 45 3_times.txt "$python" "$kit/kernel_times.py" --skip variants
 part detect 80 7_detect.txt "$python" "$kit/detect_folder.py"
-part times 60 3_times.txt "$python" "$kit/kernel_times.py" --skip variants
 part wgmma 45 3_times.txt "$python" "$kit/wgmma.py"
 part ncu 60 6_ncu.txt ncu --clock-control none --target-processes all --set full -k regex:mdmf_ -c 12 -f \
     -o "$out/8_kernels" "$python" "$kit/counters.py"
