@@ -6,6 +6,7 @@
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <ucontext.h>
 
 inline Place threadIdx;
@@ -45,10 +46,17 @@ inline void Meeting::arrive_and_wait() {
     if (_setjmp(current->place) == 0) std::longjmp(scheduler, 1);
 }
 
-// Let the others run.
-inline void pass() {
-    current->waits = nullptr;
-    if (_setjmp(current->place) == 0) std::longjmp(scheduler, 1);
+// Let others run, without the lock, until they have made `met` true. Returns false if that takes too long.
+inline void wake_all() {}
+template <typename Condition> bool sleep_until(std::unique_lock<std::mutex>& lock, const Condition& met) {
+    for (int tries = 0; tries < 50'000'000; ++tries) {
+        if (met()) return true;
+        lock.unlock();
+        current->waits = nullptr;
+        if (_setjmp(current->place) == 0) std::longjmp(scheduler, 1);
+        lock.lock();
+    }
+    return false;
 }
 
 class Team {

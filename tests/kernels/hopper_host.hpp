@@ -32,12 +32,11 @@ struct PhaseBarrier {
         if (bytes != 0) return;
         missing = expected;
         ++phase;
+        wake_all();
     }
 };
 inline std::mutex barriers_lock;
 inline std::map<const void*, PhaseBarrier> barriers;
-
-constexpr int PATIENCE = 50'000'000;
 
 // Barriers by number, for some of a block's threads.
 struct NamedBarrier {
@@ -53,18 +52,15 @@ inline int arrive_named(int name, int expected) {
     if (++own.arrived == expected) {
         own.arrived = 0;
         ++own.phase;
+        wake_all();
     }
     return phase;
 }
 
 inline void wait_named(int name, int phase) {
-    for (int tries = 0; tries < PATIENCE; ++tries) {
-        {
-            const std::lock_guard lock(barriers_lock);
-            if (named[name].phase != phase) return;
-        }
-        pass();
-    }
+    std::unique_lock lock(barriers_lock);
+    const NamedBarrier& own = named[name];
+    if (sleep_until(lock, [&] { return own.phase != phase; })) return;
     std::fputs("a thread waits for others of its warpgroup that do not come\n", stderr);
     std::abort();
 }
@@ -100,16 +96,23 @@ inline float described_number(unsigned described, int row, int k) {
 
 inline void compute(const Product& product) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP % 4;
-    for (int at = 0; at < product.count; ++at) {
-        const int row = lane / 4 + at % 4 / 2 * 8, point = at / 4 * 8 + lane % 4 * 2 + at % 2;
-        double sum = product.add ? product.sums[at] : 0.0;
+    double left[2][16], right[16];
+    for (int i = 0; i < 2; ++i) {
         for (int k = 0; k < 16; ++k) {
-            const float left = product.in_registers
-                                   ? half_number(product.a[row % 8 * 4 + k % 8 / 2][k / 8 * 2 + row / 8], k % 2)
-                                   : described_number(product.rows, 16 * warp + row, k);
-            sum += double(left) * described_number(product.points, point, k);
+            left[i][k] = product.in_registers ? half_number(product.a[lane / 4 * 4 + k % 8 / 2][k / 8 * 2 + i], k % 2)
+                                              : described_number(product.rows, 16 * warp + lane / 4 + 8 * i, k);
         }
-        product.sums[at] = towards_zero(sum);
+    }
+    for (int at = 0; at < product.count; ++at) {
+        if (at % 4 / 2 != 0) continue;
+        const int point = at / 4 * 8 + lane % 4 * 2 + at % 2;
+        for (int k = 0; k < 16; ++k) right[k] = described_number(product.points, point, k);
+        for (int i = 0; i < 2; ++i) {
+            float& sum = product.sums[at + 2 * i];
+            double exact = product.add ? sum : 0.0;
+            for (int k = 0; k < 16; ++k) exact += left[i][k] * right[k];
+            sum = towards_zero(exact);
+        }
     }
 }
 
@@ -149,6 +152,7 @@ inline void copy_bulk(void* to, const void* from, int bytes, unsigned long long*
     if (bytes % 16 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0) std::abort();
     if (host::late) {
         own.late.push_back({to, from, bytes});
+        host::wake_all();
         return;
     }
     std::memcpy(to, from, bytes);
@@ -157,15 +161,13 @@ inline void copy_bulk(void* to, const void* from, int bytes, unsigned long long*
 }
 
 inline void wait(unsigned long long* barrier, int parity) {
-    for (int tries = 0; tries < host::PATIENCE; ++tries) {
-        {
-            const std::lock_guard lock(host::barriers_lock);
-            host::PhaseBarrier& own = host::barriers.at(barrier);
-            if (!own.late.empty()) own.check();
-            if (own.phase % 2 != parity) return;
-        }
-        host::pass();
-    }
+    std::unique_lock lock(host::barriers_lock);
+    host::PhaseBarrier& own = host::barriers.at(barrier);
+    const auto ended = [&] {
+        if (!own.late.empty()) own.check();
+        return own.phase % 2 != parity;
+    };
+    if (host::sleep_until(lock, ended)) return;
     std::fputs("a thread waits for a barrier whose phase does not end\n", stderr);
     std::abort();
 }

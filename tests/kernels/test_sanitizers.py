@@ -38,6 +38,14 @@ class Fault(NamedTuple):
 
 
 BARRIER = "        __syncthreads();\n"
+READING = """                start(products, rows.own, rows.described, stage);
+                finish(products);
+                if (near)
+                    add_terms<true>(sums, products, stage, rows.norms);
+                else
+                    add_terms<false>(sums, products, stage, rows.norms);
+"""
+RELEASE = "                release(shared, ring);\n"
 PLANTED = {
     "tiled reads a row too many": Fault(
         "address", "tiled", "2_tiled.cu", "min(first + row, last)", "min(first + row, last + 1)"
@@ -48,7 +56,7 @@ PLANTED = {
         "address", "tensor", "3_tensor.cu", "mine.last - 1).last;", "mine.last - 1).last + 1;"
     ),
     "wgmma reads a row too many": Fault("address", "wgmma", "4_wgmma.cu", "8 * i, count - 1)", "8 * i, count)"),
-    "wgmma writes rows past the end": Fault("address", "wgmma", "4_wgmma.cu", " && row + 8 * i < rows) p", ") p"),
+    "wgmma writes rows past the end": Fault("address", "wgmma", "4_wgmma.cu", "row + 8 * i < rows", "row < rows"),
     "wgmma copies a tile too many": Fault(
         "address", "wgmma", "4_wgmma.cu", "work.count_tiles(slice); left > 0", "work.count_tiles(slice) + 1; left > 0"
     ),
@@ -56,7 +64,7 @@ PLANTED = {
         "thread", "wgmma", "4_wgmma.cu", "    wait(&shared.full[ring.at], ring.parity);\n", ""
     ),
     "wgmma copies into a tile that is being read": Fault(
-        "thread", "wgmma", "4_wgmma.cu", "            if (used) wait(&shared.empty[ring.at], ring.parity ^ 1);\n", ""
+        "thread", "wgmma", "4_wgmma.cu", f"{READING}{RELEASE}", f"{RELEASE}{READING}"
     ),
     "prepare reads patches past the end": Fault(
         "address", "plain", "common.cuh", "min(patch, patches - 1)) * WIDTH", "patch) * WIDTH"

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <barrier>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <semaphore>
 #include <thread>
 
@@ -14,8 +17,13 @@ using Meeting = std::barrier<>;
 inline thread_local Thread own;
 inline Thread& self() { return own; }
 
-// Let the others run.
-inline void pass() { std::this_thread::yield(); }
+// Sleep, without the lock, until others have made `met` true and woken all. Returns false if that takes too long.
+inline std::condition_variable changed;
+inline void wake_all() { changed.notify_all(); }
+template <typename Condition> bool sleep_until(std::unique_lock<std::mutex>& lock, const Condition& met) {
+    // By the system's clock: some versions of ThreadSanitizer do not see the steady one's wait.
+    return changed.wait_until(lock, std::chrono::system_clock::now() + std::chrono::seconds(30), met);
+}
 
 class Team {
   public:
