@@ -12,7 +12,8 @@
 namespace host {
 
 // An mbarrier. Its phase ends when all arrivals and all announced bytes are there.
-struct PhaseBarrier {
+// Each barrier has its own lock. A common one would order threads that nothing orders on a GPU, and hide their races.
+struct PhaseBarrier : Monitor {
     int expected = 0, missing = 0, phase = 0;
     long bytes = 0;
     struct Bulk {
@@ -35,32 +36,27 @@ struct PhaseBarrier {
         wake_all();
     }
 };
-inline std::mutex barriers_lock;
+// Entries are made before threads meet, and only read afterwards.
 inline std::map<const void*, PhaseBarrier> barriers;
 
 // Barriers by number, for some of a block's threads.
-struct NamedBarrier {
+struct NamedBarrier : Monitor {
     int arrived = 0, phase = 0;
 };
-inline std::map<int, NamedBarrier> named;
+inline NamedBarrier named[16];
 
-// Arrive at a named barrier for `expected` threads and return the phase that this ends or helps to end.
-inline int arrive_named(int name, int expected) {
-    const std::lock_guard lock(barriers_lock);
+// Meet at a named barrier for `expected` threads.
+inline void meet_named(int name, int expected) {
     NamedBarrier& own = named[name];
+    std::unique_lock held(own.lock);
     const int phase = own.phase;
     if (++own.arrived == expected) {
         own.arrived = 0;
         ++own.phase;
-        wake_all();
+        own.wake_all();
+        return;
     }
-    return phase;
-}
-
-inline void wait_named(int name, int phase) {
-    std::unique_lock lock(barriers_lock);
-    const NamedBarrier& own = named[name];
-    if (sleep_until(lock, [&] { return own.phase != phase; })) return;
+    if (own.sleep_until(held, [&] { return own.phase != phase; })) return;
     std::fputs("a thread waits for others of its warpgroup that do not come\n", stderr);
     std::abort();
 }
@@ -126,33 +122,36 @@ inline void start_product(const Product& product) {
 }  // namespace host
 
 inline void init_barrier(unsigned long long* barrier, int count) {
-    const std::lock_guard lock(host::barriers_lock);
-    host::barriers[barrier] = {count, count, 0, 0, {}};
+    host::PhaseBarrier& own = host::barriers[barrier];
+    own.expected = own.missing = count;
+    own.phase = 0;
+    own.bytes = 0;
+    own.late.clear();
 }
 inline void publish_barriers() {}
 
 inline void arrive(unsigned long long* barrier) {
-    const std::lock_guard lock(host::barriers_lock);
     host::PhaseBarrier& own = host::barriers.at(barrier);
+    const std::lock_guard held(own.lock);
     --own.missing;
     own.check();
 }
 
 inline void arrive_and_expect(unsigned long long* barrier, int bytes) {
-    const std::lock_guard lock(host::barriers_lock);
     host::PhaseBarrier& own = host::barriers.at(barrier);
+    const std::lock_guard held(own.lock);
     --own.missing;
     own.bytes += bytes;
     own.check();
 }
 
 inline void copy_bulk(void* to, const void* from, int bytes, unsigned long long* barrier) {
-    const std::lock_guard lock(host::barriers_lock);
     host::PhaseBarrier& own = host::barriers.at(barrier);
+    const std::lock_guard held(own.lock);
     if (bytes % 16 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0) std::abort();
     if (host::late) {
         own.late.push_back({to, from, bytes});
-        host::wake_all();
+        own.wake_all();
         return;
     }
     std::memcpy(to, from, bytes);
@@ -161,13 +160,13 @@ inline void copy_bulk(void* to, const void* from, int bytes, unsigned long long*
 }
 
 inline void wait(unsigned long long* barrier, int parity) {
-    std::unique_lock lock(host::barriers_lock);
     host::PhaseBarrier& own = host::barriers.at(barrier);
+    std::unique_lock held(own.lock);
     const auto ended = [&] {
         if (!own.late.empty()) own.check();
         return own.phase % 2 != parity;
     };
-    if (host::sleep_until(lock, ended)) return;
+    if (own.sleep_until(held, ended)) return;
     std::fputs("a thread waits for a barrier whose phase does not end\n", stderr);
     std::abort();
 }
@@ -176,8 +175,7 @@ template <int REGISTERS> void keep_registers() {}
 template <int REGISTERS> void take_registers() {}
 inline void publish_shared() {}
 inline void meet_group() {
-    const int group = threadIdx.x / 128;
-    host::wait_named(group, host::arrive_named(group, 128));
+    host::meet_named(threadIdx.x / 128 + 1, 128);
 }
 inline int uniform(int value) { return host::exchange(value)[0]; }
 inline void meet_warp() { host::exchange(0); }

@@ -17,13 +17,19 @@ using Meeting = std::barrier<>;
 inline thread_local Thread own;
 inline Thread& self() { return own; }
 
-// Sleep, without the lock, until others have made `met` true and woken all. Returns false if that takes too long.
-inline std::condition_variable changed;
-inline void wake_all() { changed.notify_all(); }
-template <typename Condition> bool sleep_until(std::unique_lock<std::mutex>& lock, const Condition& met) {
-    // By the system's clock: some versions of ThreadSanitizer do not see the steady one's wait.
-    return changed.wait_until(lock, std::chrono::system_clock::now() + std::chrono::seconds(30), met);
-}
+// A lock, and sleep until what it guards has changed.
+struct Monitor {
+    std::mutex lock;
+    std::condition_variable changed;
+
+    void wake_all() { changed.notify_all(); }
+
+    // Sleep, without the lock, until others have made `met` true and woken all. Returns false if that takes too long.
+    template <typename Condition> bool sleep_until(std::unique_lock<std::mutex>& held, const Condition& met) {
+        // By the system's clock: some versions of ThreadSanitizer do not see waits by the steady one.
+        return changed.wait_until(held, std::chrono::system_clock::now() + std::chrono::seconds(30), met);
+    }
+};
 
 class Team {
   public:
