@@ -27,7 +27,7 @@ struct Monitor {
     // Sleep, without the lock, until others have made `met` true and woken all. Returns false if that takes too long.
     template <typename Condition> bool sleep_until(std::unique_lock<std::mutex>& held, const Condition& met) {
         // By the system's clock: some versions of ThreadSanitizer do not see waits by the steady one.
-        return changed.wait_until(held, std::chrono::system_clock::now() + std::chrono::seconds(30), met);
+        return changed.wait_until(held, std::chrono::system_clock::now() + std::chrono::seconds(90), met);
     }
 };
 
