@@ -1,7 +1,7 @@
 """Time files to rows on a GPU, stage by stage, for ViT-S, B and L with random weights.
 
-Speed does not depend on the weights. Engines: PyTorch in fp16 if it is installed, and every GPU runtime of this
-package. A runtime that does not open here is listed with the reason.
+Speed does not depend on the weights. Engines: every GPU runtime of this package, in fp16. A runtime that does not open
+here is listed with the reason.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from inputs import bank_of
-from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.manifest import BANK, MODEL, Manifest, ModelCard, Provenance
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
 from mdmf_deploy.detection.feed import prepare
 from mdmf_deploy.detection.on_gpu import Fused
@@ -30,7 +32,9 @@ from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.runtime import installed, open_engine, stays_on_device
 
 RECIPES = ("dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14")
-RUNTIMES = ("tensorrt", "rtx", "ort-tensorrt", "cuda")
+RUNTIMES = ("torch-cuda", "tensorrt", "rtx", "ort-tensorrt", "cuda")
+# Its batches are as large as those measured.
+PROFILE = "throughput"
 SIDE = 640  # of the photographs, in pixels
 
 
@@ -50,31 +54,6 @@ class Stages:
     reduction: float = 0.0
     images_per_second: float = 0.0
     missing: str | None = None
-
-
-class TorchEngine:
-    """PyTorch in fp16. Signatures stay on the GPU."""
-
-    name, precision = "pytorch", "fp16"
-
-    def __init__(self, detector: Any) -> None:
-        import torch
-
-        self._torch = torch
-        self._detector = detector.cuda().half().eval()
-
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = self.on_device(images).cpu().numpy()
-        return result
-
-    def on_device(self, images: NDArray[np.float32]) -> Any:
-        torch = self._torch
-        with torch.inference_mode():
-            pinned = torch.from_numpy(images).pin_memory()
-            return self._detector(pinned.to("cuda", non_blocking=True).half()).float().contiguous()
-
-    def close(self) -> None:
-        del self._detector
 
 
 def measure(points: int, batch: int, images: int) -> Iterator[Stages]:
@@ -108,28 +87,64 @@ def measure(points: int, batch: int, images: int) -> Iterator[Stages]:
 
 def engines(model: Any, recipe: Recipe) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield the name of every engine and a function that opens it."""
-    folder = tempfile.TemporaryDirectory(prefix="mdmf-gpu-")
-    exported: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="mdmf-gpu-") as folder:
+        exported: list[Bundle] = []
 
-    def bundle(precision: str) -> Any:
-        if precision not in exported:
-            from mdmf_deploy.tasks.export.export import export_detector
+        def opened(runtime: str) -> Any:
+            if not exported:
+                exported.append(random_bundle(model, recipe, Path(folder) / f"{recipe.name}.mdmf"))
+            return open_engine(f"{runtime}:{PROFILE}", exported[0])
 
-            paths = [Path(folder.name) / f"{n}.png" for n in range(8)]
-            for n, path in enumerate(paths):
-                path.write_bytes(photographs(1, seed=n, kind="PNG")[0])
-            out = Path(folder.name) / f"{recipe.name}-{precision}.mdmf"
-            exported[precision] = export_detector(model, recipe, paths, out, precision).bundle
-        return exported[precision]
+        here = installed()
+        for runtime in RUNTIMES:
+            if runtime in here:
+                yield f"{runtime}, fp16", partial(opened, runtime)
+            else:
+                yield f"{runtime}, fp16", partial(_refuse, f"{runtime} is not installed")
 
-    here = installed()
-    for runtime in RUNTIMES:
-        if runtime in here:
-            yield f"{runtime}, fp16", lambda runtime=runtime: open_engine(runtime, bundle("fp16"))
-        else:
-            yield f"{runtime}, fp16", lambda runtime=runtime: _refuse(f"{runtime} is not installed")
-    yield "PyTorch, fp16", lambda: TorchEngine(model)
-    folder.cleanup()
+
+def random_bundle(model: Any, recipe: Recipe, destination: Path, points: int = 4096) -> Bundle:
+    """Write an fp16 bundle of a model with random weights, which cannot be used afterwards.
+
+    The bank is drawn around the signatures of a few photographs. Nothing is verified.
+    """
+    import torch
+
+    from mdmf_deploy.tasks.export.precision import to_fp16
+    from mdmf_deploy.tasks.export.trace import trace
+
+    prepared = [prepare(n, data, recipe.preprocessing, 1, ReadLimits()) for n, data in enumerate(photographs(4))]
+    with torch.inference_mode():
+        tensors = np.concatenate([one.tensor for one in prepared if one.tensor is not None])
+        few = model.eval()(torch.from_numpy(tensors)).flatten(0, 1)
+    sigma = float(torch.pdist(few).median())
+    draw = np.random.default_rng(0).standard_normal((points, few.shape[1]), np.float32)
+    card = ModelCard(
+        backbone=recipe.backbone.architecture,
+        pool=recipe.head.pool,
+        signature=recipe.head.signature,
+        sigma=sigma,
+        precision="fp16",
+        opset=recipe.export.opset,
+    )
+    origin = Provenance(recipe=recipe.name, checkpoint_sha256="", tool="benchmark", decoder="", libraries={})
+    manifest = Manifest(
+        name=recipe.name,
+        model=card,
+        preprocessing=recipe.preprocessing,
+        provenance=origin,
+        limits=recipe.verification,
+    )
+    graph = destination.with_suffix(".fp32") / MODEL
+    graph.parent.mkdir()
+    half = destination.with_suffix(".fp16") / MODEL
+    half.parent.mkdir()
+    to_fp16(trace(model, recipe, graph, {}), half)
+    files: dict[str, bytes | Path] = {path.name: path for path in half.parent.iterdir()}
+    hashed = write_bundle(destination, manifest, files).manifest
+    bank = bank_of(draw * few.std(0).numpy() + few.mean(0).numpy(), sigma)
+    files[BANK] = replace(bank, model_sha256=hashed.model_sha256).to_bytes()
+    return write_bundle(destination, manifest, files)
 
 
 def stages(name: str, engine: Any, recipe: Recipe, bank: Bank, files: list[bytes], batch: int) -> Stages:
@@ -166,19 +181,19 @@ def stages(name: str, engine: Any, recipe: Recipe, bank: Bank, files: list[bytes
         reduction.close()
 
 
-def photographs(count: int, seed: int = 0, kind: str = "JPEG") -> list[bytes]:
-    """Encode noise with a photograph's spectrum, SIDE pixels a side. Eight distinct images are repeated."""
+def photographs(count: int, distinct: int = 8) -> list[bytes]:
+    """Encode noise with a photograph's spectrum as JPEG, SIDE pixels a side. A few distinct images are repeated."""
     from PIL import Image
 
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.fftfreq(SIDE)[None])
     made = []
-    for _ in range(min(count, 8)):
+    for _ in range(min(count, distinct)):
         spectrum = np.fft.fft2(generator.standard_normal((3, SIDE, SIDE))) / np.maximum(frequency, 1 / SIDE) ** 1.2
         levels = np.fft.ifft2(spectrum).real
         levels = 128 + 40 * levels / levels.std()
         buffer = io.BytesIO()
-        Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8).transpose(1, 2, 0)).save(buffer, kind)
+        Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8).transpose(1, 2, 0)).save(buffer, "JPEG", quality=90)
         made.append(buffer.getvalue())
     return [made[n % len(made)] for n in range(count)]
 

@@ -104,12 +104,12 @@ project_tests() {
 export gpu_tests
 export -f project_tests
 
-beside tests 150 2_tests.txt bash -c project_tests
-beside memcheck 160 5_memcheck.txt bash -c 'sanitize memcheck "64 128 256"'
-beside racecheck 160 6_racecheck.txt bash -c 'sanitize racecheck "64 128" --racecheck-report all'
-beside initcheck 100 5_initcheck.txt bash -c 'sanitize initcheck 64'
-beside synccheck 100 5_synccheck.txt bash -c 'sanitize synccheck 64'
-part check 160 1_check.txt "$python" "$kit/check.py"
+beside tests 75 2_tests.txt bash -c project_tests
+beside memcheck 75 5_memcheck.txt bash -c 'sanitize memcheck "64 128 256"'
+beside racecheck 75 6_racecheck.txt bash -c 'sanitize racecheck "64 128" --racecheck-report all'
+beside initcheck 60 5_initcheck.txt bash -c 'sanitize initcheck 64'
+beside synccheck 60 5_synccheck.txt bash -c 'sanitize synccheck 64'
+part check 80 1_check.txt "$python" "$kit/check.py"
 grep -c '^PASS' "$out/1_check.txt" 2>/dev/null
 grep '^FAIL' "$out/1_check.txt" 2>/dev/null | cut -c1-300 | head -30
 for name in "${!pids[@]}"; do
@@ -121,17 +121,19 @@ rm -f "$out"/5_memcheck.txt "$out"/5_initcheck.txt "$out"/5_synccheck.txt "$out"
 echo "--- right or wrong: $((SECONDS - begun)) s in"
 
 # --- How fast, alone on the GPU.
-part times 130 3_times.txt "$python" "$kit/kernel_times.py"
-part wgmma 50 3_times.txt "$python" "$kit/wgmma.py"
-part benchmark 170 4_benchmark.txt "$python" "$kit/run.py" --quick --no-pipeline --no-record
-part ncu 80 6_ncu.txt ncu --clock-control none --target-processes all --set full -k regex:mdmf_ -c 12 -f \
-    -o "$out/7_step3" "$python" "$kit/counters.py"
-if wanted ncu && [ -f "$out/7_step3.ncu-rep" ]; then
-    timeout 30 ncu --import "$out/7_step3.ncu-rep" --page details >>"$out/6_ncu.txt" 2>&1
-    timeout 30 ncu --import "$out/7_step3.ncu-rep" --page raw --csv 2>/dev/null |
+part headline 70 4_benchmark.txt "$python" "$kit/run.py" --only headline --no-record
+part detect 80 7_detect.txt "$python" "$kit/detect_folder.py"
+part times 60 3_times.txt "$python" "$kit/kernel_times.py" --skip variants
+part wgmma 45 3_times.txt "$python" "$kit/wgmma.py"
+part ncu 60 6_ncu.txt ncu --clock-control none --target-processes all --set full -k regex:mdmf_ -c 12 -f \
+    -o "$out/8_kernels" "$python" "$kit/counters.py"
+if wanted ncu && [ -f "$out/8_kernels.ncu-rep" ]; then
+    timeout 30 ncu --import "$out/8_kernels.ncu-rep" --page details >>"$out/6_ncu.txt" 2>&1
+    timeout 30 ncu --import "$out/8_kernels.ncu-rep" --page raw --csv 2>/dev/null |
         "$python" "$kit/counters.py" --summarise >>"$out/6_ncu.txt" 2>&1
 fi
-part rest 150 4_benchmark.txt "$python" "$kit/run.py" --only pipeline cases --no-record
+part benchmark 120 4_benchmark.txt "$python" "$kit/run.py" --only kernels images cases pipeline --no-record
+part variants 60 3_times.txt "$python" "$kit/kernel_times.py" --skip rates pieces
 
 # --- The most important lines of all files, for a terminal that shows only the end.
 echo; echo "################ summary"

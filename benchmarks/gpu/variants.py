@@ -87,18 +87,19 @@ VARIANTS: dict[str, Variant] = {
 class HopperVariant:
     """Step 4 with other constants (MDMF_... in 4_wgmma.cu), edits, or slices. None for the project's own.
 
-    consumers: warpgroups that compute.
+    consumers: warpgroups that compute. tile: points.
     polynomials: eighths of the exponentials that a polynomial computes.
     """
 
     consumers: int | None = None
+    tile: int | None = None
     polynomials: int | None = None
     slices: int | None = None
     edits: Edits = ()
 
     @property
     def options(self) -> tuple[str, ...]:
-        names = {"CONSUMERS": self.consumers, "POLYNOMIALS": self.polynomials}
+        names = {"CONSUMERS": self.consumers, "TILE": self.tile, "POLYNOMIALS": self.polynomials}
         return tuple(f"-DMDMF_{name}={value}" for name, value in names.items() if value is not None)
 
 
@@ -107,11 +108,12 @@ NO_EXPONENTIALS = (
     "            const float kernel = x;\n",
 )
 ONE_PRODUCT = (
-    "    for (int step = 0; step < STEPS; ++step) {\n        if constexpr (SHARED",
-    "    for (int step = 0; step < 1; ++step) {\n        if constexpr (SHARED",
+    "    for (int step = 0; step < STEPS; ++step) {\n        unsigned a[4];",
+    "    for (int step = 0; step < 1; ++step) {\n        unsigned a[4];",
 )
 HOPPER_VARIANTS: dict[str, HopperVariant] = {
     AS_IT_IS: HopperVariant(),
+    **{f"tiles of {n} points": HopperVariant(tile=n) for n in (64, 96, 128)},
     "2 warpgroups": HopperVariant(2),
     "3 warpgroups": HopperVariant(3),
     **{f"{n} of eight exponentials by polynomial": HopperVariant(polynomials=n) for n in (0, 1, 2, 3)},

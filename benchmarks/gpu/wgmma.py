@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from variants import AS_IT_IS, HOPPER_VARIANTS, HopperVariant
 
 from mdmf_deploy.hardware.cubin import Nvrtc
 from mdmf_deploy.hardware.device import Device
-from mdmf_deploy.mmd.cuda.kernels import Kernel, Launch, prepare_bank
+from mdmf_deploy.mmd.cuda.kernels import Kernel, prepare_bank
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common import table
@@ -71,6 +72,26 @@ def compile_quietly(device: Device, kernel: Kernel, variant: HopperVariant) -> N
         return
 
 
+class Altered(Kernel):
+    """Step 4 with a variant's warpgroups and tile."""
+
+    @classmethod
+    def of(cls, kernel: Kernel, variant: HopperVariant) -> Altered:
+        altered = cls(kernel.version, kernel.operand, kernel.width)
+        object.__setattr__(altered, "variant", variant)
+        return altered
+
+    @property
+    def warpgroups(self) -> int:
+        own = Kernel(self.version, self.operand, self.width).warpgroups
+        return self.variant.consumers or own  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def tile(self) -> int:
+        own = Kernel(self.version, self.operand, self.width).tile
+        return self.variant.tile or own  # type: ignore[attr-defined, no-any-return]
+
+
 def rows(device: Device, clock: Clock, kernel: Kernel) -> list[tuple[str, ...]]:
     """Return a table's rows: step 3, then every variant of step 4."""
     given = random_input(*SHAPE, kernel.width)
@@ -80,13 +101,15 @@ def rows(device: Device, clock: Clock, kernel: Kernel) -> list[tuple[str, ...]]:
     exact = step3.partial_sums().sum(axis=0, dtype=np.float64)
     step3.free()
     found: list[tuple[str, ...]] = [("step 3", f"{1e6 * base:.1f}", "1.00")]
-    prepared = prepare_bank(given.bank, kernel)
     operations = 2.0 * len(exact) * SHAPE[2] * kernel.width * (3 if kernel.operand == "fp16x2" else 1)
     for name, variant in HOPPER_VARIANTS.items():
         try:
-            launcher = KernelLauncher(device, kernel, given.x, prepared, source(kernel, variant), variant.options)
-            slices = variant.slices or launcher.launches.slices
-            launch = launch_of(launcher, variant, slices)
+            altered = Altered.of(kernel, variant)
+            prepared = prepare_bank(given.bank, altered)
+            launcher = KernelLauncher(device, altered, given.x, prepared, source(kernel, variant), variant.options)
+            slices, own = variant.slices or launcher.launches.slices, launcher.launches.cross
+            units = math.ceil(launcher.rows / altered.rows) * slices
+            launch = replace(own, grid=(min(device.gpu.multiprocessors, units), 1, 1))
             launcher.poison(launcher.partial, 4 * launcher.rows * slices)
             cross = partial(launcher.cross, slices=slices, launch=launch)
             cross(launcher.stream)
@@ -107,15 +130,6 @@ def rows(device: Device, clock: Clock, kernel: Kernel) -> list[tuple[str, ...]]:
         found.append((name, f"{1e6 * seconds:.1f}", f"{seconds / base:.2f}", rate, f"off by {off:.1e}"))
         assert name != AS_IT_IS or off < 1e-4, f"step 4 is wrong: {off}"
     return found
-
-
-def launch_of(launcher: KernelLauncher, variant: HopperVariant, slices: int) -> Launch:
-    """Return the launch of a variant, whose blocks may have other rows and threads than the project's own."""
-    kernel = launcher.kernel
-    consumers = variant.consumers or kernel.rows // 64
-    units = math.ceil(launcher.rows / (64 * consumers)) * slices
-    blocks = min(launcher.device.gpu.multiprocessors, units)
-    return Launch("mdmf_cross", (blocks, 1, 1), 128 * (consumers + 1), kernel.shared)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@
 // and no bound: their exponents are below 2 NEAR. Other rows and tiles subtract before they exponentiate.
 //
 // One thread copies tiles of TILE points into a ring of STAGES, with one bulk copy for each array. Each of CONSUMERS
-// warpgroups multiplies its 64 rows with a tile, and exponentiates while the others multiply. Four of them hide each
-// other's latencies best. So many leave 112 registers to a thread: at a width of 128 the rows then lie in shared memory.
+// warpgroups keeps 64 rows in registers, multiplies them with a tile, and exponentiates while the others multiply. Four of
+// them hide each other's latencies best. So many leave 112 registers to a thread: at a width of 128, enough for the rows
+// and tiles of 64 points.
 // The work is one list of units, a slice for one block of rows each. A block takes a contiguous share of the list.
 //
 // The host lays a tile out as the products read it (kernels.py, `_for_hopper`). Any column may be any k, as long as both
@@ -18,6 +19,10 @@
 #include "hopper.cuh"
 
 constexpr int GROUP = 128;  // threads of a warpgroup
+#ifndef MDMF_TILE
+#define MDMF_TILE ((PARTS == 1 && WIDTH == 128) || (PARTS == 2 && WIDTH == 256) ? 64 : 128)
+#endif
+constexpr int TILE = MDMF_TILE;
 #ifndef MDMF_CONSUMERS
 #define MDMF_CONSUMERS (PARTS == 2 ? 2 : WIDTH == 256 ? 3 : 4)
 #endif
@@ -30,15 +35,12 @@ constexpr int WARPS = CONSUMERS * GROUP / LANES;  // that consume
 constexpr int PRODUCER_REGISTERS = 24;
 constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : CONSUMERS == 3 ? 160 : 112;
 constexpr bool SPLIT = PARTS == 2;
-constexpr bool SHARED_ROWS = !SPLIT && WIDTH == 128 && CONSUMERS == 4;
-constexpr int GROUP_BYTES = GROUP_ROWS * ROW_BYTES;
 
-constexpr int TILE = SPLIT && WIDTH == 256 ? 64 : 128;
 constexpr int STEPS = WIDTH / 16;  // products of one part
 constexpr int PLANE = TILE * 128;  // bytes: 64 columns of a tile
 constexpr int POINT_BYTES = TILE * ROW_BYTES;
 constexpr int STAGE_BYTES = POINT_BYTES + 8 * TILE;
-constexpr int STAGES = STAGE_BYTES > 50000 ? 3 : STAGE_BYTES > 30000 ? 4 : 8;
+constexpr int STAGES = STAGE_BYTES > 50000 ? 3 : STAGE_BYTES > 30000 ? 4 : STAGE_BYTES > 20000 ? 6 : 8;
 // Eighths of the exponentials that a polynomial computes: at a width of 64 the special-function unit is the limit.
 #ifndef MDMF_POLYNOMIALS
 #define MDMF_POLYNOMIALS (WIDTH == 64 && PARTS == 1 ? 2 : 0)
@@ -52,16 +54,7 @@ struct alignas(1024) Stage {
     float weights[TILE];
 };
 
-// Room for the rows of every warpgroup, if they lie in shared memory.
-template <bool NEEDED> struct RowsRoom {
-    __device__ __forceinline__ unsigned char* rows_of(int) { return nullptr; }
-};
-template <> struct alignas(1024) RowsRoom<true> {
-    unsigned char rows[CONSUMERS * GROUP_BYTES];
-    __device__ __forceinline__ unsigned char* rows_of(int group) { return rows + group * GROUP_BYTES; }
-};
-
-struct Shared : RowsRoom<SHARED_ROWS> {
+struct Shared {
     Stage stages[STAGES];
     Barrier full[STAGES];
     Barrier empty[STAGES];
@@ -94,18 +87,13 @@ template <> struct Products<true> {
     float rest[TILE / 2];
 };
 
-// Start the products of a warpgroup's rows and one tile. The rows are in registers, or `described` in shared memory.
+// Start the products of a warpgroup's rows and one tile.
 template <bool SPLIT>
-__device__ __forceinline__ void start(Products<SPLIT>& products, const Row& own, unsigned described, const Stage& stage) {
+__device__ __forceinline__ void start(Products<SPLIT>& products, const Row& own, const Stage& stage) {
     const unsigned tile = describe(stage.points);
     begin_products();
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
-        if constexpr (SHARED_ROWS) {
-            const unsigned rows = described + step / 4 * (GROUP_ROWS * 128 / 16) + step % 4 * 2;
-            multiply_shared(products.main, rows, place_of_step(tile, step), step > 0);
-            continue;
-        }
         unsigned a[4];
         fragments(a, own, step);
         multiply(products.main, a, place_of_step(tile, step), step > 0);
@@ -164,10 +152,17 @@ __device__ __forceinline__ void add_terms(float (&sums)[4], const Products<SPLIT
     }
 }
 
-// The units of this block: a contiguous share of a list, all slices of the first block of rows, then of the next.
+// The units of this block, in two contiguous shares: of all slices of all whole blocks of rows, one block after the other,
+// and of the slices of a last block that is not whole. Those take less time, so they come last, and more of them go to
+// the blocks that got fewer of the others.
 struct Work {
-    int rows, slices, first, last;
+    int rows, slices;
+    Range whole, last;
     int each, longer;  // tiles in a slice, and the number of slices with one more
+
+    __device__ __forceinline__ Range share(int part) const {
+        return {part == 0 ? whole.first : last.first, part == 0 ? whole.last : last.last};
+    }
 
     __device__ __forceinline__ int first_tile(int slice) const { return slice * each + min(slice, longer); }
     __device__ __forceinline__ int count_tiles(int slice) const { return each + (slice < longer ? 1 : 0); }
@@ -188,22 +183,25 @@ struct Ring {
 __device__ __forceinline__ void produce(Shared& shared, const Work& work, const unsigned char* bank, const float* rest,
                                         const float* weights) {
     Ring ring;
-    int slice = work.first % work.slices, tile = work.first_tile(slice);
     // Nobody has to free a stage before its first use.
     bool used = false;
-    for (int unit = work.first; unit < work.last; ++unit) {
-        for (int left = work.count_tiles(slice); left > 0; --left, ++tile) {
-            Stage& stage = shared.stages[ring.at];
-            Barrier* full = &shared.full[ring.at];
-            if (used) wait(&shared.empty[ring.at], ring.parity ^ 1);
-            arrive_and_expect(full, STAGE_BYTES);
-            copy_bulk(stage.points, bank + static_cast<size_t>(tile) * POINT_BYTES, POINT_BYTES, full);
-            copy_bulk(stage.rest, rest + tile * TILE, 4 * TILE, full);
-            copy_bulk(stage.weights, weights + tile * TILE, 4 * TILE, full);
-            ring.step();
-            used |= ring.at == 0;
+    for (int part = 0; part < 2; ++part) {
+        const Range share = work.share(part);
+        int slice = share.first % work.slices, tile = work.first_tile(slice);
+        for (int unit = share.first; unit < share.last; ++unit) {
+            for (int left = work.count_tiles(slice); left > 0; --left, ++tile) {
+                Stage& stage = shared.stages[ring.at];
+                Barrier* full = &shared.full[ring.at];
+                if (used) wait(&shared.empty[ring.at], ring.parity ^ 1);
+                arrive_and_expect(full, STAGE_BYTES);
+                copy_bulk(stage.points, bank + static_cast<size_t>(tile) * POINT_BYTES, POINT_BYTES, full);
+                copy_bulk(stage.rest, rest + tile * TILE, 4 * TILE, full);
+                copy_bulk(stage.weights, weights + tile * TILE, 4 * TILE, full);
+                ring.step();
+                used |= ring.at == 0;
+            }
+            if (++slice == work.slices) slice = tile = 0;
         }
-        if (++slice == work.slices) slice = tile = 0;
     }
 }
 
@@ -237,33 +235,14 @@ __device__ __forceinline__ void store(float (&sums)[4], const float (&norms)[2],
 // One thread's part of a warpgroup's rows.
 struct Rows {
     Row own;
-    unsigned described;  // if they lie in shared memory
     float norms[2];
 };
 
 // The first of this thread's two rows, within its warpgroup. The other comes 8 later.
 __device__ __forceinline__ int own_row() { return threadIdx.x % GROUP / LANES * 16 + threadIdx.x % LANES / 4; }
 
-// Write a warpgroup's rows to shared memory as products read them.
-__device__ __forceinline__ void share(unsigned char* place, const Row& own) {
-#pragma unroll
-    for (int step = 0; step < STEPS; ++step) {
-        unsigned a[4];
-        fragments(a, own, step);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int row = own_row() + i % 2 * 8;
-            const int at = step / 4 * GROUP_ROWS * 128 + row * 128 + step % 4 * 32 + i / 2 * 16 + threadIdx.x % 4 * 4;
-            *reinterpret_cast<unsigned*>(place + (at ^ (at >> 3 & 0x70))) = a[i];
-        }
-    }
-    publish_shared();
-    meet_group();
-}
-
 // Load the rows from `first` on. Beyond the last row, repeat the last.
-__device__ __forceinline__ void load(Rows& rows, unsigned char* place, const Operand* x, const float* half_norms, int first,
-                                     int count) {
+__device__ __forceinline__ void load(Rows& rows, const Operand* x, const float* half_norms, int first, int count) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         const int row = min(first + own_row() + 8 * i, count - 1);
@@ -271,10 +250,6 @@ __device__ __forceinline__ void load(Rows& rows, unsigned char* place, const Ope
         const uint4* words = reinterpret_cast<const uint4*>(x) + static_cast<size_t>(row) * (ROW_BYTES / 16);
 #pragma unroll
         for (int word = 0; word < STEPS * PARTS / 2; ++word) rows.own[word][i] = words[4 * word + threadIdx.x % 4];
-    }
-    if constexpr (SHARED_ROWS) {
-        rows.described = describe(place);
-        share(place, rows.own);
     }
 }
 
@@ -287,14 +262,13 @@ __device__ __forceinline__ bool all_near(const float* half_norms, int first, int
     return !any_lane(!near);
 }
 
-// Sum all units of this block over the rows of one warpgroup.
-__device__ __forceinline__ void consume(Shared& shared, const Work& work, int group, const Operand* x,
-                                        const float* half_norms, float* partial) {
-    Ring ring;
-    int block = work.first / work.slices, slice = work.first % work.slices;
-    for (int unit = work.first; unit < work.last; ++block, slice = 0) {
+// Sum a share of units over the rows of one warpgroup.
+__device__ __forceinline__ void consume(Shared& shared, Ring& ring, const Work& work, const Range& share, int group,
+                                        const Operand* x, const float* half_norms, float* partial) {
+    int block = share.first / work.slices, slice = share.first % work.slices;
+    for (int unit = share.first; unit < share.last; ++block, slice = 0) {
         const int first = block * ROWS + group * GROUP_ROWS;
-        const int last_slice = min(work.slices, slice + work.last - unit);
+        const int last_slice = min(work.slices, slice + share.last - unit);
         unit += last_slice - slice;
         if (first >= work.rows) {
             for (int tiles = work.first_tile(last_slice) - work.first_tile(slice); tiles > 0; --tiles) {
@@ -304,7 +278,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Work& work, int gr
             continue;
         }
         Rows rows;
-        load(rows, shared.rows_of(group), x, half_norms, first, work.rows);
+        load(rows, x, half_norms, first, work.rows);
         float sums[4] = {};
         // The host makes the first rest of every tile nonzero if any of the bank's is.
         const bool near = all_near(half_norms, first, work.rows) && arrived(shared, ring).rest[0] == 0.0f;
@@ -313,7 +287,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Work& work, int gr
             for (int tiles = work.count_tiles(slice); tiles > 0; --tiles) {
                 const Stage& stage = arrived(shared, ring);
                 Products<SPLIT> products;
-                start(products, rows.own, rows.described, stage);
+                start(products, rows.own, stage);
                 finish(products);
                 if (near)
                     add_terms<true>(sums, products, stage, rows.norms);
@@ -332,9 +306,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                float* __restrict__ partial) {
     MDMF_ALIGNED_SHARED(memory);
     Shared& shared = *reinterpret_cast<Shared*>(memory);
-    const Range mine = share_of((rows + ROWS - 1) / ROWS * slices, gridDim.x, blockIdx.x);
-    const int tiles = bank_rows / TILE;
-    const Work work = {rows, slices, mine.first, mine.last, tiles / slices, tiles % slices};
+    const int tiles = bank_rows / TILE, whole = rows / ROWS * slices;
+    Range last = share_of(rows % ROWS == 0 ? 0 : slices, gridDim.x, gridDim.x - 1 - blockIdx.x);
+    last = {whole + last.first, whole + last.last};
+    const Work work = {rows, slices, share_of(whole, gridDim.x, blockIdx.x), last, tiles / slices, tiles % slices};
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; ++stage) {
             init_barrier(&shared.full[stage], 1);
@@ -349,6 +324,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (threadIdx.x == CONSUMERS * GROUP) produce(shared, work, reinterpret_cast<const unsigned char*>(bank), rest, weights);
     } else {
         take_registers<CONSUMER_REGISTERS>();
-        consume(shared, work, group, x, x_half_norms, partial);
+        Ring ring;
+        for (int part = 0; part < 2; ++part)
+            consume(shared, ring, work, work.share(part), group, x, x_half_norms, partial);
     }
 }

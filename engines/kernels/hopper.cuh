@@ -59,19 +59,14 @@ template <int REGISTERS> __device__ __forceinline__ void take_registers() {
 __device__ __forceinline__ void meet_warp() { __syncwarp(); }
 __device__ __forceinline__ bool any_lane(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 
-// Let products read what this thread has written to shared memory, once all have met.
-__device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-// Meet the threads of this warpgroup.
-__device__ __forceinline__ void meet_group() { asm volatile("bar.sync %0, 128;" ::"r"(threadIdx.x / 128 + 1) : "memory"); }
-
 // The first lane's value, which the compiler then knows to be the same in all lanes.
 __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
-// Where a product finds one operand in shared memory: rows of 128 bytes, one for each point, whose 16-byte words are
-// swizzled by the row modulo 8. `rows` is a multiple of 1024 bytes. Adding 1 moves it by 16 bytes. This is the lower half
+// Where a product finds points in shared memory: rows of 128 bytes, one for each point, whose 16-byte words are swizzled
+// by the point modulo 8. `points` is a multiple of 1024 bytes. Adding 1 moves it by 16 bytes. This is the lower half
 // of a descriptor, the same in all lanes: the compiler then keeps it where products read it.
-__device__ __forceinline__ unsigned describe(const void* rows) {
-    return unsigned(uniform(int((shared_address(rows) & 0x3ffff) >> 4 | 1u << 16)));
+__device__ __forceinline__ unsigned describe(const void* points) {
+    return unsigned(uniform(int((shared_address(points) & 0x3ffff) >> 4 | 1u << 16)));
 }
 // The upper half: a swizzle of 128 bytes, groups of eight rows 1024 bytes apart.
 #define MDMF_DESCRIPTOR "0x40000040"
@@ -88,9 +83,10 @@ __device__ __forceinline__ void end_products() { asm volatile("wgmma.commit_grou
 #define MDMF_F4(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
 #define MDMF_F16(c, i) MDMF_F4(c, i), MDMF_F4(c, i + 4), MDMF_F4(c, i + 8), MDMF_F4(c, i + 12)
 #define MDMF_F32(c) MDMF_F16(c, 0), MDMF_F16(c, 16)
-#define MDMF_F64(c) MDMF_F32(c), MDMF_F16(c, 32), MDMF_F16(c, 48)
+#define MDMF_F48(c) MDMF_F32(c), MDMF_F16(c, 32)
+#define MDMF_F64(c) MDMF_F48(c), MDMF_F16(c, 48)
 
-// sums[row][point] (+)= a[row][k] . points[point][k] for 64 rows of the warpgroup, 16 k and 128 or 64 points. Without
+// sums[row][point] (+)= a[row][k] . points[point][k] for 64 rows of the warpgroup, 16 k and 128, 96 or 64 points. Without
 // `add` the sums are set. Thread t holds rows t / 32 * 16 + t % 32 / 4 and 8 more, of both a and sums:
 //   a[i]        k = t % 4 * 2, + 1 of row i % 2, and for i > 1 of k 8 higher
 //   sums[4 j + i]   points 8 j + t % 4 * 2 + i % 2 of row i / 2
@@ -104,6 +100,15 @@ __device__ __forceinline__ void multiply(float (&sums)[64], const unsigned (&a)[
         : MDMF_F64(sums)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(points), "r"(add));
 }
+__device__ __forceinline__ void multiply(float (&sums)[48], const unsigned (&a)[4], unsigned points, int add) {
+    asm volatile(
+        "{\n.reg .pred p;\n.reg .b64 b;\nsetp.ne.b32 p, %53, 0;\nmov.b64 b, {%52, " MDMF_DESCRIPTOR "};\n"
+        "wgmma.mma_async.sync.aligned.m64n96k16" MDMF_WGMMA_TYPES
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47}, {%48,%49,%50,%51}, b, p, 1, 1, 0;\n}"
+        : MDMF_F48(sums)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(points), "r"(add));
+}
 __device__ __forceinline__ void multiply(float (&sums)[32], const unsigned (&a)[4], unsigned points, int add) {
     asm volatile(
         "{\n.reg .pred p;\n.reg .b64 b;\nsetp.ne.b32 p, %37, 0;\nmov.b64 b, {%36, " MDMF_DESCRIPTOR "};\n"
@@ -114,18 +119,6 @@ __device__ __forceinline__ void multiply(float (&sums)[32], const unsigned (&a)[
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(points), "r"(add));
 }
 
-// The same with both operands in shared memory. rows: as described for points.
-__device__ __forceinline__ void multiply_shared(float (&sums)[64], unsigned rows, unsigned points, int add) {
-    asm volatile(
-        "{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, %66, 0;\nmov.b64 a, {%64, " MDMF_DESCRIPTOR "};\nmov.b64 b, {%65, " MDMF_DESCRIPTOR "};\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16" MDMF_WGMMA_TYPES
-        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,"
-        "%61,%62,%63}, a, b, p, 1, 1, 0, 0;\n}"
-        : MDMF_F64(sums)
-        : "r"(rows), "r"(points), "r"(add));
-}
-
 // Wait until at most LEFT of the latest brackets are still running. Only `settle` makes their sums readable.
 template <int LEFT> __device__ __forceinline__ void wait_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
@@ -133,6 +126,7 @@ template <int LEFT> __device__ __forceinline__ void wait_products() {
 
 // Keep the compiler from reading these sums before this point.
 __device__ __forceinline__ void settle(float (&sums)[64]) { asm volatile("" : MDMF_F64(sums)::"memory"); }
+__device__ __forceinline__ void settle(float (&sums)[48]) { asm volatile("" : MDMF_F48(sums)::"memory"); }
 __device__ __forceinline__ void settle(float (&sums)[32]) { asm volatile("" : MDMF_F32(sums)::"memory"); }
 
 #endif

@@ -27,9 +27,11 @@ ENGINES: dict[str, tuple[str, str, str]] = {
     "rtx": ("mdmf_deploy.runtime.trt", "RtxEngine", "rtx"),
     "cuda": ("mdmf_deploy.runtime.ort_gpu", "CudaEngine", "gpu"),
     "ort-tensorrt": ("mdmf_deploy.runtime.ort_gpu", "OrtTensorRtEngine", "gpu"),
+    "torch": ("mdmf_deploy.runtime.pt", "TorchCpuEngine", "torch"),
+    "torch-cuda": ("mdmf_deploy.runtime.pt", "TorchCudaEngine", "torch-cuda"),
 }
 # Runtimes that need a GPU. See runtime/needs.py for their other requirements.
-ON_GPU = frozenset({"tensorrt", "rtx", "cuda", "ort-tensorrt"})
+ON_GPU = frozenset({"tensorrt", "rtx", "cuda", "ort-tensorrt", "torch-cuda"})
 
 # The fields of a record's environment that identify a machine. Only speeds of one machine can be compared.
 MACHINE_FIELDS = ("machine", "system", "processor", "cpu", "cores")

@@ -25,11 +25,13 @@ class BatchSplitter:
 
     If signatures do not depend on the batch, a batch has as many images as there are, up to the profile's max.
     Otherwise each batch has the profile's opt, so that a row depends on its image alone.
+
+    fixed: whether every batch has the profile's opt from the start.
     """
 
-    def __init__(self, batch: BatchRange, runtime: str) -> None:
-        self._batch, self._runtime = batch, runtime
-        self._fixed = self._reported = False
+    def __init__(self, batch: BatchRange, runtime: str, *, fixed: bool = False) -> None:
+        self._batch, self._runtime, self._fixed = batch, runtime, fixed
+        self._reported = False
 
     def split(self, count: int) -> Iterator[BatchSlice]:
         """Yield the slices of `count` images, in order. Report the first batch that is split, on stderr."""
@@ -38,7 +40,7 @@ class BatchSplitter:
             self._reported = True
             print(
                 f"mdmf: {self._runtime}: batches of {count} images are run {most} at a time, as many as its engine "
-                "takes; `mdmf build --profile` makes one for more",
+                f"takes; the profile throughput takes more, as --runtime {self._runtime}:throughput",
                 file=sys.stderr,
             )
         for start in range(0, count, most):

@@ -153,6 +153,18 @@ def _onnxruntime_tensorrt() -> _Needed:
     return cuda, found
 
 
+def _torch() -> _Needed:
+    absent = [name for name in ("torch", "onnx") if util.find_spec(name) is None]
+    missing = [Missing(f"{name} is not installed", install("torch-cuda")) for name in absent]
+    if "torch" in absent:
+        return ANY_CUDA, missing
+    torch = importlib.import_module("torch")
+    if torch.version.cuda is None:
+        other = f"the installed torch {torch.__version__} has no CUDA"
+        return ANY_CUDA, [Missing(other, "install a build for CUDA (pytorch.org/get-started)"), *missing]
+    return (int(torch.version.cuda.partition(".")[0]), 0), missing
+
+
 def _linked_tensorrt() -> int | None:
     """Return the major version of TensorRT that ONNX Runtime's provider links, or None if its file does not show it."""
     name = re.search(r"nvinfer(?:\.so\.|_)(\d+)", " ".join(_linked_libraries("tensorrt")))
@@ -180,4 +192,5 @@ REQUIREMENTS: dict[str, Callable[[], _Needed]] = {
     "rtx": _rtx,
     "cuda": _onnxruntime_cuda,
     "ort-tensorrt": _onnxruntime_tensorrt,
+    "torch-cuda": _torch,
 }

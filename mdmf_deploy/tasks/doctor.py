@@ -13,7 +13,7 @@ from mdmf_deploy.errors import MdmfError, install, installed, version
 from mdmf_deploy.hardware.host import Machine, look_at_machine
 
 # The module of each runtime whose library has another name.
-_LIBRARIES = {"rtx": "tensorrt_rtx", "cuda": "onnxruntime", "ort-tensorrt": "onnxruntime"}
+_LIBRARIES = {"rtx": "tensorrt_rtx", "cuda": "onnxruntime", "ort-tensorrt": "onnxruntime", "torch-cuda": "torch"}
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):

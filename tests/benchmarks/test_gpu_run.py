@@ -16,6 +16,7 @@ from fakes.host_kernels import builder
 from fakes.on_host import host_device
 
 from mdmf_deploy.bundle.recipe import load_recipe
+from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.hardware import gpu as probing
 from mdmf_deploy.hardware.device import upload
 from mdmf_deploy.mmd import Scores
@@ -200,13 +201,51 @@ def test_engines_that_do_not_open_here_give_the_reason(gpu: Any, monkeypatch: py
     measured = list(gpu.end_to_end.measure(100, 4, 4))
     missing = {stages.engine: stages.missing for stages in measured}
     assert missing["tensorrt, fp16"] == "tensorrt is not installed"
-    assert missing["PyTorch, fp16"]
-    assert set(missing) == {"tensorrt, fp16", "rtx, fp16", "ort-tensorrt, fp16", "cuda, fp16", "PyTorch, fp16"}
+    assert set(missing) == {"tensorrt, fp16", "rtx, fp16", "ort-tensorrt, fp16", "cuda, fp16", "torch-cuda, fp16"}
     monkeypatch.setattr(gpu.end_to_end, "measure", lambda *_: iter(measured))
     lines = "".join(gpu.run.pipeline()).splitlines()
     assert lines[0].startswith("| model | engine |")
-    assert "| starter | tensorrt, fp16 | skipped: tensorrt is not installed |" in lines[2]
+    assert "| starter | tensorrt, fp16 | skipped: tensorrt is not installed |" in "".join(lines)
     assert len(lines) == 2 + len(measured)
+
+
+def test_a_random_model_is_a_bundle_that_detects(gpu: Any, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from mdmf_deploy.model.pfs import MdmfModel
+
+    recipe = load_recipe("starter")
+    torch.manual_seed(0)
+    bundle = gpu.end_to_end.random_bundle(MdmfModel(recipe), recipe, tmp_path / "random.mdmf", 200)
+    paths = []
+    for n, data in enumerate(gpu.end_to_end.photographs(3, 3)):
+        paths.append(tmp_path / f"{n}.jpg")
+        paths[n].write_bytes(data)
+    with Detector(bundle.path, "torch") as detector:
+        rows = detector.detect(paths)
+        rates = dict(gpu.detect_folder.alone(detector, paths, 2))
+    assert [(row.status, row.precision) for row in rows] == [("ok", "fp16")] * 3
+    assert len({row.score for row in rows}) == 3
+    assert len(rates) == 3
+    assert all(rate > 0 for rate in rates.values())
+
+
+def test_rows_of_two_runtimes_are_compared(gpu: Any) -> None:
+    def row(n: int, **changed: Any) -> dict[str, Any]:
+        plain = {
+            "uri": str(n),
+            "sha256": str(n),
+            "score": float(n),
+            "verdict": "real",
+            "width": 8,
+            "ms_engine": 1.0 + n,
+        }
+        return plain | changed
+
+    expected = {str(n): row(n) for n in range(3)}
+    found = [row(0, uri="a copy", ms_engine=9.0), row(1, score=1.5, verdict="generated"), row(2, width=9), row(2)]
+    text = gpu.detect_folder.compared(found, expected, "another")
+    assert "at most 5.00e-01" in text
+    assert "1 of 4 verdicts differ, 1 rows differ otherwise" in text
 
 
 def test_without_a_gpu_it_ends_with_one_line_and_exit_code_2(

@@ -39,35 +39,11 @@ struct PhaseBarrier : Monitor {
 // Entries are made before threads meet, and only read afterwards.
 inline std::map<const void*, PhaseBarrier> barriers;
 
-// Barriers by number, for some of a block's threads.
-struct NamedBarrier : Monitor {
-    int arrived = 0, phase = 0;
-};
-inline NamedBarrier named[16];
-
-// Meet at a named barrier for `expected` threads.
-inline void meet_named(int name, int expected) {
-    NamedBarrier& own = named[name];
-    std::unique_lock held(own.lock);
-    const int phase = own.phase;
-    if (++own.arrived == expected) {
-        own.arrived = 0;
-        ++own.phase;
-        own.wake_all();
-        return;
-    }
-    if (own.sleep_until(held, [&] { return own.phase != phase; })) return;
-    std::fputs("a thread waits for others of its warpgroup that do not come\n", stderr);
-    std::abort();
-}
-
-// The 16 k of A that a warp holds, or where they lie in shared memory, and where the other operand lies.
+// The 16 k of A that a warp holds, and where the other operand lies.
 struct Product {
     float* sums;
     int count;
-    bool in_registers;
     unsigned a[WARP][4];
-    unsigned rows;
     unsigned points;
     bool add;
 };
@@ -91,14 +67,10 @@ inline float described_number(unsigned described, int row, int k) {
 }
 
 inline void compute(const Product& product) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP % 4;
+    const int lane = threadIdx.x % WARP;
     double left[2][16], right[16];
-    for (int i = 0; i < 2; ++i) {
-        for (int k = 0; k < 16; ++k) {
-            left[i][k] = product.in_registers ? half_number(product.a[lane / 4 * 4 + k % 8 / 2][k / 8 * 2 + i], k % 2)
-                                              : described_number(product.rows, 16 * warp + lane / 4 + 8 * i, k);
-        }
-    }
+    for (int i = 0; i < 2; ++i)
+        for (int k = 0; k < 16; ++k) left[i][k] = half_number(product.a[lane / 4 * 4 + k % 8 / 2][k / 8 * 2 + i], k % 2);
     for (int at = 0; at < product.count; ++at) {
         if (at % 4 / 2 != 0) continue;
         const int point = at / 4 * 8 + lane % 4 * 2 + at % 2;
@@ -173,10 +145,6 @@ inline void wait(unsigned long long* barrier, int parity) {
 
 template <int REGISTERS> void keep_registers() {}
 template <int REGISTERS> void take_registers() {}
-inline void publish_shared() {}
-inline void meet_group() {
-    host::meet_named(threadIdx.x / 128 + 1, 128);
-}
 inline int uniform(int value) { return host::exchange(value)[0]; }
 inline void meet_warp() { host::exchange(0); }
 inline bool any_lane(bool value) {
@@ -200,7 +168,7 @@ inline void end_products() {
 }
 
 template <int COUNT> void multiply(float (&sums)[COUNT], const unsigned (&a)[4], unsigned points, int add) {
-    host::Product product{sums, COUNT, true, {}, 0, points, add != 0};
+    host::Product product{sums, COUNT, {}, points, add != 0};
     struct Words {
         unsigned a[4];
     } mine;
@@ -208,11 +176,6 @@ template <int COUNT> void multiply(float (&sums)[COUNT], const unsigned (&a)[4],
     const host::Posts<Words> lanes = host::exchange(mine);
     for (int lane = 0; lane < host::WARP; ++lane) std::memcpy(product.a[lane], lanes[lane].a, sizeof a);
     host::start_product(product);
-}
-
-template <int COUNT>
-void multiply_shared(float (&sums)[COUNT], unsigned rows, unsigned points, int add) {
-    host::start_product({sums, COUNT, false, {}, rows, points, add != 0});
 }
 
 template <int LEFT> void wait_products() {

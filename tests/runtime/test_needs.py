@@ -69,12 +69,17 @@ def ort(package: str, cuda: str | None = None) -> SimpleNamespace:
     return SimpleNamespace(package_name=package, **({"cuda_version": cuda} if cuda else {}))
 
 
+def torch(cuda: str | None) -> SimpleNamespace:
+    return SimpleNamespace(__version__="2.11.0", version=SimpleNamespace(cuda=cuda))
+
+
 def with_ort(machine: Machine, about: SimpleNamespace) -> None:
     machine.modules |= {"onnxruntime": object(), "onnxruntime.capi.build_and_package_info": about}
 
 
 def test_nothing_is_missing_on_a_complete_machine(machine: Machine) -> None:
     machine.modules |= {"tensorrt": tensorrt("10.16.1.11"), "tensorrt_rtx": rtx("CURRENT", "SM89")}
+    machine.modules |= {"torch": torch("13.0"), "onnx": object()}
     with_ort(machine, ort("onnxruntime-gpu", "13.0"))
     assert {name: needs.find_missing(name) for name in ON_GPU} == dict.fromkeys(ON_GPU)
     for name in ON_GPU:
@@ -87,8 +92,8 @@ def test_a_missing_driver_and_a_missing_library_are_both_reported(name: str, mac
     found = needs.find_missing(name)
     assert found is not None
     assert found.missing.startswith("libcuda.so.1 is absent, and ")
-    assert found.missing.count(" is not installed") == (2 if name == "ort-tensorrt" else 1)
-    extra = "rtx" if name == "rtx" else "gpu"
+    assert found.missing.count(" is not installed") == (2 if name in ("ort-tensorrt", "torch-cuda") else 1)
+    extra = name if name in ("rtx", "torch-cuda") else "gpu"
     assert found.enable == f"install one, then pip install 'mdmf-deploy[{extra}]'"
     with pytest.raises(RuntimeUnavailable) as failure:
         needs.require(name)
@@ -115,6 +120,21 @@ def test_the_driver_must_serve_what_the_library_was_built_for(
     assert found is not None
     assert f"{cuda} is needed" in found.missing
     assert found.enable == "update it"
+
+
+@pytest.mark.parametrize("cuda", ["12.8", "13.0"])
+def test_torch_reports_the_cuda_it_was_built_for(cuda: str, machine: Machine) -> None:
+    machine.modules |= {"torch": torch(cuda), "onnx": object()}
+    assert needs.find_missing("torch-cuda") is None
+    assert machine.asked == [(int(cuda[:2]), 0)]
+
+
+def test_the_cpu_build_of_torch_is_recognised(machine: Machine) -> None:
+    machine.modules |= {"torch": torch(None), "onnx": object()}
+    found = needs.find_missing("torch-cuda")
+    assert found is not None
+    assert found.missing == "the installed torch 2.11.0 has no CUDA"
+    assert "pytorch.org" in found.enable
 
 
 @pytest.mark.parametrize(("cuda", "asked"), [("12.8", (12, 0)), ("13.0", (13, 0)), (None, needs.ANY_CUDA)])

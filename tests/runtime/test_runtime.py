@@ -88,9 +88,10 @@ def test_auto_shows_only_speeds_that_were_compared() -> None:
     assert preference(bundle_with(*pair, ("onnxruntime", True, 900.0, "new"))) == {
         "openvino": "verified, 200 images/s where they were compared",
         "onnxruntime": "verified, 100 images/s where they were compared",
+        "torch": "not verified",
     }
     alone = bundle_with(("openvino", True, 900.0))
-    assert preference(alone) == {"openvino": "verified", "onnxruntime": "not verified"}
+    assert preference(alone) == {"openvino": "verified", "onnxruntime": "not verified", "torch": "not verified"}
 
 
 def test_the_fields_that_identify_a_machine_are_recorded() -> None:

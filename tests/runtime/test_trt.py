@@ -94,7 +94,7 @@ def test_a_batch_above_the_profiles_max_is_split_and_reported_once(
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "batches of 9 images are run 4 at a time" in message
-    assert "mdmf build --profile" in message
+    assert "--runtime tensorrt:throughput" in message
 
 
 def test_a_batch_below_the_profiles_min_is_padded(

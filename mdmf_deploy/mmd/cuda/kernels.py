@@ -135,7 +135,7 @@ class Kernel:
         if self.version == "tensor":
             return 128 if self.row_bytes > 512 else 256
         if self.version == "wgmma":
-            return 64 * self._warpgroups
+            return 64 * self.warpgroups
         return 128
 
     @property
@@ -147,7 +147,8 @@ class Kernel:
     def tile(self) -> int:
         """Bank points per tile. A prepared bank is a whole number of tiles."""
         if self.version == "wgmma":
-            return 64 if self.row_bytes > 512 else 128
+            # Longer tiles would take the registers of the rows.
+            return 64 if self.row_bytes > 512 or (self.operand != "fp16x2" and self.width == 128) else 128
         return 128 if self.version == "tiled" else 32
 
     @property
@@ -155,11 +156,11 @@ class Kernel:
         """Threads per block of the cross term."""
         if self.version == "wgmma":
             # One more warpgroup copies.
-            return 128 * (self._warpgroups + 1)
+            return 128 * (self.warpgroups + 1)
         return 128 if self.version == "plain" else 256
 
     @property
-    def _warpgroups(self) -> int:
+    def warpgroups(self) -> int:
         """Warpgroups that multiply in version "wgmma"."""
         if self.operand == "fp16x2":
             return 2
@@ -174,10 +175,9 @@ class Kernel:
             return 4 * (2 * 2 * 128 * (16 + 4) + 128 * (16 + 1))
         stage = self.tile * (self.row_bytes + 8)
         if self.version == "wgmma":
-            stages = 3 if stage > 50000 else 4 if stage > 30000 else 8
-            rows = self.rows * self.row_bytes if self._warpgroups == 4 and self.width == 128 else 0
+            stages = 3 if stage > 50000 else 4 if stage > 30000 else 6 if stage > 20000 else 8
             # The barriers come last.
-            return rows + stages * -(-stage // _ALIGNED) * _ALIGNED + _ALIGNED
+            return stages * -(-stage // _ALIGNED) * _ALIGNED + _ALIGNED
         return 3 * stage
 
     def supports(self, sm: int) -> bool:

@@ -17,7 +17,17 @@ from mdmf_deploy.tasks.benchmark.noise import Noise
 from mdmf_deploy.tasks.benchmark.statistics import Interval, Spread, percentile
 
 SCHEMA_VERSION = 1
-_LIBRARIES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "cuda-core")
+_LIBRARIES = (
+    "numpy",
+    "pillow",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "torch",
+    "cuda-core",
+)
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 

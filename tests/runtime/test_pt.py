@@ -1,0 +1,238 @@
+"""PyTorch's engines. The one for GPUs runs on the CPU here; see test_on_a_gpu.py for a real GPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable
+from mdmf_deploy.hardware.device import Gpu, device_view, host_view
+from mdmf_deploy.runtime import open_engine, pt
+from mdmf_deploy.runtime.onnx_in_torch import OnnxGraph
+from mdmf_deploy.runtime.ort import OrtEngine
+
+GPU = Gpu("a pretended GPU", (9, 0), 1 << 34, (13, 0), 132)
+PROFILE = 'summary = "For tests."\nworkspace_mib = 64\n[batch]\nopt = 4\nmax = 8\n'
+
+
+class HostStream:
+    """A stream whose work is done as soon as it is given. order: what was given to all streams, in order."""
+
+    def __init__(self, handle: int, order: list[str]) -> None:
+        self.cuda_stream, self.order = handle, order
+
+    def wait_event(self, event: HostEvent) -> None:
+        self.order.append(f"{self.cuda_stream} waits for {event.name}")
+
+    def synchronize(self) -> None:
+        pass
+
+
+class HostEvent:
+    def __init__(self, name: str, order: list[str]) -> None:
+        self.name, self.order = name, order
+
+    def record(self, stream: HostStream) -> None:
+        self.order.append(f"{stream.cuda_stream} records {self.name}")
+
+    def synchronize(self) -> None:
+        self.order.append(f"the host waits for {self.name}")
+
+
+class UnlikeInOtherPlaces(OnnxGraph):
+    def program(self, batch: int, image: Sequence[int]) -> Any:
+        run = super().program(batch, image)
+        return lambda images: run(images) + 1e-3 * torch.arange(batch)[:, None, None]
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Pretend a machine with a GPU whose memory is the host's, and return what its streams are given."""
+    given: list[str] = []
+    streams, events = iter(range(7, 99)), iter(range(99))
+
+    @contextlib.contextmanager
+    def current(stream: HostStream) -> Iterator[None]:
+        yield
+
+    def captured(run: Callable[[], torch.Tensor], stream: HostStream) -> tuple[Callable[[], None], torch.Tensor]:
+        kept = run().clone()
+
+        def launch() -> None:
+            given.append("launch")
+            kept.copy_(run())
+
+        return launch, kept
+
+    monkeypatch.setattr(pt, "require", lambda runtime: None)
+    monkeypatch.setattr(pt, "probe", lambda: GPU)
+    monkeypatch.setattr(pt, "DEVICE", "cpu")
+    monkeypatch.setattr(pt, "captured", captured)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: HostStream(next(streams), given))
+    monkeypatch.setattr(torch.cuda, "Event", lambda blocking: HostEvent(f"event {next(events)}", given))
+    monkeypatch.setattr(torch.cuda, "stream", current)
+    return given
+
+
+@pytest.fixture
+def opened(order: list[str], tiny_bundle: Path, tmp_path: Path) -> Callable[[], pt.TorchCudaEngine]:
+    path = tmp_path / "four.toml"
+    path.write_text(PROFILE)
+    return lambda: open_engine(f"torch-cuda:{path}", Bundle.open(tiny_bundle))
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((9, 3, 56, 56)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_bundle: Path, images: np.ndarray) -> np.ndarray:
+    return OrtEngine(Bundle.open(tiny_bundle))(images)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
+def test_signatures_stay_where_a_reduction_finds_them(
+    count: int, opened: Callable[[], pt.TorchCudaEngine], images: np.ndarray, expected: np.ndarray
+) -> None:
+    engine = opened()
+    for _ in range(3):  # The memory for images has been used before.
+        extracted = engine(images[::-1][:count])
+        np.testing.assert_allclose(extracted, expected[::-1][:count], atol=1e-5)
+    view = device_view(engine.on_device(images[:count]))
+    assert (view.shape, view.stream) == ((count, 4, 8), 7)
+    left = host_view(view.pointer, count * 4 * 8 * 4).view(np.float32).reshape(view.shape)
+    np.testing.assert_array_equal(left, engine(images[:count]))
+    engine.close()
+    with pytest.raises(AttributeError):
+        engine(images[:1])
+
+
+def test_every_batch_has_one_size(
+    opened: Callable[[], pt.TorchCudaEngine], images: np.ndarray, order: list[str]
+) -> None:
+    engine = opened()
+    whole = engine(images)
+    for batch, launches in ((1, 9), (2, 5), (4, 3), (5, 3)):
+        order.clear()
+        parts = [engine(images[start : start + batch]) for start in range(0, 9, batch)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+        assert order.count("launch") == launches
+
+
+def test_images_are_run_one_at_a_time_where_their_place_matters(
+    opened: Callable[[], pt.TorchCudaEngine],
+    images: np.ndarray,
+    expected: np.ndarray,
+    order: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(pt, "OnnxGraph", UnlikeInOtherPlaces)
+    engine = opened()
+    assert "images are run one at a time" in capsys.readouterr().err
+    order.clear()
+    np.testing.assert_allclose(engine(images), expected, atol=1e-5)
+    assert order.count("launch") == 9
+
+
+def test_no_memory_is_written_before_its_last_use(
+    opened: Callable[[], pt.TorchCudaEngine], images: np.ndarray, order: list[str]
+) -> None:
+    engine = opened()
+    engine(images)
+    order.clear()
+    engine(images[:8])
+    first, second = (1, 0), (3, 2)  # Nine images have used the slots an odd number of times.
+    expected = []
+    for consumed, copied in (second, first):
+        expected += [
+            f"the host waits for event {copied}",
+            f"8 waits for event {consumed}",
+            f"8 records event {copied}",
+            f"7 waits for event {copied}",
+            f"7 records event {consumed}",
+            "launch",
+        ]
+    assert order == expected
+
+
+def test_a_large_batch_is_reported_once_with_the_profile_to_take(
+    opened: Callable[[], pt.TorchCudaEngine], images: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = opened()
+    for _ in range(2):
+        engine(images)
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "batches of 9 images are run 4 at a time" in message
+    assert "--runtime torch-cuda:throughput" in message
+
+
+def test_the_environment_names_what_decides_about_bits(opened: Callable[[], pt.TorchCudaEngine]) -> None:
+    environment = opened().environment
+    versions = {"driver": "CUDA 13.0", "torch": torch.__version__}
+    assert environment == {"gpu": GPU.name, "profile": "four"} | versions
+    # A record is written as JSON, which takes no subclass of str.
+    assert {type(value) for value in environment.values()} == {str}
+
+
+def test_too_little_memory_is_an_error_of_one_line(
+    opened: Callable[[], pt.TorchCudaEngine], images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the docs.")
+
+    monkeypatch.setattr(pt, "captured", full)
+    with pytest.raises(OutOfMemory, match=r"a pretended GPU: .* 2 GiB\.; .* --runtime torch-cuda:latency") as failure:
+        opened()
+    assert "\n" not in str(failure.value)
+
+
+def test_settings_of_the_process_are_put_back(
+    opened: Callable[[], pt.TorchCudaEngine], tiny_bundle: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    inside = []
+    capture = pt.captured
+    monkeypatch.setattr(
+        pt, "captured", lambda *given: inside.append((matmul.fp32_precision, conv.fp32_precision)) or capture(*given)
+    )
+
+    def settings() -> tuple[Any, ...]:
+        reduced = matmul.allow_fp16_reduced_precision_reduction
+        return matmul.fp32_precision, conv.fp32_precision, reduced, torch.get_num_threads()
+
+    before = settings()
+    opened()(images)
+    open_engine("torch", Bundle.open(tiny_bundle), 3)(images)
+    assert settings() == before
+    assert inside == [("ieee", "ieee")]
+
+
+def test_without_a_driver_it_does_not_open(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdmf_deploy.hardware.gpu.LIBRARY", "libno-such-driver.so.1")
+    with pytest.raises(RuntimeUnavailable, match="runtime 'torch-cuda': there is no NVIDIA driver"):
+        open_engine("torch-cuda", Bundle.open(tiny_bundle))
+
+
+def test_operators_use_one_thread_each(tiny_bundle: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    softmax, seen = torch.nn.functional.softmax, []
+
+    def looking(*given: Any) -> torch.Tensor:
+        seen.append((torch.get_num_threads(), given[0].shape[0]))
+        return softmax(*given)
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", looking)
+    engine = open_engine("torch", Bundle.open(tiny_bundle), 3)
+    seen.clear()
+    engine(images)
+    engine.close()
+    assert set(seen) == {(1, 1)}
