@@ -54,7 +54,7 @@ def compiled(source: Path, options: tuple[str, ...], sm: int) -> bytes:
 
 
 def cubin(kernel: Kernel, sm: int) -> bytes:
-    """Compile a kernel for compute capability `sm` (89 for 8.9), once per process. Warnings and remarks count as errors.
+    """Compile a kernel for compute capability `sm` (89 for 8.9), once per process. Warnings and remarks are errors.
 
     Raises UsageError if the architecture cannot run the kernel, CompilationFailed if the source is at fault.
     """
