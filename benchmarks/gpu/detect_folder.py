@@ -85,6 +85,8 @@ def measure(model: str, bundle: Bundle, folder: Path, runtime: str, batch: int) 
     rows = [("the whole command", len(paths) / seconds)]
     few = paths[:DISTINCT]
     with Detector(bundle.path, runtime, cores(), batch_size=batch) as detector:
+        if here := getattr(detector.engine, "environment", {}):
+            yield f"The engine: {', '.join(f'{name} {value}' for name, value in here.items())}\n"
         detector.detect(few)
         rows.append(("files to rows, the engine open", len(paths) / _once(lambda: detector.detect(paths))))
         rows += alone(detector, paths, batch)

@@ -20,7 +20,7 @@ from torch import Tensor
 from mdmf_deploy.bundle.manifest import INPUT, OUTPUT
 from mdmf_deploy.errors import BundleError
 from mdmf_deploy.runtime.torch_merging import Node, merge_for_speed, merge_quantisers
-from mdmf_deploy.runtime.torch_operators import KNOWN_INTEGERS, MERGED, OPERATORS, SYMMETRIC, TYPES, Unsupported
+from mdmf_deploy.runtime.torch_operators import APART, KNOWN_INTEGERS, MERGED, OPERATORS, SYMMETRIC, TYPES, Unsupported
 
 OPSETS = range(18, 24)
 _Known = dict[str, Tensor]
@@ -82,14 +82,20 @@ class OnnxGraph:
         with torch.inference_mode():
             self._nodes = self._fold([self._node(node) for node in model.graph.node], self._known)
 
-    def program(self, batch: int, image: Sequence[int]) -> Program:
-        """Return the graph for batches of exactly this many images of this shape, (3, S, S)."""
+    def program(self, batch: int, image: Sequence[int], *, apart: bool = False) -> Program:
+        """Return the graph for batches of exactly this many images of this shape, (3, S, S).
+
+        apart: whether each image's rows are a matrix of their own in every product. Otherwise the rows of all images
+        are one matrix, and a GPU's kernel may cut it into tiles that treat one image unlike another.
+        """
         known = dict(self._known)
         with torch.inference_mode():
             shapes = {INPUT: torch.empty((batch, *image), device="meta")}
             nodes = merge_quantisers(self._fold(self._nodes, known, shapes), known)
             if self._merge:
                 nodes = merge_for_speed(nodes, known, {name: shape.dtype for name, shape in shapes.items()})
+            if apart:
+                nodes = [node._replace(kind=APART.get(node.kind, node.kind)) for node in nodes]
         if OUTPUT not in shapes:
             self._refuse(f"a graph in which no operator makes {OUTPUT!r} from {INPUT!r}")
         steps, needed = [], {OUTPUT}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ from mdmf_deploy.runtime.onnx_in_torch import OnnxGraph, Program
 # Public, so that tests can run on the CPU.
 DEVICE = "cuda:0"
 _WARM_UP = 3  # calls before a capture, for libraries that allocate and choose kernels in the first ones
+_RUNS = 3  # times that a check repeats a batch
+_EVERY_SHIFT = 16  # images in the largest batch that a check rotates by every shift
 
 
 class TorchCpuEngine:
@@ -83,7 +86,8 @@ class TorchCudaEngine:
     """The bundle's graph on the first GPU, captured as one CUDA graph. A second stream copies the next batch meanwhile.
 
     Every batch is run as one of the profile's opt, because cuBLAS chooses other kernels for other sizes. If even then a
-    signature depends on its place in the batch, images are run one at a time.
+    signature depends on its place in the batch, products are computed image by image, or else images are run one at a
+    time: environment["products"] says which.
 
     threads: without effect on a GPU.
     profile: a name, or a .toml file (runtime/building/profiles.py), of which only batch.opt counts.
@@ -110,14 +114,7 @@ class TorchCudaEngine:
         self._copies: torch.cuda.Stream = torch.cuda.Stream(DEVICE)  # type: ignore[no-untyped-call]
         with self._on_stream(), _products(tf32=allows_tf32(self.precision)):
             graph = OnnxGraph(bundle.model_path, DEVICE, merge=True)
-            self._prepare(graph, chosen.batch.opt, crop)
-            if not self._extracts_alike_in_every_place():
-                print(
-                    f"mdmf: {self.name}: images are run one at a time, because on this GPU a signature depends on its "
-                    f"place in a batch of {chosen.batch.opt}",
-                    file=sys.stderr,
-                )
-                self._prepare(graph, 1, crop)
+            self._open(graph, chosen.batch.opt, crop)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         with self._lock, self._on_stream():
@@ -136,26 +133,63 @@ class TorchCudaEngine:
     def close(self) -> None:
         self._copies.synchronize()
         self._stream.synchronize()
-        del self._launch, self._signatures, self._results, self._images
+        del self._launch, self._program, self._signatures, self._results, self._images
         self._slots.clear()
 
-    def _prepare(self, graph: OnnxGraph, batch: int, crop: int) -> None:
+    def _open(self, graph: OnnxGraph, opt: int, crop: int) -> None:
+        """Take the first of three ways to multiply in which a signature depends on nothing but its image."""
+        ways = (("together", opt, False), ("image by image", opt, True), ("one at a time", 1, False))
+        failed = []
+        for products, batch, apart in ways:
+            self._prepare(graph, batch, crop, apart=apart)
+            self.environment["products"] = products
+            reason = self._dependence()
+            if reason is None:
+                break
+            failed.append(f"{products}, a signature {reason}")
+            if products != ways[-1][0]:
+                del self._launch, self._program, self._signatures
+        if failed:
+            print(f"mdmf: {self.name}: images are run {products}. On this GPU, {'; '.join(failed)}", file=sys.stderr)
+
+    def _prepare(self, graph: OnnxGraph, batch: int, crop: int, *, apart: bool) -> None:
         """Allocate memory for batches of this size, and capture the graph for them."""
-        program = graph.program(batch, (3, crop, crop))
+        # A captured graph reads the program's weights, and does not keep their memory.
+        self._program = graph.program(batch, (3, crop, crop), apart=apart)
         self._splitter = BatchSplitter(BatchRange(opt=batch, max=batch), self.name, fixed=True)
         self._images = torch.zeros((batch, 3, crop, crop), device=DEVICE)
         self._slots = [self._slot() for _ in range(2)]
         self._results = torch.empty((batch, *self._signature), device=DEVICE)
         # Everything above is there before other streams use it.
         self._stream.synchronize()
-        self._launch, self._signatures = captured(partial(program, self._images), self._stream)
+        self._launch, self._signatures = captured(partial(self._program, self._images), self._stream)
 
-    def _extracts_alike_in_every_place(self) -> bool:
-        images = np.random.default_rng(0).standard_normal(self._images.shape).astype(np.float32)
-        self._run(images)
-        extracted = self._results.clone()
-        self._run(images[::-1])
-        return torch.equal(self._results.flip(0), extracted)
+    def _dependence(self) -> str | None:
+        """Return what a signature depends on beside its image, bit by bit, or None. Takes about 20 batches."""
+        batch = len(self._images)
+        generator = torch.Generator(DEVICE).manual_seed(0)
+        images, others = (torch.randn(self._images.shape, generator=generator, device=DEVICE) for _ in range(2))
+        places = torch.arange(batch, device=DEVICE)
+        expected = self._extracted(images)
+        for _ in range(_RUNS):
+            if not torch.equal(self._extracted(images), expected):
+                return "differs from one run to the next"
+        shuffled = torch.randperm(batch, generator=generator, device=DEVICE)
+        for order in (*(places.roll(shift) for shift in _shifts(batch)), places.flip(0), shuffled):
+            if not torch.equal(self._extracted(images[order]), expected[order]):
+                return f"depends on its place in a batch of {batch}"
+        for kept in (places % 2 == 0, places % 2 == 1, places < batch // 2):
+            # Zeros stand where an engine has had no image yet.
+            for other in (others, torch.zeros_like(others)):
+                mixed = torch.where(kept[:, None, None, None], images, other)
+                if not torch.equal(self._extracted(mixed)[kept], expected[kept]):
+                    return f"depends on the images beside it in a batch of {batch}"
+        return None
+
+    def _extracted(self, images: Tensor) -> Tensor:
+        self._images.copy_(images)
+        self._launch()
+        return self._signatures.clone()
 
     def _run(self, images: NDArray[np.float32]) -> None:
         # Read it first: on a closed engine this raises.
@@ -197,10 +231,17 @@ class TorchCudaEngine:
             raise OutOfMemory(f"{self.environment['gpu']}: {reason}; {remedy}") from error
 
 
+def _shifts(batch: int) -> list[int]:
+    """Return the shifts that rotate a batch: all of a small one. Of a large one, few whose sums are all."""
+    step = 1 if batch <= _EVERY_SHIFT else math.isqrt(batch - 1) + 1
+    return [*range(1, step), *range(step, batch, step)]
+
+
 def captured(run: Callable[[], Tensor], stream: torch.cuda.Stream) -> tuple[Callable[[], None], Tensor]:
     """Record `run` as a CUDA graph. Return a function that launches it on the current stream, and its result.
 
     The current stream must be `stream`. Memory keeps its place, so `run` must read its inputs from tensors that stay.
+    The graph holds none of them: the caller must keep all that `run` reads, weights too, for as long as it launches.
     Source: docs.pytorch.org/docs/stable/notes/cuda.html, "CUDA Graphs".
     """
     for _ in range(_WARM_UP):
@@ -241,7 +282,8 @@ def _products(*, tf32: bool) -> Iterator[None]:
     wanted: list[tuple[object, str, object]] = [
         (where, name, (tf32 if name == "allow_tf32" else "tf32" if tf32 else "ieee")) for where, name in float32
     ]
-    wanted += [(matmul, "allow_fp16_reduced_precision_reduction", False), (cudnn, "benchmark", False)]
+    wanted += [(matmul, "allow_fp16_reduced_precision_reduction", False)]
+    wanted += [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
     before = [(where, name, getattr(where, name)) for where, name, _ in wanted]
     try:
         for where, name, value in wanted:

@@ -198,9 +198,44 @@ def scaled_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k.transpose(-1, -2), v, scale=1.0)
 
 
-# What torch_merging.py makes of several operators. No file may name these.
+def conv_apart(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, strides: Ints = (1, 1), **rest: Any) -> Tensor:
+    """Conv. One of patches side by side is a product of each image's patches."""
+    high, wide = weight.shape[2:]
+    if tuple(strides) != (high, wide) or weight.shape[1] != x.shape[1] or rest.get("dilations", (1, 1)) != (1, 1):
+        return conv(x, weight, bias, strides=strides, **rest)
+    down, across = x.shape[2] // high, x.shape[3] // wide
+    patches = x[:, :, : down * high, : across * wide].reshape(*x.shape[:2], down, high, across, wide)
+    rows = patches.permute(0, 2, 4, 1, 3, 5).reshape(len(x), down * across, -1)
+    columns = weight.flatten(1).t()
+    made = matmul_apart(rows, columns) if bias is None else linear_apart(rows, columns, bias)
+    return made.transpose(1, 2).reshape(len(x), -1, down, across)
+
+
+def linear_apart(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    made = torch.baddbmm(bias, _rows(x), weight.expand(len(x), *weight.shape))
+    return made.reshape(*x.shape[:-1], -1)
+
+
+@_elementwise
+def matmul_apart(a: Tensor, b: Tensor) -> Tensor:
+    """MatMul. A matrix next to a stack of them is repeated, without a copy."""
+    if b.dim() == 2:
+        return torch.bmm(_rows(a), b.expand(len(a), *b.shape)).reshape(*a.shape[:-1], -1)
+    return torch.matmul(a.expand(*b.shape[:-2], *a.shape) if a.dim() == 2 else a, b)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+# Operators whose kernels may treat one place of a batch unlike another, as functions that multiply image by image.
+APART = {"Conv": "ConvApart", "Linear": "LinearApart", "MatMul": "MatMulApart"}
+# What torch_merging.py and APART make of operators. No file may name these.
 MERGED: dict[str, Callable[..., Any]] = {
+    "ConvApart": conv_apart,
     "FakeQuantize": fake_quantize,
     "Linear": linear,
+    "LinearApart": linear_apart,
+    "MatMulApart": matmul_apart,
     "ScaledAttention": scaled_attention,
 }

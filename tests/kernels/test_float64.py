@@ -186,9 +186,11 @@ def test_a_bank_of_more_tiles_than_slices(host: Builder, version: str, operand: 
 def test_rows_and_points_that_are_not_near_have_norms_subtracted(host: Builder, operand: str, width: int) -> None:
     """Step 4 folds half norms up to 60 into weights. Beyond, on either side, other code computes the same."""
     x, bank = draw(21, 3, 40, 300, width, bandwidth=1.0)
-    x[:, ::3] = bank.signatures[:14] + 12 * (x[:, ::3] - x.mean())
+    # The first warpgroup has such rows, the second has none.
+    x[0, ::3] = bank.signatures[:14] + 12 * (x[0, ::3] - x.mean())
     far = bank.signatures.copy()
-    far[::7] += 19 * (far[::7] - far.mean(axis=0))
+    # Not the first point of a tile.
+    far[1::7] += 19 * (far[1::7] - far.mean(axis=0))
     kernel = host("wgmma", operand, width)
     for points in (bank.signatures, far):
         prepared = round_bank(replace(bank, signatures=points), kernel.kernel)
@@ -200,3 +202,20 @@ def test_rows_and_points_that_are_not_near_have_norms_subtracted(host: Builder, 
         computed = kernel.cross(operands, half_norms, prepared, 3).sum(axis=0, dtype=np.float64)
         allowed = allowed_relative(operand, operands, prepared)
         assert (np.abs(computed - cross) <= allowed * magnitude + 1e-30).all()
+
+
+@pytest.mark.parametrize("operand", ["fp16", "bf16", "fp16x2"])
+def test_a_point_beyond_the_limit_beside_a_row_within_it(host: Builder, operand: str) -> None:
+    """The point is not the first of its tile, which alone tells that there are norms to subtract."""
+    kernel = host("wgmma", operand, 64)
+    direction = np.full(64, 64**-0.5)
+    bank = np.zeros((kernel.kernel.tile, 64))
+    bank[3] = direction * (2 * 66) ** 0.5
+    operands, points = rounded(direction[None] * (2 * 57) ** 0.5, operand), rounded(bank, operand)
+    values, bank_values = widened(operands, operand), widened(points, operand)
+    norms, bank_norms = ((of**2).sum(1).astype(np.float32) / 2 for of in (values, bank_values))
+    assert norms[0] < 60 < bank_norms[3]
+    weights = np.eye(4, len(bank), dtype=np.float32)[3]
+    prepared = PreparedBank(points, bank_norms, weights, 1.0, np.zeros(64, np.float32), 1.0, 0.0)
+    k = kernel.cross(operands, norms, prepared).sum()
+    assert k == pytest.approx(kernel_values(values, bank_values)[0, 3], rel=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from helpers.backbones import TINY, randomised
 from helpers.libraries import needed_for_int8
 from helpers.synthetic_photos import write_photos
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import INPUT, MODEL, OUTPUT
@@ -36,8 +38,8 @@ MODELS = [("plain", 18), ("swiglu_registers", 18), ("plain", 23)]
 ERROR = {"fp32": 1e-5, "fp16": 4e-3, "int8": 2e-2}
 
 
-def run(path: Path, images: np.ndarray, **options: bool) -> np.ndarray:
-    program = OnnxGraph(path, **options).program(len(images), images.shape[1:])
+def run(path: Path, images: np.ndarray, *, apart: bool = False, **options: bool) -> np.ndarray:
+    program = OnnxGraph(path, **options).program(len(images), images.shape[1:], apart=apart)
     with torch.inference_mode():
         return program(torch.tensor(images)).numpy()
 
@@ -89,10 +91,51 @@ def test_signatures_are_those_of_the_graph(precision: str, exported: Callable[[s
     images = np.random.default_rng(0).standard_normal((3, 3, 56, 56)).astype(np.float32)
     expected = as_written(path, images)
     assert expected.std() > 0.05
-    for merge in (False, True):
-        extracted = run(path, images, merge=merge)
+    for merge, apart in itertools.product((False, True), repeat=2):
+        extracted = run(path, images, merge=merge, apart=apart)
         assert extracted.dtype == np.float32
         np.testing.assert_allclose(extracted, expected, rtol=0, atol=ERROR[precision])
+
+
+class Operators(TorchDispatchMode):
+    """Count the calls of PyTorch's own operators by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_products_apart_mix_the_rows_of_no_two_images(
+    precision: str, merge: bool, exported: Callable[[str], Path]
+) -> None:
+    graph = OnnxGraph(exported(precision), merge=merge)
+    mixing = {"mm", "addmm", "convolution"}
+    for apart in (False, True):
+        program = graph.program(2, (3, 56, 56), apart=apart)
+        # Without inference mode: in it, no mode sees an operator's parts.
+        with torch.no_grad(), Operators() as seen:
+            program(torch.zeros(2, 3, 56, 56))
+        assert bool(mixing & seen.calls.keys()) is not apart, seen.calls
+
+
+def test_the_starters_signatures_stay_with_products_apart() -> None:
+    path = Bundle.open("starter").model_path
+    images = np.random.default_rng(0).standard_normal((2, 3, 224, 224)).astype(np.float32)
+    together, apart = (run(path, images, merge=True, apart=apart) for apart in (False, True))
+    np.testing.assert_allclose(apart, together, rtol=0, atol=ERROR["int8"])
+
+
+def test_a_matrix_before_a_stack_is_multiplied_with_each_image(tmp_path: Path) -> None:
+    weight = np.arange(12, dtype=np.float32).reshape(3, 4)
+    onnx.save(model_of(helper.make_node("MatMul", ["weight", INPUT], [OUTPUT]), weight=weight), tmp_path / MODEL)
+    images = np.random.default_rng(0).standard_normal((2, 1, 4, 8)).astype(np.float32)
+    np.testing.assert_allclose(run(tmp_path / MODEL, images, apart=True), weight @ images, rtol=1e-5)
 
 
 def test_merging_calls_pytorchs_own_functions(exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +49,31 @@ class HostEvent:
         self.order.append(f"the host waits for {self.name}")
 
 
-class UnlikeInOtherPlaces(OnnxGraph):
-    def program(self, batch: int, image: Sequence[int]) -> Any:
-        run = super().program(batch, image)
-        return lambda images: run(images) + 1e-3 * torch.arange(batch)[:, None, None]
+# What else a signature may depend on: an offset from the images of a batch and the number of runs before.
+Disturbance = Callable[[torch.Tensor, int], torch.Tensor]
+DISTURBANCES: dict[str, tuple[Disturbance, str]] = {
+    "a place that reversal hides": (lambda images, run: at_places(images, 0, 1, 1, 0), "depends on its place"),
+    "a place that a shift of two hides": (lambda images, run: at_places(images, 0, 1, 0, 1), "depends on its place"),
+    "the others": (lambda images, run: images[:, 0, 0, 0].max(), "depends on the images beside it"),
+    "the run": (lambda images, run: torch.tensor(run % 3 == 2), "differs from one run to the next"),
+}
+
+
+def at_places(images: torch.Tensor, *offsets: int) -> torch.Tensor:
+    return torch.tensor(offsets)[: len(images), None, None]
+
+
+def disturbed(disturbance: Disturbance, *, together: bool = True, apart: bool = False, alone: bool = False) -> Any:
+    """Return a class of graphs whose signatures are disturbed in these ways to multiply."""
+
+    class Disturbed(OnnxGraph):
+        def program(self, batch: int, image: Sequence[int], **options: bool) -> Any:
+            run, runs = super().program(batch, image, **options), count()
+            if not (alone if batch == 1 else apart if options.get("apart") else together):
+                return run
+            return lambda images: run(images) + 1e-3 * disturbance(images, next(runs))
+
+    return Disturbed
 
 
 @pytest.fixture
@@ -62,12 +86,17 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def current(stream: HostStream) -> Iterator[None]:
         yield
 
-    def captured(run: Callable[[], torch.Tensor], stream: HostStream) -> tuple[Callable[[], None], torch.Tensor]:
+    def captured(run: partial[torch.Tensor], stream: HostStream) -> tuple[Callable[[], None], torch.Tensor]:
+        # A CUDA graph does not keep the memory that it reads either.
+        program, arguments = weakref.ref(run.func), run.args
         kept = run().clone()
+        del run
 
         def launch() -> None:
             given.append("launch")
-            kept.copy_(run())
+            alive = program()
+            assert alive is not None, "the graph reads weights whose memory is free"
+            kept.copy_(alive(*arguments))
 
         return launch, kept
 
@@ -127,7 +156,16 @@ def test_every_batch_has_one_size(
         assert order.count("launch") == launches
 
 
-def test_images_are_run_one_at_a_time_where_their_place_matters(
+@pytest.mark.parametrize(("disturbance", "reason"), DISTURBANCES.values(), ids=DISTURBANCES)
+@pytest.mark.parametrize(
+    ("apart", "products", "launches"), [(False, "image by image", 3), (True, "one at a time", 9)], ids=("", "apart too")
+)
+def test_products_of_images_are_set_apart_where_a_signature_depends_on_more_than_its_image(
+    apart: bool,
+    products: str,
+    launches: int,
+    disturbance: Disturbance,
+    reason: str,
     opened: Callable[[], pt.TorchCudaEngine],
     images: np.ndarray,
     expected: np.ndarray,
@@ -135,12 +173,35 @@ def test_images_are_run_one_at_a_time_where_their_place_matters(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pt, "OnnxGraph", UnlikeInOtherPlaces)
+    monkeypatch.setattr(pt, "OnnxGraph", disturbed(disturbance, apart=apart))
     engine = opened()
-    assert "images are run one at a time" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert f"images are run {products}" in message
+    assert message.count(reason) == 1 + apart
+    assert engine.environment["products"] == products
     order.clear()
     np.testing.assert_allclose(engine(images), expected, atol=1e-5)
-    assert order.count("launch") == 9
+    assert order.count("launch") == launches
+
+
+def test_a_gpu_that_repeats_nothing_is_reported(
+    opened: Callable[[], pt.TorchCudaEngine], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disturbance, reason = DISTURBANCES["the run"]
+    monkeypatch.setattr(pt, "OnnxGraph", disturbed(disturbance, apart=True, alone=True))
+    opened()
+    assert capsys.readouterr().err.count(reason) == 3
+
+
+def test_one_unlike_place_of_a_large_batch_is_found(
+    order: list[str], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "twenty.toml"
+    path.write_text(PROFILE.replace("4", "20").replace("8", "20"))
+    offsets = [place == 17 for place in range(20)]
+    monkeypatch.setattr(pt, "OnnxGraph", disturbed(lambda images, run: at_places(images, *offsets)))
+    assert open_engine(f"torch-cuda:{path}", Bundle.open(tiny_bundle)).environment["products"] == "image by image"
 
 
 def test_no_memory_is_written_before_its_last_use(
@@ -179,7 +240,7 @@ def test_a_large_batch_is_reported_once_with_the_profile_to_take(
 def test_the_environment_names_what_decides_about_bits(opened: Callable[[], pt.TorchCudaEngine]) -> None:
     environment = opened().environment
     versions = {"driver": "CUDA 13.0", "torch": torch.__version__}
-    assert environment == {"gpu": GPU.name, "profile": "four"} | versions
+    assert environment == {"gpu": GPU.name, "profile": "four", "products": "together"} | versions
     # A record is written as JSON, which takes no subclass of str.
     assert {type(value) for value in environment.values()} == {str}
 
@@ -208,7 +269,8 @@ def test_settings_of_the_process_are_put_back(
 
     def settings() -> tuple[Any, ...]:
         reduced = matmul.allow_fp16_reduced_precision_reduction
-        return matmul.fp32_precision, conv.fp32_precision, reduced, torch.get_num_threads()
+        cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+        return matmul.fp32_precision, conv.fp32_precision, reduced, *cudnn, torch.get_num_threads()
 
     before = settings()
     opened()(images)
