@@ -23,7 +23,7 @@ STEPS = {"plain": Kernel("plain", "fp32", 64), "tiled": Kernel("tiled", "fp32", 
 STEPS |= {"tensor": Kernel("tensor", "fp16", 64), "fp16x2": Kernel("tensor", "fp16x2", 128)}
 STEPS |= {"wgmma": Kernel("wgmma", "fp16", 128), "wgmma fp16x2": Kernel("wgmma", "fp16x2", 64)}
 # Step 1's threads share nothing. The kernels around the cross term are the same in every step, and steps 3 and 4 have
-# the same barriers for every operand. In fp16x2, step 4 has the fewest threads, and uses a stage again after four tiles.
+# the same barriers for every operand. In fp16x2, step 4 has the fewest threads, and reuses a stage after four tiles.
 CLEAN = [("address", step) for step in STEPS]
 CLEAN += [("thread", step) for step in ("tiled", "tensor", "wgmma fp16x2")]
 
