@@ -1,4 +1,4 @@
-"""Print the versions of Python and of every library that the GPU path uses, open the GPU, and compile every kernel for it.
+"""Print the versions of Python and of every library of the GPU path, open the GPU, and compile every kernel for it.
 
 python benchmarks/gpu/facts.py
 """

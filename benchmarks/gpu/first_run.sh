@@ -106,7 +106,7 @@ export -f project_tests
 
 beside tests 75 2_tests.txt bash -c project_tests
 beside memcheck 75 5_memcheck.txt bash -c 'sanitize memcheck "64 128 256"'
-beside racecheck 75 6_racecheck.txt bash -c 'sanitize racecheck "64 128" --racecheck-report all'
+beside racecheck 75 5_racecheck.txt bash -c 'sanitize racecheck "64 128" --racecheck-report all'
 beside initcheck 60 5_initcheck.txt bash -c 'sanitize initcheck 64'
 beside synccheck 60 5_synccheck.txt bash -c 'sanitize synccheck 64'
 part check 80 1_check.txt "$python" "$kit/check.py"
@@ -116,8 +116,9 @@ for name in "${!pids[@]}"; do
     wait "${pids[$name]}"
     summary+=("$name: $(cat "$scratch/$name.code" 2>/dev/null || echo 'did not run')")
 done
-cat "$out"/5_*.txt "$out"/6_racecheck.txt >"$out/5_sanitizer.txt" 2>/dev/null
-rm -f "$out"/5_memcheck.txt "$out"/5_initcheck.txt "$out"/5_synccheck.txt "$out"/6_racecheck.txt
+for tool in memcheck initcheck synccheck racecheck; do
+    [ -f "$out/5_$tool.txt" ] && cat "$out/5_$tool.txt" >>"$out/5_sanitizer.txt" && rm "$out/5_$tool.txt"
+done
 echo "--- right or wrong: $((SECONDS - begun)) s in"
 
 # --- How fast, alone on the GPU.

@@ -12,7 +12,7 @@
 // and tiles of 64 points.
 // The work is one list of units, a slice for one block of rows each. A block takes a contiguous share of the list.
 //
-// The host lays a tile out as the products read it (kernels.py, `_for_hopper`). Any column may be any k, as long as both
+// The host lays a tile out as the products read it (kernels.py, `lay_out`). Any column may be any k, as long as both
 // sides agree: 16 consecutive bytes of a row are what one thread needs for two products.
 // fp16x2: a value is two fp16 numbers, X + x'. X.R is summed apart from X.r' + x'.R.
 // Reference: 1_plain.cu on the device, mdmf_deploy.mmd.reference.ReferenceReduction (float64) elsewhere.

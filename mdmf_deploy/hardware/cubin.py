@@ -76,6 +76,10 @@ class Nvrtc:
         self.version = f"nvrtc {major}.{minor}"
 
     def __call__(self, source: Path, options: tuple[str, ...], sm: int) -> bytes:
+        return self.with_log(source, options, sm)[0]
+
+    def with_log(self, source: Path, options: tuple[str, ...], sm: int) -> tuple[bytes, str]:
+        """Return a cubin, and what the compiler says about it: warnings, and remarks that no option makes errors."""
         nvrtc = self._nvrtc
         flags = [*options, f"--include-path={source.parent}"]
         if not any(option.startswith(ARCHITECTURE) for option in options):
@@ -83,10 +87,11 @@ class Nvrtc:
         (program,) = self._call(nvrtc.nvrtcCreateProgram, source.read_bytes(), source.name.encode(), 0, [], [])
         try:
             (code,) = nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
+            text = self._text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
+            log = text.rstrip(b"\0").decode(errors="replace")
             if code != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-                log = self._text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).rstrip(b"\0")
-                raise refused(source, self.version, sm, log.decode(errors="replace") or code.name)
-            return self._text(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
+                raise refused(source, self.version, sm, log or code.name)
+            return self._text(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program), log
         finally:
             nvrtc.nvrtcDestroyProgram(program)
 

@@ -68,8 +68,9 @@ def test_an_exception_in_a_check_is_a_failure_that_names_its_line(gpu: Any) -> N
 
 def test_every_kernel_is_checked_and_the_tensor_cores_come_first(gpu: Any) -> None:
     plan = gpu.check.plan(host_device(sm=90))
-    assert len({kernel for kernel, _ in plan}) == 21
-    assert (plan[0][0].version, plan[0][0].width) == ("tensor", 128)
+    assert len({kernel for kernel, _ in plan}) == 30
+    assert plan[0][0].version in ("tensor", "wgmma")
+    assert plan[0][0].width == 128
     assert {check.__name__ for _, check in plan} == {"inputs", "headline", "written", "shifted", "shapes"}
 
 
@@ -120,18 +121,27 @@ def test_rates_compile(name: str, architectures: tuple[int, ...], gpu: Any) -> N
         assert all(entry.encode() in cubin for entry in gpu.kernel_times.RATE_KERNELS)
 
 
-def test_the_hopper_sketch_compiles(gpu: Any) -> None:
+def test_variants_of_step_4_edit_the_kernel_of_today_and_compile(gpu: Any) -> None:
     needed("cuda.bindings.nvrtc")
-    for design in (gpu.wgmma.DESIGNS[0], gpu.wgmma.DESIGNS[-1]):
-        assert b"wg_cross" in design.cubin()
+    from mdmf_deploy.hardware.cubin import Nvrtc
+
+    kernel = Kernel("wgmma", "fp16", 64)
+    for variant in gpu.variants.HOPPER_VARIANTS.values():
+        for option in variant.options:
+            assert f"#ifndef {option[2:].split('=')[0]}\n" in kernel.source.read_text()
+        if variant.edits:
+            source = gpu.wgmma.source(kernel, variant)
+            assert Nvrtc()(source, gpu.wgmma.compiled_with(kernel, variant), 90)[:4] == b"\x7fELF"
+            shutil.rmtree(source.parent)
 
 
-def test_the_bank_is_laid_out_as_wgmma_reads_it(gpu: Any) -> None:
-    tile = gpu.wgmma.TILE
-    ramp = np.arange(2 * tile * 128, dtype=np.uint16).reshape(-1, 128).view(np.float16)
-    laid_out = gpu.wgmma.swizzled(ramp).view(np.uint16)
-    for m, k in ((0, 0), (1, 8), (5, 77), (200, 127)):
-        assert laid_out[m // tile, k // 64, m % tile, (k % 64 // 8) ^ (m % 8), k % 8] == m * 128 + k
+def test_a_variant_of_step_4_is_launched_and_laid_out_as_it_is_compiled(gpu: Any) -> None:
+    kernel = Kernel("wgmma", "fp16", 256)
+    altered = gpu.wgmma.Altered.of(kernel, gpu.variants.HopperVariant(consumers=2, tile=64))
+    assert (altered.rows, altered.threads, altered.tile) == (128, 384, 64)
+    assert gpu.wgmma.Altered.of(kernel, gpu.variants.HopperVariant()).launches(3, 49, 1024, 132) == kernel.launches(
+        3, 49, 1024, 132
+    )
 
 
 def test_poison_is_nan_until_a_kernel_writes(gpu: Any) -> None:
@@ -169,6 +179,7 @@ def test_the_first_run_calls_scripts_with_options_they_have() -> None:
     calls = re.findall(r"\"\$kit/(\w+\.py)\"([^\n|>')]*)", text)
     assert {name for name, _ in calls} == {"facts.py", "sanitize.py", "check.py", "kernel_times.py", "run.py"} | {
         "counters.py",
+        "detect_folder.py",
         "wgmma.py",
     }
     for name, arguments in calls:

@@ -22,7 +22,8 @@ unsigned blocks(int count, int each) { return unsigned((count + each - 1) / each
 // Memory that ends with its last number, aligned to 16 bytes (a GPU aligns to 256).
 template <typename T> std::vector<T> numbers(std::size_t count, T value) { return std::vector<T>(count, value); }
 
-double score(int images, int patches, int tiles, int slices, int shares) {
+// Print the last image's score, with early copies and with late ones. Only the cross term has any.
+void score(int images, int patches, int tiles, int slices, int shares) {
     const int rows = images * patches, bank_rows = tiles * TILE;
     std::mt19937 random(unsigned(rows + tiles));
     std::normal_distribution<float> normal(0.0f, 0.1f);
@@ -37,26 +38,27 @@ double score(int images, int patches, int tiles, int slices, int shares) {
     for (int row = 0; row < bank_rows; ++row) {
         for (int k = 0; k < WIDTH; ++k) {
             const float value = store_value(bank.data() + row * ROW_OPERANDS, k, points[row * WIDTH + k]);
-            bank_norms[row] += value * value / 2;
+            // Step 4 reads what is left of a norm: here nothing in the longest bank, all in the others.
+            bank_norms[row] += LISTED && tiles == 5 ? 0.0f : value * value / 2;
         }
     }
     launch({unsigned(images), blocks(patches, PREPARED_ROWS)}, PREPARE_THREADS, 0, mdmf_prepare, x.data(),
            centre.data(), 1.0f, patches, operands.data(), norms.data(), within.data());
     const std::size_t shared = std::is_empty_v<Shared> ? 0 : sizeof(Shared);
-    launch({blocks(rows, ROWS), LISTED ? 1 : unsigned(shares)}, THREADS, shared, mdmf_cross, operands.data(), norms.data(),
-           bank.data(), bank_norms.data(), weights.data(), rows, bank_rows, slices, partial.data());
-    launch({unsigned(images)}, FINISH_THREADS, 0, mdmf_finish, partial.data(), within.data(), slices, images, patches,
-           1.0f / float(bank_rows), 1.0, contributions.data(), mmd2.data());
-    return mmd2.back();
+    for (const bool late : {false, true}) {
+        host::late = late;
+        launch({blocks(rows, ROWS), LISTED ? 1 : unsigned(shares)}, THREADS, shared, mdmf_cross, operands.data(),
+               norms.data(), bank.data(), bank_norms.data(), weights.data(), rows, bank_rows, slices, partial.data());
+        launch({unsigned(images)}, FINISH_THREADS, 0, mdmf_finish, partial.data(), within.data(), slices, images,
+               patches, 1.0f / float(bank_rows), 1.0, contributions.data(), mmd2.data());
+        std::printf("%g\n", mmd2.back());
+    }
 }
 
 }  // namespace
 
 int main() {
-    for (const bool late : {false, true}) {
-        host::late = late;
-        std::printf("%g\n", score(1, 1, 1, 1, 1));
-        std::printf("%g\n", score(3, 33, 5, 2, 1));
-        std::printf("%g\n", score(ROWS / 70 + 1, 70, 4, 3, 2));
-    }
+    score(1, 1, 1, 1, 1);
+    score(3, 33, 5, 2, 1);
+    score(ROWS / 70 + 1, 70, 4, 3, 2);
 }

@@ -6,6 +6,7 @@
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <ucontext.h>
 
 inline Place threadIdx;
@@ -45,11 +46,25 @@ inline void Meeting::arrive_and_wait() {
     if (_setjmp(current->place) == 0) std::longjmp(scheduler, 1);
 }
 
-// Let the others run.
-inline void pass() {
-    current->waits = nullptr;
-    if (_setjmp(current->place) == 0) std::longjmp(scheduler, 1);
-}
+// A lock, and sleep until what it guards has changed. Only one fiber runs at a time, so nothing has to be locked.
+struct Monitor {
+    struct Lock {
+        void lock() {}
+        void unlock() {}
+    } lock;
+
+    void wake_all() {}
+
+    // Let others run until they have made `met` true. Returns false if that takes too long.
+    template <typename Condition> bool sleep_until(std::unique_lock<Lock>&, const Condition& met) {
+        for (int tries = 0; tries < 50'000'000; ++tries) {
+            if (met()) return true;
+            current->waits = nullptr;
+            if (_setjmp(current->place) == 0) std::longjmp(scheduler, 1);
+        }
+        return false;
+    }
+};
 
 class Team {
   public:

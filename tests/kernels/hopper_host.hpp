@@ -12,7 +12,8 @@
 namespace host {
 
 // An mbarrier. Its phase ends when all arrivals and all announced bytes are there.
-struct PhaseBarrier {
+// Each barrier has its own lock. A common one would order threads that nothing orders on a GPU, and hide their races.
+struct PhaseBarrier : Monitor {
     int expected = 0, missing = 0, phase = 0;
     long bytes = 0;
     struct Bulk {
@@ -32,12 +33,11 @@ struct PhaseBarrier {
         if (bytes != 0) return;
         missing = expected;
         ++phase;
+        wake_all();
     }
 };
-inline std::mutex barriers_lock;
+// Entries are made before threads meet, and only read afterwards.
 inline std::map<const void*, PhaseBarrier> barriers;
-
-constexpr int PATIENCE = 50'000'000;
 
 // The 16 k of A that a warp holds, and where the other operand lies.
 struct Product {
@@ -68,14 +68,19 @@ inline float described_number(unsigned described, int row, int k) {
 
 inline void compute(const Product& product) {
     const int lane = threadIdx.x % WARP;
+    double left[2][16], right[16];
+    for (int i = 0; i < 2; ++i)
+        for (int k = 0; k < 16; ++k) left[i][k] = half_number(product.a[lane / 4 * 4 + k % 8 / 2][k / 8 * 2 + i], k % 2);
     for (int at = 0; at < product.count; ++at) {
-        const int row = lane / 4 + at % 4 / 2 * 8, point = at / 4 * 8 + lane % 4 * 2 + at % 2;
-        double sum = product.add ? product.sums[at] : 0.0;
-        for (int k = 0; k < 16; ++k) {
-            const float left = half_number(product.a[row % 8 * 4 + k % 8 / 2][k / 8 * 2 + row / 8], k % 2);
-            sum += double(left) * described_number(product.points, point, k);
+        if (at % 4 / 2 != 0) continue;
+        const int point = at / 4 * 8 + lane % 4 * 2 + at % 2;
+        for (int k = 0; k < 16; ++k) right[k] = described_number(product.points, point, k);
+        for (int i = 0; i < 2; ++i) {
+            float& sum = product.sums[at + 2 * i];
+            double exact = product.add ? sum : 0.0;
+            for (int k = 0; k < 16; ++k) exact += left[i][k] * right[k];
+            sum = towards_zero(exact);
         }
-        product.sums[at] = towards_zero(sum);
     }
 }
 
@@ -89,32 +94,36 @@ inline void start_product(const Product& product) {
 }  // namespace host
 
 inline void init_barrier(unsigned long long* barrier, int count) {
-    const std::lock_guard lock(host::barriers_lock);
-    host::barriers[barrier] = {count, count, 0, 0, {}};
+    host::PhaseBarrier& own = host::barriers[barrier];
+    own.expected = own.missing = count;
+    own.phase = 0;
+    own.bytes = 0;
+    own.late.clear();
 }
 inline void publish_barriers() {}
 
 inline void arrive(unsigned long long* barrier) {
-    const std::lock_guard lock(host::barriers_lock);
     host::PhaseBarrier& own = host::barriers.at(barrier);
+    const std::lock_guard held(own.lock);
     --own.missing;
     own.check();
 }
 
 inline void arrive_and_expect(unsigned long long* barrier, int bytes) {
-    const std::lock_guard lock(host::barriers_lock);
     host::PhaseBarrier& own = host::barriers.at(barrier);
+    const std::lock_guard held(own.lock);
     --own.missing;
     own.bytes += bytes;
     own.check();
 }
 
 inline void copy_bulk(void* to, const void* from, int bytes, unsigned long long* barrier) {
-    const std::lock_guard lock(host::barriers_lock);
     host::PhaseBarrier& own = host::barriers.at(barrier);
+    const std::lock_guard held(own.lock);
     if (bytes % 16 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0) std::abort();
     if (host::late) {
         own.late.push_back({to, from, bytes});
+        own.wake_all();
         return;
     }
     std::memcpy(to, from, bytes);
@@ -123,15 +132,13 @@ inline void copy_bulk(void* to, const void* from, int bytes, unsigned long long*
 }
 
 inline void wait(unsigned long long* barrier, int parity) {
-    for (int tries = 0; tries < host::PATIENCE; ++tries) {
-        {
-            const std::lock_guard lock(host::barriers_lock);
-            host::PhaseBarrier& own = host::barriers.at(barrier);
-            if (!own.late.empty()) own.check();
-            if (own.phase % 2 != parity) return;
-        }
-        host::pass();
-    }
+    host::PhaseBarrier& own = host::barriers.at(barrier);
+    std::unique_lock held(own.lock);
+    const auto ended = [&] {
+        if (!own.late.empty()) own.check();
+        return own.phase % 2 != parity;
+    };
+    if (own.sleep_until(held, ended)) return;
     std::fputs("a thread waits for a barrier whose phase does not end\n", stderr);
     std::abort();
 }

@@ -35,6 +35,8 @@ ARCHITECTURES: dict[int, int] = SCRIPT.ARCHITECTURES
 EVERY = [(kernel, sm) for kernel in kernels() for sm in ARCHITECTURES if kernel.supports(sm)]
 # The widest kernels of each step have the least room. 8.6 has as little shared memory as any after 7.5.
 EACH = {Kernel("tiled", "fp32", 128), Kernel("tensor", "fp16", 128), Kernel("tensor", "fp16x2", 256)}
+HOPPER = [kernel for kernel in kernels() if kernel.version == "wgmma"]
+EACH |= set(HOPPER)
 SOME = EVERY if os.environ.get("MDMF_ALL_KERNELS") == "1" else [(k, sm) for k, sm in EVERY if k in EACH or sm == 86]
 # Bytes of a block's shared memory that the system keeps, from 8.0 on.
 RESERVED = 1024
@@ -87,10 +89,15 @@ def test_the_table_of_resources_is_current(script: ModuleType, compiled: list[li
         assert table[tuple(row[:4])] == row
 
 
+def machine_code(script: ModuleType, kernel: Kernel, sm: int) -> str:
+    """The machine code of the cross term."""
+    text: str = script.cuobjdump(script.cubin(kernel, sm), "-sass")
+    return text.split("Function : mdmf_cross")[1].split("Function : ")[0]
+
+
 def instructions(script: ModuleType, kernel: Kernel, sm: int) -> Counter[str]:
     """Count each instruction in the machine code of the cross term."""
-    text = script.cuobjdump(script.cubin(kernel, sm), "-sass")
-    body = text.split("Function : mdmf_cross")[1].split("Function : ")[0]
+    body = machine_code(script, kernel, sm)
     return Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", body, re.MULTILINE))
 
 
@@ -142,6 +149,45 @@ def test_step_3_on_turing(script: ModuleType, operand: str, products: int) -> No
     assert total(found, "LDGSTS") == total(found, "LDL") == total(found, "STL") == 0
 
 
+def named(kernel: Kernel) -> str:
+    return f"{kernel.operand}-{kernel.width}"
+
+
+@pytest.mark.parametrize("kernel", HOPPER, ids=named)
+def test_step_4_multiplies_with_whole_warpgroups(script: ModuleType, kernel: Kernel) -> None:
+    """One product of 64 rows and all points of a tile for every 16 columns, and three in fp16x2."""
+    found = instructions(script, kernel, 90)
+    assert total(found, "HGMMA") == kernel.width // 16 * (3 if kernel.operand == "fp16x2" else 1)
+    assert total(found, "HMMA") == total(found, "LDL") == total(found, "STL") == 0
+    # One copy of points, one of norms and one of weights, wherever the compiler repeats the loop.
+    assert found["UBLKCP.S.G"] % 3 == 0
+    assert found["UBLKCP.S.G"] > 0
+    # With and without norms to subtract. At a width of 64 a polynomial computes a quarter of the exponentials.
+    values = kernel.tile // 2 * 2
+    assert found["MUFU.EX2"] == (values * 3 // 4 if kernel.row_bytes == 128 else values)
+    # All products of a tile are started before the one wait for them.
+    assert total(found, "WARPGROUP.ARRIVE") == total(found, "WARPGROUP.DEPBAR") == 1
+
+
+@pytest.mark.parametrize("kernel", HOPPER, ids=named)
+def test_step_4_hands_out_no_more_registers_than_it_was_launched_with(script: ModuleType, kernel: Kernel) -> None:
+    """Warpgroups that ask for more wait for ever."""
+    code = machine_code(script, kernel, 90)
+    [taken] = re.findall(r"USETMAXREG\.TRY_ALLOC\S* UP\d, (0x[0-9a-f]+)", code)
+    [kept] = re.findall(r"USETMAXREG\.DEALLOC\S* (0x[0-9a-f]+)", code)
+    launched = script.usage(script.cubin(kernel, 90))["mdmf_cross"].registers
+    consumers = kernel.rows // 64
+    assert kernel.threads == 128 * (consumers + 1)
+    assert int(kept, 16) <= launched <= int(taken, 16)
+    assert int(taken, 16) * consumers + int(kept, 16) <= launched * (consumers + 1)
+
+
+@pytest.mark.parametrize("sm", [80, 89, 100, 120])
+def test_step_4_is_refused_on_any_gpu_but_hopper(script: ModuleType, sm: int) -> None:
+    with pytest.raises(UsageError, match=rf"{sm // 10}\.{sm % 10} cannot run it"):
+        script.cubin(Kernel("wgmma", "fp16", 128), sm)
+
+
 @pytest.mark.parametrize("sm", [75, 80])
 def test_step_2_multiplies_in_float32_from_shared_memory(script: ModuleType, sm: int) -> None:
     found = instructions(script, Kernel("tiled", "fp32", 128), sm)
@@ -172,3 +218,10 @@ def test_a_source_that_is_wrong_or_warns_does_not_pass(
     monkeypatch.setattr(Kernel, "options", lambda *_: ("--std=c++17", "-DMDMF_FP32", *options))
     with pytest.raises(CompilationFailed, match=rf"1_plain\.cu: nvrtc .* for sm_80 .*{error}"):
         script.cubin(Kernel("plain", "fp32", 64), 80)
+
+
+def test_products_that_the_compiler_serialises_do_not_pass(script: ModuleType) -> None:
+    kernel = Kernel("wgmma", "fp16", 256)
+    crowded = (*kernel.options(90), "-DMDMF_CONSUMERS=4")
+    with pytest.raises(CompilationFailed, match=r"4_wgmma\.cu: .*wgmma\.mma_async instructions are serialized"):
+        script.compiled(kernel.source, crowded, 90)

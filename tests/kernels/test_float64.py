@@ -58,7 +58,7 @@ def test_float32_is_within_two_millionths(
 
 
 def allowed_relative(operand: str, operands: np.ndarray, prepared: PreparedBank) -> float:
-    """Error allowed to steps 3 and 4 for given operands, relative to a kernel value: float32's own, products, polynomials."""
+    """Error allowed to steps 3 and 4, relative to a kernel value: of float32, products and polynomials."""
     a, b = widened(operands, operand), widened(prepared.operands, operand)
     width = a.shape[1]
     products = float((np.abs(a) @ np.abs(b).T).max())

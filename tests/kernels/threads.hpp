@@ -2,6 +2,9 @@
 #pragma once
 
 #include <barrier>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <semaphore>
 #include <thread>
 
@@ -14,8 +17,19 @@ using Meeting = std::barrier<>;
 inline thread_local Thread own;
 inline Thread& self() { return own; }
 
-// Let the others run.
-inline void pass() { std::this_thread::yield(); }
+// A lock, and sleep until what it guards has changed.
+struct Monitor {
+    std::mutex lock;
+    std::condition_variable changed;
+
+    void wake_all() { changed.notify_all(); }
+
+    // Sleep, without the lock, until others have made `met` true and woken all. Returns false if that takes too long.
+    template <typename Condition> bool sleep_until(std::unique_lock<std::mutex>& held, const Condition& met) {
+        // By the system's clock: some versions of ThreadSanitizer do not see waits by the steady one.
+        return changed.wait_until(held, std::chrono::system_clock::now() + std::chrono::seconds(90), met);
+    }
+};
 
 class Team {
   public:

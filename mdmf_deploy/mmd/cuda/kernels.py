@@ -2,9 +2,10 @@
 
     k(a, b) = 2^(a'.b' - |a'|^2/2 - |b'|^2/2),   a' = scale (a - centre),   scale = sqrt(log2(e)) / sigma
 
-The sources and formulas are in engines/kernels. The length of a bank alone decides its slices, and the sum of a slice
-has a fixed order. Each batch chooses how many blocks share the slices. So an image's bits depend neither on its batch
-nor on the size of the GPU.
+The sources and formulas are in engines/kernels, one file for each step: "plain" (1), "tiled" (2), "tensor" (3) and
+"wgmma" (4, for Hopper alone). The length of a bank alone decides its slices, and the sum of a slice has a fixed order.
+Each batch chooses how many blocks share the slices. So an image's bits depend neither on its batch nor on the size of
+the GPU.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Kernel:
 
     @property
     def source(self) -> Path:
-        """The CUDA C++ file. It includes a header beside it."""
+        """The CUDA C++ file. It includes headers beside it."""
         return room("engines") / "kernels" / VERSIONS[self.version][0]
 
     @property

@@ -12,8 +12,9 @@ How a signature becomes a score, file by file:
 3. hardware/device.py is the GPU as this file sees it: memory, copies, modules, launches, events, streams and graphs.
    It also reads arrays that other libraries hold on the GPU. hardware/cuda_core.py is that GPU through cuda-core, and
    hardware/cubin.py compiles and caches the kernels.
-4. engines/kernels/3_tensor.cu (or 2_tiled.cu, 1_plain.cu) computes the cross term. engines/kernels/common.cuh holds
-   the kernels around it: prepare the operands and the within-image term, and the final sums.
+4. One file of engines/kernels computes the cross term: 4_wgmma.cu on Hopper (compute capability 9.0), 3_tensor.cu on
+   other GPUs, 2_tiled.cu for fp32, and 1_plain.cu for a steep kernel. engines/kernels/common.cuh holds the kernels
+   around it: prepare the operands and the within-image term, and the final sums.
 
 No N x M matrix is ever stored. The order of every sum depends only on the bank and the GPU, so an image gets the same
 bits in any batch and on every run. Reference: mdmf_deploy.mmd.reference.ReferenceReduction (float64).
