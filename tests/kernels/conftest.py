@@ -19,5 +19,7 @@ def gxx() -> str:
 @pytest.fixture(scope="session")
 def host() -> Builder:
     made = builder()
-    made.start(*(Kernel(version, operand, width) for width in (64, 128, 256) for version, operand in WANTED))
+    wanted = [Kernel(version, operand, width) for width in (64, 128, 256) for version, operand in WANTED]
+    # Wider ones differ from fp16 in their numbers alone.
+    made.start(*(kernel for kernel in wanted if kernel.operand != "bf16" or kernel.width == 64))
     return made

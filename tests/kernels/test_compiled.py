@@ -1,6 +1,6 @@
 """The kernels compiled by NVIDIA's own compiler: resources and instructions. Needs wheels, but no GPU.
 
-Tests take every kernel for one architecture, and one kernel of each step for every architecture. With
+Tests take every kernel for one architecture, and one kernel of each step for others. With
 MDMF_ALL_KERNELS=1 they take every pair.
 """
 
@@ -36,8 +36,11 @@ EVERY = [(kernel, sm) for kernel in kernels() for sm in ARCHITECTURES if kernel.
 # The widest kernels of each step have the least room. 8.6 has as little shared memory as any after 7.5.
 EACH = {Kernel("tiled", "fp32", 128), Kernel("tensor", "fp16", 128), Kernel("tensor", "fp16x2", 256)}
 HOPPER = [kernel for kernel in kernels() if kernel.version == "wgmma"]
-EACH |= set(HOPPER)
-SOME = EVERY if os.environ.get("MDMF_ALL_KERNELS") == "1" else [(k, sm) for k, sm in EVERY if k in EACH or sm == 86]
+# 8.0 and 8.9 compile like 8.6.
+OTHERS = (75, 90, 100, 120)
+SOME = [(k, sm) for k, sm in EVERY if k in HOPPER or sm == 86 or (k in EACH and sm in OTHERS)]
+if os.environ.get("MDMF_ALL_KERNELS") == "1":
+    SOME = EVERY
 # Bytes of a block's shared memory that the system keeps, from 8.0 on.
 RESERVED = 1024
 
