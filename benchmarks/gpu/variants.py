@@ -113,7 +113,7 @@ ONE_PRODUCT = (
 )
 HOPPER_VARIANTS: dict[str, HopperVariant] = {
     AS_IT_IS: HopperVariant(),
-    **{f"tiles of {n} points": HopperVariant(tile=n) for n in (64, 96, 128)},
+    **{f"tiles of {n} points": HopperVariant(tile=n) for n in (64, 128)},
     "2 warpgroups": HopperVariant(2),
     "3 warpgroups": HopperVariant(3),
     **{f"{n} of eight exponentials by polynomial": HopperVariant(polynomials=n) for n in (0, 1, 2, 3)},

@@ -3,14 +3,13 @@
 //   partial[s][row] = sum_{m in slice s} weights[m] 2^(x[row].bank[m] - |x[row]|^2/2 - |bank[m]|^2/2)
 //
 // The host folds 2^-min(|bank[m]|^2/2, NEAR) into weights[m], and `rest[m]` is what is left of |bank[m]|^2/2. A sum is
-// multiplied by 2^(-|x|^2/2) at its end. So a row with a half norm up to NEAR, and a tile of such points, need no addition
-// and no bound: their exponents are below 2 NEAR. Other rows and tiles subtract before they exponentiate.
+// multiplied by 2^(-|x|^2/2) at its end. So a row with a half norm up to NEAR, and a tile of such points, need no
+// addition and no bound: their exponents are below 2 NEAR. Other rows and tiles subtract before they exponentiate.
 //
 // One thread copies tiles of TILE points into a ring of STAGES, with one bulk copy for each array. Each of CONSUMERS
-// warpgroups keeps 64 rows in registers, multiplies them with a tile, and exponentiates while the others multiply. Four of
-// them hide each other's latencies best. So many leave 112 registers to a thread: at a width of 128, enough for the rows
-// and tiles of 64 points.
-// The work is one list of units, a slice for one block of rows each. A block takes a contiguous share of the list.
+// warpgroups keeps 64 rows in registers, multiplies them with a tile, and exponentiates while the others multiply. Four
+// of them hide each other's latencies best. So many leave 112 registers to a thread: at a width of 128, enough for the
+// rows and tiles of 64 points. The work is units: a slice for one block of rows each.
 //
 // The host lays a tile out as the products read it (kernels.py, `lay_out`). Any column may be any k, as long as both
 // sides agree: 16 consecutive bytes of a row are what one thread needs for two products.
@@ -40,7 +39,7 @@ constexpr int STEPS = WIDTH / 16;  // products of one part
 constexpr int PLANE = TILE * 128;  // bytes: 64 columns of a tile
 constexpr int POINT_BYTES = TILE * ROW_BYTES;
 constexpr int STAGE_BYTES = POINT_BYTES + 8 * TILE;
-constexpr int STAGES = STAGE_BYTES > 50000 ? 3 : STAGE_BYTES > 30000 ? 4 : STAGE_BYTES > 20000 ? 6 : 8;
+constexpr int STAGES = STAGE_BYTES > 50000 ? 3 : STAGE_BYTES > 30000 ? 4 : 8;
 // Eighths of the exponentials that a polynomial computes: at a width of 64 the special-function unit is the limit.
 #ifndef MDMF_POLYNOMIALS
 #define MDMF_POLYNOMIALS (WIDTH == 64 && PARTS == 1 ? 2 : 0)
@@ -63,7 +62,7 @@ struct Shared {
 // A row's words: [word][which of the thread's two rows]. A word is the fragments of two products.
 using Row = uint4[STEPS * PARTS / 2][2];
 
-// The fragments of step `step` of a set.
+// The fragments of a thread's rows for one step.
 __device__ __forceinline__ void fragments(unsigned (&a)[4], const Row& own, int step) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -73,7 +72,7 @@ __device__ __forceinline__ void fragments(unsigned (&a)[4], const Row& own, int 
     }
 }
 
-// Where step `step` of a tile lies.
+// Where the points' part of a step lies in a tile.
 __device__ __forceinline__ unsigned place_of_step(unsigned tile, int step) {
     return tile + step / 4 * (PLANE / 16) + step % 4 * 2;
 }
@@ -121,7 +120,9 @@ template <bool SPLIT> __device__ __forceinline__ float exponent(const Products<S
 // Chosen by the point alone, so that a row has the same bits wherever it lies.
 __device__ __forceinline__ constexpr bool by_polynomial(int points, int column) {
     const int place = points % 4 * 2 + column;
-    return POLYNOMIALS == 1 ? place == 7 : POLYNOMIALS == 2 ? place % 4 == 3 : POLYNOMIALS == 3 && place % 2 == 1 && place != 1;
+    if (POLYNOMIALS == 1) return place == 7;
+    if (POLYNOMIALS == 2) return place % 4 == 3;
+    return POLYNOMIALS == 3 && place % 2 == 1 && place != 1;
 }
 
 // Add the terms of one tile to the sums of two rows: sums[2 row + column parity]. norms: the rows' half norms.
@@ -152,9 +153,9 @@ __device__ __forceinline__ void add_terms(float (&sums)[4], const Products<SPLIT
     }
 }
 
-// The units of this block, in two contiguous shares: of all slices of all whole blocks of rows, one block after the other,
-// and of the slices of a last block that is not whole. Those take less time, so they come last, and more of them go to
-// the blocks that got fewer of the others.
+// The units of this block, in two contiguous shares: of all slices of all whole blocks of rows, one block after the
+// other, and of the slices of a last block that is not whole. Those take less time. So they come last, and the thread
+// blocks that got fewer of the others get more of them.
 struct Work {
     int rows, slices;
     Range whole, last;
@@ -321,7 +322,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const int group = uniform(threadIdx.x / GROUP);
     if (group == CONSUMERS) {
         keep_registers<PRODUCER_REGISTERS>();
-        if (threadIdx.x == CONSUMERS * GROUP) produce(shared, work, reinterpret_cast<const unsigned char*>(bank), rest, weights);
+        const auto* tiles_of_bank = reinterpret_cast<const unsigned char*>(bank);
+        if (threadIdx.x == CONSUMERS * GROUP) produce(shared, work, tiles_of_bank, rest, weights);
     } else {
         take_registers<CONSUMER_REGISTERS>();
         Ring ring;

@@ -176,7 +176,7 @@ class Kernel:
             return 4 * (2 * 2 * 128 * (16 + 4) + 128 * (16 + 1))
         stage = self.tile * (self.row_bytes + 8)
         if self.version == "wgmma":
-            stages = 3 if stage > 50000 else 4 if stage > 30000 else 6 if stage > 20000 else 8
+            stages = 3 if stage > 50000 else 4 if stage > 30000 else 8
             # The barriers come last.
             return stages * -(-stage // _ALIGNED) * _ALIGNED + _ALIGNED
         return 3 * stage
