@@ -1,4 +1,7 @@
-"""The kernels' own source under AddressSanitizer and ThreadSanitizer, and planted faults that both must find."""
+"""The kernels' own source under AddressSanitizer and ThreadSanitizer, and planted faults that both must find.
+
+Each sanitizer gets one fault in each file. With MDMF_ALL_KERNELS=1 it gets all of them.
+"""
 
 from __future__ import annotations
 
@@ -89,6 +92,10 @@ PLANTED = {
         "thread", "tensor", "common.cuh", BARRIER + "        if (threadIdx.x < half)", "        if (threadIdx.x < half)"
     ),
 }
+# The first fault for each sanitizer in each file.
+SOME = list({(fault.sanitizer, fault.file): name for name, fault in reversed(PLANTED.items())}.values())
+if os.environ.get("MDMF_ALL_KERNELS") == "1":
+    SOME = list(PLANTED)
 REPORTED = {"address": "AddressSanitizer", "thread": "data race"}
 
 
@@ -114,7 +121,8 @@ def programs(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> dict[object,
     for sanitizer, step in CLEAN:
         extra = UNDEFINED if sanitizer == "address" else []
         jobs[sanitizer, step] = STEPS[step], STEPS[step].source, [*SANITIZERS[sanitizer], *extra]
-    for name, fault in PLANTED.items():
+    for name in SOME:
+        fault = PLANTED[name]
         copy = Path(shutil.copytree(room("engines") / "kernels", folder / f"fault{len(jobs)}"))
         text = (copy / fault.file).read_text()
         assert text.count(fault.line) == 1, f"{fault.file} no longer has: {fault.line}"
@@ -140,7 +148,7 @@ def test_nothing_is_found(programs: dict[object, Path], sanitizer: str, step: st
     assert scores[::2] == scores[1::2]
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", SOME)
 def test_a_planted_fault_is_found(programs: dict[object, Path], name: str) -> None:
     done = run(programs[name])
     assert done.returncode != 0
