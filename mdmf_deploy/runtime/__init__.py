@@ -33,6 +33,10 @@ ENGINES: dict[str, tuple[str, str, str]] = {
 # Runtimes that need a GPU. See runtime/needs.py for their other requirements.
 ON_GPU = frozenset({"tensorrt", "rtx", "cuda", "ort-tensorrt", "torch-cuda"})
 
+# Runtimes that "auto" takes only where no other verified one on the CPU works: importing PyTorch takes seconds, and one
+# image uses one core.
+_LAST = frozenset({"torch"})
+
 # The fields of a record's environment that identify a machine. Only speeds of one machine can be compared.
 MACHINE_FIELDS = ("machine", "system", "processor", "cpu", "cores")
 
@@ -125,10 +129,10 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
 def preference(bundle: Bundle) -> dict[str, str]:
     """Return the runtimes in the order in which "auto" tries them, each with its reason.
 
-    Verified runtimes come first, then the table's other runtimes on the CPU. Speeds are compared only within the
-    records of one machine: the one that measured most of the verified runtimes, and the newest of several such.
-    Runtimes it did not measure come after those it did. If no machine measured two runtimes, the order is the
-    table's: one speed alone does not show that its runtime is faster.
+    Verified runtimes come first, PyTorch on the CPU last of them, then the table's other runtimes on the CPU. Speeds are
+    compared only within the records of one machine: the one that measured most of the verified runtimes, and the newest
+    of several such. Runtimes it did not measure come after those it did. If no machine measured two runtimes, the order
+    is the table's: one speed alone does not show that its runtime is faster.
     """
     manifest = bundle.manifest
     precision = manifest.model.precision
@@ -142,7 +146,7 @@ def preference(bundle: Bundle) -> dict[str, str]:
     speeds = max(reversed(measured.values()), key=len, default={})
     if len(speeds) < 2:
         speeds = {}
-    verified.sort(key=lambda name: -speeds.get(name, 0.0))
+    verified.sort(key=lambda name: (name in _LAST, -speeds.get(name, 0.0)))
     reasons = {
         name: f"verified, {speeds[name]:.3g} images/s where they were compared" if name in speeds else "verified"
         for name in verified

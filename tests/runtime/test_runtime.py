@@ -49,6 +49,9 @@ def bundle_with(*speeds: tuple[str, bool, float | None] | tuple[str, bool, float
         ([("onnxruntime", True, 100.0), ("openvino", False, 200.0)], "onnxruntime"),
         ([("openvino", True, 50.0)], "openvino"),
         ([("onnxruntime", True, None), ("openvino", True, None)], "onnxruntime"),
+        # PyTorch takes seconds to start.
+        ([("torch", True, 300.0), ("onnxruntime", True, 200.0), ("openvino", True, 100.0)], "onnxruntime"),
+        ([("torch", True, 300.0), ("onnxruntime", False, 200.0)], "torch"),
         # One speed compares nothing.
         ([("onnxruntime", True, None), ("openvino", True, 1.0)], "onnxruntime"),
         # The newest record decides, on speed as on coverage.
