@@ -71,10 +71,10 @@ PLANTED = {
         "thread", "wgmma fp16x2", "4_wgmma.cu", f"{READING}{RELEASE}", f"{RELEASE}{READING}"
     ),
     "prepare reads patches past the end": Fault(
-        "address", "plain", "common.cuh", "min(patch, patches - 1)) * WIDTH", "patch) * WIDTH"
+        "address", "plain", "around.cuh", "min(patch, patches - 1)) * WIDTH", "patch) * WIDTH"
     ),
     "prepare compares rows before all are there": Fault(
-        "thread", "tensor", "common.cuh", "    __syncthreads();\n    // Warps", "    // Warps"
+        "thread", "tensor", "around.cuh", "    __syncthreads();\n    // Warps", "    // Warps"
     ),
     "tiled begins before its columns have arrived": Fault(
         "thread", "tiled", "2_tiled.cu", BARRIER + "        copy_step", "        copy_step"
@@ -89,7 +89,7 @@ PLANTED = {
         "thread", "tensor", "3_tensor.cu", "copy(tile + STAGES - 1);", "copy(tile + STAGES);"
     ),
     "finish averages before all have written": Fault(
-        "thread", "tensor", "common.cuh", BARRIER + "        if (threadIdx.x < half)", "        if (threadIdx.x < half)"
+        "thread", "tensor", "around.cuh", BARRIER + "        if (threadIdx.x < half)", "        if (threadIdx.x < half)"
     ),
 }
 # The first fault for each sanitizer in each file.

@@ -19,7 +19,6 @@ from mdmf_deploy.hardware.device import Gpu, device_view, host_view
 from mdmf_deploy.runtime import open_engine, ort_gpu
 from mdmf_deploy.runtime.building.plans import EngineKey
 from mdmf_deploy.runtime.building.profiles import load_profile
-from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.tasks.benchmark import subjects
 from mdmf_deploy.tasks.benchmark.results import Settings
 
@@ -43,16 +42,6 @@ def opened(here: None, tiny_bundle: Path, tmp_path: Path) -> Callable[[], ort_gp
     path = tmp_path / "four.toml"
     path.write_text(PROFILE)
     return lambda: open_engine(f"cuda:{path}", Bundle.open(tiny_bundle))
-
-
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((9, 3, 56, 56)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def expected(tiny_bundle: Path, images: np.ndarray) -> np.ndarray:
-    return OrtEngine(Bundle.open(tiny_bundle))(images)
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 9])

@@ -19,7 +19,6 @@ from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.hardware.device import Gpu, device_view, host_view
 from mdmf_deploy.runtime import open_engine, pt
 from mdmf_deploy.runtime.onnx_in_torch import OnnxGraph
-from mdmf_deploy.runtime.ort import OrtEngine
 
 GPU = Gpu("a pretended GPU", (9, 0), 1 << 34, (13, 0), 132)
 PROFILE = 'summary = "For tests."\nworkspace_mib = 64\n[batch]\nopt = 4\nmax = 8\n'
@@ -115,16 +114,6 @@ def opened(order: list[str], tiny_bundle: Path, tmp_path: Path) -> Callable[[], 
     path = tmp_path / "four.toml"
     path.write_text(PROFILE)
     return lambda: open_engine(f"torch-cuda:{path}", Bundle.open(tiny_bundle))
-
-
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((9, 3, 56, 56)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def expected(tiny_bundle: Path, images: np.ndarray) -> np.ndarray:
-    return OrtEngine(Bundle.open(tiny_bundle))(images)
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 9])

@@ -56,7 +56,7 @@ _LONGEST_SLICE = 512
 _START = 3
 # Most blocks that share the slices of a row tile: more than any GPU runs at once, few enough to try all counts.
 _MOST_SHARES = 1024
-# Threads per block of the kernels around the cross term (common.cuh, part 4).
+# Threads per block of the kernels around the cross term (around.cuh).
 _PREPARE_THREADS, _FINISH_THREADS = 256, 512
 # Rows that a block of mdmf_prepare may take. With fewer, more blocks read the whole image.
 _PREPARED_ROWS = (4, 8, 16, 32)

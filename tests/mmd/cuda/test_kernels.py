@@ -34,7 +34,7 @@ def test_every_kernel_has_its_source() -> None:
     for kernel in ALL:
         text = kernel.source.read_text()
         for entry in ("mdmf_prepare", "mdmf_cross", "mdmf_finish"):
-            assert entry in text + (kernel.source.parent / "common.cuh").read_text()
+            assert entry in text + (kernel.source.parent / "around.cuh").read_text()
         assert "Reference: " in text.partition("#include")[0]
 
 

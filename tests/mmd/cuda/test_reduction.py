@@ -185,7 +185,7 @@ def test_a_larger_batch_takes_new_memory_and_new_graphs(drawn: tuple[np.ndarray,
 
 def test_many_shapes_do_not_leave_many_graphs(drawn: tuple[np.ndarray, Bank], monkeypatch: pytest.MonkeyPatch) -> None:
     x, bank = drawn
-    monkeypatch.setattr("mdmf_deploy.mmd.cuda.reduction.MAX_GRAPHS", 2)
+    monkeypatch.setattr("mdmf_deploy.mmd.cuda.lane.MAX_GRAPHS", 2)
     device = host_device()
     reduction = CudaReduction(device, operand="fp32", version="plain")
     whole = reduction(x, bank)
