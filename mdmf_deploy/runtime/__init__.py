@@ -129,10 +129,10 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
 def preference(bundle: Bundle) -> dict[str, str]:
     """Return the runtimes in the order in which "auto" tries them, each with its reason.
 
-    Verified runtimes come first, PyTorch on the CPU last of them, then the table's other runtimes on the CPU. Speeds are
-    compared only within the records of one machine: the one that measured most of the verified runtimes, and the newest
-    of several such. Runtimes it did not measure come after those it did. If no machine measured two runtimes, the order
-    is the table's: one speed alone does not show that its runtime is faster.
+    Verified runtimes come first, PyTorch on the CPU last of them, then the table's other runtimes on the CPU. Speeds
+    are compared only within the records of one machine: the one that measured most of the verified runtimes, and the
+    newest of several such. Runtimes it did not measure come after those it did. If no machine measured two runtimes,
+    the order is the table's: one speed alone does not show that its runtime is faster.
     """
     manifest = bundle.manifest
     precision = manifest.model.precision
