@@ -38,11 +38,7 @@ EACH = {Kernel("tiled", "fp32", 128), Kernel("tensor", "fp16", 128), Kernel("ten
 HOPPER = [kernel for kernel in kernels() if kernel.version == "wgmma"]
 # 8.0 and 8.9 compile like 8.6.
 OTHERS = (75, 90, 100, 120)
-SOME = [(k, sm) for k, sm in EVERY if k in HOPPER or (k in EACH and sm in OTHERS)]
-# Step 1 in 16 bits exists for comparison.
-SOME += [
-    (k, sm) for k, sm in EVERY if sm == 86 and (k.version, k.operand) not in (("plain", "fp16"), ("plain", "bf16"))
-]
+SOME = [(k, sm) for k, sm in EVERY if k in HOPPER or sm == 86 or (k in EACH and sm in OTHERS)]
 if os.environ.get("MDMF_ALL_KERNELS") == "1":
     SOME = EVERY
 # Bytes of a block's shared memory that the system keeps, from 8.0 on.
