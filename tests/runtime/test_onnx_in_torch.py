@@ -33,7 +33,8 @@ from mdmf_deploy.tasks.export.precision import to_fp16
 from mdmf_deploy.tasks.export.trace import trace
 
 # Name and operator set of each form of graph. Later sets have operators for GELU and attention.
-MODELS = [("plain", 18), ("swiglu_registers", 18), ("plain", 23)]
+# The starter is a plain model in 18.
+MODELS = [("swiglu_registers", 18), ("plain", 23)]
 # A sum in another order moves a signature by this much, and an int8 rounding that it tips by more.
 ERROR = {"fp32": 1e-5, "fp16": 4e-3, "int8": 2e-2}
 
