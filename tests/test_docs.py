@@ -11,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 import mdmf_deploy
+from mdmf_deploy.bundle.calibration import Reason
 from mdmf_deploy.cli import app
 from mdmf_deploy.detection.rows import COLUMNS
 from mdmf_deploy.errors import MdmfError
@@ -87,6 +88,10 @@ def test_every_column_is_explained_in_its_order() -> None:
 
 def test_every_error_code_is_explained() -> None:
     assert sorted(table("Error codes", r"^\| `(\w+)` \|")) == sorted(get_args(Code))
+
+
+def test_every_reason_is_explained() -> None:
+    assert sorted(table("Reasons", r"^\| `(\w+)` \|")) == sorted(get_args(Reason))
 
 
 def test_every_exit_code_is_explained() -> None:

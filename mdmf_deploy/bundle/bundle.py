@@ -92,10 +92,11 @@ class Bundle:
             return None
         from mdmf_deploy.bundle.calibration import Calibration, Pair
 
-        calibration = Calibration.from_bytes((self.path / CALIBRATION).read_bytes(), str(self.path / CALIBRATION))
+        path = self.path / CALIBRATION
+        calibration = Calibration.from_bytes(path.read_bytes(), str(path), self.manifest.schema_version)
         if calibration.bundle_id != self.bundle_id:
             raise BundleError(
-                f"{self.path / CALIBRATION}: made for bundle {calibration.bundle_id[:12]}, this is "
+                f"{path}: made for bundle {calibration.bundle_id[:12]}, this is "
                 f"{self.bundle_id[:12]}; run `mdmf calibrate` again"
             )
         return msgspec.structs.replace(calibration, holds_for=tuple(Pair(*pair) for pair in self.covered))
@@ -186,6 +187,8 @@ def _read_manifest(path: Path) -> Manifest:
         version = msgspec.json.decode(data, type=Version).schema_version
         if version > SCHEMA_VERSION:
             raise BundleError(f"{path}: schema {version} is newer than {SCHEMA_VERSION}; upgrade mdmf-deploy")
+        if version < 1:
+            raise BundleError(f"{path}: schema {version} is not known; export the bundle again")
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path}: {error}; export the bundle again") from error

@@ -10,7 +10,7 @@ import msgspec
 from mdmf_deploy.bundle.recipe import GateLimits, Precision, Preprocessing
 from mdmf_deploy.files import file_sha256
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx.data"

@@ -22,6 +22,13 @@ def calibrate(
     review: Annotated[
         float | None, typer.Option(help='p-values up to this are "uncertain"; by default 5 x fpr, at most 0.5.')
     ] = None,
+    size_bound: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Upper bound of a size group in megapixels; may be repeated, inf for one group of all sizes. "
+            "Default 0.5, 2 and 8."
+        ),
+    ] = None,
     runtime: Annotated[str, typer.Option(help="Runtime that scores the images; it must have been verified.")] = "auto",
     output: OutputBundle = None,
     as_json: AsJson = False,
@@ -30,36 +37,40 @@ def calibrate(
 
     Verdicts then get p-values.
 
-    Images whose bytes are in the bank are left out. A threshold of null (infinity) means that there are too few images
-    for the requested rate. The interval contains the true false positive rate with 95% confidence.
+    Images of different sizes get different scores, so every group of sizes has thresholds of its own. Images of a group
+    with too few calibration images are "uncertain". The interval contains the true false positive rate with 95%
+    confidence. Images in the bank and images without texture are left out.
     Exit code 3 if some images were unreadable.
 
     Example: mdmf calibrate mine.mdmf ~/more-photos --fpr 0.01 --fpr 0.05
     """
     from mdmf_deploy.bundle.bundle import Bundle
-    from mdmf_deploy.bundle.calibration import fpr_interval
+    from mdmf_deploy.bundle.calibration import SIZE_BOUNDS
+    from mdmf_deploy.cli.size_groups import group_facts, group_table
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.runtime import open_engine
+    from mdmf_deploy.tasks.calibrate import Rates, write_calibration
     from mdmf_deploy.tasks.calibrate import calibrate as run_calibration
-    from mdmf_deploy.tasks.calibrate import write_calibration
 
     opened = Bundle.open(bundle)
     target = destination(opened, output)
     inputs = expand(reals)
+    bounds = SIZE_BOUNDS if size_bound is None else [bound for bound in size_bound if bound != float("inf")]
     engine = open_engine(runtime, opened)
     try:
         with progress(inputs.paths, "scoring", len(inputs.paths)) as paths:
-            report = run_calibration(opened, engine, paths, fpr or [0.01], review)
+            report = run_calibration(opened, engine, paths, Rates(fpr or [0.01], review, bounds))
     finally:
         engine.close()
     calibration = report.calibration
     new = write_calibration(opened, calibration, target)
     log_unreadable(report.errors)
     log_list("in the bank, left out", report.in_bank)
+    log_list("no texture, left out", report.featureless)
     log_duplicates(report.duplicates)
     log_list("warning", report.warnings)
     n = len(calibration.scores)
-    intervals = [fpr_interval(n, entry.fpr) for entry in calibration.thresholds]
+    groups = group_facts(calibration)
     if as_json:
         print_json(
             {
@@ -67,13 +78,12 @@ def calibrate(
                 "bundle_id": new.bundle_id,
                 "images": n,
                 "review": calibration.review,
-                "thresholds": [
-                    {"fpr": entry.fpr, "threshold": entry.score, "interval": interval}
-                    for entry, interval in zip(calibration.thresholds, intervals, strict=True)
-                ],
+                "least_evidence": calibration.least_evidence,
+                "groups": groups,
                 "holds_for": calibration.holds_for,
                 "skipped": inputs.skipped,
                 "in_bank": report.in_bank,
+                "featureless": report.featureless,
                 "duplicates": report.duplicates,
                 "errors": report.errors,
                 "warnings": report.warnings,
@@ -81,14 +91,14 @@ def calibrate(
         )
     else:
         print(
-            f"{n} images; left out: {len(report.in_bank)} in the bank, {len(report.duplicates)} duplicates, "
-            f"{len(report.errors)} unreadable, {inputs.skipped} other files"
+            f"{n} images; left out: {len(report.in_bank)} in the bank, {len(report.featureless)} without texture, "
+            f"{len(report.duplicates)} duplicates, {len(report.errors)} unreadable, {inputs.skipped} other files\n"
         )
-        print(f"\n{'fpr':>8}  {'threshold':>10}  95% interval of the false positive rate")
-        for entry, (low, high) in zip(calibration.thresholds, intervals, strict=True):
-            threshold = "infinity" if entry.score is None else f"{entry.score:.6f}"
-            print(f"{entry.fpr:>8g}  {threshold:>10}  {low:.5f} to {high:.5f}")
+        print("\n".join(group_table(groups)))
         held = ", ".join(f"{pair.runtime} {pair.precision}" for pair in calibration.holds_for)
-        print(f"\nuncertain up to p = {calibration.review:g}; holds for {held}")
+        print(
+            f"\nuncertain up to p = {calibration.review:g}, or with texture in fewer than "
+            f"{calibration.least_evidence:.0%} of the patches; holds for {held}"
+        )
     if report.errors:
         raise typer.Exit(3)

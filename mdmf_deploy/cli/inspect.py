@@ -37,6 +37,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     """Return the manifest, its ids, and summaries of the bank and the calibration, as `mdmf inspect --json` prints."""
     import msgspec
 
+    from mdmf_deploy.cli.size_groups import group_facts
+
     bank, calibration = bundle.bank, bundle.calibration
     facts: dict[str, Any] = {"path": str(bundle.path), "bundle_id": bundle.bundle_id}
     facts |= msgspec.to_builtins(bundle.manifest)
@@ -49,7 +51,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     }
     facts["calibration"] = calibration and {
         "images": len(calibration.scores),
-        "thresholds": msgspec.to_builtins(calibration.thresholds),
+        "groups": group_facts(calibration),
+        "least_evidence": calibration.least_evidence,
         "review": calibration.review,
         "measured_on": msgspec.to_builtins(calibration.measured_on),
         "holds_for": msgspec.to_builtins(calibration.holds_for),
@@ -90,11 +93,15 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _calibration_lines(calibration: dict[str, Any] | None) -> list[str]:
+    from mdmf_deploy.cli.size_groups import group_table
+
     if calibration is None:
         return ["calibration   none, so verdicts are 'uncalibrated'; run `mdmf calibrate`"]
     held = ", ".join(f"{pair['runtime']} {pair['precision']}" for pair in calibration["holds_for"])
     lines = [f"calibration   {calibration['images']} real images; holds for {held or 'nothing: run `mdmf verify`'}"]
-    for entry in calibration["thresholds"]:
-        score = "infinity" if entry["score"] is None else f"{entry['score']:.6f}"
-        lines.append(f"              at a false positive rate of {entry['fpr']:g}, generated above {score}")
-    return [*lines, f"              uncertain up to p = {calibration['review']:g}"]
+    lines += [f"              {line}" for line in group_table(calibration["groups"])]
+    return [
+        *lines,
+        f"              uncertain up to p = {calibration['review']:g}, or with texture in fewer than "
+        f"{calibration['least_evidence']:.0%} of the patches",
+    ]

@@ -28,8 +28,6 @@ from mdmf_deploy.runtime import Engine, open_engine, stays_on_device
 if TYPE_CHECKING:
     from mdmf_deploy.detection.on_gpu import Fused
 
-_WITHHELD = Judgement(None, None, "uncalibrated")
-
 
 class Detector:
     """Score images with one bundle on one runtime.
@@ -73,6 +71,7 @@ class Detector:
         self._held = ExitStack()
         self._engine = open_engine(runtime, self.bundle, threads)
         self._held.callback(self._engine.close)
+        self._covered = self.bundle.covers(self._engine.name, self._engine.precision)
         try:
             self._reduction, self._fused = self._reduce_by(reduction)
         except BaseException:
@@ -142,9 +141,9 @@ class Detector:
 
     @property
     def caveat(self) -> str | None:
-        """The reason why verdicts are withheld or never "generated", and the command to run. None if all is well."""
+        """The reason why no image gets a verdict, and the command to run. None if all is well."""
         name, precision = self._engine.name, self._engine.precision
-        if not self.bundle.covers(name, precision):
+        if not self._covered:
             return (
                 f"verdicts are withheld (uncalibrated): {name} {precision} is not verified for this bundle; "
                 f"run {hint('verify', self.bundle.path, '--runtime', name)}"
@@ -156,10 +155,10 @@ class Detector:
             )
         if self._crops > 1:
             return "verdicts on images with several crops are withheld (uncalibrated): thresholds hold for one crop"
-        if self._calibration.thresholds[0].score is None:
+        if all(group.decides is None for group in self._calibration.groups):
             return (
-                f"no image can be called generated: {len(self._calibration.scores)} calibration images are too few "
-                f"for a false positive rate of {self._calibration.fpr:g}; run `mdmf calibrate` on more"
+                f"no image can be called real or generated: {len(self._calibration.scores)} calibration images are too "
+                f"few for a false positive rate of {self._calibration.fpr:g}; run `mdmf calibrate` on more"
             )
         return None
 
@@ -230,14 +229,17 @@ class Detector:
         if not math.isfinite(score):
             text = f"its score on {engine.name} is {score}; run `mdmf verify`, which says whether that may be used"
             return self._error_row(extraction, ImageError("not_finite", text))
-        judgement = self._judge(score, extraction.crop or "")
+        judgement = self._judge(score, extraction)
         return Row(
             uri=extraction.uri,
             sha256=extraction.sha256,
             score=score,
+            evidence=extraction.evidence,
             p_value=judgement.p_value,
             verdict=judgement.verdict,
+            reason=judgement.reason,
             threshold=judgement.threshold,
+            size_group=judgement.size_group,
             bundle_id=self._bundle_id,
             runtime=engine.name,
             precision=engine.precision,
@@ -265,15 +267,23 @@ class Detector:
             height=extraction.height,
             format=extraction.format,
             crop=extraction.crop,
+            evidence=extraction.evidence,
             ms_decode=_ms_prepared(extraction),
             ms_engine=extraction.ms_engine,
         )
 
-    def _judge(self, score: float, crop: str) -> Judgement:
+    def _judge(self, score: float, extraction: Extraction) -> Judgement:
+        if not self._covered:
+            return Judgement(None, None, "uncalibrated", "not_verified")
+        if self._calibration is None:
+            return Judgement(None, None, "uncalibrated", "no_thresholds")
         # More patches lower the diagonal of a biased MMD, 1/N. Thresholds were found with one crop and hold for one.
-        if self._calibration is None or crop.startswith("center+"):
-            return _WITHHELD
-        return self._calibration.judge(score, self._engine.name, self._engine.precision)
+        if (extraction.crop or "").startswith("center+"):
+            return Judgement(None, None, "uncalibrated", "other_crops")
+        pixels = (extraction.width or 0) * (extraction.height or 0)
+        return self._calibration.judge(
+            score, extraction.evidence or 0.0, pixels, self._engine.name, self._engine.precision
+        )
 
 
 def _ms_prepared(extraction: Extraction) -> float:

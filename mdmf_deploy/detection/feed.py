@@ -21,6 +21,7 @@ from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import decode
 from mdmf_deploy.images.crops import boxes, normalise, squares
+from mdmf_deploy.images.evidence import evidence
 from mdmf_deploy.images.inputs import uri
 
 Source = str | Path | bytes | NDArray[np.uint8]
@@ -48,7 +49,7 @@ class Extraction:
     uri: a path as mdmf_deploy.images.inputs.uri writes it. Otherwise "bytes:<n>" or "array:<n>" for source n, from 0.
     sha256: hash of the file's bytes, or of an array's shape and pixels. "" if nothing could be read.
     signatures: (N, d), the patches of all crops in order. None if there is an error or a GPU keeps them.
-    width, height, format, crop: as in mdmf_deploy.detection.rows.Row. None if they are not known.
+    width, height, format, crop, evidence: as in mdmf_deploy.detection.rows.Row. None if they are not known.
     ms_read: milliseconds to read and hash.
     ms_decode: milliseconds from bytes to pixels.
     ms_crop: milliseconds from pixels to model input.
@@ -64,6 +65,7 @@ class Extraction:
     height: int | None = None
     format: str | None = None
     crop: str | None = None
+    evidence: float | None = None
     ms_read: float | None = None
     ms_decode: float | None = None
     ms_crop: float | None = None
@@ -122,6 +124,7 @@ def prepare(n: int, source: Source, preprocessing: Preprocessing, crops: int, li
         height=image.height,
         format=image.format,
         crop=crop.kind,
+        evidence=evidence(crop.pixels),
         ms_read=ms_read,
         ms_decode=ms_decode,
         ms_crop=clock.lap(),

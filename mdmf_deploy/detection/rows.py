@@ -6,15 +6,19 @@ from typing import Literal
 
 import msgspec
 
-from mdmf_deploy.bundle.calibration import Verdict
+from mdmf_deploy.bundle.calibration import Reason, Verdict
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One verdict on one input. Every output writes the fields in this order.
 
     score: biased squared MMD against the reference bank, without a unit. A higher score is less like the bank.
-    p_value: conformal, (k + 1) / (n + 1), from the bundle's calibration. None if no calibration holds.
-    threshold: the score above which the verdict is "generated". None if no calibration holds.
+    evidence: the share, 0 to 1, of the crops' patches with texture (mdmf_deploy.images.evidence).
+    p_value: conformal, (k + 1) / (n + 1), from the calibration images of the same size group. None if no calibration
+        holds, the group has none, or the image is featureless.
+    reason: why the verdict is "uncertain" or "uncalibrated" (docs/rows.md lists the codes). None for all others.
+    threshold: the score above which the verdict is "generated". None if there is none for this image.
+    size_group: the range of megapixels that the image was judged in. None if no calibration holds.
     width, height: size of the whole image after EXIF orientation, in pixels.
     crop: "center", "reflected" (smaller than the crop, mirrored at its edges), or "center+N" for several crops.
     ms_*: milliseconds spent on this image. The time of a batch is divided evenly among its images.
@@ -28,9 +32,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     error_code: str | None = None
     error: str | None = None
     score: float | None = None
+    evidence: float | None = None
     p_value: float | None = None
     verdict: Verdict = "error"
+    reason: Reason | None = None
     threshold: float | None = None
+    size_group: str | None = None
     bundle_id: str | None = None
     runtime: str | None = None
     precision: str | None = None
@@ -58,7 +65,7 @@ _COLOURS: dict[Verdict, str] = {
 
 
 def table_line(row: Row, colour: bool = False) -> str:
-    """Return the row as one line under TABLE_HEADER. An unreadable image's line gives the reason.
+    """Return the row as one line under TABLE_HEADER. It ends with the reason for a verdict that needs one.
 
     The image comes last because its path has no known width. It is never cut.
     """
@@ -69,7 +76,9 @@ def table_line(row: Row, colour: bool = False) -> str:
     p_value = "-" if row.p_value is None else f"{row.p_value:.3g}"
     threshold = "-" if row.threshold is None else f"{row.threshold:.6f}"
     size = "-" if row.width is None else f"{row.width}x{row.height}"
-    reason = "" if row.status == "ok" else f"  ({row.error_code}: {row.error})"
+    reason = f"  ({row.reason})" if row.reason else ""
+    if row.status == "error":
+        reason = f"  ({row.error_code}: {row.error})"
     return f"{verdict}  {score:>9}  {p_value:>7}  {threshold:>9}  {size:>11}  {row.uri}{reason}"
 
 

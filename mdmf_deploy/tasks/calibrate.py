@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from mdmf_deploy.bundle.bundle import Bundle, hint, write_bundle
-from mdmf_deploy.bundle.calibration import Calibration, Pair, images_needed
-from mdmf_deploy.bundle.manifest import CALIBRATION
+from mdmf_deploy.bundle.calibration import LEAST_EVIDENCE, SIZE_BOUNDS, Calibration, Pair, Scored
+from mdmf_deploy.bundle.conformal import images_needed
+from mdmf_deploy.bundle.manifest import CALIBRATION, SCHEMA_VERSION
 from mdmf_deploy.errors import CalibrationError
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.tasks.bank.build import Duplicate, Unreadable
@@ -26,23 +29,26 @@ class CalibrationReport:
 
     in_bank: those that the bank holds.
     duplicates: copies of another one.
+    featureless: those with too little texture to say anything.
     errors: those without a score.
     """
 
     calibration: Calibration
     in_bank: tuple[str, ...]
     duplicates: tuple[Duplicate, ...]
+    featureless: tuple[str, ...]
     errors: tuple[Unreadable, ...]
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A line for each rate that this many images cannot resolve."""
-        n = len(self.calibration.scores)
-        return tuple(
-            f"{n} images cannot show a false positive rate of {entry.fpr:g}: no score can be called generated at it; "
-            f"give at least {images_needed(entry.fpr)} images"
-            for entry in self.calibration.thresholds
-            if entry.score is None
+        """A line that names the sizes whose images will get no verdict, or none."""
+        calibration = self.calibration
+        small = [group.name for group in calibration.groups if group.decides is None]
+        if not small:
+            return ()
+        return (
+            f"images of some sizes will be uncertain ({', '.join(small)}): at a false positive rate of "
+            f"{calibration.fpr:g} each size needs {images_needed(calibration.fpr)} calibration images",
         )
 
 
@@ -54,18 +60,31 @@ def default_review(fpr: float) -> float:
     return max(fpr, min(5.0 * fpr, 0.5))
 
 
-def calibrate(
-    bundle: Bundle, engine: Engine, sources: Iterable[Source], fprs: Sequence[float], review: float | None = None
-) -> CalibrationReport:
-    """Score held-out real images, and find the thresholds for these false positive rates, the deciding one first.
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """The choices of a calibration.
 
-    Images whose bytes are in the bank would score too low. They are left out and reported.
+    fprs: false positive rates. The first one decides.
+    review: p-values up to this are "uncertain". None means default_review.
+    size_bounds: upper bounds of the size groups in megapixels, ascending. Larger images form one more group.
+    """
+
+    fprs: Sequence[float]
+    review: float | None = None
+    size_bounds: Sequence[float] = SIZE_BOUNDS
+
+
+def calibrate(bundle: Bundle, engine: Engine, sources: Iterable[Source], rates: Rates) -> CalibrationReport:
+    """Score held-out real images, and find the thresholds of each size for these false positive rates.
+
+    Images whose bytes are in the bank would score too low. They are left out and reported. So are images without
+    texture, which get no verdict either.
     Raises CalibrationError if verification does not cover the engine, or no image is left.
     """
     check_covered(bundle, engine)
     from mdmf_deploy.detection.pipeline import extract
 
-    return gather_calibration(bundle, engine, extract(sources, engine, bundle.manifest.preprocessing), fprs, review)
+    return gather_calibration(bundle, engine, extract(sources, engine, bundle.manifest.preprocessing), rates)
 
 
 def check_covered(bundle: Bundle, engine: Engine) -> None:
@@ -78,14 +97,15 @@ def check_covered(bundle: Bundle, engine: Engine) -> None:
 
 
 def gather_calibration(
-    bundle: Bundle, engine: Engine, extracted: Iterable[Extraction], fprs: Sequence[float], review: float | None = None
+    bundle: Bundle, engine: Engine, extracted: Iterable[Extraction], rates: Rates
 ) -> CalibrationReport:
     """Calibrate, as `calibrate` does, from signatures that are already extracted."""
     reduction = CpuReduction()
     in_bank: list[str] = []
     duplicates: list[Duplicate] = []
+    featureless: list[str] = []
     errors: list[Unreadable] = []
-    scores: dict[str, float] = {}
+    scored: list[Scored] = []
     first: dict[str, str] = {}
     banked = bundle.bank.hashes
     for image in extracted:
@@ -97,25 +117,29 @@ def gather_calibration(
             duplicates.append(Duplicate(image.uri, first[image.sha256]))
         else:
             first[image.sha256] = image.uri
+            evidence = image.evidence or 0.0
             score = float(reduction(image.signatures[None], bundle.bank).mmd2[0])
-            if math.isfinite(score):
-                scores[image.sha256] = score
-            else:
+            if not math.isfinite(score):
                 errors.append(Unreadable(image.uri, "not_finite", f"its score on {engine.name} is {score}"))
-    if not scores:
+            elif evidence < LEAST_EVIDENCE:
+                featureless.append(image.uri)
+            else:
+                scored.append(Scored(image.sha256, score, (image.width or 0) * (image.height or 0), evidence))
+    if not scored:
         raise CalibrationError(
-            f"no image is left to calibrate on ({len(in_bank)} are in the bank, {len(errors)} unreadable); "
-            "give real images that the bank has not seen"
+            f"no image is left to calibrate on ({len(in_bank)} are in the bank, {len(featureless)} have no texture, "
+            f"{len(errors)} unreadable); give real images with texture that the bank has not seen"
         )
-    calibration = Calibration.from_scores(
-        scores,
-        fprs,
-        default_review(fprs[0]) if review is None else review,
+    calibration = Calibration.from_images(
+        scored,
+        rates.fprs,
+        default_review(rates.fprs[0]) if rates.review is None else rates.review,
         bundle_id=bundle.bundle_id,
         measured_on=Pair(engine.name, engine.precision),
         holds_for=[Pair(*pair) for pair in bundle.covered],
+        bounds=rates.size_bounds,
     )
-    return CalibrationReport(calibration, tuple(in_bank), tuple(duplicates), tuple(errors))
+    return CalibrationReport(calibration, tuple(in_bank), tuple(duplicates), tuple(featureless), tuple(errors))
 
 
 def write_calibration(bundle: Bundle, calibration: Calibration, destination: Path) -> Bundle:
@@ -129,4 +153,6 @@ def write_calibration(bundle: Bundle, calibration: Calibration, destination: Pat
             f"calibration for bundle {calibration.bundle_id[:12]} does not belong to {bundle.path} "
             f"({bundle.bundle_id[:12]}); run `mdmf calibrate` on it"
         )
-    return write_bundle(destination, bundle.manifest, {**bundle.files(), CALIBRATION: calibration.to_bytes()})
+    # A bundle of an older schema gets this one with its new calibration.
+    manifest = msgspec.structs.replace(bundle.manifest, schema_version=SCHEMA_VERSION)
+    return write_bundle(destination, manifest, {**bundle.files(), CALIBRATION: calibration.to_bytes()})

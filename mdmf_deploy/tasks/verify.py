@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.conformal import threshold
 from mdmf_deploy.bundle.manifest import PROBES, Verification
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
 from mdmf_deploy.bundle.recipe import GateLimits, Preprocessing
@@ -269,7 +270,8 @@ def scale_in(bundle: Bundle) -> Scale:
             return scale_of(leave_one_out(bundle.bank, _BANK_IMAGES))
         except BankError as error:
             raise BankError(f"{error}; or calibrate the bundle first") from error
-    decided = calibration.thresholds[0].score if calibration.thresholds else None
+    # Probes and crops have no size, so one threshold over all sizes stands for those of the groups.
+    decided = threshold(calibration.scores, calibration.fpr)
     measured = scale_of(np.array(calibration.scores))
     return Scale(measured.spread, measured.threshold if decided is None else decided)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from helpers.handmade import GRAPH, bank, make_bundle, manifest, record, sha
+from helpers.handmade import GRAPH, bank, calibration_of, make_bundle, manifest, record
 
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
@@ -24,9 +24,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def calibration_for(bundle_id: str) -> Calibration:
-    pair = Pair("onnxruntime", "fp32")
-    scores = {sha(str(i)): i / 16 for i in range(20)}
-    return Calibration.from_scores(scores, [0.1], 0.5, bundle_id=bundle_id, measured_on=pair, holds_for=[pair])
+    return calibration_of([i / 16 for i in range(20)], bundle_id=bundle_id)
 
 
 def calibrated(bundle: Bundle, bundle_id: str | None = None) -> Bundle:
@@ -79,8 +77,9 @@ def test_a_flipped_bit_in_the_manifest_is_an_error_or_changes_the_id(bundle: Bun
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema 2 is newer"),
-        ({"schema_version": 2, "model": 7}, "schema 2 is newer"),
+        ({"schema_version": 3}, "schema 3 is newer"),
+        ({"schema_version": 3, "model": 7}, "schema 3 is newer"),
+        ({"schema_version": 0}, "schema 0 is not known"),
         ({"model": {}}, "missing required field"),
         ({"preprocessing": {"crop": 1}}, "crop"),
         ({"files": {}}, "does not list model.onnx"),

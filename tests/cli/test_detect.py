@@ -17,11 +17,11 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+from helpers.handmade import calibration_of
 from helpers.mdmf import mdmf
 from typer.testing import Result
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.rows import COLUMNS, TIMINGS
 from mdmf_deploy.errors import RuntimeUnavailable
@@ -47,15 +47,8 @@ def calibrated(tiny_bundle: Path, photos: Path, tmp_path_factory: pytest.TempPat
     path = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("calibrated") / "tiny.mdmf"))
     with Detector(path) as detector:
         scores = sorted(row.score or 0.0 for row in detector.detect(sorted(photos.iterdir())))
-    bundle, pair = Bundle.open(path), Pair("onnxruntime", "fp32")
-    calibration = Calibration.from_scores(
-        {f"{n:064}": scores[7] for n in range(9)},
-        [0.1],
-        0.5,
-        bundle_id=bundle.bundle_id,
-        measured_on=pair,
-        holds_for=[pair],
-    )
+    bundle = Bundle.open(path)
+    calibration = calibration_of([scores[7]] * 9, bundle_id=bundle.bundle_id)
     write_calibration(bundle, calibration, path)
     return path
 

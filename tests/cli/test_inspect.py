@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
+from helpers.handmade import calibration_of
 from helpers.mdmf import mdmf
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.bundle.calibration import Calibration, Pair
+from mdmf_deploy.bundle.conformal import fpr_interval
 from mdmf_deploy.tasks.calibrate import write_calibration
 
 
@@ -37,16 +39,18 @@ def test_text_holds_the_same_facts(tiny_bundle: Path) -> None:
 
 def test_a_calibration_is_shown(bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
-    pair = Pair("onnxruntime", "fp32")
-    scores = {hashlib.sha256(bytes([i])).hexdigest(): i / 100 for i in range(40)}
-    calibration = Calibration.from_scores(
-        scores, [0.05, 0.001], 0.2, bundle_id=bundle.bundle_id, measured_on=pair, holds_for=[pair]
-    )
+    calibration = calibration_of([i / 100 for i in range(40)], [0.05, 0.001], 0.2, bundle.bundle_id, [0.5])
     write_calibration(bundle, calibration, bundle_copy)
     text = mdmf("inspect", bundle_copy).stdout
     assert "40 real images; holds for onnxruntime fp32" in text
-    assert "rate of 0.05, generated above 0.380000" in text
-    assert "rate of 0.001, generated above infinity" in text
+    low, high = fpr_interval(40, 0.05)
+    assert re.search(rf"up to 0.5 MP +40 +0.05 +0.380000 +{low:.5f} to {high:.5f}", text)
+    assert re.search(r"up to 0.5 MP +40 +0.001 +none +uncertain; needs 959 more images", text)
+    assert re.search(r"above 0.5 MP +0 +0.05 +none +uncertain; needs 19 more images", text)
+    assert "texture in fewer than 25% of the patches" in text
+    groups = json.loads(mdmf("inspect", bundle_copy, "--json").stdout)["calibration"]["groups"]
+    assert [group["size_group"] for group in groups] == ["up to 0.5 MP", "above 0.5 MP"]
+    assert groups[0]["thresholds"][0]["threshold"] == 0.38
 
 
 def test_a_damaged_bundle_is_an_error_that_names_the_file(bundle_copy: Path) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from helpers.featureless import featureless
+from helpers.handmade import calibration_of
 from helpers.rows import timeless
+from helpers.synthetic_photos import synthetic_photo
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
-from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.detection import detector as detector_module
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.feed import Source
@@ -25,8 +27,6 @@ from mdmf_deploy.mmd import Scores
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.tasks.calibrate import write_calibration
-
-PAIR = Pair("onnxruntime", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +39,9 @@ def paths(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [*good, broken / "empty.jpg", *good, broken / "cut.jpg", broken / "nowhere.png", broken, *good]
 
 
-def calibrate(bundle: Path, scores: Sequence[float], fpr: float = 0.1) -> None:
+def calibrate(bundle: Path, scores: Sequence[float], fpr: float = 0.1, bounds: Sequence[float] = ()) -> None:
     opened = Bundle.open(bundle)
-    calibration = Calibration.from_scores(
-        {f"{n:064}": score for n, score in enumerate(scores)},
-        [fpr],
-        0.5,
-        bundle_id=opened.bundle_id,
-        measured_on=PAIR,
-        holds_for=[PAIR],
-    )
-    write_calibration(opened, calibration, bundle)
+    write_calibration(opened, calibration_of(scores, [fpr], 0.5, opened.bundle_id, bounds), bundle)
 
 
 def test_rows_are_identical_on_every_run_and_for_every_batch(tiny_bundle: Path, paths: list[Path]) -> None:
@@ -123,16 +115,21 @@ def test_verdicts_come_from_the_calibration(bundle_copy: Path, photos: Path) -> 
     # (k + 1) / (n + 1) with n = 12 and k counting the image itself.
     assert [row.p_value for row in rows] == [pytest.approx((12 - n + 1) / 13) for n in range(12)]
     assert [row.verdict for row in rows] == ["real"] * 7 + ["uncertain"] * 5
+    assert [row.reason for row in rows] == [None] * 7 + ["borderline"] * 5
+    assert {row.size_group for row in rows} == {"all sizes"}
+    assert all(0.25 < row.evidence <= 1.0 for row in rows)  # type: ignore[operator]
     assert {row.threshold for row in rows} == {scores[-1]}
     calibrate(bundle_copy, [score - 1.0 for score in scores])
     with Detector(bundle_copy) as detector:
-        assert {row.verdict for row in detector.detect(sorted(photos.iterdir()))} == {"generated"}
+        rows = detector.detect(sorted(photos.iterdir()))
+        assert {(row.verdict, row.reason) for row in rows} == {("generated", None)}
 
 
 def test_without_a_calibration_verdicts_are_withheld(tiny_bundle: Path, photos: Path) -> None:
     with Detector(tiny_bundle) as detector:
         [row] = detector.detect(photos / "photo00.jpg")
-        assert (row.verdict, row.p_value, row.threshold) == ("uncalibrated", None, None)
+        assert (row.verdict, row.reason) == ("uncalibrated", "no_thresholds")
+        assert (row.p_value, row.threshold, row.size_group) == (None, None, None)
         assert detector.caveat is not None
         assert f"run `mdmf calibrate {tiny_bundle}" in detector.caveat
 
@@ -142,7 +139,8 @@ def test_without_verification_verdicts_are_withheld(bundle_copy: Path, photos: P
     opened = Bundle.open(bundle_copy)
     write_bundle(bundle_copy, msgspec.structs.replace(opened.manifest, verification=()), opened.files())
     with Detector(bundle_copy) as detector:
-        assert detector.detect(photos / "photo00.jpg")[0].verdict == "uncalibrated"
+        [row] = detector.detect(photos / "photo00.jpg")
+        assert (row.verdict, row.reason) == ("uncalibrated", "not_verified")
         assert detector.caveat is not None
         assert f"run `mdmf verify {bundle_copy} --runtime onnxruntime`" in detector.caveat
 
@@ -155,6 +153,7 @@ def test_thresholds_hold_for_one_crop(bundle_copy: Path) -> None:
         assert detector.caveat is not None
         assert "several crops" in detector.caveat
     assert (many.crop, many.verdict, many.p_value, many.threshold) == ("center+3", "uncalibrated", None, None)
+    assert (many.reason, one.reason) == ("other_crops", "featureless")
     assert (one.crop, one.verdict == "uncalibrated") == ("center", False)
 
 
@@ -164,7 +163,33 @@ def test_too_few_calibration_images_are_a_caveat(bundle_copy: Path, photos: Path
         assert detector.caveat is not None
         assert "5 calibration images are too few for a false positive rate of 0.01" in detector.caveat
         [row] = detector.detect(photos / "photo00.jpg")
-    assert (row.verdict, row.threshold) == ("uncertain", None)
+    assert (row.verdict, row.reason, row.threshold) == ("uncertain", "no_calibration_for_this_size", None)
+
+
+def test_an_image_is_judged_by_the_calibration_of_its_size(bundle_copy: Path) -> None:
+    """The calibration's images have 0.01 megapixels. The size is that of the whole image, not of its crop."""
+    calibrate(bundle_copy, [-1.0] * 20, bounds=[0.02])
+    with Detector(bundle_copy) as detector:
+        assert detector.caveat is None
+        small, large = detector.detect([synthetic_photo(1, 100, 200), synthetic_photo(1, 101, 200)])
+    assert (small.verdict, small.size_group, small.threshold) == ("generated", "up to 0.02 MP", -1.0)
+    assert (large.verdict, large.reason, large.size_group, large.threshold, large.p_value) == (
+        *("uncertain", "no_calibration_for_this_size", "above 0.02 MP"),
+        *(None, None),
+    )
+
+
+def test_featureless_images_are_never_judged(bundle_copy: Path) -> None:
+    """Each would be called generated by its score."""
+    calibrate(bundle_copy, [-1.0] * 20)
+    names, images = zip(*featureless(35, seed=1), strict=True)
+    with Detector(bundle_copy) as detector:
+        rows = detector.detect(images)
+        assert detector.detect(synthetic_photo(1, 100, 100))[0].verdict == "generated"
+    judged = {name: row.evidence for name, row in zip(names, rows, strict=True) if row.reason != "featureless"}
+    assert judged == {}
+    assert {(row.verdict, row.p_value, row.threshold) for row in rows} == {("uncertain", None, None)}
+    assert all(row.evidence < 0.25 for row in rows)  # type: ignore[operator]
 
 
 def test_a_batch_is_one_reduction_for_each_number_of_patches(

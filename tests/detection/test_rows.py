@@ -10,6 +10,7 @@ LONG = "a/" * 60 + "name.jpg"
 ROWS = [
     Row(uri=LONG, score=0.1234567, p_value=1e-5, threshold=0.1, verdict="generated", width=12000, height=9000),
     Row(uri="b.png", score=-0.01, verdict="uncalibrated", width=1, height=1),
+    Row(uri="d.png", score=0.5, verdict="uncertain", reason="featureless", width=1, height=1),
     Row(uri="c.gif", status="error", error_code="empty", error="the input holds no bytes"),
 ]
 
@@ -33,7 +34,8 @@ def test_table_columns_end_under_their_names() -> None:
 def test_table_values() -> None:
     assert table_line(ROWS[0]).split() == ["generated", "0.123457", "1e-05", "0.100000", "12000x9000", LONG]
     assert table_line(ROWS[1]).split() == ["uncalibrated", "-0.010000", "-", "-", "1x1", "b.png"]
-    assert table_line(ROWS[2]).endswith("c.gif  (empty: the input holds no bytes)")
+    assert table_line(ROWS[2]).endswith("1x1  d.png  (featureless)")
+    assert table_line(ROWS[3]).endswith("c.gif  (empty: the input holds no bytes)")
 
 
 def test_colour_changes_nothing_else_in_the_table() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.calibration import LEAST_EVIDENCE, Calibration, Pair, Scored
 from mdmf_deploy.bundle.manifest import BANK, MODEL, FileEntry, Manifest, ModelCard, Provenance, Verification
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import ImageError
@@ -27,6 +30,27 @@ class FakeExtraction(NamedTuple):
     sha256: str
     signatures: np.ndarray | None
     error: ImageError | None = None
+    width: int = 640
+    height: int = 480
+    evidence: float = 0.9
+
+
+PAIR = Pair("onnxruntime", "fp32")
+
+
+def calibration_of(
+    scores: Iterable[float],
+    fprs: Sequence[float] = (0.1,),
+    review: float = 0.5,
+    bundle_id: str = "b" * 64,
+    bounds: Sequence[float] = (),
+) -> Calibration:
+    """Return a calibration of images with these scores, all of 0.01 megapixels. It has one size group unless told."""
+    images = [Scored(f"{n:064}", float(score), 10_000, 0.9) for n, score in enumerate(scores)]
+    calibration = Calibration.from_images(
+        images, fprs, review, bundle_id=bundle_id, measured_on=PAIR, holds_for=[PAIR], bounds=bounds
+    )
+    return msgspec.structs.replace(calibration, least_evidence=LEAST_EVIDENCE)
 
 
 class FakeEngine(NamedTuple):
@@ -38,11 +62,12 @@ def sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def extracted(name: str, patches: int = 4, shift: float = 0.0) -> FakeExtraction:
+def extracted(name: str, patches: int = 4, shift: float = 0.0, **facts: object) -> FakeExtraction:
     """Return the extraction of an image called `name`. Its hash and signatures follow from the name's last part."""
     content = name.rpartition("/")[2]
     generator = np.random.default_rng(int(sha(content)[:8], 16))
-    return FakeExtraction(name, sha(content), (generator.standard_normal((patches, WIDTH)) + shift).astype(np.float32))
+    signatures = (generator.standard_normal((patches, WIDTH)) + shift).astype(np.float32)
+    return FakeExtraction(name, sha(content), signatures, **facts)  # type: ignore[arg-type]
 
 
 def broken(name: str) -> FakeExtraction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from helpers.handmade import FakeEngine, broken, extracted, make_bundle, record
 
@@ -15,6 +16,7 @@ from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.tasks.bank.build import Duplicate, gather_bank, swap_bank
 from mdmf_deploy.tasks.calibrate import (
     CalibrationReport,
+    Rates,
     calibrate,
     default_review,
     gather_calibration,
@@ -32,13 +34,14 @@ def held_out(count: int) -> list[object]:
 
 
 def gather(bundle: Bundle, images: list[object], *fprs: float) -> CalibrationReport:
-    return gather_calibration(bundle, FakeEngine(), images, fprs or (0.1,))
+    return gather_calibration(bundle, FakeEngine(), images, Rates(fprs or (0.1,)))
 
 
 def test_scores_are_those_of_the_reduction(bundle: Bundle) -> None:
     report = gather(bundle, held_out(12))
     expected = {i.sha256: ReferenceReduction()(i.signatures[None], bundle.bank).mmd2[0] for i in held_out(12)}
-    found = dict(zip(report.calibration.image_sha256, report.calibration.scores, strict=True))
+    group = report.calibration.groups[0]
+    found = dict(zip(group.image_sha256, group.scores, strict=True))
     assert found == pytest.approx(expected, abs=1e-6)
 
 
@@ -71,31 +74,50 @@ def test_order_does_not_matter(bundle: Bundle) -> None:
 
 
 def test_nothing_left_is_an_error_that_says_why(bundle: Bundle) -> None:
-    with pytest.raises(CalibrationError, match="1 are in the bank, 1 unreadable"):
+    with pytest.raises(CalibrationError, match="1 are in the bank, 0 have no texture, 1 unreadable"):
         gather(bundle, [extracted("3.png"), broken("x.png")])
 
 
-def test_too_few_images_are_warned_of_with_the_number_needed(bundle: Bundle) -> None:
+def test_sizes_without_enough_images_are_warned_of_with_the_number_needed(bundle: Bundle) -> None:
     report = gather(bundle, held_out(20), 0.05, 0.01)
     (warning,) = report.warnings
-    assert "20 images" in warning
-    assert "at least 99 images" in warning
-    assert report.calibration.thresholds[0].score is not None
-    assert report.calibration.thresholds[1].score is None
+    assert "will be uncertain (0.5 to 2 MP, 2 to 8 MP, above 8 MP)" in warning
+    assert "at a false positive rate of 0.05 each size needs 19 calibration images" in warning
+    assert [group.decides is not None for group in report.calibration.groups] == [True, False, False, False]
+    assert report.calibration.groups[0].thresholds[1].score is None
+    rates = Rates([0.05], size_bounds=())
+    assert gather_calibration(bundle, FakeEngine(), held_out(20), rates).warnings == ()
+
+
+def test_images_calibrate_the_group_of_their_size(bundle: Bundle) -> None:
+    images = [extracted(f"{n}.jpg", width=1000 * n, height=700) for n in (1, 1000, 2, 3, 1001, 1002)]
+    calibration = gather(bundle, images).calibration
+    assert [len(group.scores) for group in calibration.groups] == [0, 2, 1, 3]
+    assert calibration.groups[2].image_sha256 == (images[3].sha256,)
+
+
+def test_images_without_texture_do_not_calibrate(bundle: Bundle) -> None:
+    smooth = [extracted("sky.jpg", evidence=0.24), extracted("page.png", evidence=0.0)]
+    report = gather(bundle, [*smooth, *held_out(9), extracted("rich.jpg", evidence=0.31)])
+    assert report.featureless == ("sky.jpg", "page.png")
+    assert len(report.calibration.scores) == 10
+    assert report.calibration.least_evidence == 0.31
+    with pytest.raises(CalibrationError, match="0 are in the bank, 2 have no texture, 0 unreadable"):
+        gather(bundle, smooth)
 
 
 def test_an_engine_that_was_not_verified_is_sent_to_verify(bundle: Bundle, tmp_path: Path) -> None:
     failed = make_bundle(tmp_path / "failed", verification=(record(), record(passed=False)))
     for unverified, engine in ((bundle, FakeEngine("openvino")), (failed, FakeEngine())):
         with pytest.raises(CalibrationError, match=f"mdmf verify .* --runtime {engine.name}"):
-            calibrate(unverified, engine, [], [0.1])
+            calibrate(unverified, engine, [], Rates([0.1]))
 
 
 def test_a_shipped_bundle_is_named_in_hints_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdmf_deploy.bundle.bundle.shipped", lambda name: tmp_path / f"{name}.mdmf")
     shipped = make_bundle(tmp_path / "starter.mdmf")
     with pytest.raises(CalibrationError, match=r"run `mdmf verify starter --runtime openvino -o mine\.mdmf` first"):
-        calibrate(shipped, FakeEngine("openvino"), [], [0.1])
+        calibrate(shipped, FakeEngine("openvino"), [], Rates([0.1]))
 
 
 def test_a_calibration_is_bound_to_the_bundle_and_the_verified_pairs(bundle: Bundle) -> None:
@@ -129,4 +151,11 @@ def test_review_is_five_times_the_rate_within_reason(bundle: Bundle, fpr: float,
 
 def test_a_review_rate_below_the_rate_is_refused(bundle: Bundle) -> None:
     with pytest.raises(CalibrationError, match="review"):
-        gather_calibration(bundle, FakeEngine(), held_out(5), [0.1], 0.05)
+        gather_calibration(bundle, FakeEngine(), held_out(5), Rates([0.1], 0.05))
+
+
+def test_a_bundle_of_schema_1_gets_the_new_schema_with_its_new_calibration(bundle: Bundle) -> None:
+    old = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, schema_version=1))
+    new = write_calibration(old, gather(old, held_out(9)).calibration, bundle.path)
+    assert (new.manifest.schema_version, new.bundle_id) == (2, bundle.bundle_id)
+    assert Bundle.open(bundle.path).calibration is not None

@@ -12,6 +12,7 @@ from mdmf_deploy.detection.rows import COLUMNS, Row
 ROW_GROUP = 8192  # rows
 _NUMBERS = {
     "score": pyarrow.float64(),
+    "evidence": pyarrow.float64(),
     "p_value": pyarrow.float64(),
     "threshold": pyarrow.float64(),
     "width": pyarrow.int32(),

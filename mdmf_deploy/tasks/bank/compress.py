@@ -22,8 +22,8 @@ import numpy as np
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, check_bank, hint, write_bundle
-from mdmf_deploy.bundle.calibration import Calibration, Threshold, threshold
-from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, FileEntry, Manifest, Verification
+from mdmf_deploy.bundle.calibration import Calibration, Group
+from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, SCHEMA_VERSION, FileEntry, Manifest, Verification
 from mdmf_deploy.errors import BankError, UsageError
 from mdmf_deploy.mmd.compress.bank_rows import BankFile
 from mdmf_deploy.mmd.compress.fit import CANDIDATES, SAMPLE, Fitted, OutOfReach, compress
@@ -226,7 +226,13 @@ def _write(old: _Old, destination: Path, fitted: Fitted) -> Compressed:
     before = old.bundle.manifest
     records = carry_verification(before, fitted.mmd, old.file.self_term)
     entry = FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-    manifest = msgspec.structs.replace(before, files={**before.files, BANK: entry}, verification=records)
+    manifest = msgspec.structs.replace(
+        before,
+        # The calibration is carried over in this schema.
+        schema_version=SCHEMA_VERSION,
+        files={**before.files, BANK: entry},
+        verification=records,
+    )
     files: dict[str, bytes | Path] = {**old.bundle.files(), BANK: data}
     calibration = old.bundle.calibration
     if calibration is not None:
@@ -271,12 +277,18 @@ def _bank(old: _Old, fitted: Fitted) -> Bank:
 
 def carry_calibration(calibration: Calibration, mmd: float, bundle_id: str) -> Calibration:
     """Return the calibration for a bundle whose bank changes no image's MMD by more than mmd."""
-    scores = tuple((math.sqrt(max(score, 0.0)) + mmd) ** 2 for score in calibration.scores)
     return msgspec.structs.replace(
         calibration,
         bundle_id=bundle_id,
-        scores=scores,
-        thresholds=tuple(Threshold(entry.fpr, threshold(scores, entry.fpr)) for entry in calibration.thresholds),
+        groups=tuple(
+            Group.of(
+                [((math.sqrt(max(s, 0.0)) + mmd) ** 2, h) for s, h in zip(g.scores, g.image_sha256, strict=True)],
+                calibration.fprs,
+                g.above,
+                g.up_to,
+            )
+            for g in calibration.groups
+        ),
         carried=calibration.carried + mmd,
     )
 

@@ -9,13 +9,14 @@ import msgspec
 import numpy as np
 import pytest
 from helpers import handmade
-from helpers.handmade import GRAPH, WIDTH, make_bundle, manifest, record
+from helpers.handmade import GRAPH, WIDTH, calibration_of, make_bundle, manifest, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
-from mdmf_deploy.bundle.calibration import Calibration, Pair, p_value
+from mdmf_deploy.bundle.calibration import Calibration
+from mdmf_deploy.bundle.conformal import p_value
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MODEL
 from mdmf_deploy.errors import BankError
 from mdmf_deploy.mmd.compress.bank_rows import MemoryRows
@@ -37,11 +38,7 @@ def bundle_at(path: Path, sigma: float, scores: tuple[float, ...] = ()) -> Bundl
     bundle = write_bundle(path, manifest(model=model), {MODEL: GRAPH, BANK: bank.to_bytes()})
     if not scores:
         return bundle
-    pair = Pair("onnxruntime", "fp32")
-    by_hash = {f"{place:064}": score for place, score in enumerate(scores)}
-    calibration = Calibration.from_scores(
-        by_hash, [0.5], 0.5, bundle_id=bundle.bundle_id, measured_on=pair, holds_for=[pair]
-    )
+    calibration = calibration_of(scores, [0.5], 0.5, bundle.bundle_id)
     return write_bundle(path, bundle.manifest, {**bundle.files(), CALIBRATION: calibration.to_bytes()})
 
 
@@ -124,14 +121,6 @@ def test_more_candidates_are_advised_only_where_there_are_more(
         compress_bundle(bundle, tmp_path / "c", max_error=1e-9, candidates=candidates)
 
 
-PAIR = Pair("onnxruntime", "fp32")
-
-
-def calibration(scores: np.ndarray, fpr: float = 0.1) -> Calibration:
-    by_hash = {f"{place:064}": float(score) for place, score in enumerate(scores)}
-    return Calibration.from_scores(by_hash, [fpr, 0.3], 0.4, bundle_id="old", measured_on=PAIR, holds_for=[PAIR])
-
-
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10**6), points=st.integers(1, 20), sigma=st.floats(0.3, 6.0))
 def test_p_values_are_at_least_those_of_a_new_calibration(seed: int, points: int, sigma: float) -> None:
@@ -150,28 +139,28 @@ def test_p_values_are_at_least_those_of_a_new_calibration(seed: int, points: int
     spread = generator.uniform(0.2, 4.0, (40, 1, 1))
     images = (spread * generator.standard_normal((40, 3, handmade.WIDTH))).astype(np.float32)
     old, new = (ReferenceReduction()(images, one).mmd2 for one in (bank, small))
-    carried = carry_calibration(calibration(old[:25]), fitted.mmd, "new")
-    exact = calibration(new[:25])
+    carried = carry_calibration(calibration_of(old[:25]), fitted.mmd, "new")
+    exact = calibration_of(new[:25])
     assert carried.bundle_id == "new"
     assert carried.carried == fitted.mmd
-    assert carried.image_sha256 == calibration(old[:25]).image_sha256
+    assert carried.groups[0].image_sha256 == calibration_of(old[:25]).groups[0].image_sha256
     for score in new[25:]:
         assert p_value(score, carried.scores) >= p_value(score, exact.scores)
-    decided = carried.thresholds[0].score, exact.thresholds[0].score
+    decided = carried.groups[0].decides, exact.groups[0].decides
     assert decided[0] is not None
     assert decided[1] is not None
     assert decided[0] >= decided[1]
 
 
 def test_carrying_again_adds_up() -> None:
-    twice = carry_calibration(carry_calibration(calibration(np.array([-1e-9, 0.04])), 0.1, "b"), 0.2, "c")
+    twice = carry_calibration(carry_calibration(calibration_of(np.array([-1e-9, 0.04])), 0.1, "b"), 0.2, "c")
     assert twice.carried == pytest.approx(0.3)
     assert twice.scores == pytest.approx((0.09, 0.25))
     assert Calibration.from_bytes(twice.to_bytes()) == twice
 
 
 def test_a_calibration_of_its_own_bank_reads_as_before() -> None:
-    own = calibration(np.array([0.1, 0.2]))
+    own = calibration_of(np.array([0.1, 0.2]))
     assert b"carried" not in own.to_bytes()
     assert Calibration.from_bytes(own.to_bytes()).carried == 0.0
     with pytest.raises(ValueError, match="carried nan"):

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from helpers.drawn_banks import drawn
 from helpers.float32_mmd import EPS, naive_float32
+from helpers.handmade import calibration_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto
@@ -17,7 +18,8 @@ from onnx.reference import ReferenceEvaluator
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.bundle.calibration import Calibration, Pair, p_value
+from mdmf_deploy.bundle.calibration import Calibration
+from mdmf_deploy.bundle.conformal import p_value
 from mdmf_deploy.bundle.manifest import PROBES
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
 from mdmf_deploy.bundle.recipe import Preprocessing
@@ -148,7 +150,7 @@ def test_another_onnx_runtime_gives_the_same_scores() -> None:
     """ONNX's reference implementation of the operators shares no code with ONNX Runtime."""
     x, bank = drawn(0, 3, 5, 70, 4, 2.0, "signed")
     with mock.patch.object(graphs, "TILE", 32):
-        graph = reduction_graph(bank, 5, calibration(bank, np.array([0.1, 0.2])), {})
+        graph = reduction_graph(bank, 5, calibration_of(np.array([0.1, 0.2])), {})
     there = ReferenceEvaluator(graph).run(None, {SIGNATURES: x})
     for expected, values in zip(run(graph, x).values(), there, strict=True):
         np.testing.assert_allclose(values, expected, rtol=4 * EPS, atol=4 * EPS)
@@ -184,7 +186,7 @@ def test_no_tile_is_larger_than_the_limit_and_hardly_a_point_is_added() -> None:
 def test_signatures_that_are_not_finite_get_no_score(sigma: float) -> None:
     x, bank = drawn(4, 4, 5, 100, 16, sigma)
     x[0, 2, 3], x[1, 2, 3], x[2, 2] = np.nan, np.inf, -np.inf
-    outputs = scored(x, bank, calibration(bank, np.array([0.1, 0.2])))
+    outputs = scored(x, bank, calibration_of(np.array([0.1, 0.2])))
     for name in (SCORE, P_VALUE):
         assert np.isnan(outputs[name][:3]).all()
         assert np.isfinite(outputs[name][3:]).all()
@@ -218,16 +220,10 @@ def test_no_kernel_value_exceeds_1_however_small_the_bandwidth() -> None:
     assert (contributions <= bank.self_term + 1.0 + EPS).all()
 
 
-def calibration(bank: Bank, scores: np.ndarray) -> Calibration:
-    named = {f"{n:064}": float(score) for n, score in enumerate(scores)}
-    pair = Pair("onnxruntime", "fp32")
-    return Calibration.from_scores(named, [0.1], 0.2, bundle_id="0" * 64, measured_on=pair, holds_for=[pair])
-
-
 def test_p_values_are_the_calibrations_ties_included() -> None:
     x, bank = drawn(6, 20, 9, 50, 4, 2.0)
     scores = scored(x, bank)[SCORE][:, 0]
-    known = calibration(bank, scores[:10])
+    known = calibration_of(scores[:10])
     outputs = scored(x, bank, known)
     assert np.array_equal(outputs[SCORE][:, 0], scores)
     assert outputs[P_VALUE][:, 0].tolist() == [p_value(score, known.scores) for score in scores]
@@ -240,7 +236,7 @@ def test_without_a_calibration_there_is_no_p_value() -> None:
 
 def test_only_standard_operators_of_an_old_opset() -> None:
     _, bank = drawn(8, 1, 1, 3, 4, 2.0)
-    graph = reduction_graph(bank, 1, calibration(bank, np.array([0.1])), {"mdmf.bundle_id": "abc"})
+    graph = reduction_graph(bank, 1, calibration_of(np.array([0.1])), {"mdmf.bundle_id": "abc"})
     assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", 17)]
     (scan,) = (node for node in graph.graph.node if node.op_type == "Scan")
     (body,) = (attribute.g for attribute in scan.attribute if attribute.name == "body")
