@@ -16,10 +16,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     p_value: conformal, (k + 1) / (n + 1), from the bundle's calibration. None if no calibration holds.
     threshold: the score above which the verdict is "generated". None if no calibration holds.
     width, height: size of the whole image after EXIF orientation, in pixels.
-    crop: "center", "reflected" (smaller than the crop, mirrored at its edges), or "center+N" for several crops.
+    crop: "center", "reflected" (smaller than the crop, mirrored at its edges), or "grid RxC" (R rows of C crops).
     ms_*: milliseconds spent on this image. The time of a batch is divided evenly among its images.
-    contributions: (N,) each patch's share of the score, row-major over the pool grid. Their mean is the score.
-        The tabular outputs leave it out.
+    contributions: (n N,) each patch's share of the score, crop by crop, each row-major over the pool grid. Their mean
+        is the score. The tabular outputs leave it out.
     """
 
     uri: str

@@ -12,6 +12,7 @@ from mdmf_deploy.bundle.bundle import Bundle, hint, write_bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair, images_needed
 from mdmf_deploy.bundle.manifest import CALIBRATION
 from mdmf_deploy.errors import CalibrationError
+from mdmf_deploy.mmd import score_images
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.tasks.bank.build import Duplicate, Unreadable
 
@@ -97,7 +98,7 @@ def gather_calibration(
             duplicates.append(Duplicate(image.uri, first[image.sha256]))
         else:
             first[image.sha256] = image.uri
-            score = float(reduction(image.signatures[None], bundle.bank).mmd2[0])
+            [(score, _)] = score_images(reduction, [image.signatures], bundle.bank)
             if math.isfinite(score):
                 scores[image.sha256] = score
             else:
