@@ -4,8 +4,8 @@
     iterates         read, decode, crop        batches         reduction, rows
 
 Memory does not grow with the number of sources. At most two batches of signatures wait for the caller and one batch is
-with the engine. The prepared sources that wait would fill two batches if each had all its crops. There is always room
-for one per decoding thread.
+with the engine. The prepared sources that wait fill two batches if each has one crop, and never more than eight. There
+is always room for one per decoding thread.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def extract_batches(
         if count < 1:
             raise UsageError(f"{name} must be at least 1, got {count}")
     ready = partial(prepare, preprocessing=preprocessing, crops=crops, limits=limits or ReadLimits())
-    ahead = max(workers, 2 * batch_size // crops)
+    ahead = max(workers, min(2 * batch_size, 8 * batch_size // crops))
     extract_batch = partial(_extract, engine=engine, batch_size=batch_size)
     if fused is not None:
         extract_batch = partial(_extract_and_score, fused=fused, batch_size=batch_size)
