@@ -186,7 +186,7 @@ def on_images(data: Path, work: Path) -> None:
     finally:
         engine.close()
     print("The starter's model, the same bank and the same other images:\n")
-    print(comparison(exact.bank, np.stack([s for s in extracted if s is not None]), spread), flush=True)
+    print(comparison(exact.bank, np.concatenate([s for s in extracted if s is not None]), spread), flush=True)
 
 
 def mixture(count: int, width: int, seed: int) -> Array:

@@ -5,7 +5,7 @@
 DATA: a folder of photographs, from which JPEGs of 0.5 and 12 megapixels are made (synthetic_jpegs.py). There are two
 bundles: the starter, whose engine is unusually cheap, and a ViT-S/14 with random weights (extra `export`, left out with
 --no-vits). They take turns: engine, decoding and reduction alone with every core they can use, and detection as
-`Detector.stream` runs it.
+`Detector.stream` runs it, all with one crop an image.
 
 Bound: images/s if no core were ever idle, 1 / (sum of the stages' times on the whole machine), as stages share the
 cores.
@@ -104,7 +104,7 @@ def measure(bundle: Bundle, name: str, arguments: argparse.Namespace, case: Case
     reduction, bank = CpuReduction(), bundle.bank
     signatures = engine(batch)
     with (
-        Detector(bundle.path, arguments.runtime, batch_size=BATCH) as detector,
+        Detector(bundle.path, arguments.runtime, batch_size=BATCH, crops=1) as detector,
         ThreadPoolExecutor(cores()) as pool,
     ):
         work: dict[str, Callable[[], object]] = {

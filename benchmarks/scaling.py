@@ -3,8 +3,9 @@
     python benchmarks/scaling.py DATA [--only bank|patches|width|size|count] [--to 10000] [--plots FOLDER]
 
 Each part prints a table with exponents, fitted over its three largest sizes, and writes a log-log plot. The first three
-parts time the reduction on random signatures. "size" and "count" run the starter on photographs of DATA, "size" on
-pages laid out from them. A peer that takes more than 4 s for one call stops there. "count" stops at --to files.
+parts time the reduction on random signatures. "size" and "count" run the starter on one crop of photographs of DATA,
+"size" on pages laid out from them. A peer that takes more than 4 s for one call stops there. "count" stops at --to
+files.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def width(options: argparse.Namespace) -> tuple[dict[str, Line], str, str]:
 def size(options: argparse.Namespace) -> tuple[dict[str, Line], str, str]:
     """Measure milliseconds an image, of eight: decoding on one thread, and the whole detection."""
     lines: dict[str, dict[int, float]] = {"detect, all stages": {}, "read, decode, crop": {}, "Pillow, whole image": {}}
-    with tempfile.TemporaryDirectory() as folder, Detector("starter", options.runtime) as detector:
+    with tempfile.TemporaryDirectory() as folder, Detector("starter", options.runtime, crops=1) as detector:
         preprocessing = detector.bundle.manifest.preprocessing
         for side, shape in SIZES.items():
             files = pages(Path(folder), in_folder(options.data).paths, shape)

@@ -98,7 +98,7 @@ def measure(model: str, bundle: Bundle, folder: Path, runtime: str, batch: int) 
 
 
 def alone(detector: Detector, paths: Sequence[Path], batch: int) -> list[tuple[str, float]]:
-    """Return the rates of decoding, the engine and the reduction, each alone, in images per second."""
+    """Return the rates of decoding, the engine and the reduction, each alone, in images of one crop per second."""
     preprocessing = detector.bundle.manifest.preprocessing
 
     def decoded(n: int) -> Any:

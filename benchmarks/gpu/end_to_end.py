@@ -150,14 +150,14 @@ def random_bundle(model: Any, recipe: Recipe, destination: Path, points: int = 4
 def stages(name: str, engine: Any, recipe: Recipe, bank: Bank, files: list[bytes], batch: int) -> Stages:
     """Time one engine on encoded images."""
     ready = [prepare(n, data, recipe.preprocessing, 1, ReadLimits()) for n, data in enumerate(files[:batch])]
-    tensors = np.concatenate([prepared.tensor for prepared in ready if prepared.tensor is not None])
+    tensors = [prepared.tensor for prepared in ready if prepared.tensor is not None]
     decode = _seconds(lambda: prepare(0, files[0], recipe.preprocessing, 1, ReadLimits()))
     reduction = CudaReduction()
     try:
         if not stays_on_device(engine):
             return Stages(name, engine.name, missing="it does not leave signatures on the GPU")
         fused = Fused(engine, reduction, bank)
-        batches = [fused(tensors).score(0) for _ in range(8)][3:]
+        batches = [fused(tensors, batch).score(0) for _ in range(8)][3:]
         timed = Stages(
             name,
             f"{engine.name}, {engine.precision}",
@@ -167,7 +167,7 @@ def stages(name: str, engine: Any, recipe: Recipe, bank: Bank, files: list[bytes
         )
 
         def everything() -> None:
-            extracting = extract_batches(files, engine, recipe.preprocessing, batch_size=batch, fused=fused)
+            extracting = extract_batches(files, engine, recipe.preprocessing, batch_size=batch, crops=1, fused=fused)
             with closing(extracting):
                 for extracted in extracting:
                     for one in extracted:

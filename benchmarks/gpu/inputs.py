@@ -83,7 +83,7 @@ def real_images() -> tuple[KernelInput, float]:
 
     bundle = Bundle.open("starter")
     files = sorted(path for path in EXAMPLES.rglob("*") if path.suffix in (".jpg", ".png", ".webp"))
-    extracted = list(extract(files, OrtEngine(bundle), bundle.manifest.preprocessing))
-    x = np.stack([one.signatures for one in extracted if one.signatures is not None])
+    extracted = list(extract(files, OrtEngine(bundle), bundle.manifest.preprocessing, crops=1))
+    x = np.concatenate([one.signatures for one in extracted if one.signatures is not None])
     assert isinstance(bundle.calibration, Calibration)
     return KernelInput(f"{len(x)} images, the starter's bank", x, bundle.bank), float(np.std(bundle.calibration.scores))

@@ -56,8 +56,8 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     images: how many were compared.
     score_spread: standard deviation of the source's scores over real images.
     max_score_change: in units of score_spread. The other measures are named as in mdmf_deploy.bundle.recipe.GateLimits.
-    images_per_second: the engine's own speed on that machine, in batches of 8, or None if it was not measured
-        (mdmf_deploy.runtime.images_per_second).
+    images_per_second: the engine's own speed on that machine, with one crop an image, in batches of 8, or None if it
+        was not measured (mdmf_deploy.runtime.images_per_second).
     """
 
     runtime: str
@@ -123,9 +123,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bundle_id(self) -> str:
         """SHA-256 over the canonical JSON of model, preprocessing, and the hashes of model and bank."""
+        preprocessing = msgspec.to_builtins(self.preprocessing)
+        if self.preprocessing.crops == 1:
+            # Leave it out, so that ids from before there were crop plans stay valid.
+            del preprocessing["crops"]
         identity = {
             "model": msgspec.to_builtins(self.model),
-            "preprocessing": msgspec.to_builtins(self.preprocessing),
+            "preprocessing": preprocessing,
             "files": {name: self.files[name].sha256 for name in (MODEL, MODEL_DATA, BANK) if name in self.files},
         }
         return hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()

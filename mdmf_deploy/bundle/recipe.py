@@ -32,15 +32,22 @@ class Backbone(_Frozen, frozen=True, kw_only=True):
 
 
 class Preprocessing(_Frozen, frozen=True, kw_only=True):
-    """uint8 RGB -> (pixel / 255 - mean) / std, on a square crop of `crop` pixels at the image's own scale."""
+    """uint8 RGB -> (pixel / 255 - mean) / std, on square crops of `crop` pixels at the image's own scale.
+
+    crops: the most crops taken of an image, the crop plan. mdmf_deploy.images.crops places them. An image's score is
+        the mean of its crops' scores.
+    """
 
     crop: int = 224
+    crops: int = 1
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         if self.crop < 14:
             raise ValueError(f"crop must be at least one patch of 14 pixels, got {self.crop}")
+        if self.crops < 1:
+            raise ValueError(f"crops must be at least 1, got {self.crops}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
 

@@ -31,6 +31,9 @@ def build(
             "is compressed while it is gathered, in the memory of a few blocks, and keeps a bound on the error.",
         ),
     ] = None,
+    crops: Annotated[
+        int, typer.Option(min=1, help="Most crops taken of an image, whatever the bundle's plan. 1 is the centre.")
+    ] = 1,
     runtime: Annotated[str, typer.Option(help="Runtime that computes the signatures.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -59,7 +62,7 @@ def build(
     engine = open_engine(runtime, old)
     try:
         with progress(inputs.paths, "extracting", len(inputs.paths)) as paths:
-            report = build_bank(old.manifest, engine, paths, max_signatures, points=points)
+            report = build_bank(old.manifest, engine, paths, max_signatures, points=points, crops=crops)
     finally:
         engine.close()
     new = swap_bank(old, report.bank, target)

@@ -49,7 +49,10 @@ def detect(
     ] = None,
     bundle: Annotated[str, typer.Option(help="Bundle to score with: a .mdmf folder, or a name.")] = "starter",
     runtime: Annotated[str, typer.Option(help="Runtime to score on.")] = "auto",
-    crops: Annotated[int, typer.Option(min=1, help="Pool the patches of up to this many crops per image.")] = 1,
+    crops: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most crops per image, in place of the bundle's plan. Withholds verdicts."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Most crops given to the runtime at once.")] = 8,
     threads: Annotated[
         int | None,
@@ -69,8 +72,6 @@ def detect(
 
     if as_json and output is not None:
         raise UsageError("--json prints rows and -o writes them; give one of the two (-o rows.jsonl writes JSON)")
-    if heatmaps is not None and crops > 1:
-        raise UsageError("--heatmaps shows one crop of an image; leave out --crops, or the heat maps")
     found = expand(inputs)
     with ExitStack() as stack:
         write = _stdout(as_json) if output is None else stack.enter_context(_file(output))

@@ -67,7 +67,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"bundle id     {facts['bundle_id']}",
         f"model         {model['backbone']}, {model['precision']}, {model['pool']} x {model['pool']} patches, "
         f"signatures of width {model['signature']}, bandwidth {model['sigma']:g}, opset {model['opset']}",
-        f"preprocessing crop {preprocessing['crop']}, mean {preprocessing['mean']}, std {preprocessing['std']}",
+        f"preprocessing at most {preprocessing['crops']} crop{'s' * (preprocessing['crops'] != 1)} an image, "
+        f"{preprocessing['crop']} pixels a side, mean {preprocessing['mean']}, std {preprocessing['std']}",
         f"bank          {bank['signatures']} signatures of {bank['images']} images, "
         f"compression {bank['compression'].get('method', 'none')}",
         *_calibration_lines(facts["calibration"]),

@@ -190,5 +190,5 @@ def _print_table(bundle: Bundle, results: list[Verification]) -> None:
     row("", ["passed" if result.passed else "failed" for result in results])
     print(
         f"\nscores change in units of {first.score_spread:.3g}, the spread of real scores; "
-        f"threshold {first.threshold:.6g}; speed of the runtime alone, batches of 8"
+        f"threshold {first.threshold:.6g}; speed of the runtime alone, one crop an image, batches of 8"
     )

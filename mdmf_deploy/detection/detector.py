@@ -21,7 +21,7 @@ from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, MdmfError, UsageError
 from mdmf_deploy.images.decode import ReadLimits
-from mdmf_deploy.mmd import Reduction
+from mdmf_deploy.mmd import Reduction, score_images
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.runtime import Engine, open_engine, stays_on_device
 
@@ -42,10 +42,10 @@ class Detector:
     runtime: a name in mdmf_deploy.runtime.ENGINES, or "auto".
     threads: how many threads decoding, the engine and the reduction use, each. None means one per core.
     batch_size: the most crops given to the engine at once. Rows depend on neither threads nor batch_size.
-    crops: the most crops taken of one image. Their patches are pooled into one score.
+    crops: the most crops taken of one image. Its score is the mean of theirs. None means the bundle's plan, for which
+        alone its thresholds hold.
     limits: the most bytes and pixels an image may have.
-    reduction: "cpu", "cuda" or "auto". "auto" means cuda if there is one crop per image and the runtime can leave the
-        signatures on a GPU.
+    reduction: "cpu", "cuda" or "auto". "auto" means cuda if the runtime can leave the signatures on a GPU.
     Raises BundleError if the bundle is missing or damaged, RuntimeUnavailable if the runtime or the reduction is.
 
     Importing this module routes the warnings of Pillow's readers through mdmf_deploy.images, in the whole process.
@@ -59,7 +59,7 @@ class Detector:
         threads: int | None = None,
         *,
         batch_size: int = 8,
-        crops: int = 1,
+        crops: int | None = None,
         limits: ReadLimits | None = None,
         reduction: str = "auto",
     ) -> None:
@@ -67,7 +67,9 @@ class Detector:
         self._bundle_id = self.bundle.bundle_id
         self._calibration = self.bundle.calibration
         self._bank = self.bundle.bank
-        self._threads, self._batch_size, self._crops, self._limits = threads, batch_size, crops, limits
+        self._threads, self._batch_size, self._limits = threads, batch_size, limits
+        self._planned = self.bundle.manifest.preprocessing.crops
+        self._crops = self._planned if crops is None else crops
         self._held = ExitStack()
         self._engine = open_engine(runtime, self.bundle, threads)
         self._held.callback(self._engine.close)
@@ -153,8 +155,11 @@ class Detector:
                 "verdicts are withheld (uncalibrated): this bundle has no thresholds; "
                 f"run {hint('calibrate', self.bundle.path, 'REAL_PHOTOS')}"
             )
-        if self._crops > 1:
-            return "verdicts on images with several crops are withheld (uncalibrated): thresholds hold for one crop"
+        if self._crops != self._planned:
+            return (
+                "verdicts are withheld (uncalibrated): thresholds hold for the bundle's crop plan "
+                f"(up to {self._planned} an image), not for {self._crops}; leave out --crops"
+            )
         if all(group.decides is None for group in self._calibration.groups):
             return (
                 f"no image can be called real or generated: {len(self._calibration.scores)} calibration images are too "
@@ -170,7 +175,7 @@ class Detector:
         """Return the reduction, and the engine fused with it if signatures can stay on the GPU."""
         if name not in ("auto", "cpu", "cuda"):
             raise UsageError(f"reduction {name!r} is not known; choose auto, cpu or cuda")
-        engine = self._engine if stays_on_device(self._engine) and self._crops == 1 else None
+        engine = self._engine if stays_on_device(self._engine) else None
         if name == "cpu" or (name == "auto" and engine is None):
             return CpuReduction(self._threads), None
         # Imported late: modules that only a GPU needs must not slow down every other start.
@@ -209,18 +214,14 @@ class Detector:
                         yield self._error_row(extraction, extraction.error)
 
     def _scores(self, batch: list[Extraction]) -> dict[int, ImageScore]:
-        """Return the scores by place in the batch. Images with equally many patches share one reduction."""
+        """Return the scores by place in the batch. One reduction scores the crops of all images."""
         scores = {n: extraction.gpu_score() for n, extraction in enumerate(batch) if extraction.gpu_score is not None}
-        alike: dict[int, list[int]] = {}
-        for n, extraction in enumerate(batch):
-            if extraction.signatures is not None:
-                alike.setdefault(len(extraction.signatures), []).append(n)
-        for places in alike.values():
-            start = time.perf_counter()
-            reduced = self._reduction(np.stack([batch[n].signatures for n in places]), self._bank)  # type: ignore[misc]
-            ms_mmd = 1e3 * (time.perf_counter() - start) / len(places)
-            for n, score, contributions in zip(places, reduced.mmd2, reduced.contributions, strict=True):
-                scores[n] = ImageScore(float(score), contributions.tolist(), batch[n].ms_engine, ms_mmd)
+        places = {n: one.signatures for n, one in enumerate(batch) if one.signatures is not None}
+        start = time.perf_counter()
+        reduced = score_images(self._reduction, list(places.values()), self._bank)
+        ms_mmd = 1e3 * (time.perf_counter() - start) / max(1, len(places))
+        for n, (score, contributions) in zip(places, reduced, strict=True):
+            scores[n] = ImageScore(score, contributions.ravel().tolist(), batch[n].ms_engine, ms_mmd)
         return scores
 
     def _row(self, extraction: Extraction, scored: ImageScore) -> Row:
@@ -277,8 +278,8 @@ class Detector:
             return Judgement(None, None, "uncalibrated", "not_verified")
         if self._calibration is None:
             return Judgement(None, None, "uncalibrated", "no_thresholds")
-        # More patches lower the diagonal of a biased MMD, 1/N. Thresholds were found with one crop and hold for one.
-        if (extraction.crop or "").startswith("center+"):
+        # The mean of several crops varies less than one crop's score, so thresholds hold for one plan only.
+        if self._crops != self._planned:
             return Judgement(None, None, "uncalibrated", "other_crops")
         pixels = (extraction.width or 0) * (extraction.height or 0)
         return self._calibration.judge(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import decode
-from mdmf_deploy.images.crops import boxes, normalise, squares
+from mdmf_deploy.images.crops import boxes, grid, normalise, squares
 from mdmf_deploy.images.evidence import evidence
 from mdmf_deploy.images.inputs import uri
 
@@ -34,7 +34,7 @@ _CLOSE_TIMEOUT = 1.0  # seconds that close() waits for an iterable that is itsel
 
 
 class ImageScore(NamedTuple):
-    """One image's score, its patches' contributions, and its share of a batch's milliseconds."""
+    """One image's score, its patches' contributions crop by crop, and its share of a batch's milliseconds."""
 
     score: float
     contributions: list[float]
@@ -48,7 +48,7 @@ class Extraction:
 
     uri: a path as mdmf_deploy.images.inputs.uri writes it. Otherwise "bytes:<n>" or "array:<n>" for source n, from 0.
     sha256: hash of the file's bytes, or of an array's shape and pixels. "" if nothing could be read.
-    signatures: (N, d), the patches of all crops in order. None if there is an error or a GPU keeps them.
+    signatures: (n, N, d) of its n crops. None if there is an error or a GPU keeps them.
     width, height, format, crop, evidence: as in mdmf_deploy.detection.rows.Row. None if they are not known.
     ms_read: milliseconds to read and hash.
     ms_decode: milliseconds from bytes to pixels.
@@ -98,7 +98,8 @@ def prepare(n: int, source: Source, preprocessing: Preprocessing, crops: int, li
     clock = _Clock()
     name, sha256 = _name(n, source), ""
     ms_read: float | None = None
-    place = partial(boxes, size=preprocessing.crop, count=crops)
+    plan = {"size": preprocessing.crop, "count": crops}
+    place = partial(boxes, **plan)
     try:
         if isinstance(source, np.ndarray):
             _check_array(source, name)
@@ -115,7 +116,7 @@ def prepare(n: int, source: Source, preprocessing: Preprocessing, crops: int, li
             return Prepared(Extraction(name, sha256, error, ms_read=clock.lap()), None)
         return Prepared(Extraction(name, sha256, error, ms_read=ms_read, ms_decode=clock.lap()), None)
     ms_decode = clock.lap()
-    crop = squares(image.boxes, preprocessing.crop)
+    crop = squares(image.boxes, preprocessing.crop, grid(image.height, image.width, **plan))
     tensor = normalise(crop.pixels, preprocessing)
     extraction = Extraction(
         name,

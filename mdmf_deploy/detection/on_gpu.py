@@ -7,7 +7,8 @@ waits between them, so the next batch is copied in and started while this one is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +16,38 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.detection.feed import ImageScore
 from mdmf_deploy.hardware.device import device_view
+from mdmf_deploy.mmd import Scores
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction, Pending
 from mdmf_deploy.runtime import GpuEngine
 
 
-class PendingBatch:
-    """A batch that the GPU is computing or has finished. Any thread may ask for the score of any image."""
+class PendingPart(NamedTuple):
+    """The crops of one call of the engine.  ms_engine: waits for the milliseconds that the engine took."""
 
-    def __init__(self, pending: Pending, images: int, ms_engine: Callable[[], float]) -> None:
-        self._pending, self._images, self._ms_engine = pending, images, ms_engine
+    pending: Pending
+    ms_engine: Callable[[], float]
+
+
+class PendingBatch:
+    """A batch that the GPU is computing or has finished. Any thread may ask for the score of any image.
+
+    crops: how many crops each image has. They lie in the parts one after the other.
+    """
+
+    def __init__(self, parts: Sequence[PendingPart], crops: Sequence[int]) -> None:
+        self._parts, self._crops = parts, crops
 
     def score(self, place: int) -> ImageScore:
         """Wait for the batch and return the score of the image at this place in it."""
-        scores = self._pending.scores()
-        ms_mmd = self._pending.milliseconds / self._images
-        ms_engine = self._ms_engine() / self._images
-        return ImageScore(float(scores.mmd2[place]), scores.contributions[place].tolist(), ms_engine, ms_mmd)
+        scores = [part.pending.scores() for part in self._parts]
+        joined = Scores(
+            np.concatenate([one.mmd2 for one in scores]), np.concatenate([one.contributions for one in scores])
+        )
+        score, contributions = joined.of_images(self._crops)[place]
+        images = len(self._crops)
+        ms_mmd = sum(part.pending.milliseconds for part in self._parts) / images
+        ms_engine = sum(part.ms_engine() for part in self._parts) / images
+        return ImageScore(score, contributions.ravel().tolist(), ms_engine, ms_mmd)
 
 
 class Fused:
@@ -40,24 +57,33 @@ class Fused:
         self._engine, self._reduction, self._bank = engine, reduction, bank
         self._stream: int | None = None
 
-    def __call__(self, images: NDArray[np.float32]) -> PendingBatch:
-        """Queue a batch, (B, 3, crop, crop) with B >= 1. Raises OutOfMemory and the engine's own errors."""
+    def __call__(self, images: Sequence[NDArray[np.float32]], batch_size: int) -> PendingBatch:
+        """Queue at least one image, each of n >= 1 crops, (n, 3, crop, crop).
+
+        batch_size: the most crops given to the engine at once.
+        Raises OutOfMemory and the engine's own errors.
+        """
+        crops = np.concatenate(images)
+        parts = [self._queue(crops[at : at + batch_size]) for at in range(0, len(crops), batch_size)]
+        return PendingBatch(parts, [len(image) for image in images])
+
+    def _queue(self, crops: NDArray[np.float32]) -> PendingPart:
         start = time.perf_counter()
         begun = None if self._stream is None else self._reduction.mark(self._stream)
-        signatures = self._engine.on_device(images)
+        signatures = self._engine.on_device(crops)
         self._stream = device_view(signatures).stream
         if self._stream is None:
             elapsed = 1e3 * (time.perf_counter() - start)
             pending = self._reduction.submit(signatures, self._bank)
             # Without a stream, the engine's next call may overwrite the signatures at any time.
             pending.scores()
-            return PendingBatch(pending, len(images), lambda: elapsed)
+            return PendingPart(pending, lambda: elapsed)
         ended = self._reduction.mark(self._stream)
         pending = self._reduction.submit(signatures, self._bank)
         if begun is None:
             # The stream was unknown before the first batch, so no event marks its beginning.
             ended.synchronize()
             elapsed = 1e3 * (time.perf_counter() - start)
-            return PendingBatch(pending, len(images), lambda: elapsed)
+            return PendingPart(pending, lambda: elapsed)
         # Both events have passed once the scores are there.
-        return PendingBatch(pending, len(images), lambda: ended.since(begun))
+        return PendingPart(pending, lambda: ended.since(begun))

@@ -4,8 +4,8 @@
     iterates         read, decode, crop        batches         reduction, rows
 
 Memory does not grow with the number of sources. At most two batches of signatures wait for the caller and one batch is
-with the engine. The prepared sources that wait would fill two batches if each had all its crops. There is always room
-for one per decoding thread.
+with the engine. The prepared sources that wait fill two batches if each has one crop, and never more than eight. There
+is always room for one per decoding thread.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def extract(
     preprocessing: Preprocessing,
     *,
     batch_size: int = 8,
-    crops: int = 1,
+    crops: int | None = None,
     workers: int | None = None,
     limits: ReadLimits | None = None,
     max_wait: float = 0.2,
@@ -49,7 +49,7 @@ def extract(
     """Yield one Extraction per source, in order. An unreadable source costs only its own.
 
     batch_size: the most crops given to the engine at once.
-    crops: the most crops taken of one image.
+    crops: the most crops taken of one image. None means the preprocessing's.
     workers: decoding threads. None means one per core, at most 8.
     max_wait: seconds after its first image at which a batch goes to the engine, full or not.
     The sources are iterated in one thread and the engine is called in another. All threads end with the iterator, also
@@ -75,7 +75,7 @@ def extract_batches(
     preprocessing: Preprocessing,
     *,
     batch_size: int = 8,
-    crops: int = 1,
+    crops: int | None = None,
     workers: int | None = None,
     limits: ReadLimits | None = None,
     max_wait: float = 0.2,
@@ -83,18 +83,18 @@ def extract_batches(
 ) -> Generator[list[Extraction], None, None]:
     """Yield the extractions of `extract` batch by batch.
 
-    fused: extracts and scores in place of the engine if crops is 1. The caller then asks each Extraction for its
-    gpu_score.
+    fused: extracts and scores in place of the engine. The caller then asks each Extraction for its gpu_score.
     """
+    crops = preprocessing.crops if crops is None else crops
     workers = min(8, cores()) if workers is None else workers
     for name, count in (("batch_size", batch_size), ("crops", crops), ("workers", workers)):
         if count < 1:
             raise UsageError(f"{name} must be at least 1, got {count}")
     ready = partial(prepare, preprocessing=preprocessing, crops=crops, limits=limits or ReadLimits())
-    ahead = max(workers, 2 * batch_size // crops)
+    ahead = max(workers, min(2 * batch_size, 8 * batch_size // crops))
     extract_batch = partial(_extract, engine=engine, batch_size=batch_size)
-    if fused is not None and crops == 1:
-        extract_batch = partial(_extract_and_score, fused=fused)
+    if fused is not None:
+        extract_batch = partial(_extract_and_score, fused=fused, batch_size=batch_size)
     return _run(Feed(sources, ready, workers, ahead), extract_batch, batch_size, max_wait)
 
 
@@ -198,20 +198,19 @@ def _extract(batch: list[Prepared], engine: Engine, batch_size: int) -> list[Ext
         if prepared.tensor is None:
             extracted.append(prepared.extraction)
             continue
-        own = signatures[at : at + prepared.crops]
-        at += prepared.crops
         # A copy, because a view of one image would keep the whole batch in memory.
-        pooled = own.reshape(-1, own.shape[-1]).copy()
-        extracted.append(replace(prepared.extraction, signatures=pooled, ms_engine=ms_engine))
+        own = signatures[at : at + prepared.crops].copy()
+        at += prepared.crops
+        extracted.append(replace(prepared.extraction, signatures=own, ms_engine=ms_engine))
     return extracted
 
 
-def _extract_and_score(batch: list[Prepared], fused: Fused) -> list[Extraction]:
-    """Hand a batch of one crop per image to the GPU without waiting for it."""
+def _extract_and_score(batch: list[Prepared], fused: Fused, batch_size: int) -> list[Extraction]:
+    """Hand a batch to the GPU without waiting for it."""
     tensors = [prepared.tensor for prepared in batch if prepared.tensor is not None]
     if not tensors:
         return [prepared.extraction for prepared in batch]
-    pending = fused(np.concatenate(tensors))
+    pending = fused(tensors, batch_size)
     places = itertools.count()
     return [
         prepared.extraction

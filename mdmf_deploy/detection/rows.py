@@ -20,10 +20,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     threshold: the score above which the verdict is "generated". None if there is none for this image.
     size_group: the range of megapixels that the image was judged in. None if no calibration holds.
     width, height: size of the whole image after EXIF orientation, in pixels.
-    crop: "center", "reflected" (smaller than the crop, mirrored at its edges), or "center+N" for several crops.
+    crop: "center", "reflected" (smaller than the crop, mirrored at its edges), or "grid RxC" (R rows of C crops).
     ms_*: milliseconds spent on this image. The time of a batch is divided evenly among its images.
-    contributions: (N,) each patch's share of the score, row-major over the pool grid. Their mean is the score.
-        The tabular outputs leave it out.
+    contributions: (n N,) each patch's share of the score, crop by crop, each row-major over the pool grid. Their mean
+        is the score. The tabular outputs leave it out.
     """
 
     uri: str

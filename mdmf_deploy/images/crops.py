@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
@@ -21,55 +22,70 @@ Box = tuple[int, int, int, int]
 class Crop:
     """The square crops of one image.
 
-    pixels: (n, size, size, 3) uint8, in memory of their own.
-    kind: "center", "reflected" (the image is smaller than a square), or "center+N" (N squares beside the central one).
+    pixels: (n, size, size, 3) uint8, in memory of their own, row by row of their grid.
+    kind: "center", "reflected" (the image is smaller than a square), or "grid RxC" (R rows of C squares).
     """
 
     pixels: Pixels
     kind: str
 
 
-def boxes(height: int, width: int, size: int, count: int = 1) -> list[Box]:
-    """Place 1 to `count` squares in an image, the central one first. `squares` makes a crop of their pixels.
+def grid(height: int, width: int, size: int, count: int = 1) -> tuple[int, int]:
+    """Return the rows and columns of squares that an image gets: the most, but at most `count`.
 
-    An image smaller than a square has one box: the part of the central square that the image fills. The smaller half of
-    an odd margin lies above and to the left. Each further square is the one farthest from those taken, by the distance
-    of their corners, on a grid of 33 x 33 places that reaches every edge. Ties go to the uppermost, then the leftmost
-    place, so the first five squares of a large image are the centre and the corners. Placing stops early when every
-    further square would lie closer than a third of a side to one already taken.
+    A side holds k places if they can lie half a square apart, so from size (k + 1) / 2 pixels on. Among grids with
+    equally many squares, the one whose shape is nearest to the image's wins, and then the one with fewer rows. An image
+    smaller than a square gets one.
     Raises ShapeMismatch if size is less than 1, and UsageError if count is.
     """
     if size < 1:
         raise ShapeMismatch(f"a crop must have at least 1 pixel a side, got {size}")
     if count < 1:
         raise UsageError(f"crops must be at least 1, got {count}")
-    top, left = (height - size) // 2, (width - size) // 2
-    if count == 1 or min(height, width) < size:
-        return [(max(0, left), max(0, top), min(width, left + size), min(height, top + size))]
-    steps = np.arange(33)
-    grid = np.stack(
-        np.meshgrid(np.unique(steps * (height - size) // 32), np.unique(steps * (width - size) // 32), indexing="ij"),
-        axis=-1,
-    ).reshape(-1, 2)
-    taken = [np.array([top, left])]
-    nearest = ((grid - taken[0]) ** 2).sum(axis=1)
-    while len(taken) < count:
-        best = int(nearest.argmax())
-        if 9 * nearest[best] < size**2:
-            break
-        taken.append(grid[best])
-        nearest = np.minimum(nearest, ((grid - grid[best]) ** 2).sum(axis=1))
-    return [(int(left), int(top), int(left) + size, int(top) + size) for top, left in taken]
+    if min(height, width) < size:
+        return 1, 1
+    most_rows, most_columns = (min(count, 2 * side // size - 1) for side in (height, width))
+    # For a number of rows, only the most columns can win.
+    shapes = [(rows, min(most_columns, count // rows)) for rows in range(1, most_rows + 1)]
+
+    def rank(shape: tuple[int, int]) -> tuple[int, Fraction, int]:
+        rows, columns = shape
+        sides = rows * width, columns * height
+        return -rows * columns, Fraction(max(sides), min(sides)), rows
+
+    return min(shapes, key=rank)
 
 
-def squares(parts: Sequence[Pixels], size: int) -> Crop:
+def boxes(height: int, width: int, size: int, count: int = 1) -> list[Box]:
+    """Place the squares of an image's `grid` in it, row by row. `squares` makes a crop of their pixels.
+
+    Each square lies in the middle of its cell, where the image is large enough to be divided into cells that hold one.
+    Otherwise squares overlap, evenly, from edge to edge. Positions are rounded down, so one square has the smaller half
+    of an odd margin above it and to its left. An image smaller than a square has one box: the part of the central
+    square that the image fills. Any count from the number of squares up to the one asked for gives the same boxes.
+    Raises ShapeMismatch if size is less than 1, and UsageError if count is.
+    """
+    rows, columns = grid(height, width, size, count)
+    return [
+        (max(0, left), max(0, top), min(width, left + size), min(height, top + size))
+        for top in _starts(height, size, rows)
+        for left in _starts(width, size, columns)
+    ]
+
+
+def squares(parts: Sequence[Pixels], size: int, shape: tuple[int, int] = (1, 1)) -> Crop:
     """Make a crop of the pixels of an image's `boxes`, (h, w, 3) each.
 
     A single part that is smaller than a square is mirrored at the image's edges, without repeating them ("reflect" of
     numpy.pad), as often as needed. The kind is then "reflected".
+
+    shape: rows and columns, as `grid` returns them.
+    Raises ShapeMismatch if there are not as many parts as the shape says.
     """
+    if len(parts) != shape[0] * shape[1]:
+        raise ShapeMismatch(f"a grid of {shape[0]} x {shape[1]} squares needs as many parts, got {len(parts)}")
     if len(parts) > 1:
-        return Crop(np.stack(parts), f"center+{len(parts) - 1}")
+        return Crop(np.stack(parts), f"grid {shape[0]}x{shape[1]}")
     [part] = parts
     height, width = part.shape[:2]
     if height == width == size:
@@ -84,14 +100,15 @@ def center_crop(pixels: Pixels, size: int) -> Crop:
 
 
 def crops(pixels: Pixels, size: int, count: int) -> Crop:
-    """Cut 1 to `count` squares from (H, W, 3) uint8, the central one first, as `boxes` places them.
+    """Cut 1 to `count` squares from (H, W, 3) uint8, as `boxes` places them.
 
     Raises ShapeMismatch if `pixels` is not such an array.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise ShapeMismatch(f"pixels must be (H, W, 3) uint8 and not empty, got {pixels.shape} {pixels.dtype}")
-    placed = boxes(pixels.shape[0], pixels.shape[1], size, count)
-    return squares([pixels[top:bottom, left:right] for left, top, right, bottom in placed], size)
+    height, width = pixels.shape[:2]
+    parts = [pixels[top:bottom, left:right] for left, top, right, bottom in boxes(height, width, size, count)]
+    return squares(parts, size, grid(height, width, size, count))
 
 
 def normalise(crops: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
@@ -115,6 +132,13 @@ def _table(mean: tuple[float, float, float], std: tuple[float, float, float]) ->
     """Return (3, 256): the normalised value of every level of every channel."""
     levels = np.arange(256) / 255
     return np.stack([(levels - m) / s for m, s in zip(mean, std, strict=True)]).astype(np.float32)
+
+
+def _starts(side: int, size: int, count: int) -> list[int]:
+    """Return where `count` squares begin along a side. A single one may begin before the side does."""
+    if count == 1 or side >= count * size:
+        return [((2 * place + 1) * side - count * size) // (2 * count) for place in range(count)]
+    return [place * (side - size) // (count - 1) for place in range(count)]
 
 
 def _mirrored(start: int, count: int, length: int) -> NDArray[np.intp]:

@@ -15,6 +15,7 @@ from mdmf_deploy.bundle.calibration import LEAST_EVIDENCE, SIZE_BOUNDS, Calibrat
 from mdmf_deploy.bundle.conformal import images_needed
 from mdmf_deploy.bundle.manifest import CALIBRATION, SCHEMA_VERSION
 from mdmf_deploy.errors import CalibrationError
+from mdmf_deploy.mmd import score_images
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.tasks.bank.build import Duplicate, Unreadable
 
@@ -118,7 +119,7 @@ def gather_calibration(
         else:
             first[image.sha256] = image.uri
             evidence = image.evidence or 0.0
-            score = float(reduction(image.signatures[None], bundle.bank).mmd2[0])
+            [(score, _)] = score_images(reduction, [image.signatures], bundle.bank)
             if not math.isfinite(score):
                 errors.append(Unreadable(image.uri, "not_finite", f"its score on {engine.name} is {score}"))
             elif evidence < LEAST_EVIDENCE:

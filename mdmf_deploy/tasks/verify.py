@@ -4,6 +4,8 @@ Both extract signatures of the same images, and both are scored against the bund
 taken with it, decide in service, so the question is how far rounding moves an image against them. A drift common to
 images and bank would partly cancel in service, but counts in full here. The gate thus errs on the side of refusing.
 On few images one swapped pair already breaks a rank correlation of 0.999. Give more images rather than a laxer limit.
+Signatures are compared crop by crop, scores image by image, each the mean over the crops of the bundle's plan. Probe
+images are single crops.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class SourceSignatures:
-    """Images, and the signatures (N, d) that the source extracted from the readable ones, by content hash."""
+    """Images, and the signatures (n, N, d) that the source extracted from the readable ones, by content hash."""
 
     paths: Sequence[Path]
     by_hash: Mapping[str, Signatures]
@@ -74,7 +76,8 @@ class SourceSignatures:
         """Extract signatures of the same images with an engine, and compare."""
         exported = signatures_by_hash(self.paths, engine, preprocessing)
         hashes = sorted(self.by_hash)
-        return compare(_stacked(self.by_hash, hashes), _stacked(exported, hashes), engine, gate)
+        crops = [len(self.by_hash[sha256]) for sha256 in hashes]
+        return compare(_joined(self.by_hash, hashes), _joined(exported, hashes), engine, gate, crops)
 
 
 def verify_probes(bundle: Bundle, engine: Engine) -> Verification:
@@ -107,23 +110,24 @@ def verify_images(
             f"verify: none of the {len(paths)} inputs is a readable image; give a folder of real photographs"
         )
     try:
-        scale = scale_in(bundle)
+        # The bank holds one crop of each of its images. Scores of several crops spread less.
+        scale = None if bundle.calibration is None and preprocessing.crops > 1 else scale_in(bundle)
     except BankError:
-        # The images are real, so their own scores are a scale, too.
         scale = None
+    # Without a scale, the images' own scores are one, since they are real.
     gate = Gate(bundle.bank, bundle.manifest.limits, f"{source.name}, {readable} images", scale)
     return [extracted.judge(engine, preprocessing, gate) for engine in engines], len(paths) - readable
 
 
 def signatures_by_hash(paths: Iterable[Path], engine: Engine, preprocessing: Preprocessing) -> dict[str, Signatures]:
-    """Return the signatures (N, d) of every readable image, by content hash."""
+    """Return the signatures (n, N, d) of every readable image's crops, by content hash."""
     from mdmf_deploy.detection.pipeline import extract
 
     return {s.sha256: s.signatures for s in extract(paths, engine, preprocessing) if s.signatures is not None}
 
 
-def _stacked(by_hash: Mapping[str, Signatures], hashes: Sequence[str]) -> Signatures:
-    return np.stack([by_hash[sha256] for sha256 in hashes])
+def _joined(by_hash: Mapping[str, Signatures], hashes: Sequence[str]) -> Signatures:
+    return np.concatenate([by_hash[sha256] for sha256 in hashes])
 
 
 def extract_crops(crops: NDArray[np.uint8], engine: Engine, preprocessing: Preprocessing) -> Signatures:
@@ -134,17 +138,20 @@ def extract_crops(crops: NDArray[np.uint8], engine: Engine, preprocessing: Prepr
     return np.concatenate([engine(normalise(batch, preprocessing)) for batch in batches])
 
 
-def compare(source: Signatures, exported: Signatures, engine: Engine, gate: Gate) -> Verification:
-    """Compare an engine's signatures (B, N, d) with its source's, image by image, and judge the change of scores.
+def compare(
+    source: Signatures, exported: Signatures, engine: Engine, gate: Gate, crops: Sequence[int] | None = None
+) -> Verification:
+    """Compare an engine's signatures (B, N, d) with its source's, crop by crop, and judge the change of images' scores.
 
+    crops: how many of the B crops belong to each image, in order. None means one.
     Raises ShapeMismatch if the two differ in shape or are empty, GateFailed if the source's values are not finite.
     """
     if source.shape != exported.shape or len(source) == 0:
         raise ShapeMismatch(
             f"verification: expected signatures {source.shape} of one image or more, got {exported.shape}"
         )
-    reduction = CpuReduction()
-    before = reduction(source, gate.bank).mmd2
+    crops = [1] * len(source) if crops is None else crops
+    before = _scores(source, gate.bank, crops)
     if not (np.isfinite(source).all() and np.isfinite(before).all()):
         raise GateFailed(
             f"verification ({gate.reference}): the source's own signatures or scores are not finite, so nothing can be "
@@ -153,7 +160,7 @@ def compare(source: Signatures, exported: Signatures, engine: Engine, gate: Gate
     finite = bool(np.isfinite(exported).all())
     if not finite:
         exported = np.nan_to_num(exported, nan=0.0, posinf=0.0, neginf=0.0)
-    after = reduction(exported, gate.bank).mmd2
+    after = _scores(exported, gate.bank, crops)
     scale = gate.scale or scale_of(before)
     generated_before, generated_after = before > scale.threshold, after > scale.threshold
     error = np.abs(exported.astype(np.float64) - source)
@@ -175,7 +182,7 @@ def compare(source: Signatures, exported: Signatures, engine: Engine, gate: Gate
         passed=not reasons,
         reasons=tuple(reasons),
         reference=gate.reference,
-        images=len(source),
+        images=len(crops),
         max_signature_error=float(error.max()),
         mean_signature_error=float(error.mean()),
         score_spread=scale.spread,
@@ -184,6 +191,10 @@ def compare(source: Signatures, exported: Signatures, engine: Engine, gate: Gate
         environment=environment(engine.name) | getattr(engine, "environment", {}),
         **figures,
     )
+
+
+def _scores(signatures: Signatures, bank: Bank, crops: Sequence[int]) -> NDArray[np.float64]:
+    return np.array([score for score, _ in CpuReduction()(signatures, bank).of_images(crops)])
 
 
 def limits_by_figure(limits: GateLimits) -> dict[str, float]:

@@ -170,6 +170,9 @@ def test_the_id_covers_exactly_the_parts_that_decide(bundle: Bundle, tmp_path: P
     assert calibrated(bundle).bundle_id == before
     assert make_bundle(tmp_path / "c", verification=(), name="other").bundle_id == before
     assert make_bundle(tmp_path / "d", preprocessing=Preprocessing(crop=70)).bundle_id != before
+    plans = {make_bundle(tmp_path / "d", preprocessing=Preprocessing(crop=56, crops=n)).bundle_id for n in (1, 2, 4)}
+    assert len(plans) == 3
+    assert before in plans
     sharper = msgspec.structs.replace(bundle.manifest.model, pool=3)
     assert make_bundle(tmp_path / "e", model=sharper).bundle_id != before
     for name, data in ((MODEL, b"other"), (BANK, bank(7).to_bytes())):

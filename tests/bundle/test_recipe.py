@@ -60,6 +60,7 @@ def test_a_recipe_given_by_path_takes_the_defaults(tmp_path: Path) -> None:
         ("[head]\nhidden = [512, 0]\n", "must be at least 1"),
         ('[export]\nprecision = "fp8"\n', r"Invalid enum value 'fp8' - at `\$\.export\.precision`"),
         ("[preprocessing]\ncrop = 13\n", "at least one patch of 14"),
+        ("[preprocessing]\ncrops = 0\n", "crops must be at least 1"),
         ("[preprocessing]\nstd = [0.2, 0.2, 0.0]\n", "std must be positive"),
         ("[preprocessing]\nmean = [0.5, 0.5]\n", r"at `\$\.preprocessing\.mean`"),
         ("[training.split]\ntrain = 0.9\nvalidation = 0.1\n", "leave something for the test part"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.crop_plans import planned
 from helpers.mdmf import mdmf
 
 from mdmf_deploy.bundle.bundle import Bundle
@@ -53,6 +54,13 @@ def test_build_with_points_is_build_and_compress(bundle_copy: Path, photos: Path
     assert mdmf("verify", tmp_path / "few.mdmf", "--runtime", "onnxruntime").exit_code == 0
     shown = mdmf("bank", "inspect", tmp_path / "few.mdmf").stdout
     assert "f/P-greedy, 10 of 48 signatures" in shown
+
+
+def test_a_bank_takes_one_crop_an_image_unless_told_otherwise(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    bundle = planned(tiny_bundle, 4, tmp_path / "planned.mdmf").path
+    for more, signatures in (((), 48), (("--crops", 4), 192)):
+        result = mdmf("bank", "build", bundle, photos, "-o", tmp_path / "new.mdmf", "--json", *more)
+        assert json.loads(result.stdout)["signatures"] == signatures
 
 
 @pytest.mark.parametrize("most", [0, 8192])

@@ -179,7 +179,9 @@ def test_heat_maps(calibrated: Path, mixed: Path, tmp_path: Path) -> None:
         "photo00.heatmap.png",
         "photo01.heatmap.png",
     ]
-    assert detect(mixed, "--bundle", calibrated, "--heatmaps", tmp_path / "maps", "--crops", 2).exit_code == 2
+    again = detect(*given, "--bundle", calibrated, "--heatmaps", tmp_path / "several", "--crops", 4)
+    assert again.exit_code == 3
+    assert len(list((tmp_path / "several").iterdir())) == 2
 
 
 def test_a_full_disk_costs_heat_maps_not_rows(
@@ -211,8 +213,10 @@ def test_options_reach_the_detector(calibrated: Path, photos: Path) -> None:
     small = detect(photos, "--bundle", calibrated, "--json", "--max-pixels", 100)
     assert small.exit_code == 3
     assert {row["error_code"] for row in timeless(small.stdout)} == {"too_many_pixels"}
-    several = detect(photos, "--bundle", calibrated, "--json", "--crops", 3, "--threads", 1)
-    assert {row["crop"] for row in timeless(several.stdout)} == {"center+2"}
+    several = detect(photos, "--bundle", calibrated, "--json", "--crops", 4, "--threads", 1)
+    assert {row["crop"] for row in timeless(several.stdout)} == {"grid 2x2"}
+    assert "thresholds hold for the bundle's crop plan (up to 1 an image), not for 4" in several.stderr
+    assert "warning" not in detect(photos, "--bundle", calibrated, "--json", "--crops", 1).stderr
     assert detect(photos, "--bundle", calibrated, "--runtime", "quantum").exit_code == 2
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from helpers.crop_plans import planned
 from helpers.featureless import featureless
 from helpers.handmade import calibration_of
 from helpers.rows import timeless
@@ -67,10 +68,11 @@ def test_scores_are_those_of_the_float64_reference(tiny_bundle: Path, photos: Pa
         )
         for row, image in zip(rows, extracted, strict=True):
             assert image.signatures is not None
-            wanted = ReferenceReduction()(image.signatures[None], bank)
-            assert row.score == pytest.approx(float(wanted.mmd2[0]), abs=4 * float(np.finfo(np.float32).eps))
-            assert row.contributions is not None
-            assert len(row.contributions) == len(image.signatures)
+            wanted = [ReferenceReduction()(crop[None], bank) for crop in image.signatures]
+            mean = np.mean([crop.mmd2 for crop in wanted])
+            assert row.score == pytest.approx(mean, abs=4 * float(np.finfo(np.float32).eps))
+            shares = np.concatenate([crop.contributions[0] for crop in wanted])
+            assert row.contributions == pytest.approx(shares, abs=1e-5)
             assert np.mean(row.contributions) == pytest.approx(row.score, rel=1e-12)
     assert (rows[0].crop == "center") == (crops == 1)
 
@@ -145,16 +147,36 @@ def test_without_verification_verdicts_are_withheld(bundle_copy: Path, photos: P
         assert f"run `mdmf verify {bundle_copy} --runtime onnxruntime`" in detector.caveat
 
 
-def test_thresholds_hold_for_one_crop(bundle_copy: Path) -> None:
-    calibrate(bundle_copy, [0.1] * 20)
-    images = [np.zeros((200, 200, 3), np.uint8), np.zeros((60, 60, 3), np.uint8)]
-    with Detector(bundle_copy, crops=4) as detector:
-        many, one = detector.detect(images)
-        assert detector.caveat is not None
-        assert "several crops" in detector.caveat
-    assert (many.crop, many.verdict, many.p_value, many.threshold) == ("center+3", "uncalibrated", None, None)
-    assert (many.reason, one.reason) == ("other_crops", "featureless")
-    assert (one.crop, one.verdict == "uncalibrated") == ("center", False)
+def test_thresholds_hold_for_the_plan_of_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = planned(tiny_bundle, 4, tmp_path / "planned.mdmf").path
+    calibrate(bundle, [0.1] * 20)
+    image = synthetic_photo(1, 200, 200)
+    rows = []
+    for crops in (None, 4):
+        with Detector(bundle, crops=crops) as detector:
+            assert detector.caveat is None
+            rows += timeless(detector.detect(image))
+    assert rows[0] == rows[1]
+    assert (rows[0].crop, rows[0].verdict == "uncalibrated") == ("grid 2x2", False)
+    for crops, kind in ((1, "center"), (9, "grid 3x3")):
+        with Detector(bundle, crops=crops) as detector:
+            assert detector.caveat is not None
+            assert f"crop plan (up to 4 an image), not for {crops}" in detector.caveat
+            [row] = detector.detect(image)
+        assert (row.crop, row.verdict, row.reason) == (kind, "uncalibrated", "other_crops")
+        assert (row.p_value, row.threshold, row.size_group) == (None, None, None)
+
+
+def test_rows_of_several_crops_do_not_depend_on_their_batch(tiny_bundle: Path, paths: list[Path]) -> None:
+    large = np.random.default_rng(0).integers(0, 256, (2, 120, 200, 3), np.uint8)
+    runs = []
+    # An image of four crops is split over batches of one and three.
+    for batch_size, threads in ((32, None), (1, 1), (3, 2), (7, 1)):
+        with Detector(tiny_bundle, "onnxruntime", threads, batch_size=batch_size, crops=4) as detector:
+            runs.append(timeless(detector.detect([*paths[:3], large[0], b"", paths[4], large[1]])))
+    assert {row.crop for row in runs[0]} >= {"grid 2x2", None}
+    for run in runs[1:]:
+        assert run == runs[0]
 
 
 def test_too_few_calibration_images_are_a_caveat(bundle_copy: Path, photos: Path) -> None:
@@ -192,7 +214,7 @@ def test_featureless_images_are_never_judged(bundle_copy: Path) -> None:
     assert all(row.evidence < 0.25 for row in rows)  # type: ignore[operator]
 
 
-def test_a_batch_is_one_reduction_for_each_number_of_patches(
+def test_a_batch_is_one_reduction_however_many_crops_its_images_have(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small, large = np.zeros((60, 60, 3), np.uint8), np.zeros((200, 200, 3), np.uint8)
@@ -206,8 +228,8 @@ def test_a_batch_is_one_reduction_for_each_number_of_patches(
     monkeypatch.setattr(detector_module, "CpuReduction", Recording)
     with Detector(tiny_bundle, batch_size=8, crops=3) as detector:
         rows = detector.detect([small, large, b"", small])
-        assert sorted(shapes) == [(1, 12), (2, 4)]
-        assert [row.crop for row in rows] == ["center", "center+2", None, "center"]
+        assert shapes == [(5, 4)]
+        assert [row.crop for row in rows] == ["center", "grid 1x3", None, "center"]
         assert rows[0].ms_mmd == rows[3].ms_mmd
         assert timeless(rows[1:2]) == [
             msgspec.structs.replace(row, uri="array:1") for row in timeless(detector.detect(large))

@@ -22,7 +22,6 @@ from mdmf_deploy import Detector
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection import detector as detector_module
 from mdmf_deploy.detection.on_gpu import Fused
-from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable, UsageError
 from mdmf_deploy.mmd.cpu import CpuReduction
@@ -30,6 +29,9 @@ from mdmf_deploy.mmd.cuda import reduction as cuda
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
 from mdmf_deploy.runtime import trt
 from mdmf_deploy.runtime.building import obtain
+
+# height, width, colours of images with four crops, one, and two.
+SHAPES = ((340, 340, 3), (230, 240, 3), (300, 400, 3))
 
 
 @pytest.fixture
@@ -121,14 +123,25 @@ def test_a_non_finite_score_costs_only_its_own_row(value: float, engines: list[G
     assert (bad.status, bad.error_code, bad.score, bad.contributions) == ("error", "not_finite", None, None)
 
 
-def test_several_crops_per_image_are_reduced_on_the_cpu(
-    engines: list[GpuEngine], device: Any, sources: list[Path]
-) -> None:
-    with Detector("starter", crops=2) as detector:
-        assert isinstance(detector.reduction, CpuReduction)
-        assert detector.detect(sources[0])[0].status == "ok"
-    assert engines[0].on_host == 1
-    assert not device.launched
+def test_an_image_of_several_crops_scores_as_on_the_cpu(engines: list[GpuEngine], device: Any) -> None:
+    """Also if its crops do not fit into one call of the engine."""
+    images = [np.random.default_rng(n).integers(0, 256, shape, np.uint8) for n, shape in enumerate(SHAPES)]
+    with Detector("starter", reduction="cpu", crops=4) as detector:
+        wanted = detector.detect(images)
+    runs = []
+    for batch_size in (3, 8):
+        with Detector("starter", crops=4, batch_size=batch_size) as detector:
+            rows = detector.detect(images)
+        runs.append(timeless(rows))
+        for row, other in zip(rows, wanted, strict=True):
+            assert row.crop == other.crop
+            assert row.score == pytest.approx(other.score, rel=1e-6)
+            assert row.contributions == pytest.approx(other.contributions, abs=2e-6)
+            assert row.ms_engine > 0
+            assert row.ms_mmd > 0
+    assert runs[0] == runs[1]
+    assert [row.crop for row in wanted] == ["grid 2x2", "center", "grid 1x2"]
+    assert [engine.on_host > 0 for engine in engines] == [True, False, False]
 
 
 @pytest.mark.parametrize("names_stream", [True, False])
@@ -139,21 +152,12 @@ def test_the_next_call_of_an_engine_does_not_overwrite_unread_signatures(names_s
     exact = CpuReduction()(engine(crops), bundle.bank).mmd2
     fused = Fused(engine, CudaReduction(), bundle.bank)
     # No score is asked for before the last batch was queued.
-    batches = [fused(crops[start : start + 2]) for start in (0, 2, 4)]
+    batches = [fused([crops[start : start + 1], crops[start + 1 : start + 2]], 2) for start in (0, 2, 4)]
     # With a known stream two batches run at a time, and the third takes the place of the first.
     assert device.launched.count("mdmf_prepare") == (1 if names_stream else 3)
     engine.stream.synchronize()
     scores = [batch.score(place).score for batch in batches for place in range(2)]
     np.testing.assert_allclose(scores, exact, rtol=1e-6)
-    engine.close()
-
-
-def test_a_pipeline_of_several_crops_does_not_use_the_fused_engine(device: Any, sources: list[Path]) -> None:
-    bundle = Bundle.open("starter")
-    engine = GpuEngine(bundle, device)
-    fused = Fused(engine, CudaReduction(), bundle.bank)
-    [[extraction]] = extract_batches(sources[:1], engine, bundle.manifest.preprocessing, crops=2, fused=fused)
-    assert (extraction.gpu_score, engine.on_host) == (None, 1)
     engine.close()
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fakes.quadrants import CROP, PATCHES, Quadrants
+from fakes.quadrants import CROP, Quadrants
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -48,13 +48,13 @@ def threads() -> list[str]:
 
 
 def alone(source: Source, crops: int) -> np.ndarray | None:
-    """The signatures of one source without the pipeline, or None if it cannot be read."""
+    """The signatures of one source's crops without the pipeline, or None if it cannot be read."""
     try:
         array = source if isinstance(source, np.ndarray) else decode_module.decode(source).pixels
     except ImageError:
         return None
     squares = crops_module.crops(array, CROP, crops).pixels
-    return Quadrants()(crops_module.normalise(squares, PREPROCESSING)).reshape(-1, 3)
+    return Quadrants()(crops_module.normalise(squares, PREPROCESSING))
 
 
 SOURCES: list[Source] = [
@@ -91,7 +91,7 @@ def test_every_source_gives_the_signatures_it_gives_alone(
         if wanted is not None:
             np.testing.assert_array_equal(got.signatures, wanted)
     assert max(engine.batches, default=0) <= batch_size
-    assert sum(engine.batches) * PATCHES == sum(len(s.signatures) for s in extracted if s.signatures is not None)
+    assert sum(engine.batches) == sum(len(s.signatures) for s in extracted if s.signatures is not None)
     assert not threads()
 
 
@@ -121,8 +121,13 @@ def test_each_extraction_holds_the_facts_of_its_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(array.signatures, extracted.signatures)
     [small] = extract([pixels(5, 9, 30)], Quadrants(), PREPROCESSING)
     assert small.crop == "reflected"
-    [large] = extract([pixels(5, 90, 90)], Quadrants(), PREPROCESSING, crops=3)
-    assert large.crop == "center+2"
+    [large] = extract([pixels(5, 90, 90)], Quadrants(), PREPROCESSING, crops=4)
+    assert large.crop == "grid 2x2"
+
+
+def test_images_get_the_crops_of_the_preprocessing() -> None:
+    [image] = extract([pixels(5, 90, 90)], Quadrants(), Preprocessing(crop=CROP, crops=6))
+    assert (image.crop, len(image.signatures)) == ("grid 2x3", 6)
 
 
 def test_the_time_of_a_batch_is_divided_evenly_among_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +149,7 @@ def test_signatures_do_not_keep_their_batch_in_memory() -> None:
         assert extracted.signatures.base is None
 
 
-@pytest.mark.parametrize(("batch_size", "crops"), [(4, 1), (4, 4), (8, 2)])
+@pytest.mark.parametrize(("batch_size", "crops"), [(4, 1), (4, 4), (4, 16)])
 def test_sources_are_taken_only_as_needed(batch_size: int, crops: int) -> None:
     taken = 0
 
@@ -158,7 +163,7 @@ def test_sources_are_taken_only_as_needed(batch_size: int, crops: int) -> None:
     for done in range(1, 30):
         next(extracted)
         # One batch each with the caller, waiting for it and with the engine, and the sources ahead of those.
-        assert taken - done <= 3 * batch_size + max(2, 2 * batch_size // crops)
+        assert taken - done <= 3 * batch_size + max(2, min(2 * batch_size, 8 * batch_size // crops))
     extracted.close()
     assert not threads()
 

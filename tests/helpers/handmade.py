@@ -62,11 +62,11 @@ def sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def extracted(name: str, patches: int = 4, shift: float = 0.0, **facts: object) -> FakeExtraction:
+def extracted(name: str, patches: int = 4, shift: float = 0.0, crops: int = 1, **facts: object) -> FakeExtraction:
     """Return the extraction of an image called `name`. Its hash and signatures follow from the name's last part."""
     content = name.rpartition("/")[2]
     generator = np.random.default_rng(int(sha(content)[:8], 16))
-    signatures = (generator.standard_normal((patches, WIDTH)) + shift).astype(np.float32)
+    signatures = (generator.standard_normal((crops, patches, WIDTH)) + shift).astype(np.float32)
     return FakeExtraction(name, sha(content), signatures, **facts)  # type: ignore[arg-type]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import ShapeMismatch, UsageError
-from mdmf_deploy.images.crops import Crop, center_crop, crops, normalise
+from mdmf_deploy.images.crops import Box, boxes, center_crop, crops, grid, normalise, squares
 
 SIDES = st.integers(1, 70)
 
@@ -18,10 +18,6 @@ def located(height: int, width: int) -> np.ndarray:
     """Return an image whose first two channels are each pixel's row and column (below 256)."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([y, x, np.zeros_like(x)], -1).astype(np.uint8)
-
-
-def corners(crop: Crop) -> list[tuple[int, int]]:
-    return [(int(square[0, 0, 0]), int(square[0, 0, 1])) for square in crop.pixels]
 
 
 @settings(deadline=None, derandomize=True)
@@ -44,39 +40,106 @@ def test_a_crop_does_not_keep_its_image_alive() -> None:
         assert crop.pixels.flags.c_contiguous
 
 
+def starts(placed: list[Box]) -> tuple[list[int], list[int]]:
+    """Return the rows and the columns at which boxes begin, ascending."""
+    return sorted({top for _, top, _, _ in placed}), sorted({left for left, _, _, _ in placed})
+
+
 @settings(deadline=None, derandomize=True)
-@given(st.integers(1, 250), st.integers(1, 250), st.integers(1, 60), st.integers(1, 12))
-def test_crops_start_at_the_centre_keep_their_distance_and_lie_inside(
+@given(st.integers(1, 250), st.integers(1, 250), st.integers(2, 60), st.integers(1, 12))
+def test_crops_form_an_even_grid_inside_the_image(height: int, width: int, size: int, count: int) -> None:
+    placed = boxes(height, width, size, count)
+    rows, columns = grid(height, width, size, count)
+    tops, lefts = starts(placed)
+    # Row by row, every row with every column.
+    assert [(top, left) for left, top, _, _ in placed] == [(top, left) for top in tops for left in lefts]
+    assert (len(tops), len(lefts)) == (rows, columns)
+    assert len(placed) <= count
+    for side, begins in ((height, tops), (width, lefts)):
+        if min(height, width) >= size:
+            assert begins[0] >= 0
+            assert begins[-1] + size <= side
+            # The same on both sides, but for rounding.
+            assert all(
+                0 <= side - size - first - last <= 1 for first, last in zip(begins, reversed(begins), strict=True)
+            )
+        gaps = np.diff(begins)
+        assert np.ptp(gaps) <= 1 if len(gaps) else True
+        assert (gaps >= size // 2).all()
+    if min(height, width) < size:
+        assert (rows, columns) == (1, 1)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.integers(20, 250), st.integers(20, 250), st.integers(2, 20), st.integers(1, 12))
+def test_the_grid_has_the_most_crops_that_fit_in_the_shape_nearest_to_the_image(
     height: int, width: int, size: int, count: int
 ) -> None:
-    pixels = located(height, width)
-    several = crops(pixels, size, count)
-    np.testing.assert_array_equal(several.pixels[:1], center_crop(pixels, size).pixels)
-    if several.kind == "reflected":
-        return
-    places = corners(several)
-    assert 1 <= len(places) <= count
-    assert several.kind == ("center" if len(places) == 1 else f"center+{len(places) - 1}")
-    for index, (top, left) in enumerate(places):
-        np.testing.assert_array_equal(several.pixels[index], pixels[top : top + size, left : left + size])
-        for other in places[:index]:
-            assert 9 * ((top - other[0]) ** 2 + (left - other[1]) ** 2) >= size**2
-    if count > 1:
-        assert places[: count - 1] == corners(crops(pixels, size, count - 1))[: count - 1]
+    fits = {
+        (rows, columns)
+        for rows in range(1, count + 1)
+        for columns in range(1, count // rows + 1)
+        if 2 * (height - size) >= (rows - 1) * size and 2 * (width - size) >= (columns - 1) * size
+    }
+    rows, columns = grid(height, width, size, count)
+    assert (rows, columns) in fits
+    assert rows * columns == max(r * c for r, c in fits)
+
+    def strain(r: int, c: int) -> float:
+        return abs(np.log(r * width / (c * height)))
+
+    equal = [shape for shape in fits if shape[0] * shape[1] == rows * columns]
+    assert strain(rows, columns) == pytest.approx(min(strain(*shape) for shape in equal), abs=1e-9)
 
 
-def test_five_crops_are_the_centre_and_the_corners() -> None:
-    several = crops(located(200, 250), 56, 5)
-    assert several.kind == "center+4"
-    assert corners(several) == [(72, 97), (0, 0), (0, 194), (144, 0), (144, 194)]
+@settings(deadline=None, derandomize=True)
+@given(st.integers(1, 250), st.integers(1, 250), st.integers(2, 60), st.integers(1, 12))
+def test_the_number_of_crops_tells_where_they_lie(height: int, width: int, size: int, count: int) -> None:
+    placed = boxes(height, width, size, count)
+    assert boxes(height, width, size, len(placed)) == placed
 
 
-def test_an_image_without_room_gives_fewer_crops() -> None:
-    assert crops(located(80, 80), 56, 9).kind == "center"
-    assert crops(located(96, 56), 56, 9).kind == "center+2"
-    assert crops(located(20, 300), 56, 9).kind == "reflected"
+@pytest.mark.parametrize(
+    ("height", "width", "count", "kind", "tops", "lefts"),
+    [
+        (512, 512, 4, "grid 2x2", [16, 272], [16, 272]),
+        (512, 512, 1, "center", [144], [144]),
+        (480, 640, 4, "grid 2x2", [8, 248], [48, 368]),
+        (300, 512, 4, "grid 1x3", [38], [0, 144, 288]),
+        (3000, 4000, 4, "grid 2x2", [638, 2138], [888, 2888]),
+        (1200, 300, 4, "grid 4x1", [38, 338, 638, 938], [38]),
+        (336, 336, 4, "grid 2x2", [0, 112], [0, 112]),
+        (335, 335, 4, "center", [55], [55]),
+        (2000, 2000, 2, "grid 1x2", [888], [388, 1388]),
+        (2000, 2000, 9, "grid 3x3", [221, 888, 1554], [221, 888, 1554]),
+    ],
+)
+def test_where_crops_of_usual_sizes_lie(
+    height: int, width: int, count: int, kind: str, tops: list[int], lefts: list[int]
+) -> None:
+    assert starts(boxes(height, width, 224, count)) == (tops, lefts)
+    assert crops(np.zeros((height, width, 3), np.uint8), 224, count).kind == kind
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_crops_are_the_pixels_of_their_boxes(count: int) -> None:
+    pixels = located(200, 250)
+    several = crops(pixels, 56, count)
+    for square, (left, top, right, bottom) in zip(several.pixels, boxes(200, 250, 56, count), strict=True):
+        np.testing.assert_array_equal(square, pixels[top:bottom, left:right])
+    assert count > 1 or np.array_equal(several.pixels, center_crop(pixels, 56).pixels)
+
+
+def test_an_image_smaller_than_a_crop_gives_one() -> None:
+    assert crops(located(20, 250), 56, 9).kind == "reflected"
+    np.testing.assert_array_equal(crops(located(20, 250), 56, 9).pixels, center_crop(located(20, 250), 56).pixels)
+
+
+def test_wrong_counts_are_refused() -> None:
     with pytest.raises(UsageError, match="at least 1"):
         crops(located(84, 84), 56, 0)
+    with pytest.raises(ShapeMismatch, match="2 x 2 squares needs as many parts, got 1"):
+        squares([located(56, 56)], 56, (2, 2))
 
 
 def test_normalising_is_the_formula_rounded_once() -> None:

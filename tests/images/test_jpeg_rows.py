@@ -15,7 +15,7 @@ from PIL import Image, JpegImagePlugin
 
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images import jpeg_rows
-from mdmf_deploy.images.crops import boxes, center_crop, crops, squares
+from mdmf_deploy.images.crops import boxes, center_crop, crops, grid, squares
 from mdmf_deploy.images.decode import ReadLimits, decode, decode_boxes
 
 SMALL = ReadLimits(max_pixels=1_000_000)
@@ -58,7 +58,7 @@ def outcome(data: bytes, size: int, count: int) -> tuple[str, bytes, tuple[objec
         part = decode_boxes(data, lambda height, width: boxes(height, width, size, count), SMALL)
     except ImageError as error:
         return error.code, b"", ()
-    crop = squares(part.boxes, size)
+    crop = squares(part.boxes, size, grid(part.height, part.width, size, count))
     return "", crop.pixels.tobytes(), (crop.kind, part.width, part.height, part.format)
 
 
@@ -80,7 +80,7 @@ def in_full(data: bytes, size: int, count: int) -> tuple[str, bytes, tuple[objec
     st.integers(0, 10),  # 1 to 8 mean something
     st.sampled_from([0, 1, 3, 7]),
     st.integers(1, 100),
-    st.sampled_from([1, 1, 1, 3]),
+    st.sampled_from([1, 1, 2, 4]),
     st.booleans(),
 )
 def test_boxes_of_a_jpeg_are_those_of_the_whole(
@@ -101,11 +101,13 @@ def test_a_tall_jpeg_is_decoded_in_part(kind: str, monkeypatch: pytest.MonkeyPat
     heights: list[int] = []
     load = JpegImagePlugin.JpegImageFile.load
     monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", lambda self: heights.append(self.height) or load(self))
-    data = jpeg(kind, 40, 160)
-    assert outcome(data, 32, 1)[0] == ""
+    data = jpeg(kind, 40, 320)
     block = 16 if kind in ("4:2:0", "4:4:0") else 8
-    assert set(heights) == {96 + block}
-    heights.clear()
+    # A grid of two rows ends at three quarters of the height and half a crop.
+    for count, rows in ((1, 176), (2, 256)):
+        assert outcome(data, 32, count)[0] == ""
+        assert set(heights) == {rows + block}
+        heights.clear()
     assert outcome(jpeg(kind, 40, 160, progressive=True), 32, 1)[0] == ""
     assert set(heights) == {160}
 

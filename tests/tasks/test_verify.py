@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 from fakes.failing_engines import NanEngine
+from helpers.crop_plans import planned
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -17,6 +19,7 @@ from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.manifest import PROBES, Verification
 from mdmf_deploy.bundle.recipe import GateLimits
+from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch
 from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
 from mdmf_deploy.runtime import open_engine
@@ -176,6 +179,32 @@ def test_every_figure_of_a_broken_engine_can_be_read_back(value: float) -> None:
     gate = judged(SIGNATURES, exported)
     assert not gate.passed
     assert msgspec.json.decode(msgspec.json.encode(gate), type=Verification) == gate
+
+
+def test_scores_are_compared_image_by_image() -> None:
+    crops = [1, 4, 2, 3, 10, 20]
+    gate = compare(SIGNATURES, NOISY, NanEngine(), Gate(BANK, GateLimits(), "test"), crops)
+    parts = np.split(np.arange(40), np.cumsum(crops)[:-1])
+    before, after = (
+        np.array([scores[part].mean() for part in parts])
+        for scores in (ReferenceReduction()(SIGNATURES, BANK).mmd2, ReferenceReduction()(NOISY, BANK).mmd2)
+    )
+    assert gate.images == 6
+    assert gate.max_signature_error == pytest.approx(np.abs(NOISY - SIGNATURES).max())
+    assert gate.score_spread == pytest.approx(before.std(), rel=1e-4)
+    assert gate.max_score_change == pytest.approx(np.abs(after - before).max() / before.std(), rel=1e-4)
+    assert gate.rank_correlation == pytest.approx(spearmanr(before, after).statistic)
+
+
+def test_images_are_verified_by_the_plan_of_the_bundle(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    bundle = planned(tiny_bundle, 4, tmp_path / "planned.mdmf")
+    with closing(open_engine("onnxruntime", bundle)) as engine:
+        ((gate,), _) = verify_images(bundle, [engine], engine, sorted(photos.iterdir())[:6])
+    with Detector(bundle.path) as detector:
+        scores = [row.score for row in detector.detect(sorted(photos.iterdir())[:6])]
+    assert (gate.passed, gate.images) == (True, 6)
+    # The bank, of one crop an image, is no scale for them.
+    assert gate.score_spread == pytest.approx(np.std(scores), rel=1e-6)
 
 
 def test_shapes_must_agree() -> None:

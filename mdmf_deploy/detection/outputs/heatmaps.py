@@ -1,4 +1,4 @@
-"""Heat maps: the image, coloured by how much each patch of its scored crop contributes to the score.
+"""Heat maps: the image, coloured by how much each patch of its scored crops contributes to the score.
 
 The mean of the contributions is the score (docs/method.md). A contribution above the threshold pushes the image towards
 "generated", one below it pushes away. So colours are centred on the threshold, where a patch keeps its own colours.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, ShapeMismatch, UsageError
+from mdmf_deploy.images.crops import Box, boxes, grid
 from mdmf_deploy.images.decode import ReadLimits, decode, read
 
 # ColorBrewer's RdBu, from blue (below the centre) to red. Colour-blind eyes can tell it apart, too.
@@ -125,50 +127,81 @@ class HeatmapFolder:
 
 
 def draw(pixels: NDArray[np.uint8], row: Row, pool: int, crop: int) -> Image.Image:
-    """Draw the whole picture on the left, the scored crop in grey and enlarged on the right, a colour bar, a verdict.
+    """Draw the whole picture on the left, the scored crops in grey and enlarged on the right, a colour bar, a verdict.
+
+    On the picture, a pixel in several crops gets the mean of their contributions. On the right, each crop has its own.
 
     pixels: (H, W, 3).
-    pool: patches along one side of the crop.
-    crop: pixels along one side of the crop.
-    Raises ShapeMismatch unless the row has pool x pool contributions, from one crop.
+    pool: patches along one side of a crop.
+    crop: pixels along one side of a crop.
+    Raises ShapeMismatch unless the row has pool x pool contributions for each of the crops that the picture holds.
     """
+    height, width = pixels.shape[:2]
     contributions = np.array(row.contributions or ())
-    if contributions.size != pool * pool:
-        raise ShapeMismatch(f"{row.uri}: expected {pool * pool} contributions of one crop, got {contributions.size}")
+    count = max(1, contributions.size // pool**2)
+    placed, shape = boxes(height, width, crop, count), grid(height, width, crop, count)
+    if contributions.size != len(placed) * pool**2:
+        raise ShapeMismatch(
+            f"{row.uri}: expected {pool**2} contributions for each crop of {width} x {height} pixels, "
+            f"got {contributions.size} in all; draw the picture that was scored"
+        )
     scale = ColourScale.of(row)
-    box = crop_box(pixels.shape[1], pixels.shape[0], crop)
-    left, top, right, bottom = box
-    colours, opacity = scale(_over(box, pixels.shape[:2], contributions.reshape(pool, pool), crop))
+    maps = [
+        _over(box, (height, width), patches, crop)
+        for box, patches in zip(placed, contributions.reshape(-1, pool, pool), strict=True)
+    ]
     painted = pixels.copy()
-    painted[top:bottom, left:right] = _blend(pixels[top:bottom, left:right], colours, opacity)
+    for box in placed:
+        left, top, right, bottom = box
+        painted[top:bottom, left:right] = _blend(pixels[top:bottom, left:right], *scale(_mean_in(box, placed, maps)))
     whole = _fit(Image.fromarray(painted), _WIDEST, _PANEL)
-    zoom = whole.width / pixels.shape[1]
-    edges = [round(edge * zoom) for edge in box]
-    _frame(whole, (edges[0], edges[1], edges[2] - 1, edges[3] - 1))
+    zoom = whole.width / width
+    for box in placed:
+        edges = [round(edge * zoom) for edge in box]
+        _frame(whole, (edges[0], edges[1], edges[2] - 1, edges[3] - 1))
     # Grey, so that every colour in it comes from the map.
-    grey = np.asarray(Image.fromarray(pixels[top:bottom, left:right]).convert("L").convert("RGB"))
-    part = _fit(Image.fromarray(_blend(grey, colours, opacity)), _PANEL, _PANEL)
-    return _compose(row, whole, part, scale)
+    parts = []
+    for (left, top, right, bottom), values in zip(placed, maps, strict=True):
+        grey = np.asarray(Image.fromarray(pixels[top:bottom, left:right]).convert("L").convert("RGB"))
+        parts.append(_blend(grey, *scale(values)))
+    return _compose(row, whole, _fit(_sheet(parts, shape), _PANEL, _PANEL), scale)
 
 
-def crop_box(width: int, height: int, crop: int) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of the central crop, in pixels, clipped to the image."""
-    left, top = (width - crop) // 2, (height - crop) // 2
-    return max(0, left), max(0, top), min(width, left + crop), min(height, top + crop)
-
-
-def _over(
-    box: tuple[int, int, int, int], shape: tuple[int, ...], grid: NDArray[np.float64], crop: int
-) -> NDArray[np.float64]:
-    """Return the contribution at every pixel of the crop's box, (height, width), interpolated between patches.
+def _over(box: Box, shape: tuple[int, int], patches: NDArray[np.float64], crop: int) -> NDArray[np.float64]:
+    """Return the contribution at every pixel of a crop's box, (height, width), interpolated between patches.
 
     If the image is smaller than the crop, the crop's rim mirrors the image. The rim counts in the score but is not
     part of the picture, so it is left out.
     """
     left, top, right, bottom = box
-    smooth = Image.fromarray(grid.astype(np.float32)).resize((crop, crop), Image.Resampling.BILINEAR)
-    above, aside = top - (shape[0] - crop) // 2, left - (shape[1] - crop) // 2
+    smooth = Image.fromarray(patches.astype(np.float32)).resize((crop, crop), Image.Resampling.BILINEAR)
+    above, aside = (max(0, -((side - crop) // 2)) for side in shape)
     return np.asarray(smooth, np.float64)[above : above + bottom - top, aside : aside + right - left]
+
+
+def _mean_in(box: Box, placed: Sequence[Box], maps: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the mean contribution at every pixel of a box, over all crops that hold the pixel."""
+    left, top, right, bottom = box
+    total, crops = np.zeros((bottom - top, right - left)), np.zeros((bottom - top, right - left))
+    for other, values in zip(placed, maps, strict=True):
+        low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
+        if (low < high).all():
+            here = np.s_[low[1] - top : high[1] - top, low[0] - left : high[0] - left]
+            total[here] += values[low[1] - other[1] : high[1] - other[1], low[0] - other[0] : high[0] - other[0]]
+            crops[here] += 1
+    return total / crops
+
+
+def _sheet(parts: Sequence[NDArray[np.uint8]], shape: tuple[int, int]) -> Image.Image:
+    """Lay the crops out in their rows and columns, with a gap between them."""
+    height, width = parts[0].shape[:2]
+    gap = max(1, height // 32)
+    size = shape[1] * (width + gap) - gap, shape[0] * (height + gap) - gap
+    sheet = Image.new("RGB", size, _PAPER)
+    for place, part in enumerate(parts):
+        row, column = divmod(place, shape[1])
+        sheet.paste(Image.fromarray(part), (column * (width + gap), row * (height + gap)))
+    return sheet
 
 
 def _blend(under: NDArray[np.uint8], colours: NDArray[np.float64], opacity: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -209,7 +242,8 @@ def _compose(row: Row, whole: Image.Image, part: Image.Image, scale: ColourScale
     _colour_bar(page, (aside + part.width + _MARGIN, head + 24), _PANEL - 48, scale, small)
     under = head + _PANEL + 9
     pen.text((_MARGIN, under), f"{row.width} x {row.height} pixels", _QUIET, small)
-    pen.text((aside, under), f"the crop that was scored ({row.crop})", _QUIET, small)
+    crops = "crops that were" if (row.crop or "").startswith("grid") else "crop that was"
+    pen.text((aside, under), f"the {crops} scored ({row.crop})", _QUIET, small)
     return page
 
 

@@ -79,6 +79,7 @@ def build_bank(
     max_signatures: int = 0,
     *,
     points: int | None = None,
+    crops: int = 1,
 ) -> BankReport:
     """Build the bank of these real images for this model.
 
@@ -86,12 +87,15 @@ def build_bank(
         bank has the same bytes whatever the order of the sources.
     points: every signature counts, and the bank is compressed to this many points while it is gathered (see Gathering
         in mmd/compress/stream.py). Beyond one block of signatures it depends on the order of the sources.
+    crops: the most crops taken of an image, whatever the bundle's plan. With one, the central crop, a bank of the same
+        size holds more images.
     Raises UsageError if both are given, and BankError if no image could be read, or if so many signatures are left that
     their self term takes hours.
     """
     from mdmf_deploy.detection.pipeline import extract
 
-    return gather_bank(manifest, extract(sources, engine, manifest.preprocessing), max_signatures, points=points)
+    extracted = extract(sources, engine, manifest.preprocessing, crops=crops)
+    return gather_bank(manifest, extracted, max_signatures, points=points)
 
 
 def gather_bank(
@@ -117,7 +121,7 @@ class _Inputs:
         self.errors: list[Unreadable] = []
 
     def distinct(self, extracted: Iterable[Extraction]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield (sha256, signatures) of every distinct readable image.
+        """Yield (sha256, signatures) of every distinct readable image, (n N, d) for n crops.
 
         Raises BankError at the end if there was none.
         """
@@ -128,7 +132,7 @@ class _Inputs:
             uris = self.uris.setdefault(image.sha256, [])
             uris.append(image.uri)
             if len(uris) == 1:
-                yield image.sha256, image.signatures
+                yield image.sha256, image.signatures.reshape(-1, image.signatures.shape[-1])
         if not self.uris:
             raise BankError(
                 f"bank: none of the {len(self.errors)} inputs is a readable image; give a folder of photographs"

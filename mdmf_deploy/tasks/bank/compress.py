@@ -8,6 +8,8 @@ those of a new calibration, and keep their guarantee.
 Verification: two engines extract X and Y from one image. The bank enters the difference of their scores
 only through 2 <mu_X - mu_Y, mu_R>. Compression changes that by at most 2 e |mu_X - mu_Y|, where
 |mu_X - mu_Y| <= sqrt(d) max|x - y| / sigma.
+
+The root of an image's score is the root mean square of its crops' MMDs, so both bounds also hold for several crops.
 """
 
 from __future__ import annotations

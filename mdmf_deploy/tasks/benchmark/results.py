@@ -125,7 +125,7 @@ class StageTable(msgspec.Struct, frozen=True, kw_only=True):
     """Every stage measured alone, and all of them together.
 
     count: images of a run.
-    batch: images given to the engine at once.
+    batch: the most crops given to the engine at once.
     total: sum of the stages' ms.
     explained: total over end to end, above 1 if stages overlap.
     explained_cpu: the same ratio of CPU times.

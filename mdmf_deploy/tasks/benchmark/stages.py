@@ -61,14 +61,18 @@ def measure(
         warm_up=lambda subject: _round(subject, paths[: 2 * settings.batch_size], settings.batch_size, clock),
     )
     lanes = settings.threads or min(8, cores())
-    return [table(sample.about.name, count, min(count, settings.batch_size), taken, lanes) for taken in runs]
+    return [
+        table(sample.about.name, count, min(count * subject.crops, settings.batch_size), taken, lanes)
+        for subject, taken in zip(subjects, runs, strict=True)
+    ]
 
 
 def table(images: str, count: int, batch: int, rounds: Sequence[_Costs], lanes: int) -> StageTable:
     """Summarise one or more rounds.
 
     images: name of the image set.
-    count, batch: images of a round, and of a batch.
+    count: images of a round.
+    batch: the most crops of a batch.
     rounds: the costs of every stage and of end to end.
     lanes: number of decode workers.
     """
@@ -119,7 +123,7 @@ def _add_stages(subject: Subject, paths: list[Path], batch_size: int, clock: Clo
     preprocessing, limits, together = bundle.manifest.preprocessing, ReadLimits(), {"": Cost(0.0, 0.0)}
 
     def prepare_all() -> list[Prepared]:
-        return [prepare(n, path, preprocessing, 1, limits) for n, path in enumerate(paths)]
+        return [prepare(n, path, preprocessing, subject.crops, limits) for n, path in enumerate(paths)]
 
     prepared = _timed(prepare_all, "", together, clock)
     taken = _over(together[""].cpu_ms, together[""].ms)

@@ -34,6 +34,11 @@ class Subject:
         """The bundle that the detector has open."""
         return self.detector.bundle
 
+    @property
+    def crops(self) -> int:
+        """The most crops that the bundle's plan takes of an image."""
+        return self.bundle.manifest.preprocessing.crops
+
 
 @contextmanager
 def opened(

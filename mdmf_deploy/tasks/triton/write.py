@@ -11,7 +11,7 @@ import msgspec
 
 import mdmf_deploy
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.bundle.calibration import Calibration
+from mdmf_deploy.bundle.calibration import Calibration, threshold
 from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, Manifest
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import atomic_folder, file_sha256
@@ -31,8 +31,11 @@ _PLAN_ENGINE = (
 )
 _P_VALUE_ROW = "| `p_value` | FP64 [batch, 1] | how rarely a real photograph scores as high; NaN where the score is |\n"
 _WITHHELD = "There are no p-values and no threshold, and so no verdicts: $caveat."
-_VERDICTS = """An image is `generated` if `p_value` is at most $fpr ($threshold), `uncertain` up to $review, and
-otherwise `real`, which means "not told apart from real photographs". These rates come from $count real photographs.
+_BY_P_VALUE = """An image is `generated` if `p_value` is at most $fpr ($threshold), `uncertain` up to $review, and
+otherwise `real`,"""
+_BY_SCORE = """An image is `generated` if its score exceeds $threshold (a false positive rate of $fpr), `uncertain` if
+it exceeds $suspect (a rate of $review), and otherwise `real`,"""
+_VERDICTS = """$rule which means "not told apart from real photographs". These rates come from $count real photographs.
 They hold for photographs like those, scored with $runtime $precision, which `mdmf verify` has passed$version.
 They say nothing about other photographs: calibrate with your own, and write this repository again."""
 _INT8 = """
@@ -49,7 +52,7 @@ class Written:
     name: the ensemble's.
     models: its steps, in order.
     runtime: extracts the signatures.
-    caveat: why there are no p-values, None if there are.
+    caveat: why there are no verdicts, None if there are.
     rounding: largest difference between the exported reduction and ours, on images made of the bank's signatures.
     """
 
@@ -96,11 +99,13 @@ def write_repository(bundle: Bundle, destination: Path, serving: Serving | None 
     name, manifest = model_name(bundle.manifest.name), bundle.manifest
     plan = None if serving.plan is None else check_plan(serving.plan, bundle, serving.max_batch)
     calibration, why = valid_calibration(bundle, serving), caveat(bundle, serving)
+    # A p-value belongs to an image. Triton's batches are crops, and it may join those of several images.
+    p_values = calibration if manifest.preprocessing.crops == 1 else None
     metadata = {"mdmf.bundle_id": bundle.bundle_id, "mdmf.tool": f"mdmf-deploy {mdmf_deploy.__version__}"}
     preprocessing = preprocessing_graph(manifest.preprocessing, metadata)
-    reduction = reduction_graph(bundle.bank, manifest.model.pool**2, calibration, metadata)
+    reduction = reduction_graph(bundle.bank, manifest.model.pool**2, p_values, metadata)
     parameters = _parameters(bundle, serving, calibration, why)
-    messages = configs(name, manifest, serving, calibration is not None, parameters)
+    messages = configs(name, manifest, serving, p_values is not None, parameters)
     readme = _readme(manifest, serving, plan, calibration, why)
     try:
         with atomic_folder(destination) as scratch:
@@ -139,16 +144,18 @@ def _parameters(bundle: Bundle, serving: Serving, calibration: Calibration | Non
         "tool": f"mdmf-deploy {mdmf_deploy.__version__}",
         "runtime": serving.runtime,
         "precision": model.precision,
+        "crops": str(bundle.manifest.preprocessing.crops),
         "grid": f"{model.pool} x {model.pool}",
         "decoder": bundle.manifest.provenance.decoder,
     }
     if calibration is None:
         return facts | {"verdicts": f"withheld: {why}"}
-    decides = calibration.thresholds[0].score
+    decides, suspect = calibration.thresholds[0].score, threshold(calibration.scores, calibration.review)
     return facts | {
         "fpr": repr(calibration.fpr),
         "threshold": "infinity" if decides is None else repr(decides),
         "review": repr(calibration.review),
+        "review_threshold": "infinity" if suspect is None else repr(suspect),
         "calibration_images": str(len(calibration.scores)),
     }
 
@@ -157,17 +164,12 @@ def _readme(
     manifest: Manifest, serving: Serving, plan: PlanCard | None, calibration: Calibration | None, why: str | None
 ) -> str:
     """Fill README.md.in. Without a calibration, it says why there are no verdicts."""
-    model = manifest.model
+    model, most = manifest.model, manifest.preprocessing.crops
     if calibration is None:
         verdicts = Template(_WITHHELD).substitute(caveat=why)
     else:
-        decides = calibration.thresholds[0].score
         verdicts = Template(_VERDICTS).substitute(
-            fpr=f"{calibration.fpr:g}",
-            threshold="too few photographs to reach this"
-            if decides is None
-            else f"that is, if `score` exceeds {decides:.6g}",
-            review=f"{calibration.review:g}",
+            rule=_rule(calibration, most),
             count=len(calibration.scores),
             runtime=serving.runtime,
             precision=model.precision,
@@ -185,14 +187,28 @@ def _readme(
         options="--gpus=all " if serving.device == "gpu" else "",
         engine=engine,
         crop=manifest.preprocessing.crop,
+        crops=most,
         max_batch=serving.max_batch,
-        outputs='"score", "contributions"' + (', "p_value"' if calibration else ""),
+        outputs='"score", "contributions"' + (', "p_value"' if calibration and most == 1 else ""),
         decoder=manifest.provenance.decoder,
         patches=model.pool**2,
         pool=model.pool,
-        p_value_row=_P_VALUE_ROW if calibration else "",
+        p_value_row=_P_VALUE_ROW if calibration and most == 1 else "",
         verdicts=verdicts,
     )
+
+
+def _rule(calibration: Calibration, most: int) -> str:
+    """Return the rule for verdicts, for images of at most this many crops."""
+    decides, suspect = calibration.thresholds[0].score, threshold(calibration.scores, calibration.review)
+    rates = {"fpr": f"{calibration.fpr:g}", "review": f"{calibration.review:g}"}
+    if most > 1:
+        limits = {
+            name: "infinity" if t is None else f"{t:.6g}" for name, t in (("threshold", decides), ("suspect", suspect))
+        }
+        return Template(_BY_SCORE).substitute(rates | limits)
+    reached = "too few photographs to reach this" if decides is None else f"that is, if `score` exceeds {decides:.6g}"
+    return Template(_BY_P_VALUE).substitute(rates, threshold=reached)
 
 
 def _verified_version(manifest: Manifest, runtime: str) -> str:

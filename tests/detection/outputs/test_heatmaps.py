@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from mdmf_deploy.detection.outputs.heatmaps import ColourScale, HeatmapFolder, crop_box, draw
+from mdmf_deploy.detection.outputs.heatmaps import ColourScale, HeatmapFolder, draw
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, ShapeMismatch, UsageError
+from mdmf_deploy.images.crops import boxes
 
 GREY = 128
 # The left panel of a square picture of this size is the picture, pixel for pixel, with its corner at LEFT, TOP.
@@ -54,7 +54,7 @@ def test_the_picture_outside_the_crop_is_untouched() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     before = picture.copy()
     panel = left_panel(draw(picture, row(), pool=2, crop=280))
-    left, top, right, bottom = crop_box(SIDE, SIDE, 280)
+    [(left, top, right, bottom)] = boxes(SIDE, SIDE, 280)
     outside = np.ones((SIDE, SIDE), bool)
     outside[top:bottom, left:right] = False
     np.testing.assert_array_equal(panel[outside], picture[outside])
@@ -82,15 +82,6 @@ def test_any_shape_of_picture_gives_a_page(width: int, height: int) -> None:
     assert page.height == 682
 
 
-@given(st.integers(1, 500), st.integers(1, 500), st.integers(14, 300))
-def test_the_box_is_the_central_crop(width: int, height: int, crop: int) -> None:
-    left, top, right, bottom = crop_box(width, height, crop)
-    assert (right - left, bottom - top) == (min(width, crop), min(height, crop))
-    assert (left, top) == (max(0, (width - crop) // 2), max(0, (height - crop) // 2))
-    assert right <= width
-    assert bottom <= height
-
-
 def test_colours_are_symmetric_about_the_centre() -> None:
     scale = ColourScale.of(row())
     assert (scale.centre, scale.name) == (0.1, "threshold")
@@ -107,9 +98,41 @@ def test_without_a_threshold_the_centre_is_the_mean() -> None:
     assert ColourScale.of(row((0.2, 0.2, 0.2, 0.2), threshold=None)).half > 0
 
 
-def test_several_crops_have_no_heat_map() -> None:
-    with pytest.raises(ShapeMismatch, match="expected 4 contributions of one crop, got 8"):
-        draw(np.zeros((80, 80, 3), np.uint8), row((0.1,) * 8), pool=2, crop=56)
+def several(*crops: float) -> Row:
+    """A row of crops whose patches all have the same contribution."""
+    return msgspec.structs.replace(row(tuple(np.repeat(crops, 4).tolist())), crop=f"grid 2x{len(crops) // 2}")
+
+
+def test_every_crop_is_coloured_where_it_lies() -> None:
+    picture = np.full((SIDE, SIDE, 3), GREY, np.uint8)
+    page = draw(picture, several(0.3, 0.1, 0.1, -0.1), pool=2, crop=140)
+    panel = left_panel(page)
+    # Quarters of 280 pixels, each with its crop in the middle.
+    upper_left, upper_right, lower_left, lower_right = (panel[y, x] for y in (140, 420) for x in (140, 420))
+    assert upper_left[0] - upper_left[2] > 50
+    assert lower_right[2] - lower_right[0] > 50
+    for rest in (upper_right, lower_left, panel[280, 280], panel[60, 140]):
+        assert np.abs(rest - GREY).max() <= 12
+    # On the right, the crops lie side by side.
+    sheet = np.asarray(page)[TOP : TOP + SIDE, 2 * LEFT + SIDE : 2 * LEFT + 2 * SIDE].astype(int)
+    assert sheet[100, 100, 0] - sheet[100, 100, 2] > 50
+    assert sheet[460, 460, 2] - sheet[460, 460, 0] > 50
+    assert np.abs(np.diff(sheet[100, 460])).max() <= 12
+
+
+def test_where_crops_overlap_the_picture_shows_their_mean() -> None:
+    picture = np.full((SIDE, SIDE, 3), GREY, np.uint8)
+    # Crops of 300 pixels in a side of 560, at 0 and 260, share 40 pixels.
+    panel = left_panel(draw(picture, several(0.3, -0.1, 0.3, -0.1), pool=2, crop=300))
+    assert panel[130, 130, 0] - panel[130, 130, 2] > 50
+    assert panel[130, 430, 2] - panel[130, 430, 0] > 50
+    assert np.abs(panel[130, 280] - GREY).max() <= 12
+
+
+def test_contributions_of_other_crops_than_the_pictures_are_refused() -> None:
+    for size, count in ((80, 8), (40, 16), (300, 6)):
+        with pytest.raises(ShapeMismatch, match="expected 4 contributions for each crop of"):
+            draw(np.zeros((size, size, 3), np.uint8), row((0.1,) * count), pool=2, crop=56)
 
 
 def save(path: Path, value: int) -> Row:

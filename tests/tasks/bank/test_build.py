@@ -47,7 +47,7 @@ def test_thinning_is_even_and_keeps_true_signatures(count: int, patches: int, mo
     assert len(shares) == len(report.bank.sources) == min(count, most)
     assert shares.min() >= 1
     assert shares.max() - shares.min() <= 1
-    by_hash = {image.sha256: image.signatures for image in taken}
+    by_hash = {image.sha256: image.signatures[0] for image in taken}
     for row, place in zip(report.bank.signatures, report.bank.source, strict=True):
         assert (by_hash[report.bank.sources[place].sha256] == row).all(axis=1).any()
     assert len(np.unique(report.bank.signatures, axis=0)) == len(report.bank.signatures)
@@ -55,7 +55,7 @@ def test_thinning_is_even_and_keeps_true_signatures(count: int, patches: int, mo
 
 def test_thinning_does_not_take_the_first_patches() -> None:
     report = gather_bank(manifest(), images(40, patches=9), 40)
-    first = {extracted(f"{place}.png", 9).signatures[0].tobytes() for place in range(40)}
+    first = {extracted(f"{place}.png", 9).signatures[0, 0].tobytes() for place in range(40)}
     assert sum(row.tobytes() in first for row in report.bank.signatures) < 20
 
 
@@ -77,7 +77,15 @@ def test_without_a_limit_every_signature_is_kept() -> None:
     assert len(report.bank.signatures) == 36
     for place, source in enumerate(report.bank.sources):
         original = next(image for image in images(9) if image.sha256 == source.sha256)
-        assert np.array_equal(report.bank.signatures[report.bank.source == place], original.signatures)
+        assert np.array_equal(report.bank.signatures[report.bank.source == place], original.signatures[0])
+
+
+def test_the_signatures_of_all_crops_count() -> None:
+    taken = [extracted(f"/r/{place}.png", crops=place + 1) for place in range(3)]
+    report = gather_bank(manifest(), taken)
+    assert (report.images, report.signatures) == (3, 24)
+    wanted = np.concatenate([image.signatures.reshape(24 // 6 * (n + 1), -1) for n, image in enumerate(taken)])
+    assert {row.tobytes() for row in report.bank.signatures} == {row.tobytes() for row in wanted}
 
 
 def test_copies_count_once_and_are_reported() -> None:
@@ -138,7 +146,7 @@ def test_a_bank_of_few_points_keeps_the_scale_of_its_images_scores(monkeypatch: 
     taken = images(30)
     built = gather_bank(manifest(), taken, points=20).bank
     chosen = sorted(taken, key=lambda image: image.sha256)[:7]
-    scores = ReferenceReduction()(np.stack([image.signatures for image in chosen]), built).mmd2
+    scores = ReferenceReduction()(np.concatenate([image.signatures for image in chosen]), built).mmd2
     expected = [np.std(scores), np.quantile(scores, 0.95)]
     assert built.compression["scale"] == pytest.approx(expected, abs=1e-6)
     taken.reverse()
@@ -157,7 +165,7 @@ def test_copies_and_broken_images_count_once_in_any_block(monkeypatch: pytest.Mo
     assert len(report.duplicates) == 31
     assert len(report.bank.signatures) <= 5 < len(report.bank.sources) == 31
     assert {source.uri for source in report.bank.sources} >= {"reals/0/-.png", "reals/1/1.png"}
-    by_hash = {image.sha256: image.signatures for image in [*taken, met[31]]}
+    by_hash = {image.sha256: image.signatures[0] for image in [*taken, met[31]]}
     for row, place in zip(report.bank.signatures, report.bank.source, strict=True):
         assert (by_hash[report.bank.sources[place].sha256] == row).all(axis=1).any()
 
@@ -170,7 +178,7 @@ def test_thinning_and_points_exclude_each_other() -> None:
 
 
 def test_signatures_that_are_not_finite_are_refused() -> None:
-    bad = extracted("a.png")._replace(signatures=np.full((4, 4), np.nan, np.float32))
+    bad = extracted("a.png")._replace(signatures=np.full((1, 4, 4), np.nan, np.float32))
     for points in (None, 2):
         with pytest.raises(BankError, match="not finite"):
             gather_bank(manifest(), [bad], points=points)

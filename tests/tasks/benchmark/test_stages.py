@@ -6,7 +6,10 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
+from helpers.crop_plans import planned
 
+from mdmf_deploy.bundle.recipe import Preprocessing
+from mdmf_deploy.detection.feed import Prepared
 from mdmf_deploy.tasks.benchmark import samples, stages
 from mdmf_deploy.tasks.benchmark.results import Settings
 from mdmf_deploy.tasks.benchmark.rounds import RealClock
@@ -66,16 +69,24 @@ def test_a_clock_that_stands_still_causes_no_division_by_zero() -> None:
 def test_stages_are_measured_on_the_same_images_that_are_streamed(
     tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = []
+    prepared, crops = [], set()
     prepare = stages.prepare
-    monkeypatch.setattr(stages, "prepare", lambda n, path, *more: prepared.append(path) or prepare(n, path, *more))
+
+    def recorded(n: int, path: Path, preprocessing: Preprocessing, count: int, *more: object) -> Prepared:
+        prepared.append(path)
+        crops.add(count)
+        return prepare(n, path, preprocessing, count, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stages, "prepare", recorded)
+    bundle = planned(tiny_bundle, 2, tmp_path / "planned.mdmf").path
     sample = samples.given(sorted(photos.iterdir())[:3])
     settings = Settings(batch_size=1, seconds=1000.0, cv_limit=1e9)
-    with opened([str(tiny_bundle)], ["onnxruntime"], [], settings, sample.paths, tmp_path) as subjects:
+    with opened([str(bundle)], ["onnxruntime"], [], settings, sample.paths, tmp_path) as subjects:
         (found,) = stages.measure(subjects, sample, settings, RealClock(), pace=0.001)
     streamed = [path for _, path in zip(range(16), cycle(sample.paths), strict=False)]
     assert found.count == 16
     assert prepared == streamed[:2] + 5 * streamed
+    assert crops == {2}
     assert all(stage.ms.median > 0 for stage in found.stages)
 
 

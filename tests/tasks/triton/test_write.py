@@ -15,17 +15,21 @@ import msgspec
 import numpy as np
 import pytest
 from fakes.stock_server import StockServer
+from helpers.crop_plans import planned
 from helpers.float32_mmd import EPS
 from helpers.handmade import GRAPH, make_bundle
 from helpers.triton_plans import write_plan
 from PIL import Image
 
 from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.cli import COMMANDS
 from mdmf_deploy.detection.detector import Detector
+from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import GateFailed, UsageError
-from mdmf_deploy.images.crops import center_crop
+from mdmf_deploy.images.crops import boxes, center_crop, grid
 from mdmf_deploy.images.inputs import expand
+from mdmf_deploy.tasks.calibrate import write_calibration
 from mdmf_deploy.tasks.triton import Serving, Written, write, write_repository
 from mdmf_deploy.tasks.triton.graphs import reduction_graph
 
@@ -44,6 +48,13 @@ def client_of(repository: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
     return names
 
 
+def assert_ours(answer: list[dict[str, Any]], rows: list[Row]) -> None:
+    """Hold a client's scores and contributions to those of our rows."""
+    assert [one["score"] for one in answer] == pytest.approx([row.score for row in rows], abs=4 * EPS)
+    for one, row in zip(answer, rows, strict=True):
+        assert one["contributions"].ravel() == pytest.approx(row.contributions, abs=4 * EPS)
+
+
 @pytest.fixture(scope="module")
 def unverified(tmp_path_factory: pytest.TempPathFactory) -> Written:
     """The starter on a runtime that it is not verified for."""
@@ -56,10 +67,8 @@ def test_a_stock_client_gets_our_scores_and_p_values(starter: Path, monkeypatch:
     with Detector("starter", "onnxruntime") as detector:
         rows = detector.detect(paths)
     assert len(rows) == 12
-    shares = np.array([row.contributions for row in rows])
-    assert answer["score"][:, 0] == pytest.approx([row.score for row in rows], abs=4 * EPS)
-    assert np.abs(answer["contributions"] - shares).max() <= 4 * EPS
-    assert answer["p_value"][:, 0].tolist() == [row.p_value for row in rows]
+    assert_ours(answer, rows)
+    assert [one["p_value"] for one in answer] == [row.p_value for row in rows]
 
 
 def test_small_and_rotated_photos_get_our_scores_too(
@@ -77,8 +86,8 @@ def test_small_and_rotated_photos_get_our_scores_too(
     with Detector(tiny_bundle, "onnxruntime") as detector:
         rows = detector.detect(paths)
     assert {row.crop for row in rows} == {"center", "reflected"}
-    assert answer["score"][:, 0] == pytest.approx([row.score for row in rows], abs=4 * EPS)
-    assert set(answer) == {"score", "contributions"}
+    assert_ours(answer, rows)
+    assert set(answer[0]) == {"score", "contributions"}
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (224, 224), (225, 223), (100, 300), (3, 500), (1, 1), (2, 1)])
@@ -87,8 +96,58 @@ def test_the_readmes_crop_is_ours(
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
-    cut = client_of(starter, monkeypatch)["crop"](tmp_path / "photo.png")
-    assert np.array_equal(cut, center_crop(pixels, 224).pixels[0])
+    cut = client_of(starter, monkeypatch)["crops"](tmp_path / "photo.png")
+    assert np.array_equal(cut, center_crop(pixels, 224).pixels)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path:
+    """The repository of a calibrated bundle with a plan of four crops, beside that bundle."""
+    folder = tmp_path_factory.mktemp("several")
+    bundle = planned(tiny_bundle, 4, folder / "planned.mdmf")
+    pair = Pair("onnxruntime", "fp32")
+    scores = {f"{n:064}": n / 10 for n in range(19)}
+    calibration = Calibration.from_scores(
+        scores, [0.1], 0.5, bundle_id=bundle.bundle_id, measured_on=pair, holds_for=[pair]
+    )
+    return write_repository(write_calibration(bundle, calibration, bundle.path), folder / "models").path
+
+
+def test_an_image_of_several_crops_gets_our_score(
+    several: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.open(photos / "photo00.jpg").resize((300, 60)).save(tmp_path / "wide.png")
+    Image.open(photos / "photo00.jpg").resize((40, 60)).save(tmp_path / "small.png")
+    paths = [*sorted(photos.iterdir())[:3], tmp_path / "wide.png", tmp_path / "small.png"]
+    answer = client_of(several, monkeypatch)["detect"](paths)
+    with Detector(several.parent / "planned.mdmf", "onnxruntime") as detector:
+        rows = detector.detect(paths)
+    assert [row.crop for row in rows[2:]] == ["grid 2x2", "grid 1x4", "reflected"]
+    assert_ours(answer, rows)
+
+
+def test_the_readmes_places_are_ours(several: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = client_of(several, monkeypatch)
+    for height, width in np.random.default_rng(0).integers(56, 400, (200, 2)).tolist():
+        for most in (2, 4, 6, 12):
+            shape = client["grid"](height, width, most)
+            assert shape == grid(height, width, 56, most)
+            tops, lefts = ([at[0] for at in client["places"](*one)] for one in zip((height, width), shape, strict=True))
+            assert [(top, left) for top in tops for left in lefts] == [
+                (top, left) for left, top, _, _ in boxes(height, width, 56, most)
+            ]
+
+
+def test_several_crops_have_thresholds_but_no_p_values(several: Path) -> None:
+    stated = parameters(several)
+    # With 19 images, p <= 0.1 above the second highest score, and p <= 0.5 above the tenth.
+    assert (stated["crops"], stated["threshold"], stated["review_threshold"]) == ("4", "1.7", "0.9")
+    readme = (several / "README.md").read_text()
+    assert "exceeds 1.7 (a false positive rate of 0.1)" in readme
+    assert "exceeds 0.9 (a rate of 0.5)" in " ".join(readme.split())
+    assert "p_value" not in readme
+    outputs = StockServer(several).configs[stated["name"]].output
+    assert [output.name for output in outputs] == ["score", "contributions"]
 
 
 def test_the_repository_has_its_own_copy_of_the_bundles_graph(tmp_path: Path) -> None:
@@ -254,6 +313,6 @@ def test_no_placeholder_is_left_and_the_readme_names_things_that_exist(
         assert commands
         assert commands <= set(COMMANDS)
         (package,) = set(re.findall(r"`(mdmf_deploy[\w.]+)`", readme))
-        for module, function in (("crops", "center_crop"), ("decode", "decode"), ("decode", "read")):
+        for module, function in (("crops", "crops"), ("decode", "decode"), ("decode", "read")):
             assert f"{module}.{function}(" in readme
             assert callable(getattr(importlib.import_module(f"{package}.{module}"), function))
