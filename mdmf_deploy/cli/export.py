@@ -88,9 +88,9 @@ def export(
     the layers responsible stay in fp32. Every installed runtime is verified on the result. The bundle has no thresholds
     until `mdmf calibrate`. Exit code 1 if the limits are missed: nothing is written then.
 
-    With --triton, also write a model repository that a stock Triton serves without this package: crops in, scores out,
-    and p-values if the bundle is calibrated and verified for the runtime there. Given a bundle instead of a checkpoint,
-    only the repository is written. DIR/README.md explains how to start it and what to send.
+    With --triton, also write a model repository that a stock Triton serves without this package: crops in, scores out.
+    Given a bundle instead of a checkpoint, only the repository is written. DIR/README.md explains how to start it, what
+    to send, and, if the bundle is calibrated and verified for the runtime there, how to reach a verdict.
 
     Example: mdmf export run/checkpoint.safetensors --recipe starter --reals ~/photos -o starter.mdmf
 
@@ -215,7 +215,7 @@ def _facts_of_repository(written: Written) -> dict[str, object]:
         "name": written.name,
         "models": written.models,
         "runtime": written.runtime,
-        "p_values": written.caveat is None,
+        "verdicts": written.caveat is None,
         "caveat": written.caveat,
         "rounding": written.rounding,
     }
@@ -226,7 +226,7 @@ def _lines_of_repository(written: Written, bundle: Bundle) -> dict[str, object]:
         "triton": f"{written.path}, {written.name} = {', '.join(written.models)}",
         "extracted by": f"{written.runtime} {bundle.manifest.model.precision}",
         "checked": f"shares of scores differ by at most {written.rounding:.2g} from ours in ONNX Runtime",
-        "p-values": f"none: {written.caveat}" if written.caveat else "yes, from the bundle's calibration",
+        "verdicts": f"none: {written.caveat}" if written.caveat else "by the thresholds in its README",
         "see": written.path / "README.md",
     }
 

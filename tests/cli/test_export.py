@@ -128,7 +128,7 @@ def test_triton_of_a_shipped_bundle_by_its_name(tmp_path: Path, monkeypatch: pyt
     result = mdmf("export", "starter", "--triton", "models")
     assert result.exit_code == 0, result.stderr
     assert "models, starter = starter_preprocessing, starter_signatures, starter_mmd" in result.stdout
-    assert "yes, from the bundle's calibration" in result.stdout
+    assert "by the thresholds in its README" in result.stdout
     assert "models/README.md" in result.stdout
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
         "README.md",
@@ -150,7 +150,7 @@ def test_triton_of_a_bundle_as_json(tiny_bundle: Path, tmp_path: Path) -> None:
     assert printed["triton"]["repository"] == str(models)
     assert printed["triton"]["models"] == ["tiny_preprocessing", "tiny_signatures", "tiny_mmd"]
     assert printed["triton"]["runtime"] == "cuda"
-    assert printed["triton"]["p_values"] is False
+    assert printed["triton"]["verdicts"] is False
     assert "mdmf verify" in printed["triton"]["caveat"]
     config = (models / "tiny_mmd/config.pbtxt").read_text()
     assert "max_batch_size: 4\n" in config

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdmf_deploy.bundle.manifest import Manifest
-from mdmf_deploy.tasks.triton.graphs import CONTRIBUTIONS, CROPS, IMAGES, P_VALUE, SCORE, SIGNATURES
+from mdmf_deploy.tasks.triton.graphs import CONTRIBUTIONS, CROPS, IMAGES, SCORE, SIGNATURES
 from mdmf_deploy.tasks.triton.serving import Serving
 
 PREPROCESSING, EXTRACTION, REDUCTION = "preprocessing", "signatures", "mmd"
@@ -29,17 +29,13 @@ class Symbol:
     name: str
 
 
-def configs(
-    name: str, manifest: Manifest, serving: Serving, p_values: bool, parameters: Mapping[str, str]
-) -> dict[str, Message]:
+def configs(name: str, manifest: Manifest, serving: Serving, parameters: Mapping[str, str]) -> dict[str, Message]:
     """Return the config.pbtxt of every model by its name. The ensemble, under `name`, has the parameters."""
     crop, patches = manifest.preprocessing.crop, manifest.model.pool**2
     crops: Tensors = {CROPS: ("UINT8", [crop, crop, 3])}
     images: Tensors = {IMAGES: ("FP32", [3, crop, crop])}
     signatures: Tensors = {SIGNATURES: ("FP32", [patches, manifest.model.signature])}
     scores: Tensors = {SCORE: ("FP64", [1]), CONTRIBUTIONS: ("FP32", [patches])}
-    if p_values:
-        scores[P_VALUE] = ("FP64", [1])
     flow = dict(zip(STEPS, [(crops, images), (images, signatures), (signatures, scores)], strict=True))
     made = {f"{name}_{step}": _model(f"{name}_{step}", step, *tensors, serving) for step, tensors in flow.items()}
     steps = [

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, checker, helper, numpy_helper
 
 from mdmf_deploy.bundle.bank import Bank
-from mdmf_deploy.bundle.calibration import Calibration
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import BankError, GateFailed
 from mdmf_deploy.images.crops import normalise
@@ -29,7 +28,7 @@ from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.mmd.operands import BankOperands
 
 CROPS, IMAGES, SIGNATURES = "crops", "images", "signatures"
-SCORE, CONTRIBUTIONS, P_VALUE = "score", "contributions", "p_value"
+SCORE, CONTRIBUTIONS = "score", "contributions"
 
 # No newer than the graphs of the bundles themselves, and old enough for the servers in use.
 OPSET, IR_VERSION = 17, 8
@@ -67,12 +66,11 @@ def preprocessing_graph(preprocessing: Preprocessing, metadata: dict[str, str]) 
     )
 
 
-def reduction_graph(bank: Bank, patches: int, calibration: Calibration | None, metadata: dict[str, str]) -> ModelProto:
+def reduction_graph(bank: Bank, patches: int, metadata: dict[str, str]) -> ModelProto:
     """Return a graph that turns signatures (B, patches, d) float32 into scores.
 
     Its outputs are score (B, 1) float64 and contributions (B, patches) float32.
 
-    calibration: adds the output p_value (B, 1) float64, NaN where the score is. The client applies the rates.
     Raises BankError for a bank that does not fit into one file.
     """
     points = BankOperands(bank)
@@ -100,14 +98,11 @@ def reduction_graph(bank: Bank, patches: int, calibration: Calibration | None, m
     )
     shares = graph.op("Squeeze", added, column)
     graph.cast(shares, TensorProto.FLOAT, to=CONTRIBUTIONS)
-    score = graph.op("ReduceMean", shares, axes=[1], keepdims=1, to=SCORE)
+    graph.op("ReduceMean", shares, axes=[1], keepdims=1, to=SCORE)
     outputs = [
         Value(SCORE, TensorProto.DOUBLE, ("batch", 1)),
         Value(CONTRIBUTIONS, TensorProto.FLOAT, ("batch", patches)),
     ]
-    if calibration is not None:
-        _p_value(graph, score, calibration)
-        outputs.append(Value(P_VALUE, TensorProto.DOUBLE, ("batch", 1)))
     return graph.model("mmd", [Value(SIGNATURES, TensorProto.FLOAT, ("batch", patches, d))], outputs, metadata)
 
 
@@ -253,18 +248,6 @@ def _tile(rows: str, width: int, length: int, exponent: type[np.floating]) -> Gr
         ],
         [Value("added_to", TensorProto.DOUBLE, None)],
     )
-
-
-def _p_value(graph: GraphBuilder, score: str, calibration: Calibration) -> None:
-    """Add nodes for (k + 1) / (n + 1), as bundle/calibration.py has it: k of the n calibration scores are >= score."""
-    scores = graph.constant(np.array([calibration.scores]), "calibration_scores")
-    above = graph.cast(graph.op("GreaterOrEqual", scores, score), TensorProto.DOUBLE)
-    count = graph.op("ReduceSum", above, graph.constant(np.array([1])), keepdims=1)
-    one_more = graph.op("Add", count, graph.constant(np.float64(1.0)))
-    p_value = graph.op("Div", one_more, graph.constant(np.float64(len(calibration.scores) + 1)))
-    # Comparisons with NaN are false, which would mean "above all real images".
-    no_number = graph.op("IsNaN", graph.cast(score, TensorProto.FLOAT))
-    graph.op("Where", no_number, graph.constant(np.float64(np.nan)), p_value, to=P_VALUE)
 
 
 def _type(dtype: type[np.floating]) -> int:

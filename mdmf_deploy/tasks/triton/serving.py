@@ -70,7 +70,7 @@ def valid_calibration(bundle: Bundle, serving: Serving) -> Calibration | None:
 
 
 def caveat(bundle: Bundle, serving: Serving) -> str | None:
-    """Return why there will be no p-values and what to run, or None if there will be."""
+    """Return why there will be no verdicts and what to run, or None if there will be."""
     runtime, precision = serving.runtime, bundle.manifest.model.precision
     if not bundle.covers(runtime, precision):
         return (

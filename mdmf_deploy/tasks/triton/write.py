@@ -11,7 +11,8 @@ import msgspec
 
 import mdmf_deploy
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.bundle.calibration import Calibration, threshold
+from mdmf_deploy.bundle.calibration import Calibration, Group
+from mdmf_deploy.bundle.conformal import threshold
 from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, Manifest
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import atomic_folder, file_sha256
@@ -29,15 +30,20 @@ _README = "README.md"
 _PLAN_ENGINE = (
     "a plan by TensorRT $version for $gpu, compute capability $compute_capability; use a Triton with that version"
 )
-_P_VALUE_ROW = "| `p_value` | FP64 [batch, 1] | how rarely a real photograph scores as high; NaN where the score is |\n"
-_WITHHELD = "There are no p-values and no threshold, and so no verdicts: $caveat."
-_BY_P_VALUE = """An image is `generated` if `p_value` is at most $fpr ($threshold), `uncertain` up to $review, and
-otherwise `real`,"""
-_BY_SCORE = """An image is `generated` if its score exceeds $threshold (a false positive rate of $fpr), `uncertain` if
-it exceeds $suspect (a rate of $review), and otherwise `real`,"""
-_VERDICTS = """$rule which means "not told apart from real photographs". These rates come from $count real photographs.
-They hold for photographs like those, scored with $runtime $precision, which `mdmf verify` has passed$version.
-They say nothing about other photographs: calibrate with your own, and write this repository again."""
+_WITHHELD = "There is no threshold, and so no verdict: $caveat."
+_VERDICTS = """Thresholds depend on the size of the whole image, width x height:
+
+| size | `generated` if the score exceeds | `uncertain` if it exceeds |
+|---|---|---|
+$groups
+
+Any other image is `real`, which means "not told apart from real photographs". The false positive rate is $fpr, and
+$review for both columns together. These rates come from $count real photographs. They hold for photographs like those,
+scored with $runtime $precision, which `mdmf verify` has passed$version. They say nothing about other photographs:
+calibrate with your own, and write this repository again.
+
+**An image without texture is `uncertain` whatever its score**: a flat, a sky, a wall, a page of text. The models do not
+measure this. `mdmf_deploy.images.evidence.evidence(crops(path))` does. Below $least there is too little."""
 _INT8 = """
 
 Versions of ONNX Runtime round int8 in different places, which moves scores a little, so serve with the verified version
@@ -99,13 +105,11 @@ def write_repository(bundle: Bundle, destination: Path, serving: Serving | None 
     name, manifest = model_name(bundle.manifest.name), bundle.manifest
     plan = None if serving.plan is None else check_plan(serving.plan, bundle, serving.max_batch)
     calibration, why = valid_calibration(bundle, serving), caveat(bundle, serving)
-    # A p-value belongs to an image. Triton's batches are crops, and it may join those of several images.
-    p_values = calibration if manifest.preprocessing.crops == 1 else None
     metadata = {"mdmf.bundle_id": bundle.bundle_id, "mdmf.tool": f"mdmf-deploy {mdmf_deploy.__version__}"}
     preprocessing = preprocessing_graph(manifest.preprocessing, metadata)
-    reduction = reduction_graph(bundle.bank, manifest.model.pool**2, p_values, metadata)
+    reduction = reduction_graph(bundle.bank, manifest.model.pool**2, metadata)
     parameters = _parameters(bundle, serving, calibration, why)
-    messages = configs(name, manifest, serving, p_values is not None, parameters)
+    messages = configs(name, manifest, serving, parameters)
     readme = _readme(manifest, serving, plan, calibration, why)
     try:
         with atomic_folder(destination) as scratch:
@@ -150,12 +154,21 @@ def _parameters(bundle: Bundle, serving: Serving, calibration: Calibration | Non
     }
     if calibration is None:
         return facts | {"verdicts": f"withheld: {why}"}
-    decides, suspect = calibration.thresholds[0].score, threshold(calibration.scores, calibration.review)
+    groups = [
+        {
+            "above_megapixels": group.above,
+            "up_to_megapixels": group.up_to,
+            "images": len(group.scores),
+            "threshold": group.decides,
+            "review_threshold": threshold(group.scores, calibration.review),
+        }
+        for group in calibration.groups
+    ]
     return facts | {
         "fpr": repr(calibration.fpr),
-        "threshold": "infinity" if decides is None else repr(decides),
         "review": repr(calibration.review),
-        "review_threshold": "infinity" if suspect is None else repr(suspect),
+        "least_evidence": repr(calibration.least_evidence),
+        "size_groups": msgspec.json.encode(groups).decode(),
         "calibration_images": str(len(calibration.scores)),
     }
 
@@ -169,7 +182,10 @@ def _readme(
         verdicts = Template(_WITHHELD).substitute(caveat=why)
     else:
         verdicts = Template(_VERDICTS).substitute(
-            rule=_rule(calibration, most),
+            groups="\n".join(_row(group, calibration.review) for group in calibration.groups),
+            fpr=f"{calibration.fpr:g}",
+            review=f"{calibration.review:g}",
+            least=f"{calibration.least_evidence:g}",
             count=len(calibration.scores),
             runtime=serving.runtime,
             precision=model.precision,
@@ -189,26 +205,19 @@ def _readme(
         crop=manifest.preprocessing.crop,
         crops=most,
         max_batch=serving.max_batch,
-        outputs='"score", "contributions"' + (', "p_value"' if calibration and most == 1 else ""),
         decoder=manifest.provenance.decoder,
         patches=model.pool**2,
         pool=model.pool,
-        p_value_row=_P_VALUE_ROW if calibration and most == 1 else "",
         verdicts=verdicts,
     )
 
 
-def _rule(calibration: Calibration, most: int) -> str:
-    """Return the rule for verdicts, for images of at most this many crops."""
-    decides, suspect = calibration.thresholds[0].score, threshold(calibration.scores, calibration.review)
-    rates = {"fpr": f"{calibration.fpr:g}", "review": f"{calibration.review:g}"}
-    if most > 1:
-        limits = {
-            name: "infinity" if t is None else f"{t:.6g}" for name, t in (("threshold", decides), ("suspect", suspect))
-        }
-        return Template(_BY_SCORE).substitute(rates | limits)
-    reached = "too few photographs to reach this" if decides is None else f"that is, if `score` exceeds {decides:.6g}"
-    return Template(_BY_P_VALUE).substitute(rates, threshold=reached)
+def _row(group: Group, review: float) -> str:
+    """Return a size group's line of the table of thresholds."""
+    suspect = threshold(group.scores, review)
+    if group.decides is None or suspect is None:
+        return f"| {group.name} | never | always: too few calibration photographs of this size |"
+    return f"| {group.name} | {group.decides:.6g} | {suspect:.6g} |"
 
 
 def _verified_version(manifest: Manifest, runtime: str) -> str:

@@ -12,5 +12,5 @@ from mdmf_deploy.tasks.triton import write_repository
 
 @pytest.fixture(scope="session")
 def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository of the starter for the CPU, with p-values. Never change it."""
+    """The repository of the starter for the CPU, with thresholds. Never change it."""
     return write_repository(Bundle.open("starter"), tmp_path_factory.mktemp("triton") / "models").path

@@ -21,8 +21,8 @@ _ONNX_TYPES = {"TYPE_UINT8": "UINT8", "TYPE_FP32": "FLOAT", "TYPE_FP64": "DOUBLE
 _STEPS = ["starter_preprocessing", "starter_signatures", "starter_mmd"]
 
 
-def parsed(serving: Serving, p_values: bool = True) -> dict[str, Any]:
-    made = configs("handmade", manifest(), serving, p_values, {"bundle_id": "abc"})
+def parsed(serving: Serving) -> dict[str, Any]:
+    made = configs("handmade", manifest(), serving, {"bundle_id": "abc"})
     return {name: triton_schema.parse(config_text(config)) for name, config in made.items()}
 
 
@@ -102,13 +102,6 @@ def test_no_preferred_batch_is_larger_than_the_largest(most: int) -> None:
     assert sorted(set(preferred)) == list(preferred)
     assert preferred[0] >= 1
     assert preferred[-1] == most
-
-
-def test_p_values_are_announced_only_where_there_are_any() -> None:
-    for announced in (True, False):
-        models = parsed(Serving(), announced)
-        for name in ("handmade", "handmade_mmd"):
-            assert ("p_value" in [output.name for output in models[name].output]) is announced
 
 
 @given(st.dictionaries(st.text(max_size=8), st.text(max_size=20), max_size=4))

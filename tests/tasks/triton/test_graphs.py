@@ -10,7 +10,6 @@ import onnxruntime
 import pytest
 from helpers.drawn_banks import drawn
 from helpers.float32_mmd import EPS, naive_float32
-from helpers.handmade import calibration_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto
@@ -18,8 +17,6 @@ from onnx.reference import ReferenceEvaluator
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.bundle.calibration import Calibration
-from mdmf_deploy.bundle.conformal import p_value
 from mdmf_deploy.bundle.manifest import PROBES
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
 from mdmf_deploy.bundle.recipe import Preprocessing
@@ -33,7 +30,6 @@ from mdmf_deploy.tasks.triton import graphs
 from mdmf_deploy.tasks.triton.graphs import (
     CONTRIBUTIONS,
     CROPS,
-    P_VALUE,
     SCORE,
     SIGNATURES,
     preprocessing_graph,
@@ -49,8 +45,8 @@ def run(graph: ModelProto, x: np.ndarray) -> Outputs:
     return dict(zip(names, session.run(names, {SIGNATURES: x}), strict=True))
 
 
-def scored(x: np.ndarray, bank: Bank, calibration: Calibration | None = None) -> Outputs:
-    return run(reduction_graph(bank, x.shape[1], calibration, {}), x)
+def scored(x: np.ndarray, bank: Bank) -> Outputs:
+    return run(reduction_graph(bank, x.shape[1], {}), x)
 
 
 def assert_ours(outputs: Outputs, x: np.ndarray, bank: Bank) -> None:
@@ -120,16 +116,12 @@ def test_banks_of_all_kinds(
     assert_ours(scored(x, bank), x, bank)
 
 
-def test_the_starters_scores_and_p_values() -> None:
+def test_the_starters_scores() -> None:
     bundle = Bundle.open("starter")
     crops = probe_crops(bundle.manifest.preprocessing.crop)
     x = probes_from_bytes((bundle.path / PROBES).read_bytes(), crops, PROBES)
-    assert bundle.calibration is not None
     assert bundle.bank.compression["method"] != "none"
-    outputs = scored(x, bundle.bank, bundle.calibration)
-    assert_ours(outputs, x, bundle.bank)
-    judged = [bundle.calibration.judge(score, "onnxruntime", "int8") for score in outputs[SCORE][:, 0].tolist()]
-    assert outputs[P_VALUE][:, 0].tolist() == [judgement.p_value for judgement in judged]
+    assert_ours(scored(x, bundle.bank), x, bundle.bank)
 
 
 def test_a_compressed_bank() -> None:
@@ -150,7 +142,7 @@ def test_another_onnx_runtime_gives_the_same_scores() -> None:
     """ONNX's reference implementation of the operators shares no code with ONNX Runtime."""
     x, bank = drawn(0, 3, 5, 70, 4, 2.0, "signed")
     with mock.patch.object(graphs, "TILE", 32):
-        graph = reduction_graph(bank, 5, calibration_of(np.array([0.1, 0.2])), {})
+        graph = reduction_graph(bank, 5, {})
     there = ReferenceEvaluator(graph).run(None, {SIGNATURES: x})
     for expected, values in zip(run(graph, x).values(), there, strict=True):
         np.testing.assert_allclose(values, expected, rtol=4 * EPS, atol=4 * EPS)
@@ -164,7 +156,7 @@ def test_contributions_average_to_the_score() -> None:
 
 def test_a_score_does_not_depend_on_the_batch() -> None:
     x, bank = drawn(2, 33, 49, 2500, 16, 4.0)
-    graph = reduction_graph(bank, 49, None, {})
+    graph = reduction_graph(bank, 49, {})
     whole = run(graph, x)
     for size in (1, 7, 32):
         parts = [run(graph, x[start : start + size]) for start in range(0, len(x), size)]
@@ -175,7 +167,7 @@ def test_a_score_does_not_depend_on_the_batch() -> None:
 def test_no_tile_is_larger_than_the_limit_and_hardly_a_point_is_added() -> None:
     for points in (1, 32, 1024, 1025, 5000):
         _, bank = drawn(3, 1, 1, points, 4, 2.0)
-        graph = reduction_graph(bank, 1, None, {}).graph
+        graph = reduction_graph(bank, 1, {}).graph
         (count, width, length) = next(tuple(one.dims) for one in graph.initializer if one.name == "bank")
         assert width == 6
         assert length <= 1024
@@ -186,10 +178,9 @@ def test_no_tile_is_larger_than_the_limit_and_hardly_a_point_is_added() -> None:
 def test_signatures_that_are_not_finite_get_no_score(sigma: float) -> None:
     x, bank = drawn(4, 4, 5, 100, 16, sigma)
     x[0, 2, 3], x[1, 2, 3], x[2, 2] = np.nan, np.inf, -np.inf
-    outputs = scored(x, bank, calibration_of(np.array([0.1, 0.2])))
-    for name in (SCORE, P_VALUE):
-        assert np.isnan(outputs[name][:3]).all()
-        assert np.isfinite(outputs[name][3:]).all()
+    outputs = scored(x, bank)
+    assert np.isnan(outputs[SCORE][:3]).all()
+    assert np.isfinite(outputs[SCORE][3:]).all()
 
 
 @pytest.mark.parametrize("sigma", [3.0, 0.5])
@@ -220,23 +211,9 @@ def test_no_kernel_value_exceeds_1_however_small_the_bandwidth() -> None:
     assert (contributions <= bank.self_term + 1.0 + EPS).all()
 
 
-def test_p_values_are_the_calibrations_ties_included() -> None:
-    x, bank = drawn(6, 20, 9, 50, 4, 2.0)
-    scores = scored(x, bank)[SCORE][:, 0]
-    known = calibration_of(scores[:10])
-    outputs = scored(x, bank, known)
-    assert np.array_equal(outputs[SCORE][:, 0], scores)
-    assert outputs[P_VALUE][:, 0].tolist() == [p_value(score, known.scores) for score in scores]
-
-
-def test_without_a_calibration_there_is_no_p_value() -> None:
-    x, bank = drawn(7, 1, 2, 3, 4, 2.0)
-    assert list(scored(x, bank)) == [SCORE, CONTRIBUTIONS]
-
-
 def test_only_standard_operators_of_an_old_opset() -> None:
     _, bank = drawn(8, 1, 1, 3, 4, 2.0)
-    graph = reduction_graph(bank, 1, calibration_of(np.array([0.1])), {"mdmf.bundle_id": "abc"})
+    graph = reduction_graph(bank, 1, {"mdmf.bundle_id": "abc"})
     assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", 17)]
     (scan,) = (node for node in graph.graph.node if node.op_type == "Scan")
     (body,) = (attribute.g for attribute in scan.attribute if attribute.name == "body")
@@ -251,4 +228,4 @@ def test_a_bank_too_large_for_a_graph_must_be_compressed(monkeypatch: pytest.Mon
     _, bank = drawn(9, 1, 1, 1000, 4, 2.0)
     monkeypatch.setattr(graphs, "LARGEST_GRAPH", 1000)
     with pytest.raises(BankError, match="mdmf bank compress"):
-        reduction_graph(bank, 1, None, {})
+        reduction_graph(bank, 1, {})

@@ -17,12 +17,11 @@ import pytest
 from fakes.stock_server import StockServer
 from helpers.crop_plans import planned
 from helpers.float32_mmd import EPS
-from helpers.handmade import GRAPH, make_bundle
+from helpers.handmade import GRAPH, calibration_of, make_bundle
 from helpers.triton_plans import write_plan
 from PIL import Image
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.cli import COMMANDS
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.rows import Row
@@ -61,14 +60,13 @@ def unverified(tmp_path_factory: pytest.TempPathFactory) -> Written:
     return write_repository(Bundle.open("starter"), tmp_path_factory.mktemp("unverified") / "models", Serving("gpu"))
 
 
-def test_a_stock_client_gets_our_scores_and_p_values(starter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stock_client_gets_our_scores(starter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = expand([str(EXAMPLES)]).paths
     answer = client_of(starter, monkeypatch)["detect"](paths)
     with Detector("starter", "onnxruntime") as detector:
         rows = detector.detect(paths)
     assert len(rows) == 12
     assert_ours(answer, rows)
-    assert [one["p_value"] for one in answer] == [row.p_value for row in rows]
 
 
 def test_small_and_rotated_photos_get_our_scores_too(
@@ -105,11 +103,7 @@ def several(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path
     """The repository of a calibrated bundle with a plan of four crops, beside that bundle."""
     folder = tmp_path_factory.mktemp("several")
     bundle = planned(tiny_bundle, 4, folder / "planned.mdmf")
-    pair = Pair("onnxruntime", "fp32")
-    scores = {f"{n:064}": n / 10 for n in range(19)}
-    calibration = Calibration.from_scores(
-        scores, [0.1], 0.5, bundle_id=bundle.bundle_id, measured_on=pair, holds_for=[pair]
-    )
+    calibration = calibration_of([n / 10 for n in range(19)], bundle_id=bundle.bundle_id, bounds=[0.5])
     return write_repository(write_calibration(bundle, calibration, bundle.path), folder / "models").path
 
 
@@ -138,16 +132,22 @@ def test_the_readmes_places_are_ours(several: Path, monkeypatch: pytest.MonkeyPa
             ]
 
 
-def test_several_crops_have_thresholds_but_no_p_values(several: Path) -> None:
+def test_each_size_has_its_thresholds(several: Path) -> None:
+    """With 19 images, p <= 0.1 above the second highest score, and p <= 0.5 above the tenth."""
     stated = parameters(several)
-    # With 19 images, p <= 0.1 above the second highest score, and p <= 0.5 above the tenth.
-    assert (stated["crops"], stated["threshold"], stated["review_threshold"]) == ("4", "1.7", "0.9")
+    small, large = json.loads(stated["size_groups"])
+    assert small == {
+        "above_megapixels": 0.0,
+        "up_to_megapixels": 0.5,
+        "images": 19,
+        "threshold": 1.7,
+        "review_threshold": 0.9,
+    }
+    assert (large["above_megapixels"], large["up_to_megapixels"], large["threshold"]) == (0.5, None, None)
     readme = (several / "README.md").read_text()
-    assert "exceeds 1.7 (a false positive rate of 0.1)" in readme
-    assert "exceeds 0.9 (a rate of 0.5)" in " ".join(readme.split())
-    assert "p_value" not in readme
-    outputs = StockServer(several).configs[stated["name"]].output
-    assert [output.name for output in outputs] == ["score", "contributions"]
+    assert "| up to 0.5 MP | 1.7 | 0.9 |\n| above 0.5 MP | never | always" in readme
+    assert "The false positive rate is 0.1, and\n0.5 for both" in readme
+    assert "Below 0.25 there is too little" in readme
 
 
 def test_the_repository_has_its_own_copy_of_the_bundles_graph(tmp_path: Path) -> None:
@@ -193,11 +193,14 @@ def test_thresholds_are_stated_where_they_hold(starter: Path) -> None:
     stated = parameters(starter)
     assert stated["bundle_id"] == bundle.bundle_id
     assert (stated["runtime"], stated["precision"]) == ("onnxruntime", "int8")
-    assert float(stated["threshold"]) == bundle.calibration.thresholds[0].score
+    stated_groups, groups = json.loads(stated["size_groups"]), bundle.calibration.groups
+    assert [group["threshold"] for group in stated_groups] == [group.decides for group in groups]
+    assert [group["images"] for group in stated_groups] == [len(group.scores) for group in groups]
+    assert float(stated["least_evidence"]) == bundle.calibration.least_evidence
     assert float(stated["fpr"]) == bundle.calibration.fpr
     assert float(stated["review"]) == bundle.calibration.review
     readme = (starter / "README.md").read_text()
-    assert f"{bundle.calibration.thresholds[0].score:.6g}" in readme
+    assert all(f"| {group.name} | {group.decides:.6g} |" in readme for group in groups if group.decides is not None)
     verified = [record for record in bundle.manifest.verification if record.runtime == "onnxruntime"]
     assert f"in version {verified[-1].environment['onnxruntime']}." in readme
     assert "VNNI" in readme
@@ -207,13 +210,10 @@ def test_an_unverified_runtime_gets_no_thresholds(unverified: Written) -> None:
     assert unverified.caveat is not None
     assert "cuda int8 is not verified" in unverified.caveat
     stated = parameters(unverified.path)
-    assert not {"threshold", "fpr", "review"} & set(stated)
+    assert not {"size_groups", "fpr", "review"} & set(stated)
     assert stated["verdicts"] == f"withheld: {unverified.caveat}"
     readme = (unverified.path / "README.md").read_text()
     assert unverified.caveat in readme
-    assert "p_value" not in readme
-    outputs = StockServer(unverified.path).configs["starter"].output
-    assert [output.name for output in outputs] == ["score", "contributions"]
 
 
 def test_an_uncalibrated_bundle_gets_no_thresholds(tiny_bundle: Path, tmp_path: Path) -> None:
