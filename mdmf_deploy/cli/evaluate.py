@@ -56,8 +56,9 @@ def evaluate(
 
     Prints AUROC, AP, ACC, TPR and FPR per generator, worst first.
 
-    Brackets hold 95% intervals. ACC, TPR and FPR come from the bundle's own verdicts. AUROC, AP and ACC weigh real and
-    generated images equally. Images in the bundle's bank or calibration, and copies, are left out and counted.
+    Brackets hold 95% intervals. ACC, TPR and FPR come from the bundle's own verdicts: the share that is "generated".
+    Images that are "uncertain" are counted beside them. AUROC, AP and ACC weigh real and generated images equally.
+    Images in the bundle's bank or calibration, and copies, are left out and counted.
     Exit code 3 if some images were unreadable.
 
     Example: mdmf evaluate data/ --split starter --condition "as is" --condition jpeg:75
@@ -135,15 +136,17 @@ def _log_audit(audit: Audit) -> None:
 
 def _lines(table: Table) -> list[str]:
     width = max(map(len, [*table.generators, "generator"]))
+    uncertain = "" if table.real_uncertain is None else f", {table.real_uncertain} uncertain"
     lines = [
-        f"{table.condition}: {table.real_images} real images, FPR {_cell(table.fpr).strip()}",
-        f"{'generator':<{width}} {'images':>6}  {'AUROC':<20}  {'AP':<20}  {'ACC':<20}  TPR",
+        f"{table.condition}: {table.real_images} real images, FPR {_cell(table.fpr).strip()}{uncertain}",
+        f"{'generator':<{width}} {'images':>6} {'uncertain':>9}  {'AUROC':<20}  {'AP':<20}  {'ACC':<20}  TPR",
     ]
     for name, row in [*table.generators.items(), ("pooled", table.pooled)]:
         cells = "  ".join(f"{_cell(estimate):<20}" for estimate in (row.auroc, row.ap, row.acc, row.tpr))
-        lines.append(f"{name:<{width}} {row.images:>6}  {cells}".rstrip())
+        unsure = "-" if row.uncertain is None else row.uncertain
+        lines.append(f"{name:<{width}} {row.images:>6} {unsure:>9}  {cells}".rstrip())
     means = "  ".join(f"{'-' if value is None else f'{value:.3f}':<20}" for value in table.mean.values())
-    lines.insert(-1, f"{'mean':<{width}} {'':>6}  {means}".rstrip())
+    lines.insert(-1, f"{'mean':<{width}} {'':>16}  {means}".rstrip())
     if table.unreadable:
         lines.append(f"{len(table.unreadable)} unreadable, left out")
     return lines

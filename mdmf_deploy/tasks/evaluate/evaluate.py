@@ -110,6 +110,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
     real_images: how many are readable.
     fpr: the fraction of real images with the verdict "generated", None if uncalibrated.
+    real_uncertain: how many real images got the verdict "uncertain", which is not "generated". None if uncalibrated.
     generators: worst AUROC first.
     mean: auroc, ap, acc and tpr averaged over the generators. acc and tpr are None if uncalibrated.
     pooled: all generated images taken as one generator.
@@ -119,6 +120,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     condition: str
     real_images: int
     fpr: Estimate | None
+    real_uncertain: int | None
     generators: dict[str, Figures]
     mean: dict[str, float | None]
     pooled: Figures
@@ -221,13 +223,15 @@ def tabulate(condition: str, judged: Iterable[tuple[KnownImage, Row]], resamples
     def measure(generated: list[Row]) -> Figures:
         if not calibrated:
             return figures(_scores(real), _scores(generated), None, None, resamples)
-        return figures(_scores(real), _scores(generated), _flags(real), _flags(generated), resamples)
+        measured = figures(_scores(real), _scores(generated), _flags(real), _flags(generated), resamples)
+        return msgspec.structs.replace(measured, uncertain=_uncertain(generated))
 
     by_generator = {name: measure(rows_of) for name, rows_of in generators.items()}
     return Table(
         condition=condition,
         real_images=len(real),
         fpr=wilson(int(_flags(real).sum()), len(real)) if calibrated else None,
+        real_uncertain=_uncertain(real) if calibrated else None,
         generators=dict(sorted(by_generator.items(), key=lambda item: item[1].auroc.value)),
         mean={name: _mean(by_generator.values(), name) for name in ("auroc", "ap", "acc", "tpr")},
         pooled=measure([row for rows_of in generators.values() for row in rows_of]),
@@ -279,3 +283,7 @@ def _scores(rows: list[Row]) -> NDArray[np.float64]:
 
 def _flags(rows: list[Row]) -> NDArray[np.bool_]:
     return np.array([row.verdict == "generated" for row in rows])
+
+
+def _uncertain(rows: list[Row]) -> int:
+    return sum(row.verdict == "uncertain" for row in rows)

@@ -34,7 +34,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     images: how many are generated.
     acc: the mean of TPR and 1 - FPR.
-    acc, tpr: None where verdicts are uncalibrated.
+    uncertain: how many of them got the verdict "uncertain". acc and tpr count them as not "generated".
+    acc, tpr, uncertain: None where verdicts are uncalibrated.
     The intervals come from a stratified percentile bootstrap with a fixed seed, and for tpr from Wilson's formula.
     """
 
@@ -43,6 +44,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     ap: Estimate
     acc: Estimate | None
     tpr: Estimate | None
+    uncertain: int | None = None
 
 
 def figures(

@@ -181,7 +181,7 @@ def test_tables_show_the_worst_generator_first() -> None:
     judged = [
         *pairs("easy", row(0.8, "generated"), row(0.9, "generated")),
         *pairs(None, *real),
-        *pairs("hard", row(0.05, "real"), row(0.7, "generated"), row(None, "error")),
+        *pairs("hard", row(0.05, "uncertain"), row(0.7, "generated"), row(None, "error")),
     ]
     table = tabulate("as is", judged, resamples=50)
     assert list(table.generators) == ["hard", "easy"]
@@ -195,12 +195,14 @@ def test_tables_show_the_worst_generator_first() -> None:
     assert table.mean == {"auroc": 0.75, "ap": (hard.ap.value + 1) / 2, "acc": 0.75, "tpr": 0.75}
     assert (table.pooled.images, table.pooled.auroc.value, table.worst_auroc) == (4, 0.75, 0.5)
     assert table.unreadable == ("x",)
+    assert (table.real_uncertain, hard.uncertain, easy.uncertain, table.pooled.uncertain) == (1, 1, 0, 1)
 
 
 def test_uncalibrated_verdicts_give_no_rates() -> None:
     judged = [*pairs(None, row(0.1, "uncalibrated")), *pairs("g", row(0.2, "uncalibrated"))]
     table = tabulate("as is", judged, resamples=10)
     assert (table.fpr, table.pooled.acc, table.pooled.tpr, table.mean["tpr"]) == (None, None, None, None)
+    assert (table.real_uncertain, table.pooled.uncertain) == (None, None)
     assert table.pooled.auroc.value == 1
 
 
