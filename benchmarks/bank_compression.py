@@ -41,7 +41,7 @@ from mdmf_deploy.mmd.reference import bank_self_term, uniform_bank
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks.bank.build import gather_bank, swap_bank
 from mdmf_deploy.tasks.bank.compress import compress_bundle
-from mdmf_deploy.tasks.calibrate import calibrate, write_calibration
+from mdmf_deploy.tasks.calibrate import Rates, calibrate, write_calibration
 from mdmf_deploy.tasks.verify import record, verify_probes
 
 Array = NDArray[np.float32]
@@ -84,7 +84,9 @@ def calibrated(bundle: Bundle, images: Split, path: Path) -> Bundle:
     engine = open_engine("onnxruntime", bundle)
     try:
         bundle = record(bundle, verify_probes(bundle, engine), destination=path)
-        return write_calibration(bundle, calibrate(bundle, engine, images.calibration, [0.05]).calibration, path)
+        return write_calibration(
+            bundle, calibrate(bundle, engine, images.calibration, Rates([0.05], size_bounds=())).calibration, path
+        )
     finally:
         engine.close()
 

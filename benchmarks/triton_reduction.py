@@ -57,7 +57,7 @@ def main() -> None:
 
 def measured(case: Case, path: Path, rounds: int) -> list[str]:
     x, bank = draw(case)
-    path.write_bytes(reduction_graph(bank, PATCHES, None, {}).SerializeToString())
+    path.write_bytes(reduction_graph(bank, PATCHES, {}).SerializeToString())
     session = opened(path)
     ours = CpuReduction()
     work = {"ours": lambda: ours(x, bank), "graph": lambda: session.run(None, {SIGNATURES: x})}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from helpers.handmade import GRAPH, bank, calibration_of, make_bundle, manifest, record
+from helpers.handmade import GRAPH, bank, calibration_of, make_bundle, manifest, record, schema_1
 
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
@@ -290,3 +290,21 @@ def test_a_folder_does_not_replace_the_shipped_bundle_of_its_name(
     assert Bundle.open("./starter").manifest.name == Bundle.open(other.path).manifest.name == "planted"
     with pytest.raises(BundleError, match="'elsewhere'"):
         Bundle.open("elsewhere")
+
+
+def test_a_bundle_of_schema_1_keeps_its_id_and_its_thresholds_for_all_sizes(bundle: Bundle) -> None:
+    schema_1(bundle, [0.1] * 8 + [0.4], 0.1, 0.4)
+    opened = Bundle.open(bundle.path)
+    assert (opened.manifest.schema_version, opened.bundle_id) == (1, bundle.bundle_id)
+    assert opened.calibration is not None
+    for pixels in (1, 10**6, 10**8):
+        judged = opened.calibration.judge(0.5, 0.25, pixels, "onnxruntime", "fp32")
+        assert (judged.verdict, judged.threshold, judged.size_group) == ("generated", 0.4, "all sizes")
+        assert opened.calibration.judge(0.5, 0.2, pixels, "onnxruntime", "fp32").reason == "featureless"
+
+
+def test_a_calibration_of_the_other_schema_is_refused(bundle: Bundle) -> None:
+    old = schema_1(bundle, [0.1] * 8 + [0.4], 0.1, 0.4)
+    write_bundle(old.path, bundle.manifest, old.files())
+    with pytest.raises(CalibrationError, match=r"calibration\.json is not a calibration"):
+        Bundle.open(bundle.path).calibration  # noqa: B018

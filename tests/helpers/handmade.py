@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,16 @@ import numpy as np
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.calibration import LEAST_EVIDENCE, Calibration, Pair, Scored
-from mdmf_deploy.bundle.manifest import BANK, MODEL, FileEntry, Manifest, ModelCard, Provenance, Verification
+from mdmf_deploy.bundle.manifest import (
+    BANK,
+    CALIBRATION,
+    MODEL,
+    FileEntry,
+    Manifest,
+    ModelCard,
+    Provenance,
+    Verification,
+)
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.mmd.reference import uniform_bank
@@ -119,3 +129,22 @@ def bank(count: int = 6, model_sha256: str | None = None, sigma: float = SIGMA) 
 
 def make_bundle(path: Path, **changes: object) -> Bundle:
     return write_bundle(path, manifest(**changes), {MODEL: GRAPH, BANK: bank().to_bytes()})
+
+
+def schema_1(bundle: Bundle, scores: Sequence[float], fpr: float, threshold: float) -> Bundle:
+    """Rewrite a bundle as the tool wrote it before schema 2: without size groups and evidence.
+
+    scores: ascending.  threshold: theirs at this rate.
+    """
+    pair = {"runtime": PAIR.runtime, "precision": PAIR.precision}
+    calibration = {
+        "bundle_id": bundle.bundle_id,
+        "measured_on": pair,
+        "scores": scores,
+        "image_sha256": [f"{n:064}" for n in range(len(scores))],
+        "thresholds": [{"fpr": fpr, "score": threshold}],
+        "review": 0.5,
+        "holds_for": [pair],
+    }
+    files = {**bundle.files(), CALIBRATION: json.dumps(calibration).encode()}
+    return write_bundle(bundle.path, msgspec.structs.replace(bundle.manifest, schema_version=1), files)

@@ -24,7 +24,8 @@ import numpy as np
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, check_bank, hint, write_bundle
-from mdmf_deploy.bundle.calibration import Calibration, Group
+from mdmf_deploy.bundle.calibration import Calibration, Group, Threshold
+from mdmf_deploy.bundle.conformal import threshold
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, SCHEMA_VERSION, FileEntry, Manifest, Verification
 from mdmf_deploy.errors import BankError, UsageError
 from mdmf_deploy.mmd.compress.bank_rows import BankFile
@@ -282,17 +283,16 @@ def carry_calibration(calibration: Calibration, mmd: float, bundle_id: str) -> C
     return msgspec.structs.replace(
         calibration,
         bundle_id=bundle_id,
-        groups=tuple(
-            Group.of(
-                [((math.sqrt(max(s, 0.0)) + mmd) ** 2, h) for s, h in zip(g.scores, g.image_sha256, strict=True)],
-                calibration.fprs,
-                g.above,
-                g.up_to,
-            )
-            for g in calibration.groups
-        ),
+        groups=tuple(_raised(group, mmd) for group in calibration.groups),
         carried=calibration.carried + mmd,
     )
+
+
+def _raised(group: Group, mmd: float) -> Group:
+    # The bound grows with the score, so images keep their order.
+    scores = tuple((math.sqrt(max(score, 0.0)) + mmd) ** 2 for score in group.scores)
+    thresholds = tuple(Threshold(entry.fpr, threshold(scores, entry.fpr)) for entry in group.thresholds)
+    return msgspec.structs.replace(group, scores=scores, thresholds=thresholds)
 
 
 def carry_verification(manifest: Manifest, mmd: float, self_term: float) -> tuple[Verification, ...]:

@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import pytest
 from helpers import handmade
-from helpers.handmade import GRAPH, WIDTH, calibration_of, make_bundle, manifest, record
+from helpers.handmade import GRAPH, PAIR, WIDTH, calibration_of, make_bundle, manifest, record, schema_1
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
-from mdmf_deploy.bundle.calibration import Calibration
+from mdmf_deploy.bundle.calibration import Calibration, Scored
 from mdmf_deploy.bundle.conformal import p_value
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MODEL
 from mdmf_deploy.errors import BankError
@@ -252,3 +252,24 @@ def test_the_bound_on_two_engines_difference_holds(seed: int, error: float) -> N
     )
     apart = math.sqrt(handmade.WIDTH) * largest / bank.sigma
     assert (new <= old + 2.0 * fitted.mmd * apart + 1e-12).all()
+
+
+def test_every_size_group_is_carried_over(tmp_path: Path) -> None:
+    images = [Scored(f"{n:064}", n / 10, 10**6 * (1 + n % 3 * 4), 0.5) for n in range(30)]
+    old = Calibration.from_images(images, [0.2], 0.4, bundle_id="old", measured_on=PAIR, holds_for=[PAIR])
+    new = carry_calibration(old, 0.1, "new")
+    assert [len(group.scores) for group in new.groups] == [0, 10, 10, 10]
+    for before, after in zip(old.groups, new.groups, strict=True):
+        assert (after.above, after.up_to, after.image_sha256) == (before.above, before.up_to, before.image_sha256)
+        assert after.scores == pytest.approx([(score**0.5 + 0.1) ** 2 for score in before.scores])
+    assert new.least_evidence == 0.5
+
+
+def test_a_bundle_of_schema_1_gets_the_new_schema_with_its_bank(tmp_path: Path) -> None:
+    old = schema_1(bundle_at(tmp_path / "b", 3.0), [0.01, 0.25], 0.5, 0.25)
+    new = compress_bundle(old, tmp_path / "c", points=10).bundle
+    assert new.manifest.schema_version == 2
+    assert Bundle.open(new.path).calibration.groups[0].decides >= 0.25  # type: ignore[union-attr,operator]
+    # Nothing is rewritten if the bank is small enough.
+    assert compress_bundle(old, tmp_path / "d", points=100).bundle.manifest.schema_version == 1
+    assert Bundle.open(tmp_path / "d").calibration == old.calibration
