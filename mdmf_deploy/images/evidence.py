@@ -5,6 +5,8 @@ A detector of generated images reads texture. Where there is none, its score mea
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,31 +60,35 @@ def _textured(patches: NDArray[np.uint8]) -> float:
 
 
 def _rough(patches: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    wide = patches.astype(np.int32)
+    wide = patches.astype(np.uint16)
     pairs = wide[:, ::2] + wide[:, 1::2]
-    fours = pairs[:, :, ::2] + pairs[:, :, 1::2]
-    left = (fours * fours).sum(axis=(1, 2)) - sum(part**2 / norm for part, norm in _plane(fours))
+    fours = (pairs[:, :, ::2] + pairs[:, :, 1::2]).reshape(len(patches), -1).astype(np.float64)
+    basis, norms = _plane_basis(PATCH // 2)
+    left = np.einsum("mp,mp->m", fours, fours) - ((fours @ basis) ** 2 / norms).sum(axis=1)
     # `fours` holds sums of four pixels.
-    return np.asarray(left > fours[0].size * (4 * _NOISE) ** 2)
+    return np.asarray(left > fours.shape[1] * (4 * _NOISE) ** 2)
 
 
 def _ink_on_paper(patches: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    size = patches.shape[1]
     # A stable sort of bytes is a radix sort, which is several times faster than partitioning.
     ordered = np.sort(patches, axis=1, kind="stable")
-    darkest, brightest = (ordered[:, place, None].astype(np.int16) for place in (_STRAY, -1 - _STRAY))
+    darkest, brightest = ordered[:, _STRAY, None], ordered[:, -1 - _STRAY, None]
     near = (brightest - darkest) // 5
-    pixels = patches.astype(np.int16)
-    tones = np.maximum(
-        np.count_nonzero(pixels >= brightest - near, axis=1), np.count_nonzero(pixels <= darkest + near, axis=1)
-    )
-    unlit = pixels - _light(ordered[:, patches.shape[1] // 2])[:, None]
+    tones = np.maximum(_counts(patches >= brightest - near), _counts(patches <= darkest + near))
+    unlit = patches - _light(ordered[:, size // 2])[:, None]
     levels = unlit - unlit.min()
-    counts = np.bincount(levels.ravel())
-    width = 2 * _PAPER_LEVELS + 1
-    around = np.convolve(counts, np.ones(width, np.int64), "full")[_PAPER_LEVELS : _PAPER_LEVELS + len(counts)]
-    paper = np.count_nonzero(np.abs(levels - int(around.argmax())) <= _PAPER_LEVELS, axis=1)
-    size = patches.shape[1]
+    frequencies = np.bincount(levels.ravel())
+    # Entry n of the full convolution ends at level n, so it is centred on level n - _PAPER_LEVELS.
+    around = np.convolve(frequencies, np.ones(2 * _PAPER_LEVELS + 1, np.int64))
+    commonest = int(around[_PAPER_LEVELS:-_PAPER_LEVELS].argmax())
+    paper = _counts(np.abs(levels - commonest) <= _PAPER_LEVELS)
     return np.asarray((tones > _TWO_TONE * size) & (paper > _PAPER * size))
+
+
+def _counts(chosen: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Count the chosen pixels of each patch. There are at most 196, so that a byte holds their number."""
+    return np.asarray(chosen.view(np.uint8).sum(axis=1, dtype=np.uint8))
 
 
 def _light(medians: NDArray[np.uint8]) -> NDArray[np.int16]:
@@ -97,23 +103,23 @@ def _light(medians: NDArray[np.uint8]) -> NDArray[np.int16]:
 
 def _fitted(levels: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return the plane that fits (n, n) levels best, rounded to whole levels."""
-    mean, down, across = (part[0] / norm for part, norm in _plane(levels[None]))
+    basis, norms = _plane_basis(len(levels))
+    mean, down, across = levels.reshape(-1) @ basis / norms
     steps = _steps(len(levels))
     return np.asarray(np.rint(mean + down * steps[:, None] + across * steps), np.int32)
 
 
-def _plane(squares: NDArray[np.int32]) -> list[tuple[NDArray[np.int64], int]]:
-    """Project m squares of numbers, (m, n, n), on the three orthogonal parts of a plane: level, down and across.
+@lru_cache(maxsize=8)
+def _plane_basis(side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the orthogonal parts of a plane over a square, (side * side, 3): level, down, across.
 
-    Returns each part's scalar products, (m,), with the square of its norm.
+    Also returns the squares of their norms, (3,). All entries are whole numbers.
     """
-    side = squares.shape[1]
     steps = _steps(side)
-    down, across = squares.sum(axis=2), squares.sum(axis=1)
-    norm = max(side * int((steps**2).sum()), 1)
-    return [(down.sum(axis=1), side * side), ((down * steps).sum(axis=1), norm), ((across * steps).sum(axis=1), norm)]
+    basis = np.stack([np.ones(side * side), np.repeat(steps, side), np.tile(steps, side)], axis=1)
+    return basis, np.maximum((basis**2).sum(axis=0), 1.0)
 
 
-def _steps(side: int) -> NDArray[np.int64]:
+def _steps(side: int) -> NDArray[np.float64]:
     """Return `side` places around 0, two apart."""
-    return 2 * np.arange(side) - (side - 1)
+    return np.arange(1.0 - side, side, 2.0)
