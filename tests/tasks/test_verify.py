@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fakes.failing_engines import NanEngine
 from helpers.crop_plans import planned
+from helpers.handmade import PAIR, make_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -17,6 +18,7 @@ from scipy.stats import spearmanr
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.calibration import Calibration, Scored
 from mdmf_deploy.bundle.manifest import PROBES, Verification
 from mdmf_deploy.bundle.recipe import GateLimits
 from mdmf_deploy.detection.detector import Detector
@@ -24,6 +26,7 @@ from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch
 from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks.bank.compress import compress_bundle
+from mdmf_deploy.tasks.calibrate import write_calibration
 from mdmf_deploy.tasks.verify import (
     Gate,
     Scale,
@@ -294,3 +297,15 @@ def test_a_bundle_without_probes_is_an_error(bundle_copy: Path) -> None:
     del bundle.manifest.files[PROBES]
     with pytest.raises(BundleError, match=r"probes\.safetensors"):
         verify_probes(bundle, NanEngine())
+
+
+def test_the_scale_of_a_calibrated_bundle_is_that_of_all_its_sizes(tmp_path: Path) -> None:
+    """With 20 images, p <= 0.1 above the second highest score, whatever group it is in."""
+    bundle = make_bundle(tmp_path / "b.mdmf")
+    images = [Scored(f"{n:064}", n / 10, 10**6 * (1 + 9 * (n % 2)), 0.9) for n in range(20)]
+    calibration = Calibration.from_images(
+        images, [0.1], 0.5, bundle_id=bundle.bundle_id, measured_on=PAIR, holds_for=[PAIR]
+    )
+    scale = scale_in(write_calibration(bundle, calibration, bundle.path))
+    assert scale.threshold == 1.8
+    assert scale.spread == pytest.approx(np.std(np.arange(20) / 10))
