@@ -17,9 +17,15 @@ from mdmf_deploy.errors import RecipeError, ShapeMismatch
 from mdmf_deploy.model.architectures import architecture
 from mdmf_deploy.model.dinov2 import DinoV2
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "softplus": F.softplus}
+# A shorter signature counts as this long, so that one of length zero stays zero instead of becoming NaN.
+_LEAST_LENGTH = 1e-12
 # A channel that varies less than this in training counts as constant. Dividing by less would only amplify rounding.
 _LEAST_STD = 1e-6
+
+
+def softplus(x: Tensor) -> Tensor:
+    """Return log(1 + exp(x)). PyTorch's own takes a comparison in ONNX, and overflows in float16."""
+    return F.relu(x) + torch.log1p(torch.exp(-x.abs()))
 
 
 class _PatchBatchNorm(nn.BatchNorm1d):
@@ -37,6 +43,7 @@ class _PatchBatchNorm(nn.BatchNorm1d):
         layer.weight.copy_(layer.weight.double() * factor[:, None])
 
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "softplus": softplus}
 _NORMS: dict[str, Callable[[int], nn.Module]] = {"layernorm": nn.LayerNorm, "batchnorm": _PatchBatchNorm}
 
 
@@ -80,8 +87,10 @@ class PfsHead(nn.Module):
                 patches = self.norms[place](patches)
             patches = self._activation(patches)
         signatures: Tensor = last(patches)
-        # The length is bounded below, so that a signature of zero stays zero instead of becoming NaN.
-        return F.normalize(signatures, dim=-1) if self._normalise else signatures
+        if not self._normalise:
+            return signatures
+        # F.normalize computes the same, but expands the lengths by the batch's size, which is dynamic in ONNX.
+        return signatures / torch.linalg.vector_norm(signatures, dim=-1, keepdim=True).clamp_min(_LEAST_LENGTH)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.signatures(self.patches(tokens))
