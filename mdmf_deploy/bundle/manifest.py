@@ -59,7 +59,7 @@ class WeightsSource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         return " ".join(part for part in parts if part)
 
 
-class Provenance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """The bundle's origin.
 
     libraries: name -> version of every library that shaped its bytes.

@@ -126,10 +126,7 @@ def load_head(model: MdmfModel, path: Path, recipe: Recipe) -> None:
 
 
 def recipe_name(path: Path) -> str | None:
-    """Return the name of the recipe that a checkpoint of ours was trained by, or None if it does not say.
-
-    Raises CheckpointError if it cannot be read.
-    """
+    """Return the name of the recipe that a checkpoint of ours was trained by, or None if it does not say."""
     name = read_facts(path).get("recipe")
     return name if isinstance(name, str) else None
 

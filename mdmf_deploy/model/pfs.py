@@ -90,7 +90,8 @@ class PfsHead(nn.Module):
         if not self._normalise:
             return signatures
         # F.normalize computes the same, but expands the lengths by the batch's size, which is dynamic in ONNX.
-        return signatures / torch.linalg.vector_norm(signatures, dim=-1, keepdim=True).clamp_min(_LEAST_LENGTH)
+        lengths: Tensor = torch.linalg.vector_norm(signatures, dim=-1, keepdim=True)
+        return signatures / lengths.clamp_min(_LEAST_LENGTH)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.signatures(self.patches(tokens))

@@ -128,7 +128,8 @@ def layer_normalization(
 
 def reduce_l2(x: Tensor, axes: Ints, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
     _require(len(axes) > 0, "no axes")
-    return torch.linalg.vector_norm(x, dim=axes, keepdim=bool(keepdims))
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=axes, keepdim=bool(keepdims))
+    return lengths
 
 
 def reshape(x: Tensor, shape: Ints, *, allowzero: int = 0) -> Tensor:

@@ -36,6 +36,7 @@ from mdmf_deploy.model.pfs import MdmfModel, TorchEngine
 from mdmf_deploy.runtime import images_per_second, installed, open_engine
 from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.tasks.bank.build import BankReport
+from mdmf_deploy.tasks.export.golden import check_golden
 from mdmf_deploy.tasks.export.ladder import Candidate, Ladder
 from mdmf_deploy.tasks.export.trace import trace
 from mdmf_deploy.tasks.verify import SourceSignatures, extract_crops, signatures_by_hash
@@ -43,6 +44,20 @@ from mdmf_deploy.tasks.verify import SourceSignatures, extract_crops, signatures
 LEAST_REALS = 16
 _LEAST_HELD, _MOST_HELD = 8, 128
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "nncf", "numpy", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """The files of a trained model.
+
+    backbone_weights: the backbone's own file, for a checkpoint that does not hold it.
+    golden: scores by the code that trained the head, for a recipe with a key map (golden.py).
+    """
+
+    checkpoint: Path
+    recipe: Recipe
+    backbone_weights: Path | None = None
+    golden: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +88,32 @@ class Exported:
 
 
 def export(
-    checkpoint: Path,
-    recipe: Recipe,
+    model: TrainedModel,
     reals: Sequence[Path],
     destination: Path,
     precision: Literal["auto"] | Precision = "auto",
     log: Callable[[str], None] = lambda text: None,
-    backbone_weights: Path | None = None,
 ) -> Exported:
-    """Export a checkpoint to a bundle with a bank of these real images, as export_detector does.
+    """Export a trained model to a bundle with a bank of these real images, as export_detector does.
 
-    backbone_weights: the backbone's own file, for a checkpoint that does not hold it.
-    Raises CheckpointError if the checkpoint does not fit this recipe's model, and the errors of export_detector.
+    Raises UsageError for a head trained elsewhere without golden scores. Raises CheckpointError if the checkpoint does
+    not fit this recipe's model, and the errors of check_golden and export_detector.
     """
     check_destination(destination)
-    log(f"reading {checkpoint}")
-    detector = load_model(checkpoint, recipe, backbone_weights)
-    backbone = None if backbone_weights is None else weights_source(backbone_weights)
-    origin = Origin(checkpoint_sha256(checkpoint), backbone)
+    recipe, weights = model.recipe, model.backbone_weights
+    if recipe.head.key_map and model.golden is None:
+        raise UsageError(
+            f"recipe {recipe.name!r} reads a head that was trained elsewhere (head.key_map); give --golden FILE with "
+            "scores by its own code, so that its kernel, activation and norm are checked (docs/training.md)"
+        )
+    log(f"reading {model.checkpoint}")
+    detector = load_model(model.checkpoint, recipe, weights)
+    if model.golden is not None:
+        engine = TorchEngine(detector)
+        worst = check_golden(model.golden, engine, detector.sigma, recipe.head, recipe.preprocessing, reals)
+        log(f"golden scores agree to {worst:.2g}")
+    backbone = None if weights is None else weights_source(weights)
+    origin = Origin(checkpoint_sha256(model.checkpoint), backbone)
     return export_detector(detector, recipe, reals, destination, precision, origin, log)
 
 
