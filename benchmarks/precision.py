@@ -32,7 +32,7 @@ from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.recipe import Recipe, load_recipe
 from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.model.checkpoints import load_source
+from mdmf_deploy.model.checkpoints import load_model
 from mdmf_deploy.model.pfs import MdmfModel, TorchEngine
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks.export.export import export_detector
@@ -180,8 +180,8 @@ def main() -> None:
             return
         recipe, checkpoint = load_recipe("starter"), options.run / "checkpoint.safetensors"
         banked = expand([f"@{options.run / 'split' / 'train-real.txt'}"]).paths
-        bundles = exported(lambda: load_source(checkpoint, recipe), recipe, banked, folder / "starter")
-        measure("starter", load_source(checkpoint, recipe), bundles, *sample(banked), options.ir)
+        bundles = exported(lambda: load_model(checkpoint, recipe), recipe, banked, folder / "starter")
+        measure("starter", load_model(checkpoint, recipe), bundles, *sample(banked), options.ir)
 
 
 if __name__ == "__main__":

@@ -199,12 +199,13 @@ def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
     if Path(name).name != name:
         raise BundleError(f"{folder / MANIFEST}: file name {name!r} leaves the bundle; do not trust it")
     try:
-        digest = file_sha256(path)
+        digest, size = file_sha256(path), path.stat().st_size
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}; copy the bundle again, whole") from error
-    if digest != entry.sha256:
+    if (digest, size) != (entry.sha256, entry.size):
         raise BundleError(
-            f"{path}: hash {digest[:12]} is not the manifest's {entry.sha256[:12]}; copy the bundle again"
+            f"{path}: hash {digest[:12]} of {size} bytes is not the manifest's {entry.sha256[:12]} of {entry.size}; "
+            "copy the bundle again"
         )
 
 

@@ -40,14 +40,38 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kept: tuple[str, ...] = ()
 
 
+class WeightsSource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The file that a backbone's weights were read from.
+
+    name: of the package, or of the file itself.
+    version, member, archive_sha256: of a package: its version, the file inside it, and the SHA-256 of the archive.
+    sha256: of the file that holds the weights, in hex. It is the same inside an archive and on its own.
+    """
+
+    name: str
+    sha256: str
+    version: str = ""
+    member: str = ""
+    archive_sha256: str = ""
+
+    def __str__(self) -> str:
+        parts = (self.name, self.version, self.member and f"({self.member})")
+        return " ".join(part for part in parts if part)
+
+
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """The bundle's origin.  libraries: name -> version of every library that shaped its bytes."""
+    """The bundle's origin.
+
+    libraries: name -> version of every library that shaped its bytes.
+    backbone: the file of the backbone's weights, if they are not in the checkpoint.
+    """
 
     recipe: str
     checkpoint_sha256: str
     tool: str
     decoder: str
     libraries: dict[str, str] = {}
+    backbone: WeightsSource | None = None
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):

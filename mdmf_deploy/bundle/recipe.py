@@ -17,6 +17,7 @@ from mdmf_deploy.files import room
 
 Precision = Literal["fp32", "fp16", "int8"]
 Part = Literal["train", "validation", "test"]
+Resampling = Literal["official", "transformers"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -26,9 +27,22 @@ class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Backbone(_Frozen, frozen=True, kw_only=True):
-    """The model's backbone.  architecture: a name in mdmf_deploy.model.architectures."""
+    """The model's backbone.
+
+    architecture: a name in mdmf_deploy.model.architectures.
+    blocks: the blocks whose tokens feed the head, counted from 1, in ascending order. Their tokens are concatenated,
+        without the final layer norm. Later blocks are left out of the model. Empty means the last block, normalised.
+    position_resampling: how the position embedding is fitted to the crop. "official" as Meta's code does,
+        "transformers" as Hugging Face's Dinov2Model does. They differ for models without registers.
+    """
 
     architecture: str
+    blocks: tuple[int, ...] = ()
+    position_resampling: Resampling = "official"
+
+    def __post_init__(self) -> None:
+        if any(block < 1 for block in self.blocks) or list(self.blocks) != sorted(set(self.blocks)):
+            raise ValueError(f"blocks are counted from 1 and ascend, such as [3, 6, 9]; got {list(self.blocks)}")
 
 
 class Preprocessing(_Frozen, frozen=True, kw_only=True):
@@ -53,10 +67,13 @@ class Preprocessing(_Frozen, frozen=True, kw_only=True):
 
 
 class Head(_Frozen, frozen=True, kw_only=True):
-    """The PFS head: pool x pool patches, and an MLP with GELU between its linear layers.
+    """The PFS head: pool x pool patches, and an MLP whose hidden layers are linear, norm, activation.
 
     hidden: widths of the hidden layers.
     signature: d, the number of values in a signature.
+    normalise: divide each signature by its length. A signature of length zero stays zero.
+    kernel: the meaning of the bandwidth in a head trained elsewhere. "gaussian" is exp(-d^2 / (2 sigma^2)), "mmd-mp" is
+        exp(-d^2 / sigma0) as in MMD-MP (Zhang et al., ICLR 2024). Reading turns sigma0 into sigma = sqrt(sigma0 / 2).
     key_map: our key -> the key in a head trained elsewhere, for example "layers.0.weight" = "mlp.0.weight". Also takes
         "sigma" or "log_sigma", and "backbone" for the prefix of the backbone's keys (mdmf_deploy.model.checkpoints).
     """
@@ -64,11 +81,17 @@ class Head(_Frozen, frozen=True, kw_only=True):
     pool: int = 7
     hidden: tuple[int, ...] = (512, 512)
     signature: int = 128
+    activation: Literal["gelu", "relu", "softplus"] = "gelu"
+    norm: Literal["none", "layernorm", "batchnorm"] = "none"
+    normalise: bool = False
+    kernel: Literal["gaussian", "mmd-mp"] = "gaussian"
     key_map: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         if self.pool < 1 or self.signature < 1 or any(width < 1 for width in self.hidden):
             raise ValueError("pool, signature and every hidden width must be at least 1")
+        if self.kernel != "gaussian" and not self.key_map:
+            raise ValueError(f"kernel = {self.kernel!r} is for a head trained elsewhere; name its keys in key_map")
 
 
 class Export(_Frozen, frozen=True, kw_only=True):

@@ -38,6 +38,7 @@ _MAKING = {
     "recipe": "--recipe",
     "precision": "--precision",
     "backbone_weights": "--backbone-weights",
+    "golden": "--golden",
 }
 _SERVING = {"triton_device": "--triton-device", "triton_batch": "--triton-batch", "triton_plan": "--triton-plan"}
 
@@ -56,14 +57,25 @@ def export(
         typer.Option("--reals", help="Real photographs: a folder, file, glob, @LIST, or - for stdin; may be repeated."),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Bundle to write, a .mdmf folder.")] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe's name, or a .toml file.")] = "starter",
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe's name, or a .toml file.", show_default="the checkpoint's, or starter")
+    ] = None,
     precision: Annotated[
         ExportPrecision,
         typer.Option(help="auto: the recipe's, or fp32 if that changes decisions. Others: this one, or no export."),
     ] = ExportPrecision.auto,
     backbone_weights: Annotated[
         Path | None,
-        typer.Option(help="The backbone's own file, if the checkpoint is a PFS head trained elsewhere."),
+        typer.Option(
+            metavar="FILE",
+            help="The backbone's own file (.pth, .safetensors, .onnx, .whl), if the checkpoint lacks it.",
+        ),
+    ] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Scores by the code that trained the head, if that was elsewhere (docs/training.md)."
+        ),
     ] = None,
     triton: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write a model repository for Triton Inference Server here.")
@@ -116,8 +128,11 @@ def export(
 
         from mdmf_deploy.bundle.recipe import load_recipe
         from mdmf_deploy.images.inputs import expand
+        from mdmf_deploy.model.checkpoints import recipe_name
 
-        loaded, photographs = load_recipe(recipe), expand(reals).paths
+        checkpoint = Path(source)
+        loaded = load_recipe(recipe or recipe_name(checkpoint) or "starter")
+        photographs = expand(reals).paths
         if triton is not None:
             from mdmf_deploy.tasks.triton import check_repository, model_name
 
@@ -125,9 +140,11 @@ def export(
             check_repository(triton, output, force)
             model_name(loaded.name)
 
-        from mdmf_deploy.tasks.export.export import export as export_checkpoint
+        from mdmf_deploy.tasks.export.export import TrainedModel
+        from mdmf_deploy.tasks.export.export import export as export_model
 
-        done = export_checkpoint(Path(source), loaded, photographs, output, precision.value, log, backbone_weights)
+        model = TrainedModel(checkpoint, loaded, backbone_weights, golden)
+        done = export_model(model, photographs, output, precision.value, log)
         bundle = done.bundle
         log_unreadable(done.bank.errors)
     written = None

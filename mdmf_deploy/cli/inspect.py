@@ -75,8 +75,11 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"provenance    recipe {provenance['recipe']}, checkpoint {provenance['checkpoint_sha256'][:12]}, "
         f"{provenance['tool']}, {provenance['decoder']}",
         f"              {', '.join(f'{name} {version}' for name, version in provenance['libraries'].items())}",
-        "verification",
     ]
+    if backbone := provenance["backbone"]:
+        parts = (backbone["name"], backbone.get("version"), backbone.get("member"))
+        lines.append(f"backbone from {' '.join(filter(None, parts))}, sha256 {backbone['sha256'][:12]}")
+    lines.append("verification")
     for record in facts["verification"]:
         verdict = "passed" if record["passed"] else f"failed ({'; '.join(record['reasons'])})"
         lines.append(

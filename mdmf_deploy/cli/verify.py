@@ -155,17 +155,25 @@ def _against_checkpoint(
     from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.images.inputs import expand
-    from mdmf_deploy.model.checkpoints import load_source, source_sha256
+    from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_model
+    from mdmf_deploy.model.onnx_weights import weights_source
     from mdmf_deploy.model.pfs import TorchEngine
     from mdmf_deploy.tasks.verify import verify_images
 
     made_of = bundle.manifest.provenance
-    if made_of.checkpoint_sha256 not in ("", source_sha256(checkpoint, backbone_weights)):
+    if made_of.checkpoint_sha256 not in ("", checkpoint_sha256(checkpoint)):
         raise UsageError(
             f"{checkpoint} is not the checkpoint this bundle was made of ({made_of.checkpoint_sha256[:12]}); "
             "export it, or give that one"
         )
-    source = TorchEngine(load_source(checkpoint, load_recipe(recipe or made_of.recipe), backbone_weights))
+    if made_of.backbone is not None and backbone_weights is not None:
+        found = weights_source(backbone_weights).sha256
+        if found != made_of.backbone.sha256:
+            raise UsageError(
+                f"{backbone_weights} (sha256 {found[:12]}) is not the backbone this bundle was made of, "
+                f"{made_of.backbone} (sha256 {made_of.backbone.sha256[:12]}); give that file"
+            )
+    source = TorchEngine(load_model(checkpoint, load_recipe(recipe or made_of.recipe), backbone_weights))
     results, left_out = verify_images(bundle, engines, source, expand(images).paths)
     if left_out:
         log(f"{left_out} inputs unreadable or given twice, left out")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from mdmf_deploy.bundle.recipe import Resampling
 from mdmf_deploy.errors import RecipeError
 
 
@@ -18,7 +19,7 @@ class Architecture:
     position_grid: the side of the trained position embedding's grid, in patches.
     registers: the number of extra tokens (Darcet et al., ICLR 2024).
     ffn: the feed-forward layer, "mlp", or "swiglu" as in ViT-g.
-    antialias, offset: how the official code resamples this model's position embedding (see dinov2.py).
+    antialias, offset: how this model's position embedding is resampled, here as the official code does (dinov2.py).
     """
 
     width: int
@@ -54,10 +55,12 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def architecture(name: str) -> Architecture:
+def architecture(name: str, position_resampling: Resampling = "official") -> Architecture:
     """Return an architecture by its name. Raises RecipeError listing the known ones."""
     try:
-        return ARCHITECTURES[name]
+        found = ARCHITECTURES[name]
+        # Models with registers have no offset in either code.
+        return replace(found, offset=0.0) if position_resampling == "transformers" else found
     except KeyError:
         known = ", ".join(ARCHITECTURES)
         raise RecipeError(f"backbone {name!r} is not known; choose one of {known}") from None

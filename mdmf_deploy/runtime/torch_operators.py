@@ -19,7 +19,7 @@ Ints = tuple[int, ...]
 # TensorProto.DataType -> PyTorch's type.
 TYPES = {1: torch.float32, 3: torch.int8, 7: torch.int64, 10: torch.float16}
 # Operators whose inputs from this position on give shapes, axes and places, and must be known without an image.
-KNOWN_INTEGERS = {"Expand": 1, "Reshape": 1, "Slice": 1, "Squeeze": 1}
+KNOWN_INTEGERS = {"Expand": 1, "ReduceL2": 1, "Reshape": 1, "Slice": 1, "Squeeze": 1}
 # Operators whose third input must be a constant 0. Exported graphs are symmetric (mdmf_deploy.tasks.export.int8).
 SYMMETRIC = ("DequantizeLinear", "QuantizeLinear")
 
@@ -65,6 +65,10 @@ def cast(x: Tensor, *, to: int) -> Tensor:
 
 def concat(*tensors: Tensor, axis: int) -> Tensor:
     return torch.cat(tensors, axis)
+
+
+def clip(x: Tensor, least: Tensor | None = None, most: Tensor | None = None) -> Tensor:
+    return torch.clamp(x, least, most)
 
 
 def conv(
@@ -122,6 +126,12 @@ def layer_normalization(
     return F.layer_norm(x, x.shape[start:], scale, bias, epsilon)
 
 
+def reduce_l2(x: Tensor, axes: Ints, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    _require(len(axes) > 0, "no axes")
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=axes, keepdim=bool(keepdims))
+    return lengths
+
+
 def reshape(x: Tensor, shape: Ints, *, allowzero: int = 0) -> Tensor:
     if not allowzero:
         shape = tuple(x.shape[n] if length == 0 else length for n, length in enumerate(shape))
@@ -159,20 +169,27 @@ def transpose(x: Tensor, *, perm: Ints) -> Tensor:
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {
+    "Abs": _elementwise(torch.abs),
     "Add": _elementwise(torch.add),
     "Attention": attention,
     "Cast": cast,
+    "Clip": _elementwise(clip),
     "Concat": concat,
     "Conv": conv,
     "DequantizeLinear": dequantize_linear,
     "Div": _elementwise(torch.div),
     "Erf": _elementwise(torch.erf),
+    "Exp": _elementwise(torch.exp),
     "Expand": expand,
     "Gelu": gelu,
     "LayerNormalization": layer_normalization,
+    "Log": _elementwise(torch.log),
     "MatMul": _elementwise(torch.matmul),
     "Mul": _elementwise(torch.mul),
+    "Neg": _elementwise(torch.neg),
     "QuantizeLinear": quantize_linear,
+    "ReduceL2": reduce_l2,
+    "Relu": _elementwise(torch.relu),
     "Reshape": reshape,
     "Shape": shape,
     "Sigmoid": _elementwise(torch.sigmoid),

@@ -58,6 +58,13 @@ def test_a_recipe_given_by_path_takes_the_defaults(tmp_path: Path) -> None:
         ('[head]\npool = "seven"\n', r"Expected `int`, got `str` - at `\$\.head\.pool`"),
         ("[head]\npool = 0\n", "must be at least 1"),
         ("[head]\nhidden = [512, 0]\n", "must be at least 1"),
+        (
+            "[backbone]\narchitecture = 'dinov2_vits14'\nblocks = [0, 3]\n",
+            r"counted from 1 .*got \[0, 3\] - at `\$\.backbone`",
+        ),
+        ("[backbone]\narchitecture = 'dinov2_vits14'\nblocks = [6, 3]\n", r"ascend, such as \[3, 6, 9\]; got \[6, 3\]"),
+        ("[backbone]\narchitecture = 'dinov2_vits14'\nblocks = [3, 3]\n", r"got \[3, 3\]"),
+        ('[head]\nkernel = "mmd-mp"\n', "kernel = 'mmd-mp' is for a head trained elsewhere; name its keys in key_map"),
         ('[export]\nprecision = "fp8"\n', r"Invalid enum value 'fp8' - at `\$\.export\.precision`"),
         ("[preprocessing]\ncrop = 13\n", "at least one patch of 14"),
         ("[preprocessing]\ncrops = 0\n", "crops must be at least 1"),
@@ -70,7 +77,7 @@ def test_a_recipe_given_by_path_takes_the_defaults(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_names_the_file_and_the_place(addition: str, place: str, tmp_path: Path) -> None:
-    path = write(tmp_path, GOOD + addition)
+    path = write(tmp_path, ('name = "x"\nsummary = "y"\n' if "[backbone]" in addition else GOOD) + addition)
     with pytest.raises(RecipeError, match=place) as caught:
         load_recipe(path)
     assert str(path) in str(caught.value)

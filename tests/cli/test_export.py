@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.mdmf import mdmf
 from helpers.triton_plans import write_plan
 from safetensors.torch import load_file, save_file
 
+from mdmf_deploy.bundle.bank import BankSource
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.files import file_sha256
+from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
 from mdmf_deploy.runtime import installed
+from mdmf_deploy.runtime.ort import OrtEngine
+from mdmf_deploy.tasks.verify import signatures_by_hash
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,24 @@ def exported(checkpoint: Path, recipe_file: Path, reals: Path, tmp_path_factory:
     assert result.exit_code == 0, result.stderr
     assert "tracing" in result.stderr
     return Export(folder / "new.mdmf", folder / "models", json.loads(result.stdout))
+
+
+def write_golden(path: Path, bundle: Path, images: list[Path], reals: Path) -> Path:
+    """Write the scores of images against all of these reals, by the bundle's graph and the plain formula."""
+    opened = Bundle.open(bundle)
+    engine = OrtEngine(opened)
+    found = [
+        np.stack(list(signatures_by_hash(paths, engine, opened.manifest.preprocessing).values()))
+        for paths in (images, sorted(reals.iterdir()))
+    ]
+    engine.close()
+    bank = found[1].reshape(-1, 8)
+    none = np.zeros(len(bank), np.int32)
+    plain = uniform_bank(bank, 1.0, source=none, sources=(BankSource("all", ""),), model_sha256="")
+    scores = ReferenceReduction()(found[0], plain).mmd2
+    rows = [{"image": str(image), "score": float(score)} for image, score in zip(images, scores, strict=True)]
+    path.write_text(json.dumps({"scores": rows}))
+    return path
 
 
 def refused(*arguments: object) -> str:
@@ -77,24 +100,33 @@ def test_a_foreign_head_and_its_own_backbone_file_make_the_same_model(
     ours = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
     theirs = ["mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"]
     head = {foreign: tensors[f"head.{key}"] for key, foreign in zip(ours, theirs, strict=True)}
-    torch.save(head | {"bandwidth": tensors["log_sigma"].exp()}, tmp_path / "head.pth")
+    # exp(-d^2 / sigma0), with the sigma0 that is our sigma of 1.
+    torch.save(head | {"bandwidth": torch.tensor(2.0)}, tmp_path / "head.pth")
     foreign = tmp_path / "foreign.toml"
     lines = [f'"{key}" = "{name}"' for key, name in zip([*ours, "sigma"], [*theirs, "bandwidth"], strict=True)]
-    mapped = f"signature = 8, key_map = {{ {', '.join(lines)} }}"
+    mapped = f"signature = 8, kernel = 'mmd-mp', key_map = {{ {', '.join(lines)} }}"
     foreign.write_text(recipe_file.read_text().replace("signature = 8", mapped))
     source = ("--recipe", foreign, "--backbone-weights", tmp_path / "backbone.safetensors")
+    making = (tmp_path / "head.pth", *source, "--reals", reals)
+    assert "give --golden FILE with scores by its own code" in refused(*making, "-o", tmp_path / "not written.mdmf")
+    golden = write_golden(tmp_path / "golden.json", exported.bundle, sorted(photos.iterdir())[:2], reals)
     # Both replace what the first export wrote.
     output = shutil.copytree(exported.bundle, tmp_path / "foreign.mdmf")
     models = shutil.copytree(exported.models, tmp_path / "models")
-    options = ("--reals", reals, "-o", output, "--triton", models, "--force")
-    result = mdmf("export", tmp_path / "head.pth", *source, *options)
+    result = mdmf("export", *making, "-o", output, "--triton", models, "--force", "--golden", golden)
     assert result.exit_code == 0, result.stderr
+    assert "golden scores agree to" in result.stderr
     same, new = Bundle.open(exported.bundle).manifest, Bundle.open(output).manifest
     assert new.files["probes.safetensors"] == same.files["probes.safetensors"]
     assert new.provenance.checkpoint_sha256 != same.provenance.checkpoint_sha256
+    assert new.provenance.backbone.sha256 == file_sha256(tmp_path / "backbone.safetensors")
     assert new.model.sigma == pytest.approx(same.model.sigma, rel=1e-6)
-    result = mdmf("verify", output, photos, "--checkpoint", tmp_path / "head.pth", *source, "--no-record")
+    verify = ("verify", output, photos, "--checkpoint", tmp_path / "head.pth", "--no-record")
+    result = mdmf(*verify, *source)
     assert result.exit_code == 0, result.stderr
+    result = mdmf(*verify, "--recipe", foreign, "--backbone-weights", checkpoint)
+    assert result.exit_code == 2
+    assert "is not the backbone this bundle was made of, backbone.safetensors" in result.stderr
 
 
 def test_a_checkpoint_becomes_a_bundle_and_a_triton_repository_in_one_go(

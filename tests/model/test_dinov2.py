@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import numpy as np
 import pytest
 import torch
 from helpers.backbones import REGISTERS, TINY, randomised, reference
 
-from mdmf_deploy.errors import ShapeMismatch
+from mdmf_deploy.bundle.recipe import Backbone, Recipe
+from mdmf_deploy.errors import RecipeError, ShapeMismatch
 from mdmf_deploy.model.architectures import ARCHITECTURES, Architecture
 from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.layouts import official
+from mdmf_deploy.model.pfs import MdmfModel
 
 
 def cubic(x: np.ndarray, a: float) -> np.ndarray:
@@ -105,6 +110,30 @@ def test_tokens_keep_their_place_and_their_image() -> None:
     assert change.shape == (2, 4, 5)
     assert change[0].max() == 0
     assert int(change[1].argmax()) == 1 * 5 + 3
+
+
+@pytest.mark.parametrize("name", ["plain", "swiglu_registers"])
+def test_tokens_of_blocks_are_those_that_transformers_gives_after_each(name: str) -> None:
+    a = replace(TINY[name], depth=3)
+    theirs = randomised(reference(a))
+    ours = DinoV2(a, (1, 2))
+    state = official(theirs.state_dict(), a)[1]
+    ours.load_state_dict({key: value for key, value in state.items() if key in ours.state_dict()})
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        hidden = theirs(images, output_hidden_states=True).hidden_states
+        tokens = ours(images)
+    assert tokens.shape == (2, ours.width, 4, 4)
+    assert ours.width == 2 * a.width
+    assert len(ours.blocks) == 2
+    expected = torch.cat(hidden[1:3], dim=2)[:, 1 + a.registers :]
+    torch.testing.assert_close(tokens.flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_that_does_not_exist_is_refused(tiny_recipe: Recipe) -> None:
+    recipe = msgspec.structs.replace(tiny_recipe, backbone=Backbone(architecture="starter_vit14", blocks=(2, 5)))
+    with pytest.raises(RecipeError, match=r"recipe 'tiny': backbone\.blocks = \[2, 5\], .* blocks 1 to 4; leave 5 out"):
+        MdmfModel(recipe)
 
 
 def test_an_image_with_partial_patches_is_refused() -> None:

@@ -15,16 +15,28 @@ import msgspec
 
 import mdmf_deploy
 from mdmf_deploy.bundle.bundle import Bundle, check_destination, write_bundle
-from mdmf_deploy.bundle.manifest import BANK, MODEL, PROBES, Manifest, ModelCard, Provenance, Refusal, Verification
+from mdmf_deploy.bundle.manifest import (
+    BANK,
+    MODEL,
+    PROBES,
+    Manifest,
+    ModelCard,
+    Provenance,
+    Refusal,
+    Verification,
+    WeightsSource,
+)
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_to_bytes
 from mdmf_deploy.bundle.recipe import Precision, Recipe
 from mdmf_deploy.errors import GateFailed, ImageError, UsageError
 from mdmf_deploy.images.decode import decoder_version, read
-from mdmf_deploy.model.checkpoints import load_source, source_sha256
+from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_model
+from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel, TorchEngine
 from mdmf_deploy.runtime import images_per_second, installed, open_engine
 from mdmf_deploy.runtime.ort import OrtEngine
 from mdmf_deploy.tasks.bank.build import BankReport
+from mdmf_deploy.tasks.export.golden import check_golden
 from mdmf_deploy.tasks.export.ladder import Candidate, Ladder
 from mdmf_deploy.tasks.export.trace import trace
 from mdmf_deploy.tasks.verify import SourceSignatures, extract_crops, signatures_by_hash
@@ -32,6 +44,32 @@ from mdmf_deploy.tasks.verify import SourceSignatures, extract_crops, signatures
 LEAST_REALS = 16
 _LEAST_HELD, _MOST_HELD = 8, 128
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "nncf", "numpy", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """The files of a trained model.
+
+    backbone_weights: the backbone's own file, for a checkpoint that does not hold it.
+    golden: scores by the code that trained the head, for a recipe with a key map (golden.py).
+    """
+
+    checkpoint: Path
+    recipe: Recipe
+    backbone_weights: Path | None = None
+    golden: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The files that a detector was loaded from.
+
+    checkpoint_sha256: "" for a detector of no file.
+    backbone: the file of the backbone's weights, if the checkpoint does not hold them.
+    """
+
+    checkpoint_sha256: str = ""
+    backbone: WeightsSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +88,33 @@ class Exported:
 
 
 def export(
-    checkpoint: Path,
-    recipe: Recipe,
+    model: TrainedModel,
     reals: Sequence[Path],
     destination: Path,
     precision: Literal["auto"] | Precision = "auto",
     log: Callable[[str], None] = lambda text: None,
-    backbone_weights: Path | None = None,
 ) -> Exported:
-    """Export a checkpoint to a bundle with a bank of these real images, as export_detector does.
+    """Export a trained model to a bundle with a bank of these real images, as export_detector does.
 
-    backbone_weights: the backbone's own file, for a checkpoint that holds only a PFS head.
-    Raises CheckpointError if the checkpoint does not fit this recipe's model, and the errors of export_detector.
+    Raises UsageError for a head trained elsewhere without golden scores. Raises CheckpointError if the checkpoint does
+    not fit this recipe's model, and the errors of check_golden and export_detector.
     """
     check_destination(destination)
-    log(f"reading {checkpoint}")
-    detector = load_source(checkpoint, recipe, backbone_weights)
-    sha256 = source_sha256(checkpoint, backbone_weights)
-    return export_detector(detector, recipe, reals, destination, precision, sha256, log)
+    recipe, weights = model.recipe, model.backbone_weights
+    if recipe.head.key_map and model.golden is None:
+        raise UsageError(
+            f"recipe {recipe.name!r} reads a head that was trained elsewhere (head.key_map); give --golden FILE with "
+            "scores by its own code, so that its kernel, activation and norm are checked (docs/training.md)"
+        )
+    log(f"reading {model.checkpoint}")
+    detector = load_model(model.checkpoint, recipe, weights)
+    if model.golden is not None:
+        engine = TorchEngine(detector)
+        worst = check_golden(model.golden, engine, detector.sigma, recipe.head, recipe.preprocessing, reals)
+        log(f"golden scores agree to {worst:.2g}")
+    backbone = None if weights is None else weights_source(weights)
+    origin = Origin(checkpoint_sha256(model.checkpoint), backbone)
+    return export_detector(detector, recipe, reals, destination, precision, origin, log)
 
 
 def export_detector(
@@ -76,7 +123,7 @@ def export_detector(
     reals: Sequence[Path],
     destination: Path,
     precision: Literal["auto"] | Precision = "auto",
-    checkpoint_sha256: str = "",
+    origin: Origin = Origin(),
     log: Callable[[str], None] = lambda text: None,
     runtimes: Sequence[str] | None = None,
 ) -> Exported:
@@ -118,7 +165,7 @@ def export_detector(
         # The graph's file holds the weights now. Free the detector's: a ViT-g has 4.5 GB, and a session needs as much.
         detector.to("meta")
 
-        draft = _draft(recipe, sigma, checkpoint_sha256)
+        draft = _draft(recipe, sigma, origin)
         ladder = Ladder(graph, draft, banked, held, recipe.bank.max_signatures, log)
         candidate, refused = ladder.climb(rungs(recipe, precision))
         if candidate is None:
@@ -196,7 +243,7 @@ def _graph_metadata(recipe: Recipe, sigma: float) -> dict[str, str]:
     }
 
 
-def _draft(recipe: Recipe, sigma: float, checkpoint_sha256: str) -> Manifest:
+def _draft(recipe: Recipe, sigma: float, origin: Origin) -> Manifest:
     """Return the fp32 graph's manifest, without files."""
     return Manifest(
         name=recipe.name,
@@ -211,7 +258,8 @@ def _draft(recipe: Recipe, sigma: float, checkpoint_sha256: str) -> Manifest:
         preprocessing=recipe.preprocessing,
         provenance=Provenance(
             recipe=recipe.name,
-            checkpoint_sha256=checkpoint_sha256,
+            checkpoint_sha256=origin.checkpoint_sha256,
+            backbone=origin.backbone,
             tool=f"mdmf-deploy {mdmf_deploy.__version__}",
             decoder=decoder_version(),
             libraries={name: metadata.version(name) for name in _LIBRARIES},

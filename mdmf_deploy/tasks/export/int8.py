@@ -61,8 +61,33 @@ def quantise(fp32: Path, images: NDArray[np.float32]) -> ModelProto:
             preset=nncf.QuantizationPreset.PERFORMANCE,
             advanced_parameters=advanced,
         )
+    make_signed(model)
     check_symmetric(model)
     return model
+
+
+def make_signed(model: ModelProto) -> None:
+    """Turn uint8 pairs with a zero point of 0 into int8 ones of the same range.
+
+    NNCF chooses uint8 for values that are never negative, as after ReLU. TensorRT does not take it.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    unsigned = {name for name, tensor in constants.items() if tensor.data_type == TensorProto.UINT8}
+    unsigned = {name for name in unsigned if not numpy_helper.to_array(constants[name]).any()}
+    pairs = [
+        node
+        for node in model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and unsigned.intersection(node.input[2:])
+    ]
+    for name in {node.input[1] for node in pairs}:
+        scale = numpy_helper.to_array(constants[name])
+        constants[name].CopyFrom(numpy_helper.from_array(np.asarray(scale * 255 / 127, scale.dtype), name))
+    for name in {node.input[2] for node in pairs}:
+        constants[name].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(constants[name]).astype(np.int8), name))
+    # Runtimes infer the types of values again.
+    made = {output for node in pairs for output in node.output}
+    for value in [value for value in model.graph.value_info if value.name in made]:
+        model.graph.value_info.remove(value)
 
 
 def check_symmetric(model: ModelProto) -> None:

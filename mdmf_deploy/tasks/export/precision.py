@@ -26,8 +26,9 @@ _BETWEEN = ("Add", "Div", "Mul", "Reshape", "Transpose", "Where")
 def to_fp16(fp32: Path, destination: Path) -> Path:
     """Write the graph with float16 weights and operators to destination, and return destination.
 
-    Attention scores, Softmax, LayerNorm and GELU's error function stay in float32. So do input and output, so that
-    nothing around the model changes.
+    Attention scores, Softmax, LayerNorm and GELU's error function stay in float32. So does the division of signatures
+    by their lengths, whose least value float16 cannot hold. So do input and output, so that nothing around the model
+    changes.
     Scores are products of float16 queries and keys, accumulated in float32. They are rounded to float16 once before
     the float32 softmax. Without that rounding TensorRT-RTX builds no single kernel of an attention, and nothing at
     all for Turing. The gate decides whether verdicts survive it.
@@ -43,7 +44,7 @@ def to_fp16(fp32: Path, destination: Path) -> Path:
             keep_io_types=True,
             disable_shape_infer=True,  # tracing has done it, and above 2 GB the converter cannot
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_KEPT_IN_FP32],
-            node_block_list=list(_score_nodes(exact)),
+            node_block_list=[*_score_nodes(exact), *_length_nodes(exact)],
         )
     # The converter notes wrong types for the values it kept in float32. Runtimes infer their own.
     del model.graph.value_info[:]
@@ -63,6 +64,15 @@ def _score_nodes(model: ModelProto) -> Iterator[str]:
                 f"fp16: the input of {softmax.name} is not a product of queries and keys; export with --precision fp32"
             )
         yield node.name
+
+
+def _length_nodes(model: ModelProto) -> Iterator[str]:
+    """Yield the names of the nodes that take signatures' lengths, and of all that use them."""
+    used: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "ReduceL2" or used.intersection(node.input):
+            used.update(node.output)
+            yield node.name
 
 
 def save_graph(model: ModelProto, destination: Path, precision: Precision) -> Path:

@@ -51,8 +51,8 @@ def trace(detector: MdmfModel, recipe: Recipe, path: Path, metadata: Mapping[str
     """Write the detector as ONNX to path, checked, with the metadata embedded, and return path.
 
     Weights above 1.9 GB go to `path`.data. The batch is dynamic, the crop fixed.
-    Tracing changes the detector: its position embedding is baked for the recipe's crop, and its pooling becomes a
-    matrix.
+    Tracing changes the detector: its position embedding is baked for the recipe's crop, its pooling becomes a matrix,
+    and standardisation and batch norms are folded into the head's linear layers.
     Raises RecipeError if the crop is not a multiple of the patch, or the pool grid is finer than the patch grid.
     """
     import onnx
@@ -67,6 +67,7 @@ def trace(detector: MdmfModel, recipe: Recipe, path: Path, metadata: Mapping[str
     detector.eval().requires_grad_(False)
     detector.backbone.bake_position_embedding(crop)
     detector.head.pooling = MatrixPooling(grid, recipe.head.pool)
+    detector.head.fold()
     # The exporter would take a batch of one for a constant.
     example = torch.zeros(2, 3, crop, crop)
     with _quiet():

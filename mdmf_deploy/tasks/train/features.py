@@ -52,9 +52,11 @@ class FeatureCache:
 
     def key(self, images: Sequence[LabelledImage], crops: int) -> str:
         """Hash everything the features depend on: weights, preprocessing, pool grid, files in order, and crops."""
-        facts = (self.preprocessing, self.detector.head.pooling, f"{crops}/{self.seed}")
+        backbone = self.detector.backbone
+        how = (backbone.architecture, backbone.taken)
+        facts = (self.preprocessing, how, self.detector.head.pooling, f"{crops}/{self.seed}")
         digest = hashlib.sha256(repr(facts).encode())
-        for name, tensor in self.detector.backbone.state_dict().items():
+        for name, tensor in backbone.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().numpy().tobytes())
         for image in images:

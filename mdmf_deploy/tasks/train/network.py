@@ -27,7 +27,7 @@ class TrainingNet(nn.Module):
         super().__init__()
         self.detector = detector
         self.frozen = frozen
-        width = detector.backbone.architecture.width
+        width = detector.backbone.width
         # None where it is not in the loss: several processes refuse parameters that get no gradient.
         self.classifier = nn.Linear(width, 1) if classify and not frozen else None
         if frozen:

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 from helpers.graphs import extract
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
-from mdmf_deploy.bundle.manifest import MODEL
+from mdmf_deploy.bundle.manifest import INPUT, MODEL, OUTPUT
 from mdmf_deploy.errors import QuantisationError
 from mdmf_deploy.tasks.export.precision import to_fp16
 
@@ -63,3 +63,20 @@ def test_a_softmax_of_something_else_than_a_product_is_refused(tiny_bundle: Path
     onnx.save(model, tmp_path / "odd.onnx")
     with pytest.raises(QuantisationError, match="is not a product of queries and keys"):
         to_fp16(tmp_path / "odd.onnx", tmp_path / MODEL)
+
+
+def test_fp16_divides_signatures_by_their_lengths_in_fp32(tmp_path: Path) -> None:
+    """In float16 the square of 300 overflows, and the least length, which keeps zero from becoming NaN, is zero."""
+    nodes = [
+        helper.make_node("ReduceL2", [INPUT, "axes"], ["length"], name="length"),
+        helper.make_node("Clip", ["length", "least"], ["bounded"], name="bounded"),
+        helper.make_node("Div", [INPUT, "bounded"], [OUTPUT], name="divided"),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in (INPUT, OUTPUT)]
+    constants = [numpy_helper.from_array(np.array([-1]), "axes"), numpy_helper.from_array(np.float32(1e-12), "least")]
+    graph = helper.make_graph(nodes, "lengths", values[:1], values[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "exact.onnx")
+    rows = np.array([[0, 0, 0, 0], [300, 400, 0, 0]], np.float32)
+    found = extract(to_fp16(tmp_path / "exact.onnx", tmp_path / MODEL), rows)
+    np.testing.assert_allclose(found, [[0, 0, 0, 0], [0.6, 0.8, 0, 0]], atol=1e-3)

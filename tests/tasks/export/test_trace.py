@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdmf_deploy.bundle.recipe import Head, Preprocessing, Recipe
+from mdmf_deploy.bundle.recipe import Backbone, Head, Preprocessing, Recipe
 from mdmf_deploy.errors import RecipeError
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.export.trace import MatrixPooling, pooling_matrix, trace
@@ -31,9 +32,12 @@ def test_pooling_is_torchs_adaptive_average(sizes: tuple[int, int]) -> None:
 
 @pytest.fixture(scope="module")
 def uneven(tiny_recipe: Recipe) -> Recipe:
-    """A 5 x 5 grid pooled to 2 x 2, whose windows overlap."""
+    """A 5 x 5 grid pooled to 2 x 2, whose windows overlap, of two blocks' tokens, with a norm that is folded."""
     return msgspec.structs.replace(
-        tiny_recipe, preprocessing=Preprocessing(crop=70), head=Head(pool=2, hidden=(16,), signature=8)
+        tiny_recipe,
+        backbone=Backbone(architecture="starter_vit14", blocks=(1, 3)),
+        preprocessing=Preprocessing(crop=70),
+        head=Head(pool=2, hidden=(16,), signature=8, activation="softplus", norm="batchnorm", normalise=True),
     )
 
 
@@ -43,6 +47,7 @@ def traced(uneven: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     torch.manual_seed(3)
     detector = MdmfModel(uneven).eval()
     torch.nn.init.normal_(detector.backbone.pos_embed)
+    detector.head.standardise(torch.randn(2 * 192), torch.rand(2 * 192) + 0.5)
     images = torch.randn(3, 3, 70, 70)
     with torch.inference_mode():
         expected = detector(images).numpy()
@@ -65,7 +70,9 @@ def test_only_the_batch_is_dynamic_and_every_operator_static(traced: tuple[Path,
         for value in (*model.graph.input, *model.graph.output)
     ]
     assert shapes == [["batch", 3, 70, 70], ["batch", 4, 8]]
-    assert not {"Resize", "GatherND", "Gather", "Where", "If", "Loop"} & {node.op_type for node in model.graph.node}
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert not {"Resize", "GatherND", "Gather", "Where", "If", "Loop", "BatchNormalization", "Sub"} & kinds.keys()
+    assert kinds["Softmax"] == 3, "block 4 is not used"
 
 
 def test_no_path_of_this_machine_is_in_the_file(traced: tuple[Path, torch.Tensor, np.ndarray]) -> None:
