@@ -27,8 +27,9 @@ INLINE_BYTES = 1_900_000_000
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The graph: images (B, 3, crop, crop) -> signatures (B, pool * pool, signature).
 
+    blocks: the blocks whose tokens feed the head, counted from 1. Empty means the last one.
     kept: layers of an int8 graph that stay in fp32 to keep decisions the same, by module name, most sensitive first.
-        An empty one is not written, so that older bundle_ids stay valid.
+    Empty blocks or kept are not written, so that older bundle_ids stay valid.
     """
 
     backbone: str
@@ -37,6 +38,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sigma: float
     precision: Precision
     opset: int
+    blocks: tuple[int, ...] = ()
     kept: tuple[str, ...] = ()
 
 

