@@ -72,7 +72,7 @@ def generators(images: Sequence[Scored], real: Sequence[Scored]) -> Section:
             auroc, ap, acc, tpr = (_mean([row[0] for row in rows], key) for key in ("auroc", "ap", "acc", "tpr"))
             photo = [_mean([row[1] for row in rows if row[1]], key) for key in ("auroc", "ap", "acc")]
             cells = (*map(_three, (auroc, ap, acc)), _percent(tpr), *map(_three, photo), "")
-            lines.append(("**mean**", kept, sum(found.images for found, _, _ in rows), *cells))
+            lines.append((f"**mean, {kept}**", kept, sum(found.images for found, _, _ in rows), *cells))
             means.append((kept, auroc))
     figures_of = ("AUROC", "AP", "ACC", "TPR", "AUROC p.", "AP p.", "ACC p.")
     headings = ("generator", "kept out", "images", *figures_of, "verdicts")
