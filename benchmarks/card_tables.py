@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.mmd import Reduction, score_images
 from mdmf_deploy.mmd.reference import gaussian_kernel, uniform_bank
-from mdmf_deploy.tasks.evaluate.metrics import Estimate, Figures, auroc_and_ap, figures, wilson
+from mdmf_deploy.tasks.evaluate.metrics import RESAMPLES, Estimate, Figures, auroc_and_ap, figures, wilson
 from mdmf_deploy.tasks.verify import rank_correlation
 
 K = TypeVar("K")
@@ -166,7 +166,9 @@ def conditions(judged: Mapping[str, Sequence[Scored]]) -> Section:
     rows = []
     for name, images in judged.items():
         real = [image for image in images if image.kind != GENERATED]
-        each = [compare(real, own) for own in by_folder(image for image in images if image.kind == GENERATED).values()]
+        generated = by_folder(image for image in images if image.kind == GENERATED)
+        # No interval is shown here, so nothing is resampled.
+        each = [compare(real, own, resamples=1) for own in generated.values()]
         known = real[0].flagged is not None
         photographs = [image for image in real if image.kind == PHOTOGRAPHS]
         fprs = [_percent(_flagged(own).value) if known and own else NONE for own in (real, photographs)]
@@ -243,13 +245,13 @@ def pairs(judged: Mapping[str, Sequence[tuple[Scored, Scored]]]) -> Section:
     return Section("Photographs and their reconstructions", text, (lines,))
 
 
-def compare(real: Sequence[Scored], generated: Sequence[Scored]) -> Figures:
+def compare(real: Sequence[Scored], generated: Sequence[Scored], resamples: int = RESAMPLES) -> Figures:
     """Return the figures of two sets of images, with flags by score alone."""
     scores = [np.array([image.score for image in images]) for images in (real, generated)]
     if any(image.flagged is None for image in (*real, *generated)):
-        return figures(scores[0], scores[1], None, None)
+        return figures(scores[0], scores[1], None, None, resamples)
     flags = [np.array([image.flagged for image in images], np.bool_) for images in (real, generated)]
-    return figures(scores[0], scores[1], flags[0], flags[1])
+    return figures(scores[0], scores[1], flags[0], flags[1], resamples)
 
 
 def by(images: Iterable[Scored], key: Callable[[Scored], K]) -> dict[K, list[Scored]]:

@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from helpers.crop_plans import planned
 from helpers.synthetic_photos import write_photos
 from PIL import Image, ImageFilter
+from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mdmf_deploy import Bundle, Detector, Row
+from mdmf_deploy.mmd.reference import gaussian_kernel
 from mdmf_deploy.tasks.calibrate import Rates, calibrate, write_calibration
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -55,7 +58,7 @@ class Card(NamedTuple):
 
 @pytest.fixture(scope="module")
 def card(tiny_bundle: Path, scripts: Any, tmp_path_factory: pytest.TempPathFactory) -> Card:
-    """The card of the tiny bundle, calibrated on half of one held-out source and all camera originals."""
+    """The card of the tiny bundle with two crops an image, calibrated on some held-out reals and camera originals."""
     data = tmp_path_factory.mktemp("card")
     counts = {"real/seen": 6, "real/kept": 6, "real/art_kept": 4, "fullsize": 4}
     counts |= {"generated/seen": 6, "generated/kept": 5, "generated/flux": 4, "original": 3}
@@ -68,7 +71,7 @@ def card(tiny_bundle: Path, scripts: Any, tmp_path_factory: pytest.TempPathFacto
     # A copy of an image that was trained on was trained on, too.
     shutil.copy(next((data / "real/seen").glob("*.png")), data / "real/kept" / "copy.png")
     (data / "unseen.txt").write_text("generated/seen/photo1080.jpg\n")
-    bundle = Bundle.open(shutil.copytree(tiny_bundle, data / "b.mdmf"))
+    bundle = planned(tiny_bundle, 2, data / "b.mdmf")
     paths = [*sorted((data / "real/kept").glob("photo*.jpg")), *sorted((data / "fullsize").iterdir())]
     with Detector(bundle.path) as detector:
         calibration = calibrate(bundle, detector.engine, paths, Rates([0.3])).calibration
@@ -139,6 +142,31 @@ def test_the_bank_is_swapped_on_the_same_signatures(card: Card) -> None:
     assert rows["the bundle's"][1] == card.rows("Each generator")["**mean, held out**"][2]
     # One crop of four patches an image.
     assert [rows[name][0] for name in list(rows)[2:]] == ["24", "20"]
+
+
+def test_the_bank_and_the_self_term_are_those_of_the_definition(card: Card, scripts: Any) -> None:
+    bank = Bundle.open(card.bundle).bank
+    paths = {name: sorted((card.data / name).glob("photo*")) for name in ("real/kept", "real/art_kept")}
+    paths |= {name: sorted((card.data / name).iterdir()) for name in ("generated/flux", "generated/kept")}
+    terms, scores = [], []
+    with Detector(card.bundle) as detector:
+        score = scripts.card_images.Scorer(detector)
+        for name, files in paths.items():
+            images = score(scripts.card_images.Folder(name, "held out", ()), files, keep=True)
+            scores += [image.score for image in images]
+            terms += [
+                [
+                    np.mean([gaussian_kernel(x, x, bank.sigma).mean() for x in image.signatures]),
+                    np.mean([gaussian_kernel(x, bank.signatures, bank.sigma) @ bank.weights for x in image.signatures]),
+                ]
+                for image in images
+            ]
+    own, cross = np.array(terms).T
+    aims = card.rows("Aims")
+    reals = len(paths["real/kept"]) + len(paths["real/art_kept"])
+    assert float(aims["mean k(real, bank)"][0]) == pytest.approx(cross[:reals].mean(), abs=6e-4)
+    expected = spearmanr(scores, own).statistic
+    assert float(aims["rank correlation of score and self term"][0]) == pytest.approx(expected, abs=6e-4)
 
 
 def test_matched_photographs_conditions_and_pairs(card: Card) -> None:
