@@ -18,7 +18,7 @@ from mdmf_deploy.errors import MdmfError
 from mdmf_deploy.images.decode import Code
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
 ROOMS = sorted(page for room in ("benchmarks", "engines", "examples", "export") for page in (ROOT / room).rglob("*.md"))
 
 
