@@ -102,8 +102,8 @@ def card(detector: Detector, options: argparse.Namespace) -> str:
     engine, crops = detector.engine, detector.bundle.manifest.preprocessing.crops
     facts = (
         f"Bundle {detector.bundle.bundle_id[:12]} on {engine.name} {engine.precision}, at most {crops} "
-        f"{'crop' if crops == 1 else 'crops'} of an image. {len(images)} images were judged. {unreadable} were "
-        f"unreadable. {left_out} were left out because they are copies or in the bank."
+        f"{'crop' if crops == 1 else 'crops'} of an image. Images judged: {len(images)}. Unreadable: {unreadable}. "
+        f"Left out, because they are copies or in the bank: {left_out}."
     )
     trained_on = sorted(folder.name for folder in folders if folder.kept == "trained on")
     if trained_on:

@@ -114,7 +114,9 @@ def test_only_images_that_were_kept_out_of_training_are_judged(card: Card) -> No
     assert counts.pop("real/art_kept") == counts.pop("**art**") == ["held out", "4"]
     assert not any("seen" in name for name in counts)
     assert card.rows("Each generator")["seen"][:2] == ["unseen files", "1"]
-    assert re.search(r"24 images were judged\. 0\s+were\s+unreadable\. 1\s+were\s+left\s+out", card.text)
+    counted = re.search(r"judged: (\d+)\. Unreadable: (\d+)\..* bank: (\d+)\.", card.text.replace("\n", " "))
+    assert counted is not None
+    assert counted.groups() == ("24", "0", "1")
 
 
 def test_an_image_of_the_calibration_is_judged_without_itself(card: Card, scripts: Any) -> None:
@@ -195,3 +197,14 @@ def test_names_that_are_not_in_the_data_are_refused(card: Card, scripts: Any, tm
     ):
         with pytest.raises(SystemExit, match=message):
             scripts.model_card.main([str(card.bundle), str(card.data), *options])
+
+
+def test_a_bundle_without_thresholds_meets_no_aim_for_false_positives(
+    card: Card, scripts: Any, tiny_bundle: Path
+) -> None:
+    with Detector(tiny_bundle) as detector:
+        folder = scripts.card_images.Folder("fullsize", "held out", ())
+        scored = scripts.card_images.Scorer(detector)(folder, sorted((card.data / "fullsize").iterdir()))
+    section = scripts.card_tables.false_positives(scored, scored)
+    assert section.aims == ()
+    assert "| fullsize | held out | 4 | - | - | - |" in str(section)
