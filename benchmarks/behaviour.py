@@ -54,7 +54,7 @@ verification = { min_rank_correlation = 0.9, max_flipped_verdicts = 0.2, max_fpr
 steps = 3
 batch = 4
 split = { train = 0.6, validation = 0.2 }
-pairs = { views = 1, autoencoders = [{ factor = 4, upsampler = "nearest", channels = 4, width = 4, steps = 2 }] }
+gate = { min_kernel = 0.0, max_swapped_auroc = 1.0 }
 """
 # Keys of a JSON document whose values depend on the clock.
 TIMED = re.compile(r"^(ms_.*|images_per_second|.*seconds.*|built|created|elapsed|load_average|mean_ms|p\d+_ms)$")

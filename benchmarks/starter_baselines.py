@@ -5,7 +5,7 @@
 DATA: a folder with real/ and generated/<generator>/.
 RUN: the folder that `mdmf train` left for the starter.
 
-All methods train on the same files and are judged on the same test part. MDMF also trains on their views and
+All methods train on the same files and are judged on the same test part. MDMF also trains on degraded crops and on
 reconstructions, the logistic regressions on one centre crop each. The threshold of ACC is each method's own 95th
 percentile over the validation photographs, so that no method picks it on the images that judge it. The three MMD
 variants train a fresh head on the starter's frozen backbone and differ in one thing each.
@@ -136,6 +136,8 @@ def variant(recipe: Recipe, objective: str, pool: int, steps: int) -> Recipe:
     """Return the starter's recipe with another head or objective, for a frozen backbone."""
     table = msgspec.to_builtins(recipe)
     table["head"]["pool"] = pool
+    # A plain head on the originals: no pairs, so no autoencoders, and no demand on the bank.
+    table["training"] |= {"pairs": {}, "gate": {"min_kernel": 0.0, "max_swapped_auroc": 1.0}}
     # The pooled objective's kernel matrices grow with the square of the batch: 16 images are 784 patches a class.
     table["training"] |= {"objective": objective, "steps": steps, "batch": 64 if objective == "image" else 16}
     return msgspec.convert(table, Recipe)

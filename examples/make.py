@@ -1,9 +1,12 @@
-"""Make examples/photographs and examples/generated again. Needs scikit-image, scikit-learn and a training run.
+"""Make photographs and generated images like those in examples/. Needs scikit-image, scikit-learn and TAESD.
 
-    python examples/make.py RUN
+    python examples/make.py TAESD OUT
 
-RUN: the folder that `mdmf train` left for the starter. Its autoencoders are used. Both halves of a pair go through the
-same last step (at most 512 pixels per side, JPEG quality 92, 4:2:0), so that only the decoder's traces tell them apart.
+TAESD: the folder of the autoencoders' files that the starter's recipe names.
+OUT: the folder that gets photographs/ and generated/.
+
+Both halves of a pair go through the same last step (at most 512 pixels per side, JPEG quality 92, 4:2:0), so that only
+the decoder's traces tell them apart.
 """
 
 from __future__ import annotations
@@ -14,14 +17,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from safetensors.torch import load_file
 
 from mdmf_deploy.bundle.recipe import load_recipe
 from mdmf_deploy.images.decode import decode
-from mdmf_deploy.tasks.train.autoencoders import AutoencoderNet, autoencoder_name, reconstruct
-from mdmf_deploy.tasks.train.pairs import Treatment, treat
+from mdmf_deploy.tasks.train.autoencoders import FACTOR, load_autoencoder, reconstruct
 
-HERE = Path(__file__).parent
 SOURCES = {
     "astronaut": files("skimage.data") / "astronaut.png",
     "cat": files("skimage.data") / "chelsea.png",
@@ -30,28 +30,30 @@ SOURCES = {
     "palace": files("sklearn.datasets.images") / "china.jpg",
     "flower": files("sklearn.datasets.images") / "flower.jpg",
 }
-LAST_STEP = Treatment(scale=1.0, quality=92)
+
+
+def save(pixels: np.ndarray, path: Path) -> None:
+    """Take the last step."""
+    Image.fromarray(pixels).save(path, "JPEG", quality=92, subsampling="4:2:0")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    run = parser.parse_args().run
+    parser.add_argument("taesd", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
     autoencoders = load_recipe("starter").training.pairs.autoencoders
     for folder in ("photographs", "generated"):
-        (HERE / folder).mkdir(exist_ok=True)
+        (options.out / folder).mkdir(parents=True, exist_ok=True)
     for turn, (name, source) in enumerate(SOURCES.items()):
         photograph = Image.fromarray(decode(source.read_bytes()).pixels)
         photograph.thumbnail((512, 512), Image.Resampling.LANCZOS)
         pixels = np.asarray(photograph)
+        height, width = (side // FACTOR * FACTOR for side in pixels.shape[:2])
         autoencoder = autoencoders[turn % len(autoencoders)]
-        net = AutoencoderNet(autoencoder)
-        [weights] = (run / "autoencoders").glob(f"{autoencoder_name(autoencoder)}*.safetensors")
-        state = load_file(weights)
-        net.load_state_dict({key: value for key, value in state.items() if key != "psnr"})
-        generated = reconstruct(net.eval(), pixels, autoencoder.factor)
-        (HERE / "photographs" / f"{name}.jpg").write_bytes(treat(pixels, LAST_STEP))
-        (HERE / "generated" / f"{name}-{autoencoder_name(autoencoder)}.jpg").write_bytes(treat(generated, LAST_STEP))
+        generated = reconstruct(load_autoencoder(options.taesd, autoencoder), pixels[:height, :width])
+        save(pixels, options.out / "photographs" / f"{name}.jpg")
+        save(generated, options.out / "generated" / f"{name}-{autoencoder}.jpg")
 
 
 if __name__ == "__main__":

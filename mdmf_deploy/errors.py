@@ -22,7 +22,9 @@ class CheckpointError(MdmfError):
 
 
 class TrainingFailed(MdmfError):
-    """A training run whose loss is no longer a number."""
+    """A training run whose loss is no longer a number, or whose detector does not depend on its bank."""
+
+    exit_code = 1
 
 
 class BundleError(MdmfError):

@@ -133,7 +133,8 @@ class Split(_Frozen, frozen=True, kw_only=True):
     """Fractions of the images in each part. The rest is for testing.
 
     An image's part follows from its content hash, so it never changes.
-    held_out: generators whose images are used only for testing.
+    held_out: sources whose images are used only for testing: "real/NAME", "generated/NAME", or NAME for both. An
+        image's source is the folder it lies in.
     """
 
     train: float = 0.65
@@ -145,79 +146,124 @@ class Split(_Frozen, frozen=True, kw_only=True):
             raise ValueError("train and validation must be positive and leave something for the test part")
 
 
-class Autoencoder(_Frozen, frozen=True, kw_only=True):
-    """One small autoencoder, which makes aligned generated counterparts of real photographs.
-
-    factor: spatial reduction of its latent (2, 4, 8, ...).  upsampler: how its decoder restores the size.
-    """
-
-    factor: int
-    upsampler: Literal["nearest", "bilinear", "transposed", "pixelshuffle"]
-    channels: int = 16
-    width: int = 32
-    steps: int = 600
-
-    def __post_init__(self) -> None:
-        if self.factor < 2 or self.factor & (self.factor - 1):
-            raise ValueError(f"an autoencoder's factor must be a power of two from 2, got {self.factor}")
-        if self.width < 4 or self.width % 2 or self.channels < 1 or self.steps < 1:
-            raise ValueError("an autoencoder needs an even width from 4, and channels and steps from 1")
-
-
 class Pairs(_Frozen, frozen=True, kw_only=True):
-    """Aligned pairs (Rajan and Lee, ICLR 2025): real photographs and their reconstructions, treated alike.
+    """Aligned pairs (Rajan and Lee, ICLR 2025): photographs, and what an autoencoder makes of them, treated alike.
 
-    share: fraction of each class of a batch that consists of pairs.
-    views: matched versions of every image (scale, JPEG quality), drawn the same way for both classes.
-    min_scale: views are shrunk by a factor drawn from [min_scale, 1].
-    jpeg_quality: the range (low, high) that views' quality is drawn from.
+    autoencoders: TAESD's names, such as "taesd3". Empty means no pairs.
+    held_out: an autoencoder that is only measured, never trained on. Empty means none.
+    share: the fraction of each class of a batch that consists of pairs.
+    weight: of the loss that asks for a higher score of the second half of each pair.
     """
 
-    autoencoders: tuple[Autoencoder, ...] = ()
-    share: float = 0.5
-    views: int = 2
-    min_scale: float = 0.6
-    jpeg_quality: tuple[int, int] = (70, 96)
+    autoencoders: tuple[str, ...] = ()
+    held_out: str = ""
+    share: float = 0.25
+    weight: float = 0.5
 
     def __post_init__(self) -> None:
-        low, high = self.jpeg_quality
-        if not (1 <= low <= high <= 100 and 0 < self.min_scale <= 1 and 0 <= self.share <= 1 and self.views >= 0):
-            raise ValueError(
-                "expected 1 <= jpeg_quality <= 100 (low, high), 0 < min_scale <= 1, 0 <= share <= 1, views >= 0"
-            )
-        if self.autoencoders and not self.views:
-            raise ValueError("autoencoders need at least one view to reconstruct")
+        if not 0 <= self.share <= 1 or self.weight < 0:
+            raise ValueError(f"expected share in [0, 1] and weight >= 0, got {self.share} and {self.weight}")
+        if self.held_out in self.autoencoders:
+            raise ValueError(f"autoencoder {self.held_out!r} cannot be trained on and held out; leave it out of one")
+
+
+class Reals(_Frozen, frozen=True, kw_only=True):
+    """Shares of the real class in a batch.
+
+    featureless: flats, gradients, skies and text that training draws itself.
+    enlarged: corners of photographs, enlarged 6 to 16 times.
+    drawn: of the rest, art and screenshots, if there are any.
+    """
+
+    featureless: float = 1 / 12
+    enlarged: float = 1 / 24
+    drawn: float = 0.25
+
+    def __post_init__(self) -> None:
+        if min(self.featureless, self.enlarged) < 0 or not 0 <= self.drawn <= 1:
+            raise ValueError("featureless and enlarged must not be negative, and drawn must be in [0, 1]")
+        if self.featureless + self.enlarged > 0.5:
+            raise ValueError("featureless and enlarged reals can be at most half of the real class")
+
+
+class Adapters(_Frozen, frozen=True, kw_only=True):
+    """Low-rank adapters of the backbone (LoRA; Hu et al., ICLR 2022). A weight W becomes W + scale * B @ A.
+
+    blocks: the blocks whose linear layers are adapted, counted from 1. Empty means none.
+    rank: the number of rows of A.
+    """
+
+    blocks: tuple[int, ...] = ()
+    rank: int = 8
+    scale: float = 2.0
+
+    def __post_init__(self) -> None:
+        if any(block < 1 for block in self.blocks) or list(self.blocks) != sorted(set(self.blocks)):
+            raise ValueError(f"blocks are counted from 1 and ascend, such as [4, 5, 6]; got {list(self.blocks)}")
+        if self.rank < 1 or self.scale <= 0:
+            raise ValueError(f"rank must be at least 1 and scale positive, got {self.rank} and {self.scale}")
+
+
+class BankGate(_Frozen, frozen=True, kw_only=True):
+    """Limits that a trained detector must keep on the validation part, so that its bank matters (docs/method.md).
+
+    min_kernel: the least mean kernel value between the signatures of real images and those of the bank.
+    max_swapped_auroc: the largest AUROC when the bank holds generated images instead of real ones.
+    """
+
+    min_kernel: float = 0.2
+    max_swapped_auroc: float = 0.5
 
 
 class Training(_Frozen, frozen=True, kw_only=True):
     """How `mdmf train` fits the PFS head, the bandwidth and, on request, the backbone.
 
     objective: "image" (docs/method.md: per-image scores) or "pooled" (the paper's test power over pools of patches).
+    test_power: the weight of the objective.
+    patch_cross_entropy: the weight of a real/generated logistic loss of a linear probe on the signatures. The probe is
+        discarded after training.
+    sigma: the kernel bandwidth, or two bounds between which it is learnt. Without it, it is learnt freely.
     batch: images of each class per step.
+    learning_rate: of the head. backbone_learning_rate: of the backbone or its adapters, where they are trained.
+    dropout: of the head's inputs and hidden layers.
     regulariser: lambda in the objective's denominator.
-    patch_cross_entropy: weight of an auxiliary per-patch real/generated logistic loss on the backbone's tokens. Used
-        only when the backbone is trained. Its classifier is discarded after training.
-    average: decay of the exponential moving average of the weights, which training returns. 0 returns the last weights.
+    average: decay of the exponential moving average of the weights, which training returns. 0 returns the last ones.
     """
 
     objective: Literal["image", "pooled"] = "image"
+    test_power: float = 1.0
+    patch_cross_entropy: float = 0.0
+    sigma: float | tuple[float, float] | None = None
     steps: int = 2000
     batch: int = 32
     learning_rate: float = 1e-3
+    backbone_learning_rate: float = 5e-4
     weight_decay: float = 0.05
+    dropout: float = 0.0
     warmup: int = 100
     regulariser: float = 1e-4
     seed: int = 0
-    patch_cross_entropy: float = 0.0
     average: float = 0.0
     split: Split = Split()
+    reals: Reals = Reals()
     pairs: Pairs = Pairs()
+    lora: Adapters = Adapters()
+    gate: BankGate = BankGate()
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 2 or self.learning_rate <= 0 or self.regulariser <= 0:
             raise ValueError("steps must be at least 1, batch at least 2, learning_rate and regulariser positive")
-        if self.warmup < 0 or self.weight_decay < 0 or self.patch_cross_entropy < 0 or not 0 <= self.average < 1:
-            raise ValueError("warmup, weight_decay and patch_cross_entropy must not be negative, average in [0, 1)")
+        if self.backbone_learning_rate <= 0 or not 0 <= self.dropout < 1:
+            raise ValueError("backbone_learning_rate must be positive, and dropout in [0, 1)")
+        if min(self.warmup, self.weight_decay, self.patch_cross_entropy, self.test_power) < 0 or not (
+            0 <= self.average < 1
+        ):
+            raise ValueError(
+                "warmup, weight_decay, patch_cross_entropy and test_power must not be negative, average in [0, 1)"
+            )
+        low, high = self.sigma if isinstance(self.sigma, tuple) else (self.sigma or 1.0, self.sigma or 1.0)
+        if not 0 < low <= high or self.sigma == 0:
+            raise ValueError(f"sigma must be positive, or two bounds such as [0.5, 1.0]; got {self.sigma}")
 
 
 class Recipe(_Frozen, frozen=True, kw_only=True):
@@ -262,15 +308,22 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise RecipeError(f"recipe {path}: {error}") from error
 
 
-def part_of(sha256: str, split: Split, generator: str | None = None) -> Part:
-    """Return the part of an image with this SHA-256 (hex). Images of held-out generators are all "test".
+def part_of(sha256: str, split: Split, source: str | None = None) -> Part:
+    """Return the part of an image with this SHA-256 (hex). Images of held-out sources are all "test".
 
     The part depends on nothing else, so copies of a file always share it.
+
+    source: "real/NAME" or "generated/NAME".
     """
-    if generator is not None and generator in split.held_out:
+    if source is not None and not {source, source.partition("/")[2]}.isdisjoint(split.held_out):
         return "test"
     # The first 52 bits as a number in [0, 1), which a float64 holds exactly.
     position = int(sha256[:13], 16) / 16**13
     if position < split.train:
         return "train"
     return "validation" if position < split.train + split.validation else "test"
+
+
+def source_of(path: Path, generator: str | None = None) -> str:
+    """Return the source of an image: "generated/NAME", or "real/NAME" with the name of the folder it lies in."""
+    return f"generated/{generator}" if generator is not None else f"real/{path.parent.name}"

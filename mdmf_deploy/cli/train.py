@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    real: Annotated[str, typer.Argument(help="Folder (or @LIST) of real photographs.")],
+    real: Annotated[str, typer.Argument(help="Folder (or @LIST) of real images. A folder in it is a source.")],
     generated: Annotated[Path, typer.Argument(help="Folder with one sub-folder per generator.")],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder of the run: checkpoint, state, history, caches.")
@@ -35,17 +35,21 @@ def train(
     train_backbone: Annotated[
         bool, typer.Option("--train-backbone", help="Train the backbone, too, from scratch if it has no weights.")
     ] = False,
+    autoencoders: Annotated[
+        Path | None, typer.Option(help="Folder with the files of the autoencoders that the recipe's pairs name.")
+    ] = None,
     objective: Annotated[str | None, typer.Option(help="image or pooled, instead of the recipe's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps, instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed, instead of the recipe's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the state in the output folder.")] = False,
     amp: Annotated[bool | None, typer.Option(help="Train in bfloat16; by default on a GPU only.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 200,
-    validate_every: Annotated[int, typer.Option(min=1, help="Steps between validation AUROCs.")] = 200,
+    validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 200,
 ) -> None:
     """Train a detector from real and generated images.
 
-    Trains the PFS head and the bandwidth by test power, and on request the backbone, too.
+    Trains the PFS head, and the backbone or adapters of it where the recipe or an option says so. Fails with exit code
+    1 if the scores of the trained detector do not depend on its bank of real images.
 
     Example: mdmf train photos/ generated/ --backbone dinov2_vitl14 --backbone-weights dinov2_vitl14.pth -o runs/vitl14
     """
@@ -77,6 +81,7 @@ def train(
         output,
         backbone_weights=backbone_weights,
         train_backbone=train_backbone,
+        autoencoders=autoencoders,
         resume=resume,
         amp=torch.cuda.is_available() if amp is None else amp,
         cadence=Cadence(validate=validate_every, save=save_every),
@@ -159,6 +164,13 @@ class _Progress:
     def watch(self, record: dict[str, float]) -> None:
         self._bar.update(self._task, completed=record["step"], description=f"power {record['power']:.2f}")
         if "auroc_mean" in record:
-            areas = {k.removeprefix("auroc_"): v for k, v in record.items() if k.startswith("auroc_")}
-            listed = ", ".join(f"{name} {area:.3f}" for name, area in areas.items())
-            self.log(f"step {record['step']:.0f}: power {record['power']:.2f}, validation AUROC {listed}")
+            step, power = record["step"], record["power"]
+            self.log(f"step {step:.0f}: power {power:.2f}, validation AUROC {_listed(record, 'auroc_')}")
+            self.log(
+                f"step {step:.0f}: mean kernel {record['mean_kernel']:.3f}, rank correlation with the self term "
+                f"{record['self_rank']:.3f}, false positives {_listed(record, 'fpr_')}"
+            )
+
+
+def _listed(record: dict[str, float], prefix: str) -> str:
+    return ", ".join(f"{k.removeprefix(prefix)} {value:.3f}" for k, value in record.items() if k.startswith(prefix))

@@ -70,6 +70,7 @@ class PfsHead(nn.Module):
         self.norms = nn.ModuleList(make(hidden) for hidden in head.hidden) if make else nn.ModuleList()
         self._activation = _ACTIVATIONS[head.activation]
         self._normalise = head.normalise
+        self.dropout = nn.Dropout(0.0)  # Training sets its rate.
 
     def patches(self, tokens: Tensor) -> Tensor:
         """Pool tokens (B, C, rows, columns) into patches (B, N, C), the cached features of a frozen backbone."""
@@ -79,13 +80,13 @@ class PfsHead(nn.Module):
     def signatures(self, patches: Tensor) -> Tensor:
         """Map patches (B, N, C) to signatures (B, N, d)."""
         if self.mean is not None and self.scale is not None:
-            patches = (patches - self.mean) * self.scale
+            patches = self.dropout((patches - self.mean) * self.scale)
         *inner, last = self.layers
         for place, layer in enumerate(inner):
             patches = layer(patches)
             if len(self.norms):
                 patches = self.norms[place](patches)
-            patches = self._activation(patches)
+            patches = self.dropout(self._activation(patches))
         signatures: Tensor = last(patches)
         if not self._normalise:
             return signatures

@@ -10,7 +10,7 @@ from helpers.handmade import sha
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdmf_deploy.bundle.recipe import Split, load_recipe, part_of, recipe_names
+from mdmf_deploy.bundle.recipe import Split, load_recipe, part_of, recipe_names, source_of
 from mdmf_deploy.errors import RecipeError
 from mdmf_deploy.model.architectures import architecture
 
@@ -23,8 +23,8 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_shipped_recipes_are_the_starter_and_every_size_of_dinov2() -> None:
-    assert {"starter", *(f"dinov2_vit{size}14" for size in "sblg")} <= set(recipe_names())
+def test_shipped_recipes_are_the_two_bundles_and_every_size_of_dinov2() -> None:
+    assert {"dinov2s", "starter", *(f"dinov2_vit{size}14" for size in "sblg")} <= set(recipe_names())
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -71,7 +71,17 @@ def test_a_recipe_given_by_path_takes_the_defaults(tmp_path: Path) -> None:
         ("[preprocessing]\nstd = [0.2, 0.2, 0.0]\n", "std must be positive"),
         ("[preprocessing]\nmean = [0.5, 0.5]\n", r"at `\$\.preprocessing\.mean`"),
         ("[training.split]\ntrain = 0.9\nvalidation = 0.1\n", "leave something for the test part"),
-        ("[[training.pairs.autoencoders]]\nfactor = 4\nupsampler = 'cubic'\n", "upsampler"),
+        (
+            "[training.pairs]\nautoencoders = ['a']\nheld_out = 'a'\n",
+            "autoencoder 'a' cannot be trained on and held out",
+        ),
+        ("[training.pairs]\nshare = 1.5\n", r"expected share in \[0, 1\]"),
+        ("[training.reals]\nfeatureless = 0.6\n", "at most half of the real class"),
+        ("[training.lora]\nblocks = [2, 1]\n", r"ascend, such as \[4, 5, 6\]"),
+        ("[training.lora]\nrank = 0\n", "rank must be at least 1"),
+        ("[training]\nsigma = [1.0, 0.5]\n", r"two bounds such as \[0.5, 1.0\]"),
+        ("[training]\nsigma = 0.0\n", "sigma must be positive"),
+        ("[training]\ndropout = 1.0\n", r"dropout in \[0, 1\)"),
         ("[head\n", "is not valid TOML"),
         ("[head]\npool = 3\npool = 4\n", "is not valid TOML"),
     ],
@@ -124,7 +134,7 @@ CONTENT = st.integers().map(str)
 
 
 def test_parts_have_the_requested_sizes() -> None:
-    counts = Counter(part_of(sha(str(i)), SPLIT, "GLIDE") for i in range(20_000))
+    counts = Counter(part_of(sha(str(i)), SPLIT, "generated/GLIDE") for i in range(20_000))
     assert counts["train"] / 20_000 == pytest.approx(0.65, abs=0.02)
     assert counts["validation"] / 20_000 == pytest.approx(0.15, abs=0.02)
 
@@ -142,9 +152,17 @@ def test_the_largest_hash_has_a_part() -> None:
 
 
 @given(content=CONTENT)
-def test_a_held_out_generator_is_only_for_testing(content: str) -> None:
-    assert part_of(sha(content), SPLIT, "LDM") == "test"
-    assert part_of(sha(content), SPLIT) == part_of(sha(content), SPLIT, "GLIDE")
+def test_a_held_out_source_is_only_for_testing(content: str) -> None:
+    whole = Split(train=0.65, validation=0.15, held_out=("real/LDM", "GLIDE"))
+    assert part_of(sha(content), SPLIT, "generated/LDM") == part_of(sha(content), SPLIT, "real/LDM") == "test"
+    assert part_of(sha(content), whole, "real/LDM") == part_of(sha(content), whole, "real/GLIDE") == "test"
+    assert part_of(sha(content), whole, "generated/LDM") == part_of(sha(content), whole)
+    assert part_of(sha(content), SPLIT) == part_of(sha(content), SPLIT, "generated/GLIDE")
+
+
+def test_the_source_is_the_generator_or_the_folder_of_a_photograph() -> None:
+    assert source_of(Path("real/cameras/a.jpg")) == "real/cameras"
+    assert source_of(Path("x/y/a.jpg"), "sdxl") == "generated/sdxl"
 
 
 @given(content=CONTENT, more=st.floats(0, 0.1))

@@ -31,7 +31,7 @@ verification = { min_rank_correlation = 0.9, max_flipped_verdicts = 0.2, max_fpr
 steps = 2
 batch = 4
 split = { train = 0.6, validation = 0.2 }
-pairs = { views = 0 }
+gate = { min_kernel = 0.0, max_swapped_auroc = 1.0 }
 """
 
 
@@ -53,6 +53,7 @@ def test_from_folders_to_a_checkpoint_to_a_bundle(data: Path, tmp_path: Path) ->
     assert result.exit_code == 0, result.stderr
     assert result.stdout.strip() == str(run / "checkpoint.safetensors")
     assert "validation AUROC one" in result.stderr
+    assert "mean kernel" in result.stderr
     assert "'pooled'" in result.stderr
     with (run / "history.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "3"]
@@ -91,6 +92,7 @@ def test_pretrained_weights_stay_frozen(data: Path, tmp_path: Path) -> None:
         (["--recipe", "starter", "--backbone", "vit_nowhere"], "vit_nowhere"),
         (["--recipe", "starter", "--objective", "patchy"], "patchy"),
         (["--train-backbone", "--resume"], "without --resume"),
+        (["--recipe", "starter", "--train-backbone"], "--autoencoders DIR"),
         (["--download-backbone", "--backbone-weights", "x.pth"], "exclude each other"),
     ],
 )
@@ -105,22 +107,31 @@ def test_wrong_options_are_one_line(data: Path, tmp_path: Path, arguments: list[
 
 
 def test_two_processes_train_one_model_and_one_of_them_logs(data: Path, tmp_path: Path) -> None:
-    pairs = '{ views = 1, autoencoders = [{ factor = 2, upsampler = "nearest", channels = 4, width = 4, steps = 2 }] }'
-    small = (data / "tiny.toml").read_text().replace("{ views = 0 }", pairs).replace("batch = 4", "batch = 3")
-    (tmp_path / "pairs.toml").write_text(small)
+    small = (data / "tiny.toml").read_text().replace("batch = 4", "batch = 3")
+    (tmp_path / "small.toml").write_text(small)
     large = tmp_path / "real"
     large.mkdir()
     for seed in range(300, 330):
         Image.fromarray(synthetic_photo(seed, 100, 97)).save(large / f"{seed}.png")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    options = ["--recipe", tmp_path / "pairs.toml", "--train-backbone", "-o", tmp_path / "run"]
+    options = ["--recipe", tmp_path / "small.toml", "--train-backbone", "-o", tmp_path / "run"]
     command = [*launch, "-m", "mdmf_deploy.cli", "train", large, data / "generated", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(tmp_path / "run" / "checkpoint.safetensors")]
-    assert done.stderr.count("step 2: ") == 1
-    assert len(list((tmp_path / "run" / "autoencoders").iterdir())) == 1
+    assert done.stderr.count("step 2: power") == 1
+
+
+def test_a_detector_that_ignores_its_bank_is_one_line_and_exit_code_1(data: Path, tmp_path: Path) -> None:
+    strict = (data / "tiny.toml").read_text().replace("min_kernel = 0.0", "min_kernel = 1.0")
+    (tmp_path / "strict.toml").write_text(strict)
+    options = ("--recipe", tmp_path / "strict.toml", "--train-backbone", "-o", tmp_path / "run")
+    result = mdmf("train", data / "real", data / "generated", *options)
+    assert result.exit_code == 1
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("mdmf: ")]
+    assert "the bank does not matter" in line
+    assert result.stdout == ""
 
 
 def test_generated_needs_a_folder_per_generator(data: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mdmf_deploy.bundle.recipe import Part, Split, part_of
+from mdmf_deploy.bundle.recipe import Part, Split, part_of, source_of
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.files import file_sha256
@@ -187,7 +187,7 @@ def audit(
             dropped["in_bank"].append(uri(image.path))
         elif sha256 in calibrated:
             dropped["in_calibration"].append(uri(image.path))
-        elif split is not None and part_of(sha256, split, image.generator) != part:
+        elif split is not None and part_of(sha256, split, source_of(image.path, image.generator)) != part:
             other_parts += 1
         else:
             kept.append(image)

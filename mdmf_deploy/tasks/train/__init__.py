@@ -1,11 +1,11 @@
 """`mdmf train`: train a detector by its test power (extra: export).
 
 train.py         one run, from folders to a checkpoint
-data.py          files, parts and random crops
-pairs.py         matched views, and reconstructions by the autoencoders.py
+data.py          files, sources and parts
+batches.py       random crops, with augment.py, featureless.py and pairs.py (by autoencoders.py)
 features.py      cached features of a frozen backbone
-network.py       the network, and the start of a backbone from scratch
-objectives.py    the test power to maximise
+network.py       the network, lora.py, and the start of a backbone from scratch
+objectives.py    the loss to minimise
 loop.py          steps, saved states, resuming
-validate.py      validation AUROC, and the history of a run
+validate.py      figures on the validation part (measured.py), the gate, and history.py
 """

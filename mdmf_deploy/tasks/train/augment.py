@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_MARGIN = 16  # Pixels around a crop that two JPEG passes with different block grids need.
+MARGIN = 16
+"""Pixels around a crop that two JPEG passes with different block grids need."""
 
 # Annex K of the JPEG standard (ITU-T T.81), tables K.1 and K.2: quantisation at quality 50.
 _LUMA = (
@@ -102,6 +103,11 @@ class Draws:
     shifts: tuple[tuple[int, int], tuple[int, int]]
     subsampled: bool
 
+    def take(self, rows: Tensor) -> Draws:
+        """Return the choices for the crops at `rows`, (b,) indices. A pair takes the same row twice."""
+        chosen = {name: getattr(self, name)[rows] for name in ("where", "flip", "blur", "noise", "qualities")}
+        return replace(self, **chosen)
+
     @classmethod
     def sample(cls, count: int, degradation: Degradation, rng: torch.Generator) -> Draws:
         """Draw on the CPU, so that every device sees the same batches."""
@@ -130,7 +136,7 @@ def augment(canvases: Canvases, which: Tensor, draws: Draws, crop: int, noise: T
     noise: (b, 3, crop + 16, crop + 16), standard normal. Drawn here if it is None.
     """
     device = canvases.pixels.device
-    side = crop + _MARGIN
+    side = crop + MARGIN
     window = max(8, round(side / draws.scale))
     images = _windows(canvases, which, draws.where.to(device), window)
     if window != side:
@@ -148,7 +154,7 @@ def augment(canvases: Canvases, which: Tensor, draws: Draws, crop: int, noise: T
         if bool((draws.qualities[:, turn] <= 100).any()):
             coded = jpeg(images, quality.clamp_max(100), draws.subsampled)
             images = torch.where((quality <= 100)[:, None, None, None], coded, images)
-        side -= _MARGIN // 2
+        side -= MARGIN // 2
         images = images[:, :, row : row + side, column : column + side]
     return torch.where(draws.flip.to(device)[:, None, None, None], images.flip(-1), images)
 
@@ -162,9 +168,10 @@ def jpeg(images: Tensor, quality: Tensor, subsampled: bool) -> Tensor:
     unit = 16 if subsampled else 8
     padded = F.pad(images, (0, -width % unit, 0, -height % unit), mode="replicate")
     ycc = torch.einsum("oc,bchw->bohw", _constant(_TO_YCC, images.device), padded)
-    luma, chroma = ycc[:, :1], ycc[:, 1:] + 128
+    # libjpeg keeps whole levels between its stages.
+    luma, chroma = ycc[:, :1].round(), (ycc[:, 1:] + 128).round()
     if subsampled:
-        chroma = F.avg_pool2d(chroma, 2)
+        chroma = F.avg_pool2d(chroma, 2).round()
     luma = _quantised(luma, quality, _constant(_LUMA, images.device))
     chroma = _quantised(chroma, quality, _constant(_CHROMA, images.device))
     if subsampled:

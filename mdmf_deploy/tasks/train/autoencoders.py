@@ -1,143 +1,133 @@
-"""Small convolutional autoencoders. Their reconstructions are the generated halves of aligned pairs.
+"""TAESD, tiny autoencoders distilled from those of real generators (Bohan, madebyollin/taesd, MIT).
 
-A real image keeps its content when it passes through a generator's decoder, so that only the decoder's traces are left
-to learn (Rajan and Lee, ICLR 2025). The latent factor and the up-sampler vary, since they determine these traces.
+A photograph that has passed through one keeps its content and gains the decoder's traces. Their files are read into the
+plain modules below, whose keys are those of the release. `diffusers.AutoencoderTiny` holds the same networks, except
+those with group norms (taef2), but it takes seconds to import, and its files name the keys differently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mdmf_deploy.bundle.recipe import Autoencoder
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.files import atomic_file
+from mdmf_deploy.files import file_sha256
+from mdmf_deploy.model.tensors import problems, read_tensors
 
-_CROP = 96
-_BATCH = 8
-_LEARNING_RATE = 2e-3
+_WIDTH = 64
+FACTOR = 8
+"""Images' sides are multiples of it: the encoder halves them three times."""
+
+
+class _Clamp(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / 3) * 3
+
+
+class _Block(nn.Module):
+    def __init__(self, grouped: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(_conv(), nn.ReLU(), _conv(), nn.ReLU(), _conv())
+        if grouped:
+            wide = 4 * _WIDTH
+            self.pool = nn.Sequential(
+                nn.Conv2d(_WIDTH, wide, 1, bias=False),
+                nn.GroupNorm(4, wide),
+                nn.ReLU(),
+                nn.Conv2d(wide, _WIDTH, 1, bias=False),
+            )
+        self._grouped = grouped
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.conv(x) + x
+        return torch.relu(result + self.pool(x) if self._grouped else result)
+
+
+def _conv(inputs: int = _WIDTH, outputs: int = _WIDTH, bias: bool = True, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=bias)
 
 
 class AutoencoderNet(nn.Module):
-    """Reconstruct images (B, 3, H, W) in [0, 1]. H and W are multiples of the factor."""
+    """Images (B, 3, H, W) in [0, 1] to latents (B, channels, H / 8, W / 8) and back.
 
-    def __init__(self, autoencoder: Autoencoder) -> None:
+    grouped: the blocks at the smallest scale have a second branch with a group norm.
+    """
+
+    def __init__(self, channels: int, grouped: bool = False) -> None:
         super().__init__()
-        halvings = autoencoder.factor.bit_length() - 1
-        width = autoencoder.width
-        encoder: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1)]
-        for _ in range(halvings):
-            encoder += [nn.Conv2d(width, 2 * width, 4, stride=2, padding=1), _Stage(2 * width)]
-            width *= 2
-        encoder.append(nn.Conv2d(width, autoencoder.channels, 1))
-        decoder: list[nn.Module] = [nn.Conv2d(autoencoder.channels, width, 3, padding=1)]
-        for _ in range(halvings):
-            decoder += [
-                _Stage(width),
-                _upsampler(autoencoder.upsampler, width),
-                nn.Conv2d(width, width // 2, 3, padding=1),
-            ]
-            width //= 2
-        decoder += [nn.SiLU(), nn.Conv2d(width, 3, 3, padding=1)]
-        self.encoder = nn.Sequential(*encoder)
-        self.decoder = nn.Sequential(*decoder)
+        encoder: list[nn.Module] = [_conv(3), _Block()]
+        for scale in range(3):
+            encoder += [_conv(bias=False, stride=2), *(_Block(grouped and scale == 2) for _ in range(3))]
+        decoder: list[nn.Module] = [_Clamp(), _conv(channels), nn.ReLU()]
+        for scale in range(3):
+            decoder += [_Block(grouped and scale == 0) for _ in range(3)]
+            decoder += [nn.Upsample(scale_factor=2), _conv(bias=False)]
+        self.encoder = nn.Sequential(*encoder, _conv(_WIDTH, channels))
+        self.decoder = nn.Sequential(*decoder, _Block(), _conv(_WIDTH, 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        reconstructed: Tensor = self.decoder(self.encoder(images - 0.5)) + 0.5
-        return reconstructed
+        decoded: Tensor = self.decoder(self.encoder(images))
+        return decoded.clamp(0, 1)
 
 
-def autoencoder_name(autoencoder: Autoencoder) -> str:
-    """Return a stable name, such as "f4-pixelshuffle-c16"."""
-    return f"f{autoencoder.factor}-{autoencoder.upsampler}-c{autoencoder.channels}"
+def autoencoder_files(folder: Path, name: str) -> tuple[Path, Path]:
+    """Return the files of an autoencoder's encoder and decoder, NAME_encoder.* and NAME_decoder.*.
 
-
-def train_autoencoder(
-    autoencoder: Autoencoder, images: Sequence[NDArray[np.uint8]], path: Path, seed: int = 0
-) -> tuple[AutoencoderNet, float]:
-    """Train on random crops of real photographs, or load the result of the same training from `path`.
-
-    images: (H, W, 3). Images smaller than 96 x 96 pixels are skipped.
-    path: a file named after everything the result depends on.
-
-    Returns the net and its PSNR in dB over the last 50 batches. Raises UsageError if no image is large enough.
+    Raises UsageError if they are not in the folder.
     """
-    torch.manual_seed(seed)
-    net = AutoencoderNet(autoencoder)
-    if path.is_file():
-        state = load_file(path)
-        psnr = float(state.pop("psnr"))
-        net.load_state_dict(state)
-        return net.eval(), psnr
-    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(net.parameters(), lr=_LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _LEARNING_RATE, total_steps=autoencoder.steps)
-    errors: list[float] = []
-    usable = [image for image in images if min(image.shape[:2]) >= _CROP]
-    if not usable:
-        raise UsageError(f"autoencoders need photographs of at least {_CROP} x {_CROP} pixels; there is none")
-    for batch in _batches(usable, autoencoder, seed):
-        difference = net(batch.to(memory_format=torch.channels_last)) - batch
-        loss = difference.abs().mean() + 4 * difference.square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        errors.append(float(difference.detach().square().mean()))
-    psnr = -10 * float(np.log10(np.mean(errors[-50:])))
-    net = net.to(memory_format=torch.contiguous_format)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as scratch:
-        save_file({**net.state_dict(), "psnr": torch.tensor(psnr)}, scratch)
-    return net.eval(), psnr
+    found = []
+    for part in ("encoder", "decoder"):
+        stem = f"{name}_{part}"
+        paths = [path for ending in (".safetensors", ".pth") if (path := folder / (stem + ending)).is_file()]
+        if not paths:
+            raise UsageError(f"{folder} has no {stem}.safetensors or .pth; get it from madebyollin/taesd on GitHub")
+        found.append(paths[0])
+    return found[0], found[1]
+
+
+def load_autoencoder(folder: Path, name: str) -> AutoencoderNet:
+    """Read an autoencoder. Its number of latent channels and its kind of block follow from its tensors.
+
+    Raises UsageError if its files are missing or fit no such network, and CheckpointError if one is unreadable.
+    """
+    encoder, decoder = (read_tensors(path) for path in autoencoder_files(folder, name))
+    net = AutoencoderNet(_latent_channels(decoder), any(".pool." in key for key in decoder))
+    for part, module, tensors in (("encoder", net.encoder, encoder), ("decoder", net.decoder, decoder)):
+        if found := problems(module, tensors):
+            raise UsageError(f"the {part} of {name} in {folder} is not one of TAESD's: {found}")
+        module.load_state_dict(tensors)
+    return net.float().eval().requires_grad_(False)
+
+
+def _latent_channels(decoder: Mapping[str, Tensor]) -> int:
+    first = decoder.get("1.weight")
+    return first.shape[1] if first is not None and first.dim() == 4 else 4
+
+
+def autoencoder_hashes(folder: Path, name: str) -> list[str]:
+    """Return the SHA-256 of the encoder's and the decoder's file."""
+    return [file_sha256(path) for path in autoencoder_files(folder, name)]
 
 
 @torch.inference_mode()
-def reconstruct(net: AutoencoderNet, image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Reconstruct an image (H, W, 3) in its own size. Its sides are mirrored up to a multiple of the factor."""
-    height, width = image.shape[:2]
-    pad = ((0, -height % factor), (0, -width % factor), (0, 0))
-    tensor = torch.from_numpy(np.pad(image, pad, mode="reflect")).permute(2, 0, 1)[None].float() / 255
-    out = net(tensor)[0].permute(1, 2, 0)[:height, :width]
-    rounded: NDArray[np.uint8] = (out * 255).round().clamp(0, 255).byte().numpy()
-    return rounded
+def reconstruct(net: AutoencoderNet, pixels: NDArray[np.uint8], seed: int | None = None) -> NDArray[np.uint8]:
+    """Pass an image (H, W, 3) through an autoencoder. Its sides are multiples of 8.
 
-
-def _batches(images: Sequence[NDArray[np.uint8]], autoencoder: Autoencoder, seed: int) -> Iterator[Tensor]:
-    for step in range(autoencoder.steps):
-        rng = np.random.default_rng([seed, step])
-        crops = []
-        for index in rng.integers(len(images), size=_BATCH):
-            image = images[index]
-            top = rng.integers(image.shape[0] - _CROP + 1)
-            left = rng.integers(image.shape[1] - _CROP + 1)
-            crops.append(image[top : top + _CROP, left : left + _CROP])
-        yield torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
-
-
-def _upsampler(kind: str, channels: int) -> nn.Module:
-    if kind == "transposed":
-        return nn.ConvTranspose2d(channels, channels, kernel_size=4, stride=2, padding=1)
-    if kind == "pixelshuffle":
-        return nn.Sequential(nn.Conv2d(channels, 4 * channels, kernel_size=1), nn.PixelShuffle(2))
-    return nn.Upsample(scale_factor=2, mode=kind, align_corners=False if kind == "bilinear" else None)
-
-
-class _Stage(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(4, channels)
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        refined: Tensor = self.second(F.silu(self.first(F.silu(self.norm(x)))))
-        return x + refined
+    seed: add noise to the latent of every other image, up to 0.15 of the latent's spread. None adds none.
+    """
+    device = next(net.parameters()).device
+    images = torch.from_numpy(pixels.copy()).to(device).permute(2, 0, 1)[None].float() / 255
+    latent = net.encoder(images)
+    if seed is not None:
+        rng = torch.Generator().manual_seed(seed)
+        noisy, spread = torch.rand(2, generator=rng).tolist()
+        noise = torch.randn(latent.shape, generator=rng).to(device)
+        latent = latent + (0.15 * spread if noisy < 0.5 else 0.0) * latent.std() * noise
+    out = (net.decoder(latent)[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    rebuilt: NDArray[np.uint8] = out.cpu().numpy()
+    return rebuilt

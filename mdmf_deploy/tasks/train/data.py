@@ -1,4 +1,4 @@
-"""The training data: which files, which part each belongs to, and random crops of them."""
+"""The training data: which files there are, of which source and kind, and which part each belongs to."""
 
 from __future__ import annotations
 
@@ -7,27 +7,40 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from mdmf_deploy.bundle.recipe import Part, Preprocessing, Split, Training, part_of
+from mdmf_deploy.bundle.recipe import Part, Split, part_of, source_of
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.images.crops import center_crop, normalise
+from mdmf_deploy.images.crops import center_crop
 from mdmf_deploy.images.decode import decode, read
+
+Kind = Literal["photograph", "art", "screen", "generated"]
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """One file and the part it belongs to. generator: None for a real photograph."""
+    """One file, its source ("real/NAME" or "generated/NAME") and the part it belongs to."""
 
     path: Path
     sha256: str
-    generator: str | None
+    source: str
     part: Part
+
+    @property
+    def generator(self) -> str | None:
+        """The name of the source of a generated image, None for a real one."""
+        return self.source.removeprefix("generated/") if self.source.startswith("generated/") else None
+
+    @property
+    def kind(self) -> Kind:
+        """The kind by the source's name: art, art_*, screen and screen_* among the real ones are no photographs."""
+        if self.generator is not None:
+            return "generated"
+        name = self.source.removeprefix("real/").partition("_")[0]
+        return "art" if name == "art" else "screen" if name == "screen" else "photograph"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +60,7 @@ class Dataset:
 
     def hash(self) -> str:
         """Return one SHA-256 over all files, their parts and their order. A resumed run must find it unchanged."""
-        lines = [f"{image.sha256} {image.generator} {image.part}" for image in self.images]
+        lines = [f"{image.sha256} {image.source} {image.part}" for image in self.images]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -68,7 +81,8 @@ def collect(real: Iterable[Path], generated: Mapping[str, Iterable[Path]], split
                 unreadable.append((path, error.code))
                 continue
             sha256 = hashlib.sha256(data).hexdigest()
-            images.setdefault(sha256, LabelledImage(path, sha256, generator, part_of(sha256, split, generator)))
+            source = source_of(path, generator)
+            images.setdefault(sha256, LabelledImage(path, sha256, source, part_of(sha256, split, source)))
     dataset = Dataset(tuple(images.values()), tuple(unreadable))
     for part in ("train", "validation"):
         for is_generated in (False, True):
@@ -106,121 +120,3 @@ class PixelCache:
                 self._budget -= pixels.nbytes
                 self._kept[path] = pixels
         return pixels
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A random crop. top and left are fractions of the free space, so both halves of a pair get the same crop."""
-
-    top: float
-    left: float
-    flip: bool
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> Window:
-        top, left, flip = rng.random(3)
-        return cls(float(top), float(left), bool(flip < 0.5))
-
-    def cut(self, pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-        """Cut (size, size, 3) out of (H, W, 3). A smaller image is mirrored at its right and lower edges."""
-        height, width = pixels.shape[:2]
-        if min(height, width) < size:
-            pixels = _mirrored(pixels, size)
-            height, width = pixels.shape[:2]
-        top, left = int(self.top * (height - size + 1)), int(self.left * (width - size + 1))
-        crop = pixels[top : top + size, left : left + size]
-        return crop[:, ::-1] if self.flip else crop
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingBatch:
-    """The input of one step. real and generated hold n images each: crops (n, 3, S, S) or features (n, N, C)."""
-
-    real: Tensor
-    generated: Tensor
-
-
-class Batches(Protocol):
-    """Where the training loop gets its batches from.
-
-    A batch depends on the seed and the step alone, so that a resumed run sees the batches of an uninterrupted one.
-    """
-
-    def __call__(self, step: int) -> TrainingBatch: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Photograph:
-    """The files of one real image. views[v] is aligned with reconstructions[v].
-
-    reconstructions: empty without autoencoders.
-    """
-
-    original: Path
-    views: tuple[Path, ...] = ()
-    reconstructions: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingImages:
-    """The files to draw training crops from.
-
-    generated: generator -> one tuple per image of its equivalent files, the original and its views.
-    """
-
-    photographs: tuple[Photograph, ...]
-    generated: dict[str, tuple[tuple[Path, ...], ...]]
-
-
-class CropBatches:
-    """Batches of random crops with flips. If there are reconstructions, a share of each batch is aligned pairs."""
-
-    def __init__(
-        self, images: TrainingImages, preprocessing: Preprocessing, training: Training, cache: PixelCache
-    ) -> None:
-        self._images = images
-        self._preprocessing = preprocessing
-        self._batch = training.batch
-        self._seed = training.seed
-        self._cache = cache
-        paired = all(photograph.reconstructions for photograph in images.photographs)
-        self._pairs = round(training.pairs.share * training.batch) if paired else 0
-        self._pool = ThreadPoolExecutor(max_workers=2)
-
-    def __call__(self, step: int) -> TrainingBatch:
-        rng = np.random.default_rng([self._seed, step])
-        real: list[tuple[Path, Window]] = []
-        generated: list[tuple[Path, Window]] = []
-        for turn, photograph in enumerate(_choose(rng, self._images.photographs, self._batch)):
-            window = Window.draw(rng)
-            if turn < self._pairs:
-                view = int(rng.integers(len(photograph.reconstructions)))
-                real.append((photograph.views[view], window))
-                generated.append((photograph.reconstructions[view], window))
-            else:
-                files = (photograph.original, *photograph.views)
-                real.append((files[int(rng.integers(len(files)))], window))
-        generators = sorted(self._images.generated)
-        for turn in range(self._batch - self._pairs):
-            # Generators take turns, so that a large one does not drown out a small one.
-            images = self._images.generated[generators[(step + turn) % len(generators)]]
-            files = images[int(rng.integers(len(images)))]
-            generated.append((files[int(rng.integers(len(files)))], Window.draw(rng)))
-        return TrainingBatch(self._tensor(real), self._tensor(generated))
-
-    def _tensor(self, chosen: Sequence[tuple[Path, Window]]) -> Tensor:
-        size = self._preprocessing.crop
-        crops = self._pool.map(lambda item: item[1].cut(self._cache(item[0]), size), chosen)
-        return torch.from_numpy(normalise(np.stack(list(crops)), self._preprocessing))
-
-
-def _mirrored(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    height, width = pixels.shape[:2]
-    grow = ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0))
-    return np.pad(pixels, grow, mode="reflect" if min(height, width) > 1 else "edge")
-
-
-def _choose(rng: np.random.Generator, photographs: Sequence[Photograph], count: int) -> list[Photograph]:
-    """Choose without repetition if there are enough photographs. A copy would put one into its own reference."""
-    chosen = rng.choice(len(photographs), size=count, replace=len(photographs) < count)
-    return [photographs[int(index)] for index in chosen]

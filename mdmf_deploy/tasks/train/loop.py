@@ -20,16 +20,16 @@ from mdmf_deploy.bundle.recipe import Training
 from mdmf_deploy.errors import CheckpointError, TrainingFailed
 from mdmf_deploy.files import atomic_file
 from mdmf_deploy.model.pfs import MdmfModel
-from mdmf_deploy.tasks.train.data import Batches, TrainingBatch
+from mdmf_deploy.tasks.train.batches import Batches, TrainingBatch
 from mdmf_deploy.tasks.train.network import TrainingNet
-from mdmf_deploy.tasks.train.objectives import classification_loss, criterion
+from mdmf_deploy.tasks.train.objectives import criterion
 from mdmf_deploy.tasks.train.validate import Record
 
 STATE = "state.safetensors"
-# How long the other processes wait for the one that trains the autoencoders or computes the features.
+# How long the other processes wait for the one that computes the features.
 _PREPARATION = timedelta(hours=24)
 
-# Takes the detector, returns the AUROC by generator.
+# Takes the detector, returns its figures on the validation part.
 Validate = Callable[[MdmfModel], Record]
 # Called with the record of every logged step.
 Watch = Callable[[Record], None]
@@ -51,6 +51,7 @@ class LoopOptions:
     folder: where the state is kept.
     fingerprint: of the recipe and the data. Only a state with the same one is resumed.
     amp: compute in bfloat16.
+    standardise: standardise the head's inputs by those of the first batch.
     stop_after: leave early at that step, like an interruption would.
     """
 
@@ -58,6 +59,7 @@ class LoopOptions:
     fingerprint: str
     resume: bool = False
     amp: bool = False
+    standardise: bool = False
     cadence: Cadence = Cadence()
     stop_after: int | None = None
 
@@ -105,73 +107,77 @@ def train(
     optimiser = torch.optim.AdamW(parameter_groups(net, training), lr=training.learning_rate, betas=(0.9, 0.98))
     # Every process draws its own batches.
     stream = accelerator.process_index * 1_000_003
-    backbone = net.detector.backbone
-    # Neither average nor save a frozen backbone: it may be a thousand times as large as the head.
-    average = copy.deepcopy(net.detector, {id(backbone): backbone} if net.frozen else {})
+    # Neither average nor save what is frozen: a backbone may be a thousand times as large as the head.
+    frozen = net.frozen_names()
+    average = copy.deepcopy(net.detector, {id(p): p for p in net.detector.parameters() if not p.requires_grad})
     history: list[Record] = []
     start = 0
     path, cadence = options.folder / STATE, options.cadence
     if options.resume:
         state = read_state(path, options.fingerprint)
-        net.load_state_dict(_without("net.", state.tensors), strict=not net.frozen)
-        average.load_state_dict(_without("average.", state.tensors), strict=not net.frozen)
+        net.load_state_dict(_without("net.", state.tensors), strict=False)
+        average.load_state_dict(_without("average.", state.tensors), strict=False)
         _restore_optimiser(optimiser, state.tensors)
         history, start = state.history, state.step
         for earlier in history:
             watch(earlier)
     else:
-        net.start_bandwidth(_stacked(batches(stream)).to(accelerator.device))
+        net.start(_stacked(batches(0)).to(accelerator.device), options.standardise)
         average.load_state_dict(net.detector.state_dict())
     model, optimiser = accelerator.prepare(net, optimiser)
     end = training.steps if options.stop_after is None else min(options.stop_after, training.steps)
     for step in range(start, end):
+        factor = learning_rate(step, training) / training.learning_rate
         for group in optimiser.param_groups:
-            group["lr"] = group["scale"] * learning_rate(step, training)
+            group["lr"] = group["top"] * factor
+        # Dropout must not depend on the steps before, which a resumed run does not repeat.
+        torch.manual_seed((training.seed << 32) + stream + step)
+        batch = batches(stream + step)
         # bfloat16 needs no loss scaling. Accelerate's own setting would hold for the whole process.
         with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=options.amp):
-            signatures, logits, sigma = model(_stacked(batches(stream + step)).to(accelerator.device))
-        power, gap = criterion(signatures, sigma, training)
-        loss = -power
-        if logits is not None and training.patch_cross_entropy > 0:
-            loss = loss + training.patch_cross_entropy * classification_loss(logits)
+            signatures, logits, sigma = model(_stacked(batch).to(accelerator.device))
+        loss = criterion(signatures, logits, sigma, training, batch.paired)
         optimiser.zero_grad()
-        accelerator.backward(loss)
+        accelerator.backward(loss.total)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
+        net.keep_bandwidth()
         _update_average(average, net.detector, step, training.average)
         done = step + 1
         last, validated = done == training.steps, done % cadence.validate == 0
         if done % cadence.log == 0 or validated or last:
-            values = {"loss": loss, "power": power, "mmd2": gap, "sigma": sigma}
+            values = {"loss": loss.total, "power": loss.power, "mmd2": loss.gap, "sigma": sigma}
             record: Record = {"step": done} | {name: value.item() for name, value in values.items()}
             if not math.isfinite(record["loss"]):
                 raise TrainingFailed(f"the loss is {record['loss']} at step {done}; try a lower learning_rate")
             if validated or last:
-                record |= {f"auroc_{name}": value for name, value in validate(average).items()}
+                record |= validate(average)
             history.append(record)
             watch(record)
         if accelerator.is_main_process and (done % cadence.save == 0 or last or done == options.stop_after):
-            tensors = _with("net.", net.state_dict()) | _with("average.", average.state_dict())
-            if net.frozen:
-                tensors = {name: tensor for name, tensor in tensors.items() if "backbone." not in name}
+            kept = {name: value for name, value in net.state_dict().items() if name not in frozen}
+            averaged = _with("detector.", average.state_dict())
+            averaged = {name: value for name, value in averaged.items() if name not in frozen}
+            tensors = _with("net.", kept) | _with("average.", _without("detector.", averaged))
             tensors |= _optimiser_tensors(optimiser)
             write_state(path, TrainingState(done, options.fingerprint, tensors, history))
-    return average
+    return average.eval()
 
 
 def parameter_groups(net: TrainingNet, training: Training) -> list[dict[str, object]]:
-    """Group the trained parameters for the optimiser.
+    """Group the trained parameters for the optimiser. "top" is a group's learning rate after the warm-up.
 
     Weight decay applies to matrices and embeddings. The bandwidth, one number in log space, learns ten times as fast.
     """
-    matrices = [p for p in net.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in net.parameters() if p.requires_grad and p.ndim == 1]
-    scalars = [p for p in net.parameters() if p.requires_grad and p.ndim == 0]
-    return [
-        {"params": matrices, "weight_decay": training.weight_decay, "scale": 1.0},
-        {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
-        {"params": scalars, "weight_decay": 0.0, "scale": 10.0},
-    ]
+    body = {id(p) for p in net.detector.backbone.parameters()}
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for parameter in net.parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = training.backbone_learning_rate if id(parameter) in body else training.learning_rate
+        rate *= 1.0 if parameter.ndim else 10.0
+        groups.setdefault((rate, training.weight_decay if parameter.ndim >= 2 else 0.0), []).append(parameter)
+    return [{"params": found, "weight_decay": decay, "top": rate} for (rate, decay), found in groups.items()]
 
 
 def learning_rate(step: int, training: Training) -> float:

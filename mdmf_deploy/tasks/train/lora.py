@@ -1,20 +1,19 @@
-"""Low-rank adaptation of a backbone (LoRA; Hu et al., ICLR 2022, arXiv 2106.09685), as a parametrisation of its weights.
+"""Low-rank adapters of a backbone in training (LoRA; Hu et al., ICLR 2022), as a parametrisation of its weights.
 
 An adapted weight is W + scale * B @ A, with A (r, in), B (out, r), and B zero at the start. Only A and B are trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from mdmf_deploy.bundle.recipe import Adapters
+from mdmf_deploy.errors import RecipeError
 from mdmf_deploy.model.dinov2 import DinoV2
-
-# The linear layers of a block that are adapted.
-ADAPTED = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
 class LowRank(nn.Module):
@@ -31,13 +30,22 @@ class LowRank(nn.Module):
         return weight + self.scale * (self.B @ self.A)
 
 
-def adapt(backbone: DinoV2, blocks: Sequence[int], rank: int, scale: float = 2.0) -> None:
-    """Freeze a backbone, and adapt the linear layers of some blocks, counted from 1."""
+def adapt(backbone: DinoV2, adapters: Adapters) -> None:
+    """Freeze a backbone, and adapt all linear layers of some blocks.
+
+    Raises RecipeError for a block that this backbone does not have.
+    """
+    if adapters.blocks and adapters.blocks[-1] > len(backbone.blocks):
+        raise RecipeError(
+            f"training.lora.blocks = {list(adapters.blocks)}, but of this backbone the recipe uses blocks 1 to "
+            f"{len(backbone.blocks)}; leave the others out"
+        )
     backbone.requires_grad_(False)
-    for number in blocks:
-        for name in ADAPTED:
-            linear = backbone.blocks[number - 1].get_submodule(name)
-            parametrize.register_parametrization(linear, "weight", LowRank(linear.weight, rank, scale))  # type: ignore[arg-type]
+    for number in adapters.blocks:
+        for linear in backbone.blocks[number - 1].modules():
+            if isinstance(linear, nn.Linear):
+                low_rank = LowRank(linear.weight, adapters.rank, adapters.scale)
+                parametrize.register_parametrization(linear, "weight", low_rank)
 
 
 def merge(backbone: DinoV2) -> None:

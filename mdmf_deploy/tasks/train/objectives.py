@@ -29,17 +29,46 @@ class TestPower:
     power: Tensor
 
 
-def criterion(signatures: Tensor, sigma: Tensor, training: Training) -> tuple[Tensor, Tensor]:
-    """Return the test power to maximise, and the MMD^2 or the gap between the mean scores.
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a step minimises, and its parts.
+
+    gap: the pooled MMD^2, or the difference of the classes' mean scores.
+    """
+
+    total: Tensor
+    power: Tensor
+    gap: Tensor
+
+
+def criterion(signatures: Tensor, logits: Tensor | None, sigma: Tensor, training: Training, paired: int = 0) -> Loss:
+    """Return the loss of a batch.
 
     signatures: (2n, N, d), the real half first.
+    logits: the probe's, (2n, N), or None.
+    paired: the first so many real and generated images are pairs.
     """
     real, generated = signatures.float().chunk(2)
-    if training.objective == "pooled":
+    pooled = training.objective == "pooled"
+    weigh_pairs = paired > 0 and training.pairs.weight > 0
+    scores = image_scores(real, generated, sigma) if not pooled or weigh_pairs else None
+    if pooled:
         result = pooled_test_power(real.flatten(0, 1), generated.flatten(0, 1), sigma, training.regulariser)
-        return result.power, result.mmd2
-    scores = image_scores(real, generated, sigma)
-    return image_test_power(*scores, training.regulariser), scores[1].mean() - scores[0].mean()
+        power, gap = result.power, result.mmd2
+    else:
+        assert scores is not None
+        power, gap = image_test_power(*scores, training.regulariser), scores[1].mean() - scores[0].mean()
+    total = -training.test_power * power
+    if logits is not None:
+        total = total + training.patch_cross_entropy * classification_loss(logits)
+    if weigh_pairs and scores is not None:
+        total = total + training.pairs.weight * pair_loss(scores[0][:paired], scores[1][:paired])
+    return Loss(total, power, gap)
+
+
+def pair_loss(real_scores: Tensor, generated_scores: Tensor) -> Tensor:
+    """Ask for a score of the generated half that is higher by about 0.1, as a smooth hinge. Both are (p,)."""
+    return nn.functional.softplus(0.3 - 8 * (generated_scores - real_scores)).mean()
 
 
 def classification_loss(logits: Tensor) -> Tensor:

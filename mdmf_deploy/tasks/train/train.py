@@ -13,29 +13,29 @@ import torch
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.recipe import Recipe
-from mdmf_deploy.errors import CheckpointError, UsageError
+from mdmf_deploy.errors import CheckpointError, TrainingFailed, UsageError
 from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_backbone, save_model
+from mdmf_deploy.model.lora import Lora
+from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel
-from mdmf_deploy.tasks.train.data import (
-    Batches,
-    CropBatches,
-    Dataset,
-    LabelledImage,
-    PixelCache,
-    center_crops,
-    collect,
-    spread,
-)
+from mdmf_deploy.tasks.train.batches import Batches, CropBatches
+from mdmf_deploy.tasks.train.data import Dataset, LabelledImage, PixelCache, center_crops, collect
 from mdmf_deploy.tasks.train.features import FeatureBatches, FeatureCache
+from mdmf_deploy.tasks.train.history import write_csv, write_plot
 from mdmf_deploy.tasks.train.loop import STATE, Cadence, LoopOptions, processes, train
-from mdmf_deploy.tasks.train.network import TrainingNet, initialise
-from mdmf_deploy.tasks.train.pairs import Log, prepare_images
-from mdmf_deploy.tasks.train.validate import BANK_IMAGES, Extract, Record, Validation, write_csv, write_plot
+from mdmf_deploy.tasks.train.lora import factors
+from mdmf_deploy.tasks.train.measured import ValidationCrops, validation_crops
+from mdmf_deploy.tasks.train.network import TrainingNet, Tuned, initialise
+from mdmf_deploy.tasks.train.pairs import Log, PairMaker
+from mdmf_deploy.tasks.train.validate import Extract, Record, Validation, require_bank
 
 CHECKPOINT = "checkpoint.safetensors"
+FAILED = "failed.safetensors"
+"""The checkpoint of a run whose detector does not depend on its bank."""
 _HISTORY = "history.csv"
-_FEATURE_CROPS = 4
+# Crops of each image whose features are computed for a frozen backbone.
+_FEATURE_CROPS = 8
 _PIXEL_BUDGET = 8 << 30
 _INITIALISING_CROPS = 128
 
@@ -46,6 +46,7 @@ class TrainingRun:
 
     folder: where the run keeps its files.
     backbone_weights: a pretrained backbone. With train_backbone but no weights, the backbone starts from scratch.
+    autoencoders: the folder with the files of the autoencoders that the recipe's pairs name.
     amp: train in bfloat16.
     stop_after: leave early at that step, like an interruption would.
     """
@@ -54,6 +55,7 @@ class TrainingRun:
     folder: Path
     backbone_weights: Path | None = None
     train_backbone: bool = False
+    autoencoders: Path | None = None
     resume: bool = False
     amp: bool = False
     cadence: Cadence = field(default_factory=Cadence)
@@ -70,20 +72,20 @@ def fit(
     """Train a detector, and return the path of its checkpoint.
 
     run.folder receives checkpoint.safetensors, state.safetensors, history.csv, history.png, split/*.txt, and caches.
+    Adapters of a backbone are saved without it (mdmf_deploy.model.checkpoints).
 
-    generated: generator name -> files.
+    real: the folder that a file lies in is its source.
+    generated: source -> files.
     log: receives lines of progress.
     watch: receives the record of every logged step.
 
     Raises UsageError for a frozen backbone without weights. Raises CheckpointError for a state that would be
-    overwritten, or is missing and cannot be resumed. Also raises what `collect`, `load_backbone` and `train` raise.
+    overwritten, or is missing and cannot be resumed. Raises TrainingFailed if the detector does not depend on its bank,
+    and leaves it as failed.safetensors. Also raises what `collect`, `load_backbone`, `PairMaker.load` and `train`
+    raise.
     """
     recipe, folder = run.recipe, run.folder
-    if not run.train_backbone and run.backbone_weights is None:
-        raise UsageError(
-            "a frozen backbone needs pretrained weights; give --backbone-weights FILE or --download-backbone, "
-            "or train it with --train-backbone"
-        )
+    tuned = _tuned(run)
     # Check this before the preparation, which may take an hour.
     state = folder / STATE
     if state.is_file() and not run.resume:
@@ -95,6 +97,7 @@ def fit(
     team = processes()
     if not team.is_main_process:
         log, watch = (lambda line: None), (lambda record: None)
+    pairs = PairMaker.load(recipe.training.pairs, run.autoencoders, folder / "reconstructed", team.device)
     folder.mkdir(parents=True, exist_ok=True)
     dataset = collect(real, generated, recipe.training.split)
     for path, code in dataset.unreadable:
@@ -106,10 +109,17 @@ def fit(
     else:
         crops = center_crops(_paths(dataset.of("train", False)[:_INITIALISING_CROPS]), recipe.preprocessing.crop)
         initialise(detector.backbone, normalise(crops, recipe.preprocessing), recipe.training.seed)
-    net = TrainingNet(detector, frozen=not run.train_backbone, classify=recipe.training.patch_cross_entropy > 0)
+    net = TrainingNet(detector, recipe.training, tuned)
+    cache = PixelCache(_PIXEL_BUDGET)
+    crop_batches = CropBatches(dataset, recipe, pairs, cache, team.device)
+    key = fingerprint(run, dataset, pairs)
     with team.main_process_first():
         write_split(dataset, folder / "split")
-        batches, validation = (_on_crops if run.train_backbone else _on_features)(run, dataset, detector, log)
+        measured = validation_crops(dataset, recipe, pairs)
+        if tuned == "nothing":
+            batches, validation = _on_features(run, dataset, detector, crop_batches, measured, pairs, log)
+        else:
+            batches, validation = crop_batches, measured.validation(_extractor(recipe))
     history: list[Record] = []
 
     def note(record: Record) -> None:
@@ -119,25 +129,34 @@ def fit(
         watch(record)
 
     log(f"training {recipe.training.steps} steps, objective {recipe.training.objective!r}")
-    options = LoopOptions(folder, fingerprint(run, dataset), run.resume, run.amp, run.cadence, run.stop_after)
+    standardise = run.backbone_weights is not None
+    options = LoopOptions(folder, key, run.resume, run.amp, standardise, run.cadence, run.stop_after)
     trained = train(net, batches, recipe.training, validation, options, note)
-    checkpoint = folder / CHECKPOINT
     if team.is_main_process:
         write_csv(folder / _HISTORY, history)
         write_plot(folder / "history.png", history, f"{recipe.name}: {recipe.training.objective} objective")
-        save_model(checkpoint, trained, {"recipe": recipe.name, "data_sha256": dataset.hash()})
-    return checkpoint
+    figures = next((record for record in reversed(history) if "mean_kernel" in record), None)
+    try:
+        if figures is not None and history[-1] is figures and run.stop_after is None:
+            require_bank(figures, recipe.training.gate)
+    except TrainingFailed as error:
+        if team.is_main_process:
+            _save(folder / FAILED, trained, run, dataset)
+        raise TrainingFailed(f"{error}; it is kept as {folder / FAILED}") from None
+    if team.is_main_process:
+        _save(folder / CHECKPOINT, trained, run, dataset)
+    return folder / CHECKPOINT
 
 
-def fingerprint(run: TrainingRun, dataset: Dataset) -> str:
+def fingerprint(run: TrainingRun, dataset: Dataset, pairs: PairMaker) -> str:
     """Hash everything the result of a run depends on. A state resumes only where all of it is the same."""
     weights = checkpoint_sha256(run.backbone_weights) if run.backbone_weights else "from scratch"
     parts = [dataset.hash(), weights, str(run.train_backbone), str(run.amp), str(processes().num_processes)]
-    return hashlib.sha256(msgspec.json.encode([run.recipe, parts])).hexdigest()
+    return hashlib.sha256(msgspec.json.encode([run.recipe, parts, pairs.hashes])).hexdigest()
 
 
 def write_split(dataset: Dataset, folder: Path) -> None:
-    """Write one list per part and source, such as test-real.txt, to pass to other commands as @FILE."""
+    """Write one list per part of the real images and of each generator, such as test-real.txt, to pass on as @FILE."""
     folder.mkdir(parents=True, exist_ok=True)
     lists: dict[str, list[str]] = {}
     for image in dataset.images:
@@ -146,58 +165,69 @@ def write_split(dataset: Dataset, folder: Path) -> None:
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
 
 
-def _on_crops(run: TrainingRun, dataset: Dataset, detector: MdmfModel, log: Log) -> tuple[Batches, Validation]:
-    recipe = run.recipe
-    images = prepare_images(recipe, dataset, run.folder, log)
-    batches = CropBatches(images, recipe.preprocessing, recipe.training, PixelCache(_PIXEL_BUDGET))
+def _tuned(run: TrainingRun) -> Tuned:
+    adapters = bool(run.recipe.training.lora.blocks)
+    if run.train_backbone and adapters:
+        raise UsageError(
+            f"recipe {run.recipe.name!r} adapts blocks of the backbone; leave out --train-backbone, or [training.lora]"
+        )
+    if not run.train_backbone and run.backbone_weights is None:
+        raise UsageError(
+            "a frozen backbone needs pretrained weights; give --backbone-weights FILE or --download-backbone, "
+            "or train it with --train-backbone"
+        )
+    return "all" if run.train_backbone else "adapters" if adapters else "nothing"
 
+
+def _save(path: Path, trained: MdmfModel, run: TrainingRun, dataset: Dataset) -> None:
+    facts = {"recipe": run.recipe.name, "data_sha256": dataset.hash()}
+    found = dict(factors(trained.backbone))
+    if found and run.backbone_weights is not None:
+        source = weights_source(run.backbone_weights)
+        save_model(path, trained, facts, source, Lora(found, run.recipe.training.lora.scale))
+    else:
+        save_model(path, trained, facts)
+
+
+def _extractor(recipe: Recipe) -> Extract:
     def extract(current: MdmfModel, crops: NDArray[np.generic]) -> NDArray[np.float32]:
         device = next(current.parameters()).device
         tensor = torch.from_numpy(normalise(np.asarray(crops, np.uint8), recipe.preprocessing)).to(device)
         signatures: NDArray[np.float32] = current(tensor).float().cpu().numpy()
         return signatures
 
-    def load(images: Sequence[LabelledImage]) -> NDArray[np.generic]:
-        return center_crops(_paths(images), recipe.preprocessing.crop)
-
-    return batches, _validation(extract, load, dataset)
+    return extract
 
 
-def _on_features(run: TrainingRun, dataset: Dataset, detector: MdmfModel, log: Log) -> tuple[Batches, Validation]:
-    recipe, seed = run.recipe, run.recipe.training.seed
-    features = FeatureCache(detector.to(processes().device), recipe.preprocessing, seed, run.folder / "features")
+def _on_features(
+    run: TrainingRun,
+    dataset: Dataset,
+    detector: MdmfModel,
+    batches: CropBatches,
+    measured: ValidationCrops,
+    pairs: PairMaker,
+    log: Log,
+) -> tuple[Batches, Validation]:
+    training, preprocessing = run.recipe.training, run.recipe.preprocessing
+    cache = FeatureCache(detector.to(processes().device), preprocessing, run.folder / "features")
+    images = len(dataset.of("train", False)) + len(dataset.of("train", True))
+    count = max(2, -(-_FEATURE_CROPS * images // (2 * training.batch)))
+    log(f"features of {count} batches of {2 * training.batch} crops")
+    # Steps, rates and the like do not change crops, so a run with others finds them again.
+    drawn = msgspec.json.encode([training.seed, training.batch, training.reals, training.pairs, pairs.hashes]).decode()
+    facts = (dataset.hash(), drawn)
+    pooled = FeatureBatches(batches, count, cache, training.seed, *facts, paired=batches.paired)
 
-    def load(images: Sequence[LabelledImage], crops: int = 0) -> NDArray[np.float16]:
-        log(f"features of {len(images)} images x {max(1, crops)} crops")
-        return features(images, crops)
+    def features(name: str, crops: NDArray[np.uint8]) -> NDArray[np.generic]:
+        return cache(lambda: [torch.from_numpy(normalise(crops, preprocessing))], name, *facts)
 
-    def extract(current: MdmfModel, features: NDArray[np.generic]) -> NDArray[np.float32]:
+    def extract(current: MdmfModel, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
         device = next(current.parameters()).device
-        tensor = torch.from_numpy(np.asarray(features, np.float32)).to(device)
+        tensor = torch.from_numpy(np.asarray(inputs, np.float32)).to(device)
         signatures: NDArray[np.float32] = current.head.signatures(tensor).float().cpu().numpy()
         return signatures
 
-    batches = FeatureBatches(
-        load(dataset.of("train", False), _FEATURE_CROPS),
-        load(dataset.of("train", True), _FEATURE_CROPS),
-        recipe.training.batch,
-        seed,
-    )
-    return batches, _validation(extract, lambda images: load(images)[:, 0], dataset)
-
-
-def _validation(
-    extract: Extract, load: Callable[[Sequence[LabelledImage]], NDArray[np.generic]], dataset: Dataset
-) -> Validation:
-    generated: dict[str, list[LabelledImage]] = {}
-    for image in dataset.of("validation", True):
-        generated.setdefault(image.generator or "", []).append(image)
-    return Validation(
-        extract,
-        load(spread(dataset.of("train", False), BANK_IMAGES)),
-        load(dataset.of("validation", False)),
-        {generator: load(images) for generator, images in generated.items()},
-    )
+    return pooled, measured.validation(extract, features)
 
 
 def _paths(images: Sequence[LabelledImage]) -> list[Path]:

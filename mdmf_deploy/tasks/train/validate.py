@@ -1,22 +1,24 @@
-"""The validation AUROC of a detector in training, and the history of a run as a table and a plot."""
+"""The figures of a detector in training on the validation part, and the gate that they must pass (docs/training.md)."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from mdmf_deploy.bundle.bank import BankSource
-from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.mmd.reference import uniform_bank
+from mdmf_deploy.bundle.recipe import BankGate
+from mdmf_deploy.errors import TrainingFailed
 from mdmf_deploy.model.pfs import MdmfModel
+from mdmf_deploy.tasks.train.objectives import gram
 
 BANK_IMAGES = 64
 _BATCH = 32
+# The rate of false positives on validation reals at which the other groups are judged.
+_RATE = 0.05
 
 # Takes the detector and its inputs, crops or features, and returns signatures (n, N, d).
 Extract = Callable[[MdmfModel, NDArray[np.generic]], NDArray[np.float32]]
@@ -24,87 +26,132 @@ Extract = Callable[[MdmfModel, NDArray[np.generic]], NDArray[np.float32]]
 Record = dict[str, float]
 
 
-def scores(signatures: NDArray[np.float32], bank_signatures: NDArray[np.float32], sigma: float) -> NDArray[np.float64]:
-    """Score signatures (n, N, d) against a bank of real images' signatures, (m, N, d). Returns (n,)."""
-    images, patches, d = bank_signatures.shape
-    bank = uniform_bank(
-        bank_signatures.reshape(-1, d),
-        sigma,
-        source=np.repeat(np.arange(images, dtype=np.int32), patches),
-        sources=tuple(BankSource(str(i), "") for i in range(images)),
-        model_sha256="",
-    )
-    return CpuReduction()(signatures, bank).mmd2
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms of images' scores (docs/method.md): score = own - 2 cross + bank.
 
-
-class Validation:
-    """Compute the AUROC of each generator on the validation part, and "mean", their mean.
-
-    Scores are taken against a bank of training photographs. All inputs are of the kind that `extract` takes: uint8
-    crops, or cached features.
+    own: (n,), the mean kernel value within an image.  cross: (n,), that with the bank.  bank: that within the bank.
     """
 
-    def __init__(
-        self,
-        extract: Extract,
-        bank: NDArray[np.generic],
-        real: NDArray[np.generic],
-        generated: Mapping[str, NDArray[np.generic]],
-    ) -> None:
-        self._extract = extract
-        self._bank = bank[:BANK_IMAGES]
-        self._real = real
-        self._generated = generated
+    own: NDArray[np.float64]
+    cross: NDArray[np.float64]
+    bank: float
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        return self.own - 2 * self.cross + self.bank
+
+
+@torch.inference_mode()
+def terms(signatures: NDArray[np.float32], bank_signatures: NDArray[np.float32], sigma: float) -> Terms:
+    """Return the terms of images (n, N, d) against a bank of other images' signatures, (m, N, d)."""
+    images = torch.from_numpy(np.asarray(signatures, np.float32))
+    bank = torch.from_numpy(np.asarray(bank_signatures, np.float32)).flatten(0, 1)
+    width = torch.tensor(sigma)
+
+    def mean(x: Tensor, y: Tensor) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = gram(x, y, width).mean((-1, -2)).double().numpy()
+        return values
+
+    parts = [(mean(part, part), mean(part, bank)) for part in torch.split(images, _BATCH)]
+    within = float(mean(bank[None], bank[None])[0])
+    return Terms(np.concatenate([own for own, _ in parts]), np.concatenate([cross for _, cross in parts]), within)
+
+
+def scores(signatures: NDArray[np.float32], bank_signatures: NDArray[np.float32], sigma: float) -> NDArray[np.float64]:
+    """Score signatures (n, N, d) against a bank of real images' signatures, (m, N, d). Returns (n,)."""
+    return terms(signatures, bank_signatures, sigma).scores
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Measure a detector on the validation part, against a bank of training photographs.
+
+    All inputs are of the kind that `extract` takes: uint8 crops, or cached features.
+
+    real: the validation part's real images.  generated: by source.
+    swapped: generated images of the training part, as a bank in place of the real one.
+    groups: further real images by name, such as "flat" or "art".
+    pairs: photographs and their reconstructions, by autoencoder.
+    """
+
+    extract: Extract
+    bank: NDArray[np.generic]
+    swapped: NDArray[np.generic]
+    real: NDArray[np.generic]
+    generated: Mapping[str, NDArray[np.generic]]
+    groups: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    pairs: Mapping[str, tuple[NDArray[np.generic], NDArray[np.generic]]] = field(default_factory=dict)
 
     @torch.inference_mode()
-    def __call__(self, detector: MdmfModel) -> dict[str, float]:
-        from sklearn.metrics import roc_auc_score
+    def __call__(self, detector: MdmfModel) -> Record:
+        """Return these figures.
 
-        bank = self._signatures(detector, self._bank)
-        real = scores(self._signatures(detector, self._real), bank, detector.sigma)
-        areas = {}
-        for generator, inputs in sorted(self._generated.items()):
-            generated = scores(self._signatures(detector, inputs), bank, detector.sigma)
-            labels = np.r_[np.zeros(len(real)), np.ones(len(generated))]
-            areas[generator] = float(roc_auc_score(labels, np.r_[real, generated]))
-        return areas | {"mean": float(np.mean(list(areas.values())))}
+        auroc_SOURCE, auroc_mean: the AUROC of each source, and their mean.
+        auroc_swapped: that mean with generated images as the bank.
+        mean_kernel: the mean kernel value between the signatures of real images and the bank's.
+        self_rank: Spearman's correlation between scores and their self terms, over all images.
+        fpr_GROUP: false positives in a group at the threshold that 5% of the validation reals exceed.
+        pairs_NAME: the AUROC of reconstructions against their photographs.
+        """
+        training = detector.training
+        detector.eval()
+        sigma, bank = detector.sigma, self._signatures(detector, self.bank)
+        swapped = self._signatures(detector, self.swapped)
+        reals = self._signatures(detector, self.real)
+        real = terms(reals, bank, sigma)
+        made = {name: self._signatures(detector, inputs) for name, inputs in sorted(self.generated.items())}
+        judged = {name: terms(signatures, bank, sigma) for name, signatures in made.items()}
+        areas = {name: auroc(real.scores, found.scores) for name, found in judged.items()}
+        other = terms(reals, swapped, sigma).scores
+        swapped_areas = [auroc(other, terms(signatures, swapped, sigma).scores) for signatures in made.values()]
+        every = [real, *judged.values()]
+        rank = _rank_correlation(np.concatenate([x.scores for x in every]), np.concatenate([x.own for x in every]))
+        record = {f"auroc_{name}": area for name, area in areas.items()}
+        record |= {
+            "auroc_mean": float(np.mean(list(areas.values()))),
+            "auroc_swapped": float(np.mean(swapped_areas)),
+            "mean_kernel": float(real.cross.mean()),
+            "self_rank": rank,
+        }
+        threshold = np.quantile(real.scores, 1 - _RATE)
+        for name, inputs in self.groups.items():
+            found = terms(self._signatures(detector, inputs), bank, sigma).scores
+            record[f"fpr_{name}"] = float((found > threshold).mean())
+        for name, halves in self.pairs.items():
+            first, second = (terms(self._signatures(detector, half), bank, sigma).scores for half in halves)
+            record[f"pairs_{name}"] = auroc(first, second)
+        detector.train(training)
+        return record
 
     def _signatures(self, detector: MdmfModel, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-        parts = [self._extract(detector, inputs[start : start + _BATCH]) for start in range(0, len(inputs), _BATCH)]
+        parts = [self.extract(detector, inputs[start : start + _BATCH]) for start in range(0, len(inputs), _BATCH)]
         return np.concatenate(parts)
 
 
-def write_csv(path: Path, history: Sequence[Record]) -> None:
-    """Write one line per logged step. Columns come in order of first appearance, and are empty if not measured."""
-    columns = list(dict.fromkeys(name for record in history for name in record))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(history)
+def auroc(real: NDArray[np.float64], generated: NDArray[np.float64]) -> float:
+    """Return the area under the ROC curve of two lists of scores."""
+    from sklearn.metrics import roc_auc_score
+
+    labels = np.r_[np.zeros(len(real)), np.ones(len(generated))]
+    return float(roc_auc_score(labels, np.r_[real, generated]))
 
 
-def write_plot(path: Path, history: Sequence[Record], title: str) -> None:
-    """Plot loss, test power and validation AUROC over the steps as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def _rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    return float(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1])
 
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 3)
-    names = {name for record in history for name in record}
-    curves = [
-        ("loss", ["loss"]),
-        ("test power", ["power"]),
-        ("validation AUROC", sorted(name for name in names if name.startswith("auroc_"))),
-    ]
-    for panel, (heading, columns) in zip(panels, curves, strict=True):
-        for column in columns:
-            points = [(record["step"], record[column]) for record in history if column in record]
-            panel.plot([x for x, _ in points], [y for _, y in points], label=column.removeprefix("auroc_"), linewidth=1)
-        panel.set_title(heading, fontsize=10)
-        panel.set_xlabel("step")
-        panel.grid(alpha=0.3)
-        if len(columns) > 1:
-            panel.legend(fontsize=7)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=120)
+
+def require_bank(record: Record, gate: BankGate) -> None:
+    """Raise TrainingFailed with the figures if the scores of a detector do not depend on its bank.
+
+    record: the figures of `Validation`.
+    """
+    kernel, swapped = record["mean_kernel"], record["auroc_swapped"]
+    # A figure that is no number fails, too.
+    if not (kernel >= gate.min_kernel and swapped <= gate.max_swapped_auroc):
+        raise TrainingFailed(
+            f"the bank does not matter to this detector: the mean kernel value of real images and the bank is "
+            f"{kernel:.3f}, expected at least {gate.min_kernel}, and with a bank of generated images the AUROC is "
+            f"{swapped:.3f}, expected at most {gate.max_swapped_auroc}; train with [head] normalise = true and "
+            "[training] sigma = 0.7"
+        )

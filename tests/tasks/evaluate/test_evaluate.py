@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdmf_deploy.bundle.recipe import Split, part_of
+from mdmf_deploy.bundle.recipe import Split, part_of, source_of
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.tasks.evaluate.evaluate import Condition, KnownImage, audit, find_images, judge, tabulate, unscored
@@ -114,7 +114,7 @@ def test_the_split_keeps_one_part_and_all_of_held_out_generators(dataset: Path) 
     seen: list[KnownImage] = []
     for part in ("train", "validation", "test"):
         kept, report = audit(images, bundle(), split, part)
-        assert all(part_of(image.sha256 or "", split, image.generator) == part for image in kept)
+        assert all(part_of(image.sha256 or "", split, source_of(image.path, image.generator)) == part for image in kept)
         assert report.other_parts == len(images) - len(kept)
         assert ("b" in {image.generator for image in kept}) == (part == "test")
         seen += kept

@@ -11,9 +11,11 @@ import pytest
 import torch
 from helpers.synthetic_photos import synthetic_photo
 from PIL import Image
+from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
-from mdmf_deploy.bundle.recipe import Autoencoder, Pairs, Recipe, Split, Training
+from mdmf_deploy.bundle.recipe import BankGate, Recipe, Split, Training
+from mdmf_deploy.tasks.train.autoencoders import AutoencoderNet
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,14 +45,30 @@ def training_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def training_recipe(tiny_recipe: Recipe) -> Recipe:
-    """Six steps of four images per class, with one autoencoder of three steps. The generator "other" is held out."""
+    """Six steps of four images per class. The generator "other" is held out. No detector is refused for its bank."""
     training = Training(
         steps=6,
         batch=4,
         warmup=2,
         patch_cross_entropy=0.5,
+        dropout=0.1,
         average=0.5,
         split=Split(train=0.5, validation=0.4, held_out=("other",)),
-        pairs=Pairs(autoencoders=(Autoencoder(factor=2, upsampler="nearest", channels=4, width=8, steps=3),), views=2),
+        gate=BankGate(min_kernel=0.0, max_swapped_auroc=1.0),
     )
     return msgspec.structs.replace(tiny_recipe, training=training)
+
+
+@pytest.fixture(scope="session")
+def autoencoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of two random autoencoders: "plain", and "grouped" with group norms as .pth."""
+    folder = tmp_path_factory.mktemp("autoencoders")
+    torch.manual_seed(0)
+    for name, grouped in (("plain", False), ("grouped", True)):
+        net = AutoencoderNet(4, grouped)
+        for part, module in (("encoder", net.encoder), ("decoder", net.decoder)):
+            if grouped:
+                torch.save(module.state_dict(), folder / f"{name}_{part}.pth")
+            else:
+                save_file(module.state_dict(), folder / f"{name}_{part}.safetensors")
+    return folder

@@ -1,62 +1,65 @@
-"""Cached features are reused only for the same images, weights, crops and preprocessing."""
+"""Cached features are reused only for the same weights, preprocessing and crops. Batches mix them place by place."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from helpers.training_data import generated, paths
 
 from mdmf_deploy.bundle.recipe import Preprocessing, Recipe
 from mdmf_deploy.model.pfs import MdmfModel
-from mdmf_deploy.tasks.train.data import LabelledImage
+from mdmf_deploy.tasks.train.batches import TrainingBatch
 from mdmf_deploy.tasks.train.features import FeatureBatches, FeatureCache
-
-
-def labelled(files: list[Path]) -> list[LabelledImage]:
-    return [LabelledImage(path, f"{index:064x}", None, "train") for index, path in enumerate(files)]
 
 
 def test_the_key_covers_everything_features_depend_on(tiny_recipe: Recipe) -> None:
     torch.manual_seed(0)
     detector, other = MdmfModel(tiny_recipe), MdmfModel(tiny_recipe)
     plain, larger = Preprocessing(crop=56), Preprocessing(crop=70)
-    three = labelled([Path("a"), Path("b"), Path("c")])
     here = Path("not written to")
-    plain_cache = FeatureCache(detector, plain, 0, here)
+    cache = FeatureCache(detector, plain, here)
     keys = [
-        plain_cache.key(three, 4),
-        plain_cache.key(three, 0),
-        FeatureCache(detector, plain, 1, here).key(three, 4),
-        FeatureCache(detector, larger, 0, here).key(three, 4),
-        FeatureCache(other, plain, 0, here).key(three, 4),
-        plain_cache.key(three[:2], 4),
-        plain_cache.key(three[::-1], 4),
+        cache.key("a", "b"),
+        cache.key("a"),
+        cache.key("b", "a"),
+        FeatureCache(detector, larger, here).key("a", "b"),
+        FeatureCache(other, plain, here).key("a", "b"),
     ]
     assert len(set(keys)) == len(keys)
-    assert plain_cache.key(list(three), 4) == keys[0]
+    assert cache.key("a", "b") == keys[0]
 
 
-def test_features_are_those_of_the_images_asked_for(training_folder: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_features_are_those_of_the_crops_and_are_computed_once(tiny_recipe: Recipe, tmp_path: Path) -> None:
     detector = MdmfModel(tiny_recipe).eval()
-    real = labelled(paths(training_folder / "real")[:3])
-    fake = [
-        LabelledImage(p, "f" * 63 + str(i), "checker", "train")
-        for i, p in enumerate(generated(training_folder)["checker"][:3])
-    ]
-    features = FeatureCache(detector, tiny_recipe.preprocessing, 0, tmp_path)
-    first, second = features(real, 2), features(fake, 2)
-    assert first.shape == second.shape == (3, 2, 4, 192)
-    assert not np.allclose(first, second)
-    assert not np.allclose(first[:, 0], first[:, 1])  # two random crops
-    np.testing.assert_array_equal(first, features(real, 2))
+    crops = torch.randn(5, 3, 56, 56)
+    cache = FeatureCache(detector, tiny_recipe.preprocessing, tmp_path)
+    features = cache(lambda: torch.split(crops, 3), "crops")
+    assert features.shape == (5, 4, 192)
+    with torch.inference_mode():
+        whole = detector.head.patches(detector.backbone(crops)).numpy()
+    np.testing.assert_allclose(features, whole, atol=2e-3 * np.abs(whole).max())
+    np.testing.assert_array_equal(cache(lambda: pytest.fail("computed again"), "crops"), features)
 
 
-def test_a_batch_holds_one_crop_each_of_distinct_images() -> None:
-    real = np.arange(6 * 3, dtype=np.float16).reshape(6, 3, 1, 1)
-    make = FeatureBatches(real, -real, batch=6, seed=0)
-    batch = make(0)
-    assert sorted(int(value) // 3 for value in batch.real.flatten()) == list(range(6))
-    assert batch.generated.max() <= 0
-    assert len({float(value) for step in range(20) for value in make(step).real.flatten()}) == 18
+class Direct:
+    """Stands in for the feature cache. Features are the crops themselves."""
+
+    def __call__(self, crops, *facts: str) -> np.ndarray:  # type: ignore[no-untyped-def]
+        return np.concatenate([batch.numpy() for batch in crops()]).astype(np.float16)
+
+
+def test_batches_keep_places_and_pairs() -> None:
+    def numbered(step: int) -> TrainingBatch:
+        real = (10.0 * step + torch.arange(6))[:, None, None]
+        return TrainingBatch(real, real + 1000, paired=2)
+
+    make = FeatureBatches(numbered, 3, Direct(), 0, paired=2)  # type: ignore[arg-type]
+    drawn = [make(step) for step in range(20)]
+    for batch in drawn:
+        assert batch.paired == 2
+        assert torch.equal(batch.real % 10, torch.arange(6.0)[:, None, None])
+        assert torch.equal(batch.generated - 1000, batch.real)
+    assert len({float(value) for batch in drawn for value in batch.real.flatten()}) == 18
+    assert torch.equal(drawn[3].real, make(3).real)

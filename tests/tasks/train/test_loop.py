@@ -11,7 +11,7 @@ import torch
 from mdmf_deploy.bundle.recipe import Recipe, Training
 from mdmf_deploy.errors import TrainingFailed
 from mdmf_deploy.model.pfs import MdmfModel
-from mdmf_deploy.tasks.train.data import TrainingBatch
+from mdmf_deploy.tasks.train.batches import TrainingBatch
 from mdmf_deploy.tasks.train.loop import STATE, Cadence, LoopOptions, learning_rate, parameter_groups, train
 from mdmf_deploy.tasks.train.network import TrainingNet
 
@@ -23,7 +23,7 @@ def features(step: int) -> TrainingBatch:
 
 def net(recipe: Recipe) -> TrainingNet:
     torch.manual_seed(0)
-    return TrainingNet(MdmfModel(recipe), frozen=True, classify=False)
+    return TrainingNet(MdmfModel(recipe), Training())
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
@@ -37,13 +37,16 @@ def test_the_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
 
 
 def test_every_trained_parameter_is_in_one_group_and_biases_do_not_decay(tiny_recipe: Recipe) -> None:
-    whole = TrainingNet(MdmfModel(tiny_recipe), frozen=False, classify=True)
-    decayed, plain, bandwidth = parameter_groups(whole, Training(weight_decay=0.3))
-    assert decayed["weight_decay"] == 0.3
-    assert plain["weight_decay"] == bandwidth["weight_decay"] == 0
-    assert [id(p) for p in bandwidth["params"]] == [id(whole.detector.log_sigma)]  # type: ignore[attr-defined]
-    assert all(p.ndim == 1 for p in plain["params"])  # type: ignore[attr-defined]
-    grouped = [id(p) for group in (decayed, plain, bandwidth) for p in group["params"]]  # type: ignore[attr-defined]
+    training = Training(weight_decay=0.3, learning_rate=1e-3, backbone_learning_rate=1e-5, patch_cross_entropy=1.0)
+    whole = TrainingNet(MdmfModel(tiny_recipe), training, "all")
+    groups = parameter_groups(whole, training)
+    body = {id(p) for p in whole.detector.backbone.parameters()}
+    for group in groups:
+        for parameter in group["params"]:  # type: ignore[attr-defined]
+            assert group["weight_decay"] == (0.3 if parameter.ndim >= 2 else 0)
+            rate = 1e-2 if parameter.ndim == 0 else 1e-5 if id(parameter) in body else 1e-3
+            assert group["top"] == pytest.approx(rate)
+    grouped = [id(p) for group in groups for p in group["params"]]  # type: ignore[attr-defined]
     trained = [id(p) for p in whole.parameters() if p is not whole.detector.backbone.mask_token]
     assert sorted(grouped) == sorted(trained)
 
@@ -76,7 +79,7 @@ def test_validation_keeps_its_cadence_whatever_the_log(tiny_recipe: Recipe, tmp_
     history: list[dict[str, float]] = []
     training = Training(steps=14, warmup=1)
     options = LoopOptions(tmp_path, "", cadence=Cadence(log=10, validate=4, save=100))
-    train(net(tiny_recipe), features, training, lambda _: {"mean": 0.5}, options, history.append)
+    train(net(tiny_recipe), features, training, lambda _: {"auroc_mean": 0.5}, options, history.append)
     assert [record["step"] for record in history] == [4, 8, 10, 12, 14]
     assert [record["step"] for record in history if "auroc_mean" in record] == [4, 8, 12, 14]
 

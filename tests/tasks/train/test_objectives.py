@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
+from mdmf_deploy.bundle.recipe import Pairs, Training
 from mdmf_deploy.errors import ShapeMismatch
 from mdmf_deploy.mmd.reference import ReferenceReduction
 from mdmf_deploy.tasks.train.objectives import (
     classification_loss,
+    criterion,
     image_scores,
     image_test_power,
     median_distance,
+    pair_loss,
     pooled_test_power,
 )
 
@@ -140,3 +143,22 @@ def test_the_classifiers_loss_falls_as_generated_logits_rise() -> None:
     assert float(classification_loss(even)) == pytest.approx(0.6931, abs=1e-4)
     assert float(classification_loss(right)) == pytest.approx(0.1269, abs=1e-4)
     assert float(classification_loss(-right)) > 2
+
+
+@pytest.mark.parametrize("objective", ["image", "pooled"])
+def test_the_loss_is_the_weighted_sum_of_its_parts(objective: str) -> None:
+    torch.manual_seed(0)
+    signatures, logits, sigma = torch.randn(8, 4, 3), torch.randn(8, 4), torch.tensor(1.0)
+    training = Training(objective=objective, test_power=2, patch_cross_entropy=3, pairs=Pairs(weight=5))  # type: ignore[arg-type]
+    loss = criterion(signatures, logits, sigma, training, paired=2)
+    real, generated = image_scores(signatures[:4], signatures[4:], sigma)
+    expected = -2 * loss.power + 3 * classification_loss(logits) + 5 * pair_loss(real[:2], generated[:2])
+    torch.testing.assert_close(loss.total, expected)
+    torch.testing.assert_close(criterion(signatures, None, sigma, training).total, -2 * loss.power)
+
+
+def test_a_pair_is_content_once_its_generated_half_scores_clearly_higher() -> None:
+    real = torch.tensor([0.1, 0.2])
+    below, even, above = (float(pair_loss(real, real + step)) for step in (-0.5, 0.0, 0.5))
+    assert below > even > above
+    assert above < 0.03

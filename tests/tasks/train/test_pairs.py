@@ -1,100 +1,76 @@
-"""Aligned pairs: reconstructions of the right size, and the same treatment for both halves."""
+"""Aligned pairs by autoencoders of TAESD's form: sizes, files that are kept, and files that do not fit."""
 
 from __future__ import annotations
 
-import io
+import shutil
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 from helpers.synthetic_photos import synthetic_photo
-from helpers.training_data import generated, paths
-from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from mdmf_deploy.bundle.recipe import Autoencoder, Pairs, Recipe
+from mdmf_deploy.bundle.recipe import Pairs
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.tasks.train.autoencoders import AutoencoderNet, autoencoder_name, reconstruct, train_autoencoder
-from mdmf_deploy.tasks.train.data import collect
-from mdmf_deploy.tasks.train.pairs import Treatment, Views, prepare_images, treat
+from mdmf_deploy.tasks.train.autoencoders import load_autoencoder, reconstruct
+from mdmf_deploy.tasks.train.pairs import PairMaker, large_enough
 
-UPSAMPLERS = ("nearest", "bilinear", "transposed", "pixelshuffle")
+CPU = torch.device("cpu")
 SHA = "3f" * 32
 
 
-@pytest.mark.parametrize("upsampler", UPSAMPLERS)
-@pytest.mark.parametrize("factor", [2, 4])
-def test_a_reconstruction_has_its_images_size_whatever_the_factor(factor: int, upsampler: str) -> None:
-    net = AutoencoderNet(Autoencoder(factor=factor, upsampler=upsampler, channels=4, width=4))  # type: ignore[arg-type]
-    image = synthetic_photo(1, 51, 37)
-    reconstruction = reconstruct(net, image, factor)
-    assert reconstruction.shape == image.shape
-    assert reconstruction.dtype == np.uint8
+@pytest.mark.parametrize(("name", "grouped"), [("plain", False), ("grouped", True)])
+def test_a_reconstruction_has_its_images_size(name: str, grouped: bool, autoencoders: Path) -> None:
+    net = load_autoencoder(autoencoders, name)
+    assert any("pool" in key for key in net.state_dict()) == grouped
+    image = synthetic_photo(1, 48, 32)
+    rebuilt = reconstruct(net, image)
+    assert rebuilt.shape == image.shape
+    assert rebuilt.dtype == np.uint8
+    with torch.inference_mode():
+        whole = net(torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255)[0].permute(1, 2, 0)
+    assert np.abs(rebuilt - 255 * whole.numpy()).max() <= 0.501
 
 
-def test_a_factor_that_is_no_power_of_two_is_refused() -> None:
-    with pytest.raises(ValueError, match="power of two"):
-        Autoencoder(factor=3, upsampler="nearest")
+def test_noise_in_the_latent_follows_from_the_seed(autoencoders: Path) -> None:
+    net, image = load_autoencoder(autoencoders, "plain"), synthetic_photo(1, 32, 32)
+    plain = reconstruct(net, image)
+    noisy = [seed for seed in range(12) if (reconstruct(net, image, seed) != plain).any()]
+    assert 0 < len(noisy) < 12
+    assert (reconstruct(net, image, noisy[0]) == reconstruct(net, image, noisy[0])).all()
 
 
-def test_photographs_too_small_to_train_on_are_refused(tmp_path: Path) -> None:
-    autoencoder = Autoencoder(factor=2, upsampler="nearest", channels=4, width=4, steps=1)
-    with pytest.raises(UsageError, match="at least 96 x 96"):
-        train_autoencoder(autoencoder, [synthetic_photo(1, 95, 200)], tmp_path / "a.safetensors")
-
-
-def test_training_lowers_the_error_and_is_kept(tmp_path: Path) -> None:
-    images = [synthetic_photo(seed, 112, 104) for seed in range(4)]
-    untrained = Autoencoder(factor=2, upsampler="nearest", channels=8, width=8, steps=1)
-    trained = Autoencoder(factor=2, upsampler="nearest", channels=8, width=8, steps=30)
-    _, before = train_autoencoder(untrained, images, tmp_path / "before.safetensors")
-    net, after = train_autoencoder(trained, images, tmp_path / "after.safetensors")
-    assert after > before + 1
-    again, psnr = train_autoencoder(trained, [], tmp_path / "after.safetensors")
-    assert psnr == pytest.approx(after)
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
-
-
-def test_both_halves_of_a_pair_are_treated_alike(tmp_path: Path) -> None:
-    autoencoder = Autoencoder(factor=2, upsampler="nearest", channels=4, width=4)
-    writer = Views(Pairs(autoencoders=(autoencoder,), views=4), crop=224, seed=0)
-    image = synthetic_photo(5, 300, 280)
-    views = writer.write(image, SHA, tmp_path)
-    halves = writer.write_reconstructions(image, SHA, [AutoencoderNet(autoencoder)], tmp_path)
-    assert len(views) == len(halves) == 4
-    for real, reconstructed in zip(views, halves, strict=True):
-        with Image.open(real) as a, Image.open(reconstructed) as b:
-            assert a.size == b.size
-            assert a.quantization == b.quantization  # type: ignore[attr-defined]
-        assert real.read_bytes() != reconstructed.read_bytes()
-        assert autoencoder_name(autoencoder) in reconstructed.name
-
-
-def test_treatments_depend_on_the_image_alone_and_never_shrink_below_the_crop() -> None:
-    views = Views(Pairs(views=6, min_scale=0.2, jpeg_quality=(70, 71)), crop=224, seed=0)
-    drawn = views.treatments(SHA, (448, 900))
-    assert drawn == views.treatments(SHA, (448, 900))
-    assert drawn != views.treatments("4" + SHA[1:], (448, 900))
-    assert all(0.5 <= t.scale <= 1 and t.quality in (70, 71) for t in drawn)
-    assert any(t.scale < 1 for t in drawn)
-    assert any(t.scale == 1 for t in drawn)
-    assert all(t.scale == 1 for t in views.treatments(SHA, (100, 100)))
-
-
-def test_a_treatment_is_a_jpeg_of_the_asked_scale() -> None:
-    image = Image.open(io.BytesIO(treat(synthetic_photo(6, 200, 100), Treatment(0.5, 80))))
-    assert (image.format, image.size) == ("JPEG", (100, 50))
-
-
-def test_without_views_training_uses_the_originals_alone(
-    training_folder: Path, training_recipe: Recipe, tmp_path: Path
+def test_a_pair_is_the_middle_of_a_photograph_and_is_made_once(
+    autoencoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = msgspec.structs.replace(training_recipe.training, pairs=Pairs(views=0))
-    recipe = msgspec.structs.replace(training_recipe, training=training)
-    dataset = collect(paths(training_folder / "real"), generated(training_folder), training.split)
-    images = prepare_images(recipe, dataset, tmp_path)
-    assert [photograph.original for photograph in images.photographs] == [x.path for x in dataset.of("train", False)]
-    assert not any(photograph.views or photograph.reconstructions for photograph in images.photographs)
-    assert images.generated == {"checker": tuple((x.path,) for x in dataset.of("train", True))}
-    assert not list(tmp_path.iterdir())
+    maker = PairMaker.load(Pairs(autoencoders=("plain",), held_out="grouped"), autoencoders, tmp_path, CPU)
+    assert set(maker.nets) == {"plain", "grouped"}
+    photograph = synthetic_photo(2, 53, 37)
+    part, rebuilt = maker(photograph, SHA, "plain")
+    assert part.shape == rebuilt.shape == (32, 48, 3)
+    assert (part == photograph[2:34, 2:50]).all()
+    assert (maker(photograph, SHA, "grouped")[1] != rebuilt).any()
+    monkeypatch.setattr("mdmf_deploy.tasks.train.pairs.reconstruct", None)
+    assert (maker(photograph, SHA, "plain")[1] == rebuilt).all()
+
+
+def test_a_small_photograph_gives_no_pair() -> None:
+    assert large_enough(synthetic_photo(1, 40, 32))
+    assert not large_enough(synthetic_photo(1, 200, 31))
+
+
+def test_autoencoders_without_their_folder_or_files_are_refused(autoencoders: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--autoencoders DIR"):
+        PairMaker.load(Pairs(autoencoders=("plain",)), None, tmp_path, CPU)
+    with pytest.raises(UsageError, match=r"no other_encoder\.safetensors"):
+        PairMaker.load(Pairs(autoencoders=("other",)), autoencoders, tmp_path, CPU)
+    assert PairMaker.load(Pairs(), None, tmp_path, CPU).nets == {}
+    for path in autoencoders.glob("plain*"):
+        shutil.copy(path, tmp_path)
+    decoder = tmp_path / "plain_decoder.safetensors"
+    tensors = load_file(decoder)
+    del tensors["1.bias"]
+    save_file(tensors, decoder)
+    with pytest.raises(UsageError, match=r"decoder of plain .* missing: 1\.bias"):
+        load_autoencoder(tmp_path, "plain")

@@ -13,13 +13,13 @@ import torch
 from helpers.training_data import generated, paths
 from safetensors.torch import load_file
 
-from mdmf_deploy.bundle.recipe import Recipe
-from mdmf_deploy.errors import CheckpointError, UsageError
+from mdmf_deploy.bundle.recipe import Adapters, BankGate, Pairs, Recipe
+from mdmf_deploy.errors import CheckpointError, TrainingFailed, UsageError
 from mdmf_deploy.model.checkpoints import load_model
 from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.loop import STATE, Cadence
-from mdmf_deploy.tasks.train.train import CHECKPOINT, TrainingRun, fit
+from mdmf_deploy.tasks.train.train import CHECKPOINT, FAILED, TrainingRun, fit
 
 EVERY = Cadence(log=1, validate=3, save=3)
 
@@ -34,9 +34,16 @@ def with_training(plan: TrainingRun, **changes: object) -> TrainingRun:
 
 
 @pytest.fixture(scope="module")
-def whole(training_folder: Path, training_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
+def whole(
+    training_folder: Path, training_recipe: Recipe, autoencoders: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TrainingRun:
     """A finished run that also trained the backbone. Never change its folder."""
-    plan = TrainingRun(training_recipe, tmp_path_factory.mktemp("whole"), train_backbone=True, cadence=EVERY)
+    pairs = Pairs(autoencoders=("plain",), held_out="grouped", share=0.5)
+    recipe = msgspec.structs.replace(
+        training_recipe, training=msgspec.structs.replace(training_recipe.training, pairs=pairs)
+    )
+    folder = tmp_path_factory.mktemp("whole")
+    plan = TrainingRun(recipe, folder, train_backbone=True, autoencoders=autoencoders, cadence=EVERY)
     run(training_folder, plan)
     return plan
 
@@ -80,6 +87,8 @@ def test_a_run_leaves_a_checkpoint_a_history_a_plot_and_the_split(training_folde
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == [str(step) for step in range(1, 7)]
     assert {"loss", "power", "mmd2", "sigma", "auroc_checker", "auroc_mean"} <= rows[-1].keys()
+    gates = {"auroc_swapped", "mean_kernel", "self_rank", "fpr_flat", "fpr_gradient", "fpr_text", "fpr_double"}
+    assert gates | {"pairs_plain", "pairs_grouped"} <= rows[-1].keys()
     assert "auroc_other" not in rows[-1]  # held out: never looked at while training
     assert (whole.folder / "history.png").read_bytes().startswith(b"\x89PNG")
     lists = {path.stem: path.read_text().splitlines() for path in (whole.folder / "split").iterdir()}
@@ -112,6 +121,7 @@ def test_training_raises_the_test_power_on_a_frozen_backbone(
     state, source = load_file(checkpoint), torch.load(plan.backbone_weights, weights_only=True)
     assert all(torch.equal(state[f"backbone.{key}"], value) for key, value in source.items())
     assert not [name for name in load_file(plan.folder / STATE) if "backbone." in name]
+    assert not torch.equal(state["head.mean"], torch.zeros_like(state["head.mean"]))
     assert load_file(run(training_folder, replace(plan, resume=True))).keys() == state.keys()
 
 
@@ -130,3 +140,33 @@ def test_a_frozen_backbone_without_weights_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match="--backbone-weights"):
         run(training_folder, TrainingRun(training_recipe, tmp_path))
+
+
+def test_adapters_are_saved_without_the_backbone_and_resume(
+    training_folder: Path, frozen: TrainingRun, tmp_path: Path
+) -> None:
+    assert frozen.backbone_weights is not None
+    lora = Adapters(blocks=(3, 4), rank=2)
+    plan = with_training(replace(frozen, folder=tmp_path / "whole"), lora=lora, steps=3)
+    whole = load_file(run(training_folder, plan))
+    cut = replace(plan, folder=tmp_path / "cut", stop_after=2)
+    run(training_folder, cut)
+    again = run(training_folder, replace(cut, resume=True, stop_after=None))
+    assert all(torch.equal(value, whole[key]) for key, value in load_file(again).items())
+    assert not [key for key in whole if key.startswith("backbone.")]
+    assert sum(key.startswith("lora.blocks.") for key in whole) == 2 * 4 * 2
+    assert any(value.abs().max() > 0 for key, value in whole.items() if key.endswith(".B"))
+    assert not [key for key in load_file(plan.folder / STATE) if "original" in key or "patch_embed" in key]
+    load_model(again, plan.recipe, plan.backbone_weights)
+    with pytest.raises(UsageError, match="leave out --train-backbone"):
+        run(training_folder, replace(plan, folder=tmp_path / "both", train_backbone=True))
+
+
+def test_a_detector_that_ignores_its_bank_fails_and_is_kept_under_another_name(
+    training_folder: Path, frozen: TrainingRun, tmp_path: Path
+) -> None:
+    plan = with_training(afresh(frozen, tmp_path), gate=BankGate(min_kernel=1.0))
+    with pytest.raises(TrainingFailed, match=f"the bank does not matter .*{FAILED}"):
+        run(training_folder, plan)
+    assert not (tmp_path / CHECKPOINT).exists()
+    load_model(tmp_path / FAILED, plan.recipe)

@@ -1,0 +1,46 @@
+"""The history of a training run as a table and a plot."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from mdmf_deploy.tasks.train.validate import Record
+
+
+def write_csv(path: Path, history: Sequence[Record]) -> None:
+    """Write one line per logged step. Columns come in order of first appearance, and are empty if not measured."""
+    columns = list(dict.fromkeys(name for record in history for name in record))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def write_plot(path: Path, history: Sequence[Record], title: str) -> None:
+    """Plot loss, test power, validation AUROC and gates over the steps as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 4)
+    names = {name for record in history for name in record}
+    curves = [
+        ("loss", ["loss"]),
+        ("test power", ["power"]),
+        ("validation AUROC", sorted(name for name in names if name.startswith("auroc_"))),
+        ("gates", sorted(name for name in names if name.startswith(("mean_kernel", "self_rank", "fpr_")))),
+    ]
+    for panel, (heading, columns) in zip(panels, curves, strict=True):
+        for column in columns:
+            points = [(record["step"], record[column]) for record in history if column in record]
+            panel.plot([x for x, _ in points], [y for _, y in points], label=column.removeprefix("auroc_"), linewidth=1)
+        panel.set_title(heading, fontsize=10)
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.3)
+        if len(columns) > 1:
+            panel.legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120)
