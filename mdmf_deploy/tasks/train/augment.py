@@ -72,7 +72,8 @@ class Degradation:
 
     scales: the range of the factor that changes the size; rescaled: how often it is not 1.
     blur: the range of the Gaussian's standard deviation in pixels; noise: the same in levels of 255.
-    quality: the range of JPEG's quality; jpeg, jpeg_twice: how often a crop is coded once at least, and twice.
+    quality: the range of a codec's quality; jpeg, jpeg_twice: how often a crop is coded once at least, and twice.
+    webp: how often an image is coded as WebP before all else. Only batches.py does that, since it needs the CPU.
     """
 
     rescaled: float = 0.55
@@ -84,6 +85,7 @@ class Degradation:
     jpeg: float = 0.6
     jpeg_twice: float = 0.25
     quality: tuple[int, int] = (40, 98)
+    webp: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)

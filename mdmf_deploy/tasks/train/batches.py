@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -103,7 +104,7 @@ class CropBatches:
         images = [real for real, _ in halves]
         images += self._pool.map(self._cut, reals, [next(seeds) for _ in reals])
         images += self._pool.map(self._corner, enlarged, [next(seeds) for _ in enlarged])
-        images += [featureless(np.random.default_rng(next(seeds)), self._side) for _ in range(self._featureless)]
+        images += [self._blank(next(seeds)) for _ in range(self._featureless)]
         images += [made for _, made in halves]
         images += self._pool.map(self._cut, generated, [next(seeds) for _ in generated])
         crops = self._crops(images, torch.Generator().manual_seed(int(rng.integers(2**63))))
@@ -123,13 +124,19 @@ class CropBatches:
         return chosen
 
     def _cut(self, image: LabelledImage, seed: int) -> Pixels:
-        return _window(np.random.default_rng(seed), self._side, self._cache(image.path))[0]
+        rng = np.random.default_rng(seed)
+        return self._as_webp(rng, *_window(rng, self._side, self._cache(image.path)))[0]
+
+    def _blank(self, seed: int) -> Pixels:
+        rng = np.random.default_rng(seed)
+        return self._as_webp(rng, featureless(rng, self._side))[0]
 
     def _corner(self, image: LabelledImage, seed: int) -> Pixels:
         """Enlarge a small part of a photograph."""
         rng = np.random.default_rng(seed)
         part = _window(rng, max(8, round(self._side / rng.uniform(*_ENLARGED))), self._cache(image.path))[0]
-        return np.asarray(Image.fromarray(part).resize((self._side, self._side), Image.Resampling.BICUBIC))
+        enlarged = Image.fromarray(part).resize((self._side, self._side), Image.Resampling.BICUBIC)
+        return self._as_webp(rng, np.asarray(enlarged))[0]
 
     def _pair(self, image: LabelledImage, seed: int) -> tuple[Pixels, Pixels]:
         rng = np.random.default_rng(seed)
@@ -139,8 +146,22 @@ class CropBatches:
             [part] = _window(rng, self._side, pixels)
             return part, part
         name = self._names[int(rng.integers(len(self._names)))]
-        real, made = _window(rng, self._side, *self._pairs(pixels, image.sha256, name))
+        windows = _window(rng, self._side, *self._pairs(pixels, image.sha256, name))
+        real, made = self._as_webp(rng, *windows)
         return real, made
+
+    def _as_webp(self, rng: np.random.Generator, *images: Pixels) -> list[Pixels]:
+        """Pass some images through WebP, all with one quality."""
+        low, high = self._degradation.quality
+        chance, quality = rng.random(), int(rng.integers(low, high + 1))
+        if chance >= self._degradation.webp:
+            return list(images)
+        coded = []
+        for image in images:
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "WEBP", quality=quality, method=0)
+            coded.append(np.array(Image.open(buffer)))
+        return coded
 
     def _crops(self, images: list[Pixels], rng: torch.Generator) -> Tensor:
         """Return crops (2n, 3, S, S) in levels of images, the real half first. Pairs share their draws."""

@@ -69,7 +69,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     from mdmf_deploy.tasks.train import batches as module
     from mdmf_deploy.tasks.train.augment import Degradation
 
-    monkeypatch.setattr(module, "Degradation", lambda: Degradation(blurred=0, noisy=0, jpeg=0, jpeg_twice=0))
+    monkeypatch.setattr(module, "Degradation", lambda: Degradation(blurred=0, noisy=0, jpeg=0, jpeg_twice=0, webp=0))
 
 
 def sources(crops: torch.Tensor, channel: int = 0) -> list[str]:
@@ -116,8 +116,13 @@ def test_pairs_are_aligned_and_a_batch_never_repeats_a_photograph(
         assert Counter(sources(batch.real))["real/art_a"] == 2
 
 
-def test_both_halves_of_a_pair_get_the_same_noise_and_codecs(tiny_recipe: Recipe) -> None:
-    """The grey value of a channel decides nothing in a crop without chroma, so equal halves stay equal."""
+def test_both_halves_of_a_pair_get_the_same_noise_and_codecs(
+    tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mdmf_deploy.tasks.train import batches as module
+    from mdmf_deploy.tasks.train.augment import Degradation
+
+    monkeypatch.setattr(module, "Degradation", lambda: Degradation(noisy=0.5, webp=0.5))
     make = batches(tiny_recipe, 1.0, batch=16)
     make._pairs = lambda pixels, sha256, name: (pixels, pixels)  # type: ignore[method-assign, assignment]
     for step in range(3):
@@ -131,6 +136,20 @@ def test_sources_held_out_are_never_drawn(tiny_recipe: Recipe, untouched: None) 
         batch = make(step)
         assert "generated/unseen" not in sources(batch.generated)
         assert all(source.startswith("real/") for source in sources(batch.real))
+
+
+def test_webp_changes_images_of_both_classes(tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mdmf_deploy.tasks.train import batches as module
+    from mdmf_deploy.tasks.train.augment import Degradation
+
+    made = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(module, "Degradation", lambda share=share: Degradation(webp=share))
+        made.append(batches(tiny_recipe)(0))
+    for half in ("real", "generated"):
+        without, coded = (getattr(batch, half) for batch in made)
+        assert all(not torch.equal(a, b) for a, b in zip(without, coded, strict=True))
+        assert (without - coded).abs().mean() < 60
 
 
 def test_featureless_and_enlarged_reals_come_last(tiny_recipe: Recipe, untouched: None) -> None:
