@@ -48,9 +48,10 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compile into a cache of the tests' own, and leave the user's alone."""
+    """Compile into a cache of the tests' own, leave the user's alone, and score with the small bundle by default."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MDMF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MDMF_BUNDLE", "starter")
         yield
 
 

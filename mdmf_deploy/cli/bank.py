@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_duplicates, log_list, log_unreadable, print_facts, print_json, progress
 from mdmf_deploy.cli.options import AsJson, BundleArgument, OutputBundle, destination
 
@@ -138,7 +139,7 @@ def compress(
 
 @app.command()
 def inspect(
-    bundle: BundleArgument = "starter",
+    bundle: BundleArgument = DEFAULT_BUNDLE,
     as_json: AsJson = False,
 ) -> None:
     """Show a bank's size, sources and fit.

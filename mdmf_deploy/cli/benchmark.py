@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
+from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, print_json
 from mdmf_deploy.tasks.benchmark import BATCH_SIZE
 
 
 def benchmark(
     bundles: Annotated[
-        list[str] | None, typer.Argument(metavar="BUNDLES...", help="Bundles to time; by default the starter.")
+        list[str] | None, typer.Argument(metavar="BUNDLES...", help="Bundles to time; by default dinov2s.")
     ] = None,
     images: Annotated[
         list[str] | None,
@@ -86,7 +87,7 @@ def benchmark(
     )
     paths = None if images is None else expand(images).paths
     report = run(
-        bundles or ["starter"],
+        bundles or [DEFAULT_BUNDLE],
         settings,
         runtimes=_split(runtime),
         precisions=_split(precision or ""),

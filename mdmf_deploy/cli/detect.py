@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, progress
 from mdmf_deploy.errors import CalibrationError, GateFailed, ImageError, UsageError
 
@@ -47,7 +48,9 @@ def detect(
     fail_on: Annotated[
         list[FailOn] | None, typer.Option(help="Exit with 1 if an image gets this verdict; may be repeated.")
     ] = None,
-    bundle: Annotated[str, typer.Option(help="Bundle to score with: a .mdmf folder, or a name.")] = "starter",
+    bundle: Annotated[
+        str, typer.Option(help="Bundle to score with: a .mdmf folder, or a name.", envvar="MDMF_BUNDLE")
+    ] = DEFAULT_BUNDLE,
     runtime: Annotated[str, typer.Option(help="Runtime to score on.")] = "auto",
     crops: Annotated[
         int | None,

@@ -33,7 +33,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def _lines(diagnosis: Diagnosis) -> list[str]:
-    machine, starter = diagnosis.machine, diagnosis.starter
+    machine = diagnosis.machine
     limit = "" if machine.core_limit is None else f", container limit {machine.core_limit:g}"
     memory = "unknown" if machine.memory is None else f"{machine.memory / 2**30:.1f} GiB"
     lines = [
@@ -57,7 +57,9 @@ def _lines(diagnosis: Diagnosis) -> list[str]:
         lines.append(f"  {extra.name:<12} {', '.join(parts)}")
         if extra.enable:
             lines.append(f"  {'':<12} {extra.enable}")
-    calibrated = "calibrated" if starter.calibrated else "not calibrated"
-    whole = f"whole, {calibrated}, id {(starter.bundle_id or '')[:12]}"
-    lines += ["", f"starter bundle: {starter.problem or whole}"]
+    lines += ["", "bundles in the package"]
+    for bundle in diagnosis.bundles:
+        calibrated = "calibrated" if bundle.calibrated else "not calibrated"
+        whole = f"whole, {calibrated}, id {(bundle.bundle_id or '')[:12]}"
+        lines.append(f"  {bundle.name:<12} {bundle.problem or whole}")
     return lines + [f"note: {note}" for note in diagnosis.notes]

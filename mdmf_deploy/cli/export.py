@@ -49,7 +49,7 @@ def export(
         str,
         typer.Argument(
             metavar="CHECKPOINT|BUNDLE",
-            help="A checkpoint that `mdmf train` wrote; with --triton also a .mdmf folder, or 'starter'.",
+            help="A checkpoint that `mdmf train` wrote; with --triton also a bundle's folder or name.",
         ),
     ],
     reals: Annotated[

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import print_json
 from mdmf_deploy.cli.options import AsJson, BundleArgument
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    bundle: BundleArgument = "starter",
+    bundle: BundleArgument = DEFAULT_BUNDLE,
     as_json: AsJson = False,
 ) -> None:
     """Show what is in a bundle.

@@ -12,7 +12,9 @@ from mdmf_deploy.errors import UsageError
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
 
-BundleArgument = Annotated[str, typer.Argument(help="A .mdmf folder, or 'starter'.")]
+BundleArgument = Annotated[
+    str, typer.Argument(help="A .mdmf folder, or the name of one in the package, 'dinov2s' or 'starter'.")
+]
 OutputBundle = Annotated[
     Path | None, typer.Option("-o", "--output", help="Bundle to write; by default the one given, in place.")
 ]

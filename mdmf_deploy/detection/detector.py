@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.bundle.bundle import Bundle, hint
 from mdmf_deploy.bundle.calibration import Judgement
 from mdmf_deploy.detection.feed import Extraction, ImageScore, Source
@@ -54,7 +55,7 @@ class Detector:
 
     def __init__(
         self,
-        bundle: str | Path = "starter",
+        bundle: str | Path = DEFAULT_BUNDLE,
         runtime: str = "auto",
         threads: int | None = None,
         *,

@@ -9,6 +9,7 @@ import sys
 
 import msgspec
 
+from mdmf_deploy.bundle import SHIPPED_BUNDLES
 from mdmf_deploy.errors import MdmfError, install, installed, version
 from mdmf_deploy.hardware.host import Machine, look_at_machine
 
@@ -42,9 +43,10 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True):
     enable: str | None
 
 
-class Starter(msgspec.Struct, frozen=True, kw_only=True):
-    """The bundle that ships with the package. problem: why it cannot be used, None if every file is intact."""
+class ShippedBundle(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle that ships with the package. problem: why it cannot be used, None if every file is intact."""
 
+    name: str
     bundle_id: str | None
     calibrated: bool
     problem: str | None
@@ -58,7 +60,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     runtimes: tuple[Runtime, ...]
     extras: tuple[Extra, ...]
-    starter: Starter
+    bundles: tuple[ShippedBundle, ...]
     notes: tuple[str, ...]
 
     @property
@@ -79,7 +81,7 @@ def diagnose() -> Diagnosis:
         machine=machine,
         runtimes=_runtimes(),
         extras=_extras(),
-        starter=_starter(),
+        bundles=tuple(_look_at_bundle(name) for name in SHIPPED_BUNDLES),
         notes=_notes(machine),
     )
 
@@ -115,15 +117,15 @@ def _extras() -> tuple[Extra, ...]:
     )
 
 
-def _starter() -> Starter:
+def _look_at_bundle(name: str) -> ShippedBundle:
     from mdmf_deploy.bundle.bundle import Bundle
 
     try:
-        bundle = Bundle.open("starter")
+        bundle = Bundle.open(name)
         _, calibration = bundle.bank, bundle.calibration
     except MdmfError as error:
-        return Starter(bundle_id=None, calibrated=False, problem=str(error))
-    return Starter(bundle_id=bundle.bundle_id, calibrated=calibration is not None, problem=None)
+        return ShippedBundle(name=name, bundle_id=None, calibrated=False, problem=str(error))
+    return ShippedBundle(name=name, bundle_id=bundle.bundle_id, calibrated=calibration is not None, problem=None)
 
 
 def _notes(machine: Machine) -> tuple[str, ...]:

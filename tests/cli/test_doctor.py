@@ -37,10 +37,11 @@ def test_exits_with_1_and_an_install_hint_if_nothing_runs(monkeypatch: pytest.Mo
     assert "pip install 'mdmf-deploy[openvino]'" in result.stdout
 
 
-def test_the_starter_is_checked(tiny_bundle: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_bundles_are_checked(tiny_bundle: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle, "shipped", lambda name: tiny_bundle)
-    starter = json.loads(mdmf("doctor", "--json").stdout)["starter"]
-    assert starter == {"bundle_id": bundle.Bundle.open(tiny_bundle).bundle_id, "calibrated": False, "problem": None}
+    found = json.loads(mdmf("doctor", "--json").stdout)["bundles"]
+    facts = {"bundle_id": bundle.Bundle.open(tiny_bundle).bundle_id, "calibrated": False, "problem": None}
+    assert found == [{"name": name, **facts} for name in ("dinov2s", "starter")]
     (bundle_copy / "bank.safetensors").write_bytes(b"damaged")
     monkeypatch.setattr(bundle, "shipped", lambda name: bundle_copy)
     result = mdmf("doctor")
