@@ -47,9 +47,9 @@ def extract(net: MdmfModel, data: Data, rows: list[int], crops: int = 1, how: st
                 ((4, 4), (4, 4)),
                 True,
             )
-            crops = normalised(augment(canvases, which, draws, CROP), Preprocessing())
+            inputs = normalised(augment(canvases, which, draws, CROP), Preprocessing())
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                patches = net.head.patches(net.backbone(crops))
+                patches = net.head.patches(net.backbone(inputs))
             out.append(net.head.signatures(patches.float()))
     parts = [torch.stack(out[at : at + len(places)], 1) for at in range(0, len(out), len(places))]
     return torch.cat(parts)
