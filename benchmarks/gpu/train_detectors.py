@@ -19,6 +19,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -158,7 +159,7 @@ def fit(
                 signatures, logits, sigma = net(normalised(pool.crops[chosen].float(), Preprocessing()))
         loss = criterion(signatures, logits, sigma, training, paired)
         optimiser.zero_grad()
-        loss.total.backward()
+        torch.autograd.backward(loss.total)
         nn.utils.clip_grad_norm_(head + body, 1.0)
         optimiser.step()
         keep = min(0.995, (step + 1) / (step + 10))
@@ -215,7 +216,7 @@ def main() -> None:
     print(f"{len(pool.crops)} crops in {time.perf_counter() - start:.0f} s", flush=True)
     part, parts = map(int, options.part.split("/"))
     for entry in json.loads(options.plan.read_text())[part::parts]:
-        run = Run(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
+        run = msgspec.convert(entry, Run)
         if options.steps:
             run = replace(run, steps=min(run.steps, options.steps))
         start = time.perf_counter()

@@ -79,7 +79,7 @@ def reconstruct(folder: Path, name: str, canvases: Canvases, rows: Tensor, devic
         height, width = (int(v) // 16 * 16 for v in canvases.sizes[row])
         alike.setdefault((height, width), []).append(row)
     for (height, width), group in alike.items():
-        for which in torch.tensor(group).split(32):
+        for which in torch.split(torch.tensor(group), 32):
             pixels = canvases.pixels[which.to(device), :height, :width].permute(0, 3, 1, 2).float() / 255
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 latent = net.encoder(pixels).float()

@@ -47,18 +47,18 @@ def extract(net: MdmfModel, data: Data, rows: list[int], crops: int = 1, how: st
                 ((4, 4), (4, 4)),
                 True,
             )
-            crops = normalised(augment(canvases, which, draws, CROP), Preprocessing())
+            inputs = normalised(augment(canvases, which, draws, CROP), Preprocessing())
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                patches = net.head.patches(net.backbone(crops))
+                patches = net.head.patches(net.backbone(inputs))
             out.append(net.head.signatures(patches.float()))
-    parts = [torch.stack(out[n : n + len(places)], 1) for n in range(0, len(out), len(places))]
+    parts = [torch.stack(out[at : at + len(places)], 1) for at in range(0, len(out), len(places))]
     return torch.cat(parts)
 
 
 def mmd2(x: Tensor, bank: Tensor, term: Tensor, sigma: Tensor) -> Scores:
     """Return the mean MMD^2 over crops of x (n, k, 49, d) against bank (M, d)."""
     scores = []
-    for part in x.split(16):
+    for part in torch.split(x, 16):
         within = gram(part, part, sigma).mean((-1, -2))
         cross = gram(part, bank, sigma).mean((-1, -2))
         scores.append((within - 2 * cross + term).mean(1))
@@ -77,7 +77,7 @@ def evaluate(net: MdmfModel, data: Data, held: frozenset[str], brief: bool = Fal
     ]
     spread = seen[:: max(1, len(seen) // 200)][:200]
     bank = extract(net, data, spread).flatten(0, 2)
-    term = torch.stack([gram(part, bank, sigma).mean(1).mean() for part in bank.split(2000)]).mean()
+    term = torch.stack([gram(part, bank, sigma).mean(1).mean() for part in torch.split(bank, 2000)]).mean()
     groups = {n: rows for n, rows in data.rows.items() if n in held}
     for name, rows in data.rows.items():
         if name not in held and len(trained(name, rows)) < len(rows):
@@ -103,8 +103,8 @@ def evaluate(net: MdmfModel, data: Data, held: frozenset[str], brief: bool = Fal
             pooled = np.concatenate([s for n, s in scores.items() if n.startswith("real/")])
             figures["blank_fpr"] = float((blank > np.quantile(pooled, 0.95)).mean())
             x = extract(net, data, [r for rows in groups.values() for r in rows])
-            cross = torch.cat([gram(p, bank, sigma).mean((-1, -2)) for p in x.split(16)]).mean(1).cpu().numpy()
-            self_term = torch.cat([gram(p, p, sigma).mean((-1, -2)) for p in x.split(16)]).mean(1).cpu().numpy()
+            cross = torch.cat([gram(p, bank, sigma).mean((-1, -2)) for p in torch.split(x, 16)]).mean(1).cpu().numpy()
+            self_term = torch.cat([gram(p, p, sigma).mean((-1, -2)) for p in torch.split(x, 16)]).mean(1).cpu().numpy()
             isreal = np.concatenate([[n.startswith("real/")] * len(rows) for n, rows in groups.items()])
             total = self_term - 2 * cross
             figures["mean_k"] = float(cross[isreal].mean())

@@ -6,11 +6,13 @@ import csv
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.mdmf import mdmf
+from helpers.one_thread import one_thread
 from helpers.synthetic_photos import synthetic_photo
 from PIL import Image
 from safetensors.torch import load_file
@@ -33,6 +35,12 @@ batch = 4
 split = { train = 0.6, validation = 0.2 }
 gate = { min_kernel = 0.0, max_swapped_auroc = 1.0 }
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

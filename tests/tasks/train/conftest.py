@@ -9,23 +9,19 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from helpers.one_thread import one_thread
 from helpers.synthetic_photos import synthetic_photo
 from PIL import Image
 from safetensors.torch import save_file
-from threadpoolctl import threadpool_limits
 
 from mdmf_deploy.bundle.recipe import BankGate, Recipe, Split, Training
 from mdmf_deploy.tasks.train.autoencoders import AutoencoderNet
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep PyTorch and NumPy on one thread. Models this small lose more by waiting for other threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
