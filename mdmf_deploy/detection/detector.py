@@ -34,10 +34,10 @@ class Detector:
     """Score images with one bundle on one runtime.
 
     >>> from mdmf_deploy import Detector
-    >>> with Detector("starter") as detector:
+    >>> with Detector("dinov2s") as detector:
     ...     [row] = detector.detect("photo.jpg")
-    >>> row.uri, row.status, row.format, row.crop
-    ('photo.jpg', 'ok', 'jpeg', 'center')
+    >>> row.uri, row.status, row.format
+    ('photo.jpg', 'ok', 'jpeg')
 
     bundle: a .mdmf folder, or the name of a bundle shipped in the package.
     runtime: a name in mdmf_deploy.runtime.ENGINES, or "auto".
@@ -89,7 +89,7 @@ class Detector:
 
         >>> import numpy as np
         >>> from pathlib import Path
-        >>> detector = Detector("starter")
+        >>> detector = Detector("dinov2s")
         >>> rows = detector.detect(["photo.jpg", Path("photo.jpg").read_bytes(), np.zeros((300, 400, 3), np.uint8)])
         >>> [row.uri for row in rows]
         ['photo.jpg', 'bytes:1', 'array:2']
@@ -109,7 +109,7 @@ class Detector:
         They are iterated in another thread. A row waits for later sources at most 0.2 s. If you stop early, close the
         generator before the detector.
 
-        >>> with Detector("starter") as detector:
+        >>> with Detector("dinov2s") as detector:
         ...     for row in detector.stream(["photo.jpg", "nowhere.jpg"]):
         ...         print(row.uri, row.status)
         photo.jpg ok
