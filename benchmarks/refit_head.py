@@ -59,9 +59,9 @@ from mdmf_deploy.tasks.train.objectives import classification_loss
 from mdmf_deploy.tasks.train.validate import Record, Validation, auroc, require_bank
 
 Features = NDArray[np.float16]
+Pixels = NDArray[np.uint8]
 
-BATCH = 48  # Crops of each class.
-CENTRES = 0.3  # The share of central crops, untouched, among those of an image.
+BATCH, CENTRES = 48, 0.3  # Crops of each class, and how often a crop is the image's central one, untouched.
 BLANKS, BANK_IMAGES, BASELINE_BATCHES = 240, 300, 60
 RATE, DECAY, DROPOUT, WARMUP, AVERAGE = 1e-3, 0.05, 0.1, 50, 0.99
 CODED = Degradation(rescaled=0, blurred=0, noisy=0, jpeg_twice=0)
@@ -91,9 +91,7 @@ def find(data: Path, more_reals: Sequence[Path], held_out: Sequence[str], limit:
     return dataset
 
 
-def augmented(
-    pixels: NDArray[np.uint8], size: int, how: Degradation, rng: torch.Generator, enlarge: bool = False
-) -> Tensor:
+def augmented(pixels: Pixels, size: int, how: Degradation, rng: torch.Generator, enlarge: bool = False) -> Tensor:
     """Return one random crop, (1, 3, size, size), in levels of 0 to 255."""
     chance, level, factor = torch.rand(3, generator=rng).tolist()
     if chance < how.webp:
