@@ -50,7 +50,7 @@ def write_golden(path: Path, bundle: Path, images: list[Path], reals: Path) -> P
     opened = Bundle.open(bundle)
     engine = OrtEngine(opened)
     found = [
-        np.stack(list(signatures_by_hash(paths, engine, opened.manifest.preprocessing).values()))
+        np.concatenate(list(signatures_by_hash(paths, engine, opened.manifest.preprocessing).values()))
         for paths in (images, sorted(reals.iterdir()))
     ]
     engine.close()
