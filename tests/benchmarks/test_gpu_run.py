@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,8 +122,9 @@ def test_a_wrong_score_in_a_timed_case_is_found(gpu: Any, monkeypatch: pytest.Mo
 
 
 def test_real_images_keep_their_scores(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    extracted = gpu.inputs.real_images()
-    monkeypatch.setattr(gpu.run, "real_images", lambda: extracted)
+    every, deviation = gpu.inputs.real_images()
+    few = replace(every, x=every.x[::6])  # The host computes every instruction of a warp one after the other.
+    monkeypatch.setattr(gpu.run, "real_images", lambda: (few, deviation))
     report, mistakes = gpu.run.spread(host_device())
     assert mistakes == []
     assert "tensor fp16" in report
