@@ -66,7 +66,8 @@ def test_no_image_changes_by_more_than_the_error_bound(
     both = np.concatenate([everything, part.signatures])
     v = np.concatenate([np.full(part.of, 1.0 / part.of), -part.weights])
     apart = np.sqrt(max(v @ gaussian_kernel(both, both, sigma) @ v, 0.0))
-    assert apart <= part.max_mmd_change + 1e-8
+    # An MMD is the root of a difference of numbers near 1, whose rounding is about 2e-16.
+    assert apart <= part.max_mmd_change + 3e-8
     own = part.weights @ gaussian_kernel(part.signatures, part.signatures, sigma) @ part.weights
     assert gathered.self_term == pytest.approx(own, abs=1e-9)
 
