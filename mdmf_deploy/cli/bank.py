@@ -8,7 +8,7 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_duplicates, log_list, log_unreadable, print_facts, print_json, progress
-from mdmf_deploy.cli.options import AsJson, BundleArgument, OutputBundle, destination
+from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, OutputBundle, destination
 
 app = typer.Typer(no_args_is_help=True, help="Build, compress or inspect a reference bank.")
 
@@ -18,6 +18,7 @@ def build(
     bundle: BundleArgument,
     reals: Annotated[list[str], typer.Argument(help="Real images: folders, files, globs, @LIST, or - for stdin.")],
     output: OutputBundle = None,
+    force: Force = False,
     max_signatures: Annotated[
         int | None,
         typer.Option(
@@ -58,7 +59,7 @@ def build(
     if max_signatures is None:
         max_signatures = 8192 if points is None else 0
     old = Bundle.open(bundle)
-    target = destination(old, output)
+    target = destination(old, output, force)
     inputs = expand(reals)
     engine = open_engine(runtime, old)
     try:
@@ -113,6 +114,7 @@ def compress(
         int, typer.Option(min=1, help="Choose among at most this many of the bank's signatures. Memory grows with it.")
     ] = 32_768,
     output: OutputBundle = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Replace the bank with a few of its signatures.
@@ -127,7 +129,7 @@ def compress(
     from mdmf_deploy.tasks.bank.compress import compress_bundle
 
     old = Bundle.open(bundle)
-    target = destination(old, output)
+    target = destination(old, output, force)
     report = compress_bundle(old, target, points=points, max_error=max_error, candidates=candidates)
     log_list("warning", report.warnings)
     log_list("note", report.notes)

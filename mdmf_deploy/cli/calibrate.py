@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mdmf_deploy.cli.console import log_duplicates, log_list, log_unreadable, print_json, progress
-from mdmf_deploy.cli.options import AsJson, BundleArgument, OutputBundle, destination
+from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, OutputBundle, destination
 
 
 def calibrate(
@@ -31,6 +31,7 @@ def calibrate(
     ] = None,
     runtime: Annotated[str, typer.Option(help="Runtime that scores the images; it must have been verified.")] = "auto",
     output: OutputBundle = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Set thresholds from held-out real images alone.
@@ -53,7 +54,7 @@ def calibrate(
     from mdmf_deploy.tasks.calibrate import calibrate as run_calibration
 
     opened = Bundle.open(bundle)
-    target = destination(opened, output)
+    target = destination(opened, output, force)
     inputs = expand(reals)
     bounds = SIZE_BOUNDS if size_bound is None else [bound for bound in size_bound if bound != float("inf")]
     engine = open_engine(runtime, opened)

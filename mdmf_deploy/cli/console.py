@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
@@ -20,6 +21,11 @@ _SHOWN = 10
 def log(text: str) -> None:
     """Print one line on stderr."""
     print(f"mdmf: {text}", file=sys.stderr)
+
+
+def log_written(what: str, path: Path, following: str = "") -> None:
+    """Say on stderr, as a command's last line, what it wrote and where, and the command to run next."""
+    log(f"wrote {what} to {path}" + (f"; next: {following}" if following else ""))
 
 
 def log_list(label: str, lines: Sequence[str]) -> None:

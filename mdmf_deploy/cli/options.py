@@ -19,12 +19,14 @@ OutputBundle = Annotated[
     Path | None, typer.Option("-o", "--output", help="Bundle to write; by default the one given, in place.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")]
 
 
-def destination(bundle: Bundle, output: Path | None) -> Path:
+def destination(bundle: Bundle, output: Path | None, force: bool) -> Path:
     """Return the folder to write to: -o if it is given, otherwise the bundle's own.
 
-    Raises UsageError for a bundle shipped in the package, which must not be changed.
+    Raises UsageError for a bundle shipped in the package, which must not be changed, and without `force` for any folder
+    that exists.
     """
     from mdmf_deploy.bundle.bundle import shipped_name
 
@@ -32,4 +34,6 @@ def destination(bundle: Bundle, output: Path | None) -> Path:
     name = shipped_name(target)
     if name is not None:
         raise UsageError(f"{name!r} is part of the installed package; give -o to write a bundle of your own")
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists; give -o to write a new bundle, or --force to replace this one")
     return target

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.cli.console import log, print_json
-from mdmf_deploy.cli.options import AsJson, BundleArgument, destination
+from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, destination
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
@@ -44,6 +44,7 @@ def verify(
         Path | None,
         typer.Option("-o", "--output", help="Record the result in a copy here; by default in place."),
     ] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Check that a runtime gives the source model's verdicts here.
@@ -74,7 +75,7 @@ def verify(
         raise UsageError("verify: -o writes a copy with the record; give -o or --no-record")
     opened = Bundle.open(bundle)
     if output is not None:
-        destination(opened, output)
+        destination(opened, output, force)
     with contextlib.ExitStack() as stack:
         engines, failed = _engines(opened, runtime or ["auto"], stack)
         if checkpoint is None:
@@ -88,7 +89,7 @@ def verify(
         from mdmf_deploy.tasks.verify import record as write
 
         try:
-            write(opened, *results, destination=destination(opened, output))
+            write(opened, *results, destination=destination(opened, output, force or output is None))
         except (BundleError, UsageError) as error:
             if output is not None:
                 raise
