@@ -101,7 +101,8 @@ def card(detector: Detector, options: argparse.Namespace) -> str:
         sections.append(_pairs(scorer, options.pairs, options.limit))
     engine, crops = detector.engine, detector.bundle.manifest.preprocessing.crops
     facts = (
-        f"Bundle {detector.bundle.bundle_id[:12]} on {engine.name} {engine.precision}, at most {crops} "
+        f"Bundle {detector.bundle.bundle_id[:12]}, calibration {(detector.bundle.calibration_id or 'none')[:12]}, "
+        f"on {engine.name} {engine.precision}, at most {crops} "
         f"{'crop' if crops == 1 else 'crops'} of an image. Images judged: {len(images)}. Unreadable: {unreadable}. "
         f"Left out, because they are copies or in the bank: {left_out}."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from functools import cached_property
@@ -11,7 +12,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MANIFEST, MODEL, SCHEMA_VERSION, FileEntry, Manifest
+from mdmf_deploy.bundle.manifest import (
+    BANK,
+    CALIBRATION,
+    MANIFEST,
+    MODEL,
+    SCHEMA_VERSION,
+    FileEntry,
+    Manifest,
+    Verification,
+)
 from mdmf_deploy.errors import BundleError
 from mdmf_deploy.files import atomic_folder, file_sha256
 
@@ -56,18 +66,31 @@ class Bundle:
         return self.manifest.bundle_id
 
     @property
+    def calibration_id(self) -> str | None:
+        return self.manifest.calibration_id
+
+    @property
     def covered(self) -> tuple[tuple[str, str], ...]:
         """The (runtime, precision) pairs that verification covers on this machine, sorted."""
-        if not self.manifest.names_a_gpu:
-            return self.manifest.covered(None)
-        # Imported late, because most bundles and machines involve no GPU.
-        from mdmf_deploy.hardware.gpu import this_gpu
-
-        return self.manifest.covered(this_gpu())
+        return self.manifest.covered(self._gpu)
 
     def covers(self, runtime: str, precision: str) -> bool:
         """Return whether verification of this pair has passed and counts on this machine."""
         return (runtime, precision) in self.covered
+
+    def newest_record(self, runtime: str, precision: str) -> Verification | None:
+        """Return the newest verification record of this pair that counts on this machine, or None."""
+        return self.manifest.newest(self._gpu).get((runtime, precision))
+
+    @property
+    def _gpu(self) -> str | None:
+        """This machine's GPU, if the records name any."""
+        if not self.manifest.names_a_gpu:
+            return None
+        # Imported late, because most bundles and machines involve no GPU.
+        from mdmf_deploy.hardware.gpu import this_gpu
+
+        return this_gpu()
 
     @property
     def model_path(self) -> Path:
@@ -156,10 +179,16 @@ def shipped_name(bundle: Path) -> str | None:
 
 
 def hint(command: str, bundle: Path, *rest: str) -> str:
-    """Return the suggestion `mdmf <command> <bundle> <rest>`. A shipped bundle gets -o, to stay unchanged."""
+    """Return the suggestion `mdmf <command> <bundle> <rest>`, ready for a shell.
+
+    A shipped bundle gets -o, to stay unchanged. So does every bundle that is to be calibrated, because `mdmf calibrate`
+    replaces none without --force.
+    """
     name = shipped_name(bundle)
-    words = (str(bundle), *rest) if name is None else (name, *rest, "-o", "mine.mdmf")
-    return f"`mdmf {command} {' '.join(words)}`"
+    words = (name or str(bundle), *rest)
+    if name is not None or command == "calibrate":
+        words = (*words, "-o", "new.mdmf" if bundle.name == "mine.mdmf" else "mine.mdmf")
+    return f"`mdmf {command} {shlex.join(words)}`"
 
 
 def _locate(name_or_path: str | Path) -> Path:

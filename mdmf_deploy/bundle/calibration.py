@@ -2,7 +2,8 @@
 
 Scores of a small picture and of a 12-megapixel photograph at its native scale are not exchangeable, so each group of
 sizes has scores and thresholds of its own ("Mondrian" conformal prediction; Vovk, Gammerman, Shafer 2005, section 4.5).
-Its p-values are valid within the group, and so over all images (mdmf_deploy.bundle.conformal).
+Its p-values are valid within the group, and so over all images, on average over draws of the calibration images
+(mdmf_deploy.bundle.conformal says what holds for a single draw).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from mdmf_deploy.bundle.conformal import p_value, threshold
+from mdmf_deploy.bundle.conformal import images_needed, p_value, threshold
 from mdmf_deploy.bundle.manifest import SCHEMA_VERSION
 from mdmf_deploy.errors import CalibrationError
 
@@ -221,6 +222,22 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def scores(self) -> tuple[float, ...]:
         """The scores of all groups, ascending."""
         return tuple(sorted(score for group in self.groups for score in group.scores))
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """The names of the groups with too few images for the deciding rate. Their images are always "uncertain"."""
+        return tuple(group.name for group in self.groups if group.decides is None)
+
+    @property
+    def shortage(self) -> str | None:
+        """A clause that says how many images are needed, if no group has enough for the deciding rate. Else None."""
+        if len(self.undecided) < len(self.groups):
+            return None
+        needed = f"each size needs {images_needed(self.fpr)}"
+        if len(self.groups) > 1:
+            fullest = max(self.groups, key=lambda group: len(group.scores))
+            needed += f", and the fullest group ({fullest.name}) has {len(fullest.scores)}"
+        return f"{len(self.scores)} calibration images are too few for a false positive rate of {self.fpr:g}: {needed}"
 
     @property
     def image_sha256(self) -> frozenset[str]:

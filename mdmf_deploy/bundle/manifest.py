@@ -161,6 +161,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
 
     @property
+    def calibration_id(self) -> str | None:
+        """SHA-256 of calibration.json, or None without one. Verification does not change it."""
+        entry = self.files.get(CALIBRATION)
+        return None if entry is None else entry.sha256
+
+    @property
     def names_a_gpu(self) -> bool:
         """Whether any verification record comes from a GPU."""
         return any("gpu" in record.environment for record in self.verification)
@@ -171,9 +177,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         gpu: the name of this machine's GPU, or None. A record from a GPU counts only on the same model of GPU, because
             other models run other kernels, which round differently. All other records count on every machine.
         """
-        newest = {
-            (record.runtime, record.precision): record.passed
+        return tuple(sorted(pair for pair, record in self.newest(gpu).items() if record.passed))
+
+    def newest(self, gpu: str | None) -> dict[tuple[str, str], Verification]:
+        """Return the newest record of each (runtime, precision) pair that counts on a machine with this GPU."""
+        return {
+            (record.runtime, record.precision): record
             for record in self.verification
             if record.environment.get("gpu") in (None, gpu)
         }
-        return tuple(sorted(pair for pair, passed in newest.items() if passed))

@@ -89,9 +89,9 @@ def evaluate(
         for chosen in conditions:
             judged = judge(detector, samples, chosen)
             tables.append(tabulate(chosen.name, _written(judged, len(samples), chosen.name, file)))
-        bundle_id = detector.bundle.bundle_id
+        ids = {"bundle_id": detector.bundle.bundle_id, "calibration_id": detector.bundle.calibration_id}
     if as_json:
-        print_json({"bundle_id": bundle_id, "audit": audited, "tables": tables})
+        print_json({**ids, "audit": audited, "tables": tables})
     else:
         typer.echo("\n\n".join("\n".join(_lines(table)) for table in tables))
     worst = min(table.worst_auroc for table in tables)

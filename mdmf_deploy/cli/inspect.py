@@ -42,6 +42,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 
     bank, calibration = bundle.bank, bundle.calibration
     facts: dict[str, Any] = {"path": str(bundle.path), "bundle_id": bundle.bundle_id}
+    facts["calibration_id"] = bundle.calibration_id
     facts |= msgspec.to_builtins(bundle.manifest)
     facts["model"]["sha256"] = bundle.manifest.model_sha256
     facts["bank"] = {
@@ -73,7 +74,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"{preprocessing['crop']} pixels a side, mean {preprocessing['mean']}, std {preprocessing['std']}",
         f"bank          {bank['signatures']} signatures of {bank['images']} images, "
         f"compression {bank['compression'].get('method', 'none')}",
-        *_calibration_lines(facts["calibration"]),
+        *_calibration_lines(facts["calibration"], facts["calibration_id"]),
         f"provenance    recipe {provenance['recipe']}, checkpoint {provenance['checkpoint_sha256'][:12]}, "
         f"{provenance['tool']}, {provenance['decoder']}",
         f"              {', '.join(f'{name} {version}' for name, version in provenance['libraries'].items())}",
@@ -98,13 +99,14 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _calibration_lines(calibration: dict[str, Any] | None) -> list[str]:
+def _calibration_lines(calibration: dict[str, Any] | None, calibration_id: str | None) -> list[str]:
     from mdmf_deploy.cli.size_groups import group_table
 
     if calibration is None:
         return ["calibration   none, so verdicts are 'uncalibrated'; run `mdmf calibrate`"]
     held = ", ".join(f"{pair['runtime']} {pair['precision']}" for pair in calibration["holds_for"])
     lines = [f"calibration   {calibration['images']} real images; holds for {held or 'nothing: run `mdmf verify`'}"]
+    lines.append(f"              id {calibration_id}")
     lines += [f"              {line}" for line in group_table(calibration["groups"])]
     return [
         *lines,

@@ -65,13 +65,14 @@ class Detector:
         reduction: str = "auto",
     ) -> None:
         self.bundle = Bundle.open(bundle)
-        self._bundle_id = self.bundle.bundle_id
+        self._bundle_id, self._calibration_id = self.bundle.bundle_id, self.bundle.calibration_id
         self._calibration = self.bundle.calibration
         self._bank = self.bundle.bank
         self._threads, self._batch_size, self._limits = threads, batch_size, limits
         self._planned = self.bundle.manifest.preprocessing.crops
         self._crops = self._planned if crops is None else crops
         self._held = ExitStack()
+        self._asked = runtime
         self._engine = open_engine(runtime, self.bundle, threads)
         self._held.callback(self._engine.close)
         self._covered = self.bundle.covers(self._engine.name, self._engine.precision)
@@ -146,25 +147,27 @@ class Detector:
     def caveat(self) -> str | None:
         """The reason why no image gets a verdict, and the command to run. None if all is well."""
         name, precision = self._engine.name, self._engine.precision
+        # `mdmf calibrate` verifies as well, so it comes first.
+        if self._calibration is None:
+            asked = () if self._covered or self._asked == "auto" else ("--runtime", self._asked)
+            return (
+                "verdicts are withheld (uncalibrated): this bundle has no thresholds; "
+                f"run {hint('calibrate', self.bundle.path, 'REAL_PHOTOS', *asked)}"
+            )
         if not self._covered:
             return (
                 f"verdicts are withheld (uncalibrated): {name} {precision} is not verified for this bundle; "
                 f"run {hint('verify', self.bundle.path, '--runtime', name)}"
-            )
-        if self._calibration is None:
-            return (
-                "verdicts are withheld (uncalibrated): this bundle has no thresholds; "
-                f"run {hint('calibrate', self.bundle.path, 'REAL_PHOTOS')}"
             )
         if self._crops != self._planned:
             return (
                 "verdicts are withheld (uncalibrated): thresholds hold for the bundle's crop plan "
                 f"(up to {self._planned} an image), not for {self._crops}; leave out --crops"
             )
-        if all(group.decides is None for group in self._calibration.groups):
+        if self._calibration.shortage is not None:
             return (
-                f"no image can be called real or generated: {len(self._calibration.scores)} calibration images are too "
-                f"few for a false positive rate of {self._calibration.fpr:g}; run `mdmf calibrate` on more"
+                f"no image can be called real or generated: {self._calibration.shortage}; "
+                f"run {hint('calibrate', self.bundle.path, 'REAL_PHOTOS')} with more"
             )
         return None
 
@@ -243,6 +246,7 @@ class Detector:
             threshold=judgement.threshold,
             size_group=judgement.size_group,
             bundle_id=self._bundle_id,
+            calibration_id=self._calibration_id,
             runtime=engine.name,
             precision=engine.precision,
             width=extraction.width,
@@ -263,6 +267,7 @@ class Detector:
             error_code=error.code if error else None,
             error=str(error) if error else None,
             bundle_id=self._bundle_id,
+            calibration_id=self._calibration_id,
             runtime=self._engine.name,
             precision=self._engine.precision,
             width=extraction.width,
@@ -275,10 +280,10 @@ class Detector:
         )
 
     def _judge(self, score: float, extraction: Extraction) -> Judgement:
-        if not self._covered:
-            return Judgement(None, None, "uncalibrated", "not_verified")
         if self._calibration is None:
             return Judgement(None, None, "uncalibrated", "no_thresholds")
+        if not self._covered:
+            return Judgement(None, None, "uncalibrated", "not_verified")
         # The mean of several crops varies less than one crop's score, so thresholds hold for one plan only.
         if self._crops != self._planned:
             return Judgement(None, None, "uncalibrated", "other_crops")

@@ -14,11 +14,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     score: biased squared MMD against the reference bank, without a unit. A higher score is less like the bank.
     evidence: the share, 0 to 1, of the crops' patches with texture (mdmf_deploy.images.evidence).
-    p_value: conformal, (k + 1) / (n + 1), from the calibration images of the same size group. None if no calibration
-        holds, the group has none, or the image is featureless.
+    p_value: conformal, (k + 1) / (n + 1), from the calibration images of the same size group. A real image like those
+        gets p or less with probability at most p, on average over draws of the calibration images. None if no
+        calibration holds, the group has none, or the image is featureless.
     reason: why the verdict is "uncertain" or "uncalibrated" (docs/rows.md lists the codes). None for all others.
     threshold: the score above which the verdict is "generated". None if there is none for this image.
     size_group: the range of megapixels that the image was judged in. None if no calibration holds.
+    bundle_id, calibration_id: hashes of what scored the image, and of the bundle's calibration.json, whose thresholds
+        judge it. Bundles with the same bundle_id give the same scores. None if the bundle has no calibration.
     width, height: size of the whole image after EXIF orientation, in pixels.
     crop: "center", "reflected" (smaller than the crop, mirrored at its edges), or "grid RxC" (R rows of C crops).
     ms_*: milliseconds spent on this image. The time of a batch is divided evenly among its images.
@@ -39,6 +42,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float | None = None
     size_group: str | None = None
     bundle_id: str | None = None
+    calibration_id: str | None = None
     runtime: str | None = None
     precision: str | None = None
     width: int | None = None

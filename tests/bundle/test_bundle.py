@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MANIFEST, MODEL, Verification
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.errors import BundleError, CalibrationError, MdmfError
+from mdmf_deploy.tasks.verify import record as add_record
 
 
 @pytest.fixture
@@ -178,6 +180,23 @@ def test_the_id_covers_exactly_the_parts_that_decide(bundle: Bundle, tmp_path: P
     for name, data in ((MODEL, b"other"), (BANK, bank(7).to_bytes())):
         changed = write_bundle(tmp_path / name, bundle.manifest, {**bundle.files(), name: data})
         assert changed.bundle_id != before
+
+
+def test_the_calibration_has_an_id_of_its_own(bundle: Bundle) -> None:
+    """Other thresholds from the same scores change it. Another verification record does not."""
+    assert bundle.calibration_id is None
+    scores = [i / 16 for i in range(20)]
+    ids = []
+    for fprs in ([0.1], [0.2], [0.1, 0.2]):
+        data = calibration_of(scores, fprs, bundle_id=bundle.bundle_id).to_bytes()
+        written = write_bundle(bundle.path, bundle.manifest, {**bundle.files(), CALIBRATION: data})
+        assert written.bundle_id == bundle.bundle_id
+        assert written.calibration_id == hashlib.sha256(data).hexdigest()
+        ids.append(written.calibration_id)
+    assert len(set(ids)) == 3
+    verified = add_record(written, record(runtime="openvino"))
+    assert (len(verified.covered), verified.calibration_id) == (2, ids[-1])
+    assert Bundle.open(bundle.path).calibration_id == ids[-1]
 
 
 def test_the_format_is_pinned(tmp_path: Path) -> None:

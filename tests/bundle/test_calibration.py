@@ -90,6 +90,14 @@ def test_a_group_needs_as_many_images_as_the_deciding_rate_asks_for() -> None:
     assert make(several(8, 10_000)).groups[0].decides is None
     assert make(several(9, 10_000), (0.1, 0.01)).groups[0].decides is not None
     assert make(several(9, 10_000), (0.01, 0.1)).groups[0].decides is None
+    few = make(several(8, 10_000))
+    assert few.undecided == tuple(group.name for group in few.groups)
+    assert few.shortage is not None
+    assert few.shortage.startswith(
+        "8 calibration images are too few for a false positive rate of 0.1: each size needs 9,"
+    )
+    enough = make(several(9, 10_000))
+    assert (enough.shortage, len(enough.undecided)) == (None, len(enough.groups) - 1)
 
 
 @pytest.mark.parametrize("score", [-9.0, 0.1, 9.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,6 +108,21 @@ def test_every_row_names_its_bundle_runtime_and_precision(tiny_bundle: Path, pho
     assert (good.status, good.error_code, good.error, good.crop) == ("ok", None, None, "center")
 
 
+def test_every_row_names_the_calibration_that_judged_it(bundle_copy: Path, photos: Path) -> None:
+    """Thresholds are not part of the bundle_id, so rows of the same bundle_id may differ in verdicts."""
+    seen = {}
+    for fpr in (None, 0.1, 0.3):
+        if fpr is not None:
+            calibrate(bundle_copy, [-1.0] * 20, fpr)
+        with Detector(bundle_copy) as detector:
+            rows = detector.detect([photos / "photo00.jpg", b"?"])
+        assert [row.status for row in rows] == ["ok", "error"]
+        [seen[fpr]] = {(row.bundle_id, row.calibration_id) for row in rows}
+    assert seen[None] == (detector.bundle.bundle_id, None)
+    assert len(set(seen.values())) == 3
+    assert seen[0.3][1] == hashlib.sha256((bundle_copy / "calibration.json").read_bytes()).hexdigest()
+
+
 def test_verdicts_come_from_the_calibration(bundle_copy: Path, photos: Path) -> None:
     with Detector(bundle_copy) as detector:
         scores = sorted(row.score or 0.0 for row in detector.detect(sorted(photos.iterdir())))
@@ -183,7 +199,9 @@ def test_too_few_calibration_images_are_a_caveat(bundle_copy: Path, photos: Path
     calibrate(bundle_copy, [0.0] * 5, fpr=0.01)
     with Detector(bundle_copy) as detector:
         assert detector.caveat is not None
-        assert "5 calibration images are too few for a false positive rate of 0.01" in detector.caveat
+        assert (
+            "5 calibration images are too few for a false positive rate of 0.01: each size needs 99" in detector.caveat
+        )
         [row] = detector.detect(photos / "photo00.jpg")
     assert (row.verdict, row.reason, row.threshold) == ("uncertain", "no_calibration_for_this_size", None)
 
