@@ -66,8 +66,9 @@ def detect(
 ) -> None:
     """Judge whether images are real or generated. Every input gets one row, in input order, whatever happens.
 
-    Rows go to stdout or to -o, everything else to stderr. Exit code 1 if --fail-on refuses a verdict, otherwise 3 if
-    some inputs were unreadable. Exit code 130 if interrupted: finished rows are still written.
+    Rows go to stdout or to -o, everything else to stderr. Exit code 1 if --fail-on refuses a verdict, otherwise 2 if
+    the calibration has too few images of some input's size for --fail-on to be judged, otherwise 3 if some inputs were
+    unreadable. Exit code 130 if interrupted: finished rows are still written.
 
     Example: mdmf detect photos/ "more/*.png" -o verdicts.csv --heatmaps maps/
     """
@@ -90,6 +91,7 @@ def detect(
         draw = None if heatmaps is None else _heatmaps(heatmaps, detector, limits)
         shown = not quiet and sys.stderr.isatty() and not (output is None and sys.stdout.isatty())
         counts: Counter[str] = Counter()
+        undecided: Counter[str] = Counter()
         start = time.perf_counter()
         try:
             # If a row cannot be written, the stream must end before its engine is closed.
@@ -99,12 +101,13 @@ def detect(
                 for path, row in watched:
                     write(row)
                     counts[row.verdict] += 1
+                    undecided[row.size_group or ""] += row.reason == "no_calibration_for_this_size"
                     if draw is not None:
                         draw(row, path)
         finally:
             if not quiet:
                 _summarise(counts, len(found.paths), found.skipped, time.perf_counter() - start)
-    _exit(counts, fail_on or [])
+    _exit(counts, +undecided, fail_on or [])
 
 
 def _stdout(as_json: bool) -> Callable[[Row], None]:
@@ -177,9 +180,14 @@ def _summarise(counts: Counter[str], total: int, skipped: int, seconds: float) -
     log(f"{images}: {verdicts or 'none finished'}; {rate}{also}")
 
 
-def _exit(counts: Counter[str], fail_on: list[FailOn]) -> None:
+def _exit(counts: Counter[str], undecided: Counter[str], fail_on: list[FailOn]) -> None:
     refused = [f"{counts[verdict]} {verdict}" for verdict in dict.fromkeys(fail_on) if counts[verdict]]
     if refused:
         raise GateFailed(f"--fail-on: {', '.join(refused)} of {counts.total()} images")
+    if fail_on and undecided:
+        raise CalibrationError(
+            f"--fail-on cannot be judged for {undecided.total()} of {counts.total()} images: too few calibration "
+            f"photographs of their size ({', '.join(undecided)}); calibrate with more, or add --fail-on uncertain"
+        )
     if counts["error"]:
         raise typer.Exit(_UNREADABLE)

@@ -218,10 +218,10 @@ def tabulate(condition: str, judged: Iterable[tuple[KnownImage, Row]], resamples
     if not real or not generators:
         missing = "generated" if real else "real"
         raise UsageError(f"no {missing} image is left to judge; give more, or another --part")
-    calibrated = all(row.verdict != "uncalibrated" for row in real)
+    calibrated = _decided(real)
 
     def measure(generated: list[Row]) -> Figures:
-        if not calibrated:
+        if not (calibrated and _decided(generated)):
             return figures(_scores(real), _scores(generated), None, None, resamples)
         measured = figures(_scores(real), _scores(generated), _flags(real), _flags(generated), resamples)
         return msgspec.structs.replace(measured, uncertain=_uncertain(generated))
@@ -283,6 +283,11 @@ def _scores(rows: list[Row]) -> NDArray[np.float64]:
 
 def _flags(rows: list[Row]) -> NDArray[np.bool_]:
     return np.array([row.verdict == "generated" for row in rows])
+
+
+def _decided(rows: list[Row]) -> bool:
+    """Return whether any of these images could have been called generated. If none could, a rate of 0 says nothing."""
+    return any(row.verdict != "uncalibrated" and row.reason != "no_calibration_for_this_size" for row in rows)
 
 
 def _uncertain(rows: list[Row]) -> int:

@@ -62,9 +62,11 @@ def model_name(name: str) -> str:
 
 
 def valid_calibration(bundle: Bundle, serving: Serving) -> Calibration | None:
-    """Return the bundle's calibration if it holds where the bundle will be served."""
+    """Return the bundle's calibration if it holds where the bundle will be served, and decides for some size."""
     calibration = bundle.calibration
     if calibration is None or Pair(serving.runtime, bundle.manifest.model.precision) not in calibration.holds_for:
+        return None
+    if calibration.shortage is not None:
         return None
     return calibration
 
@@ -72,15 +74,21 @@ def valid_calibration(bundle: Bundle, serving: Serving) -> Calibration | None:
 def caveat(bundle: Bundle, serving: Serving) -> str | None:
     """Return why there will be no verdicts and what to run, or None if there will be."""
     runtime, precision = serving.runtime, bundle.manifest.model.precision
+    calibration = bundle.calibration
     if not bundle.covers(runtime, precision):
         return (
             f"{runtime} {precision} is not verified for this bundle; run "
             f"{hint('verify', bundle.path, '--runtime', runtime)}, and write the repository again"
         )
-    if bundle.calibration is None:
+    if calibration is None:
         return (
             f"this bundle has no thresholds; run {hint('calibrate', bundle.path, 'REAL_PHOTOS')}, and write the "
-            "repository again"
+            "repository of the new bundle"
+        )
+    if calibration.shortage is not None:
+        return (
+            f"{calibration.shortage}; run {hint('calibrate', bundle.path, 'REAL_PHOTOS')} with more, and write the "
+            "repository of the new bundle"
         )
     return None
 

@@ -37,10 +37,12 @@ _VERDICTS = """Thresholds depend on the size of the whole image, width x height:
 |---|---|---|
 $groups
 
-Any other image is `real`, which means "not told apart from real photographs". The false positive rate is $fpr, and
-$review for both columns together. These rates come from $count real photographs. They hold for photographs like those,
+Any other image is `real`, which means "not told apart from real photographs". The false positive rate is at most $fpr,
+and $review for both columns together, on average over draws of the $count real photographs that the thresholds come
+from. With these photographs it may be higher (`mdmf inspect` says how much). The rates hold for photographs like those,
 scored with $runtime $precision, which `mdmf verify` has passed$version. They say nothing about other photographs:
-calibrate with your own, and write this repository again.
+calibrate with your own, and write this repository again. The thresholds are those of calibration
+`$calibration_id`. Keep that id beside the verdicts, as `mdmf detect` does.
 
 **An image without texture is `uncertain` whatever its score**: a flat, a sky, a wall, a page of text. The models do not
 measure this. `mdmf_deploy.images.evidence.evidence(crops(path))` does. Below $least there is too little."""
@@ -160,11 +162,13 @@ def _parameters(bundle: Bundle, serving: Serving, calibration: Calibration | Non
             "up_to_megapixels": group.up_to,
             "images": len(group.scores),
             "threshold": group.decides,
-            "review_threshold": threshold(group.scores, calibration.review),
+            # Without a threshold all images of this size are uncertain, also those below the review rate's.
+            "review_threshold": None if group.decides is None else threshold(group.scores, calibration.review),
         }
         for group in calibration.groups
     ]
     return facts | {
+        "calibration_id": str(bundle.calibration_id),
         "fpr": repr(calibration.fpr),
         "review": repr(calibration.review),
         "least_evidence": repr(calibration.least_evidence),
@@ -187,6 +191,7 @@ def _readme(
             review=f"{calibration.review:g}",
             least=f"{calibration.least_evidence:g}",
             count=len(calibration.scores),
+            calibration_id=manifest.calibration_id,
             runtime=serving.runtime,
             precision=model.precision,
             version=_verified_version(manifest, serving.runtime),

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -204,6 +205,18 @@ def test_uncalibrated_verdicts_give_no_rates() -> None:
     assert (table.fpr, table.pooled.acc, table.pooled.tpr, table.mean["tpr"]) == (None, None, None, None)
     assert (table.real_uncertain, table.pooled.uncertain) == (None, None)
     assert table.pooled.auroc.value == 1
+
+
+def test_sizes_that_no_verdict_can_fire_for_give_no_rates() -> None:
+    """An FPR or a TPR of 0 would look like a finding."""
+    unsized = msgspec.structs.replace(row(0.2, "uncertain"), reason="no_calibration_for_this_size")
+    judged = [*pairs(None, row(0.1, "real"), unsized), *pairs("small", row(0.3, "generated")), *pairs("large", unsized)]
+    table = tabulate("as is", judged, resamples=10)
+    assert table.fpr is not None
+    assert table.generators["small"].tpr is not None
+    assert (table.generators["large"].tpr, table.generators["large"].acc, table.mean["tpr"]) == (None, None, None)
+    nothing = tabulate("as is", [*pairs(None, unsized), *pairs("small", row(0.3, "generated"))], resamples=10)
+    assert (nothing.fpr, nothing.pooled.tpr) == (None, None)
 
 
 @pytest.mark.parametrize(("generator", "missing"), [(None, "generated"), ("g", "real")])

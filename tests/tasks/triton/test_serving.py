@@ -6,17 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.handmade import make_bundle
+from helpers.handmade import calibration_of, make_bundle
 from helpers.triton_plans import write_plan
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.tasks.triton.serving import Serving, check_plan
+from mdmf_deploy.tasks.calibrate import write_calibration
+from mdmf_deploy.tasks.triton.serving import Serving, caveat, check_plan, valid_calibration
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return make_bundle(tmp_path / "handmade.mdmf")
+
+
+def test_a_calibration_that_decides_nothing_gives_no_verdicts(bundle: Bundle) -> None:
+    for images, decides in ((8, False), (9, True)):
+        calibration = calibration_of(range(images), [0.1], bundle_id=bundle.bundle_id)
+        calibrated = write_calibration(bundle, calibration, bundle.path)
+        assert (valid_calibration(calibrated, Serving()) is not None) is decides
+        why = caveat(calibrated, Serving())
+        assert (why is None) is decides
+        assert why is None or why.startswith("8 calibration images are too few for a false positive rate of 0.1")
 
 
 def test_a_plan_that_fits_is_accepted(bundle: Bundle, tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ import pytest
 from fakes.stock_server import StockServer
 from helpers.crop_plans import planned
 from helpers.float32_mmd import EPS
-from helpers.handmade import GRAPH, calibration_of, make_bundle
+from helpers.handmade import GRAPH, PAIR, make_bundle
 from helpers.triton_plans import write_plan
 from PIL import Image
 
 from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.calibration import LEAST_EVIDENCE, Calibration, Scored
 from mdmf_deploy.cli import COMMANDS
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.rows import Row
@@ -103,7 +104,11 @@ def several(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Path
     """The repository of a calibrated bundle with a plan of four crops, beside that bundle."""
     folder = tmp_path_factory.mktemp("several")
     bundle = planned(tiny_bundle, 4, folder / "planned.mdmf")
-    calibration = calibration_of([n / 10 for n in range(19)], bundle_id=bundle.bundle_id, bounds=[0.5])
+    images = [Scored(f"{n:064}", n / 10, 10_000, LEAST_EVIDENCE) for n in range(19)]
+    # Too few for the deciding rate, but enough for the review rate.
+    images += [Scored(f"{n:064}", n / 10, 1_000_000, 0.9) for n in range(19, 24)]
+    pairs = {"measured_on": PAIR, "holds_for": [PAIR]}
+    calibration = Calibration.from_images(images, [0.1], 0.5, bundle_id=bundle.bundle_id, bounds=[0.5], **pairs)
     return write_repository(write_calibration(bundle, calibration, bundle.path), folder / "models").path
 
 
@@ -143,11 +148,15 @@ def test_each_size_has_its_thresholds(several: Path) -> None:
         "threshold": 1.7,
         "review_threshold": 0.9,
     }
-    assert (large["above_megapixels"], large["up_to_megapixels"], large["threshold"]) == (0.5, None, None)
+    assert (large["above_megapixels"], large["up_to_megapixels"], large["images"]) == (0.5, None, 5)
+    assert (large["threshold"], large["review_threshold"]) == (None, None)
     readme = (several / "README.md").read_text()
     assert "| up to 0.5 MP | 1.7 | 0.9 |\n| above 0.5 MP | never | always" in readme
-    assert "The false positive rate is 0.1, and\n0.5 for both" in readme
+    assert "The false positive rate is at most 0.1,\nand 0.5 for both" in readme
     assert "Below 0.25 there is too little" in readme
+    calibration_id = Bundle.open(several.parent / "planned.mdmf").calibration_id
+    assert stated["calibration_id"] == calibration_id
+    assert f"`{calibration_id}`" in readme
 
 
 def test_the_repository_has_its_own_copy_of_the_bundles_graph(tmp_path: Path) -> None:
