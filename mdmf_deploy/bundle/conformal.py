@@ -3,6 +3,9 @@
 With k = how many of the n calibration scores are >= s, p(s) = (k + 1) / (n + 1). If the next real image is exchangeable
 with those n, P(p <= a) <= a for every a, whatever the distribution (Vovk, Gammerman, Shafer 2005, section 2.2).
 A tie with a calibration score makes p larger, which keeps the inequality.
+
+The probability is over the draw of all n + 1 images, so it is an average over calibrations. Given one calibration, the
+share of real images with p <= a may be larger than a. Its law is that of fpr_interval.
 """
 
 from __future__ import annotations

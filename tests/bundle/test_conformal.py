@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +97,40 @@ def test_the_interval_is_that_of_its_beta_law(n: int, fpr: float, rank: int) -> 
     """Coverage is Beta(n + 1 - l, l) (Angelopoulos and Bates), so the rate is Beta(l, n + 1 - l)."""
     expected = stats.beta.interval(0.95, rank, n + 1 - rank)
     assert fpr_interval(n, fpr) == pytest.approx(expected, abs=1e-9)
+
+
+def at_most(count: int, n: int, p: Fraction) -> Fraction:
+    """P(Binomial(n, p) <= count), exactly."""
+    return sum((comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(count + 1)), Fraction())
+
+
+@pytest.mark.parametrize(("n", "percent", "exceeds"), [(135, 5, 0.3276), (99, 1, 0.3697), (1000, 5, 0.4797)])
+def test_the_rate_is_kept_on_average_and_exceeded_by_a_third_to_half_of_calibrations(
+    n: int, percent: int, exceeds: float
+) -> None:
+    """For uniform scores the rate of the threshold, their l-th largest, is above a iff fewer than l of n scores exceed
+    1 - a, which is P(Binomial(n, a) < l). Its mean, l / (n + 1), is at most a. The docs state the first figure.
+    """
+    rate = Fraction(percent, 100)
+    rank = alarms(n, float(rate))
+    above = at_most(rank - 1, n, rate)
+    assert float(above) == pytest.approx(exceeds, abs=5e-5)
+    assert beta_quantile(1 - float(above), rank, n + 1 - rank) == pytest.approx(float(rate), abs=1e-9)
+    assert Fraction(rank, n + 1) <= rate
+    low, high = fpr_interval(n, float(rate))
+    assert low < float(rate) < high
+    for end, tail in ((low, 0.975), (high, 0.025)):
+        assert float(at_most(rank - 1, n, Fraction(end))) == pytest.approx(tail, abs=1e-6)
+
+
+def test_the_documents_state_the_figures_of_135_photographs() -> None:
+    low, high = (f"{100 * end:.1f}%" for end in fpr_interval(135, 0.05))
+    above = f"{100 * float(at_most(alarms(135, 0.05) - 1, 135, Fraction(1, 20))):.0f} of 100"
+    for page in ("calibration.md", "rows.md"):
+        text = " ".join((Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8").split())
+        assert "135" in text
+        assert f"{low} to {high} in 95 of 100" in text
+        assert f"above 5% in {above}" in text
 
 
 def test_without_a_threshold_there_are_no_false_alarms() -> None:
