@@ -16,7 +16,7 @@ BundleArgument = Annotated[
     str, typer.Argument(help="A .mdmf folder, or the name of one in the package, 'dinov2s' or 'starter'.")
 ]
 OutputBundle = Annotated[
-    Path | None, typer.Option("-o", "--output", help="Bundle to write; by default the one given, in place.")
+    Path | None, typer.Option("-o", "--output", help="Bundle to write; by default the one given, with --force.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")]
@@ -26,14 +26,15 @@ def destination(bundle: Bundle, output: Path | None, force: bool) -> Path:
     """Return the folder to write to: -o if it is given, otherwise the bundle's own.
 
     Raises UsageError for a bundle shipped in the package, which must not be changed, and without `force` for any folder
-    that exists.
+    that exists. Raises BundleError for anything there that is not a bundle.
     """
-    from mdmf_deploy.bundle.bundle import shipped_name
+    from mdmf_deploy.bundle.bundle import check_destination, shipped_name
 
     target = output or bundle.path
     name = shipped_name(target)
     if name is not None:
         raise UsageError(f"{name!r} is part of the installed package; give -o to write a bundle of your own")
+    check_destination(target)
     if target.exists() and not force:
         raise UsageError(f"{target} exists; give -o to write a new bundle, or --force to replace this one")
     return target

@@ -35,7 +35,7 @@ ON_GPU = frozenset({"tensorrt", "rtx", "cuda", "ort-tensorrt", "torch-cuda"})
 
 # Runtimes that "auto" takes only where no other verified one on the CPU works: importing PyTorch takes seconds, and one
 # image uses one core.
-_LAST = frozenset({"torch"})
+LAST = frozenset({"torch"})
 
 # The fields of a record's environment that identify a machine. Only speeds of one machine can be compared.
 MACHINE_FIELDS = ("machine", "system", "processor", "cpu", "cores")
@@ -146,7 +146,7 @@ def preference(bundle: Bundle) -> dict[str, str]:
     speeds = max(reversed(measured.values()), key=len, default={})
     if len(speeds) < 2:
         speeds = {}
-    verified.sort(key=lambda name: (name in _LAST, -speeds.get(name, 0.0)))
+    verified.sort(key=lambda name: (name in LAST, -speeds.get(name, 0.0)))
     reasons = {
         name: f"verified, {speeds[name]:.3g} images/s where they were compared" if name in speeds else "verified"
         for name in verified

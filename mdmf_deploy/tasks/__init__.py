@@ -8,5 +8,6 @@ evaluate/     `mdmf evaluate`: measure a bundle on images whose class is known
 benchmark/    `mdmf benchmark`: time a bundle by stage, scenario and runtime
 calibrate.py  `mdmf calibrate`: set thresholds from real photographs
 verify.py     `mdmf verify`: hold a runtime's decisions to those of the source
+coverage.py   verify the runtimes that `mdmf calibrate` and `mdmf bank compress` need
 doctor.py     `mdmf doctor`: report what this machine can run
 """

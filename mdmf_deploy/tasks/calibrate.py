@@ -44,7 +44,9 @@ class CalibrationReport:
     def warnings(self) -> tuple[str, ...]:
         """A line that names the sizes whose images will get no verdict, or none."""
         calibration = self.calibration
-        small = [group.name for group in calibration.groups if group.decides is None]
+        if calibration.shortage is not None:
+            return (f"no image can be called real or generated: {calibration.shortage}",)
+        small = calibration.undecided
         if not small:
             return ()
         return (

@@ -303,7 +303,7 @@ def _recorded_scale(bundle: Bundle) -> Scale:
         return Scale(*map(float, kept))
     raise BankError(
         f"{bundle.path}: its bank is compressed, and neither a calibration nor a verification record gives the spread "
-        "of real scores; build it whole, run `mdmf verify` and `mdmf calibrate`, and `mdmf bank compress` last, or "
+        "of real scores; build it whole, run `mdmf calibrate`, and `mdmf bank compress` last, or "
         "verify with --checkpoint and real images"
     )
 

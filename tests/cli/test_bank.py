@@ -16,7 +16,7 @@ from mdmf_deploy.bundle.bundle import Bundle
 
 def test_build_replaces_the_bank_and_reports_what_it_dropped(bundle_copy: Path, photos: Path) -> None:
     before = Bundle.open(bundle_copy)
-    result = mdmf("bank", "build", bundle_copy, photos, "--json")
+    result = mdmf("bank", "build", bundle_copy, photos, "--force", "--json")
     assert result.exit_code == 0
     after = Bundle.open(bundle_copy)
     printed = json.loads(result.stdout)
@@ -25,7 +25,10 @@ def test_build_replaces_the_bank_and_reports_what_it_dropped(bundle_copy: Path, 
         (printed["images"], printed["signatures"]) == (12, 48) == (len(after.bank.sources), len(after.bank.signatures))
     )
     assert printed["dropped"] == ["verification"]
-    assert "run `mdmf verify` and `mdmf calibrate`" in result.stderr
+    assert "mdmf: dropped, because they held for the old bank: verification\n" in result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        f"mdmf: wrote a bank of 12 images to {bundle_copy}; next: mdmf calibrate {bundle_copy} REAL_PHOTOS -o mine.mdmf"
+    )
     assert after.manifest.files["model.onnx"] == before.manifest.files["model.onnx"]
     assert {source.uri for source in after.bank.sources} == {f"{photos.name}/{path.name}" for path in photos.iterdir()}
 
@@ -48,8 +51,8 @@ def test_build_with_points_is_build_and_compress(bundle_copy: Path, photos: Path
     printed, bank = json.loads(result.stdout), Bundle.open(tmp_path / "few.mdmf").bank
     assert (printed["images"], printed["signatures"], printed["of_signatures"]) == (12, 10, 48)
     assert printed["max_mmd_change"] == bank.compression["max_mmd_change"] > 0.0
-    assert mdmf("bank", "build", bundle_copy, photos, "--max-signatures", 0).exit_code == 0
-    assert mdmf("bank", "compress", bundle_copy, "--points", 10).exit_code == 0
+    assert mdmf("bank", "build", bundle_copy, photos, "--max-signatures", 0, "--force").exit_code == 0
+    assert mdmf("bank", "compress", bundle_copy, "--points", 10, "--force").exit_code == 0
     assert np.array_equal(bank.signatures, Bundle.open(bundle_copy).bank.signatures)
     assert mdmf("verify", tmp_path / "few.mdmf", "--runtime", "onnxruntime").exit_code == 0
     shown = mdmf("bank", "inspect", tmp_path / "few.mdmf").stdout
@@ -59,14 +62,14 @@ def test_build_with_points_is_build_and_compress(bundle_copy: Path, photos: Path
 def test_a_bank_takes_one_crop_an_image_unless_told_otherwise(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
     bundle = planned(tiny_bundle, 4, tmp_path / "planned.mdmf").path
     for more, signatures in (((), 48), (("--crops", 4), 192)):
-        result = mdmf("bank", "build", bundle, photos, "-o", tmp_path / "new.mdmf", "--json", *more)
+        result = mdmf("bank", "build", bundle, photos, "-o", tmp_path / "new.mdmf", "--force", "--json", *more)
         assert json.loads(result.stdout)["signatures"] == signatures
 
 
 @pytest.mark.parametrize("most", [0, 8192])
 def test_build_wants_one_size(bundle_copy: Path, photos: Path, most: int) -> None:
     before = Bundle.open(bundle_copy).bundle_id
-    result = mdmf("bank", "build", bundle_copy, photos, "--points", 10, "--max-signatures", most)
+    result = mdmf("bank", "build", bundle_copy, photos, "--points", 10, "--max-signatures", most, "--force")
     assert result.exit_code == 2
     assert result.stderr.splitlines() == ["mdmf: bank build: give either --points or --max-signatures"]
     assert Bundle.open(bundle_copy).bundle_id == before
@@ -78,7 +81,7 @@ def test_build_counts_copies_and_broken_files(bundle_copy: Path, photos: Path, t
     shutil.copy(folder / "photo00.jpg", folder / "copy.jpg")
     (folder / "cut.jpg").write_bytes((folder / "photo02.jpg").read_bytes()[:300])
     (folder / "notes.txt").write_text("not an image")
-    result = mdmf("bank", "build", bundle_copy, folder)
+    result = mdmf("bank", "build", bundle_copy, folder, "--force")
     assert result.exit_code == 3
     assert "cut.jpg (truncated)" in result.stderr
     assert "photo00.jpg is" in result.stderr
@@ -90,7 +93,7 @@ def test_build_counts_copies_and_broken_files(bundle_copy: Path, photos: Path, t
 def test_nothing_readable_changes_nothing(bundle_copy: Path, tmp_path: Path) -> None:
     before = Bundle.open(bundle_copy).bundle_id
     (tmp_path / "empty.jpg").write_bytes(b"")
-    result = mdmf("bank", "build", bundle_copy, tmp_path / "empty.jpg")
+    result = mdmf("bank", "build", bundle_copy, tmp_path / "empty.jpg", "--force")
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith("mdmf: bank: none of the 1 inputs is a readable image")
     assert Bundle.open(bundle_copy).bundle_id == before
@@ -137,7 +140,7 @@ def test_inspect_shows_the_bank(tiny_bundle: Path) -> None:
 
 
 def calibrated(bundle: Path, photos: Path) -> Path:
-    assert mdmf("calibrate", bundle, photos, "--fpr", "0.2").exit_code == 0
+    assert mdmf("calibrate", bundle, photos, "--fpr", "0.2", "--force").exit_code == 0
     return bundle
 
 
@@ -169,6 +172,35 @@ def test_compress_carries_the_calibration_over(bundle_copy: Path, photos: Path, 
     assert Bundle.open(bundle_copy).bundle_id == before.bundle_id
 
 
+def test_after_a_bank_swap_there_is_one_path_to_verdicts(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    """Build, calibrate, compress, detect: no step sends the user to another command first."""
+    own, held_out = tiny_bundle.parent, sorted(photos.iterdir())
+    built, mine, small = (tmp_path / f"{name}.mdmf" for name in ("built", "mine", "small"))
+    assert mdmf("bank", "build", tiny_bundle, own / "photo100.jpg", *held_out[:6], "-o", built).exit_code == 0
+    runtime = ("--runtime", "onnxruntime")
+    assert mdmf("calibrate", built, *held_out[6:], "--fpr", 0.2, *runtime, "-o", mine).exit_code == 0
+    compressed = mdmf("bank", "compress", mine, "--points", 14, "-o", small)
+    assert compressed.exit_code == 0
+    assert compressed.stderr.splitlines()[-1] == (
+        f"mdmf: wrote a bank of 14 signatures to {small}; next: mdmf detect photos/ --bundle {small}"
+    )
+    for bundle in (mine, small):
+        result = mdmf("detect", photos, "--bundle", bundle)
+        assert (result.exit_code, "uncalibrated" in result.stdout, "warning" in result.stderr) == (0, False, False)
+
+
+def test_a_bank_compressed_before_it_was_verified_can_still_be_calibrated(
+    tiny_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    held_out = sorted(photos.iterdir())
+    built, small, mine = (tmp_path / f"{name}.mdmf" for name in ("built", "small", "mine"))
+    assert mdmf("bank", "build", tiny_bundle, *held_out[:6], "-o", built).exit_code == 0
+    result = mdmf("bank", "compress", built, "--points", 20, "-o", small)
+    assert (result.exit_code, "; next: mdmf calibrate" in result.stderr) == (0, True)
+    options = ("--fpr", 0.2, "--runtime", "onnxruntime", "-o", mine)
+    assert mdmf("calibrate", small, *held_out[6:], *options).exit_code == 0
+
+
 def detect(bundle: Path, photos: Path) -> list[str]:
     result = mdmf("detect", photos, "--bundle", bundle, "--runtime", "onnxruntime", "-o", bundle / "../rows.jsonl")
     assert result.exit_code == 0
@@ -179,7 +211,7 @@ def test_compressing_again_adds_the_error_bounds(bundle_copy: Path, photos: Path
     calibrated(bundle_copy, photos)
     changes = []
     for points in (40, 20):
-        assert mdmf("bank", "compress", bundle_copy, "--points", points).exit_code == 0
+        assert mdmf("bank", "compress", bundle_copy, "--points", points, "--force").exit_code == 0
         bundle = Bundle.open(bundle_copy)
         changes.append(bundle.bank.compression["max_mmd_change"])
         assert bundle.bank.compression["of"] == 48
@@ -190,13 +222,13 @@ def test_compressing_again_adds_the_error_bounds(bundle_copy: Path, photos: Path
 
 def test_compress_to_an_error_stays_within_it(bundle_copy: Path, photos: Path) -> None:
     calibrated(bundle_copy, photos)
-    result = mdmf("bank", "compress", bundle_copy, "--max-error", 0.3, "--json")
+    result = mdmf("bank", "compress", bundle_copy, "--max-error", 0.3, "--force", "--json")
     assert result.exit_code == 0
     printed = json.loads(result.stdout)
     assert printed["max_error"] == pytest.approx(printed["max_mmd_change"] / printed["mmd_spread"])
     assert printed["max_error"] <= 0.3
     assert printed["signatures"] == len(Bundle.open(bundle_copy).bank.weights) < 48
-    again = mdmf("bank", "compress", bundle_copy, "--max-error", printed["max_error"] / 2)
+    again = mdmf("bank", "compress", bundle_copy, "--max-error", printed["max_error"] / 2, "--force")
     assert again.exit_code == 2
     assert "compressed already" in again.stderr
 
@@ -206,21 +238,21 @@ def test_compress_to_an_error_stays_within_it(bundle_copy: Path, photos: Path) -
 )
 def test_compress_wants_one_sensible_goal(bundle_copy: Path, options: tuple[object, ...]) -> None:
     before = Bundle.open(bundle_copy).bundle_id
-    result = mdmf("bank", "compress", bundle_copy, *options)
+    result = mdmf("bank", "compress", bundle_copy, *options, "--force")
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
     assert Bundle.open(bundle_copy).bundle_id == before
 
 
 def test_compress_to_an_error_needs_a_calibration(bundle_copy: Path) -> None:
-    result = mdmf("bank", "compress", bundle_copy, "--max-error", 0.1)
+    result = mdmf("bank", "compress", bundle_copy, "--max-error", 0.1, "--force")
     assert result.exit_code == 2
-    assert f"run `mdmf calibrate {bundle_copy} REAL_PHOTOS` first, or give --points" in result.stderr
+    assert f"run `mdmf calibrate {bundle_copy} REAL_PHOTOS -o mine.mdmf` first, or give --points" in result.stderr
 
 
 def test_an_error_out_of_reach_reports_what_was_reached(bundle_copy: Path, photos: Path) -> None:
     before = Bundle.open(calibrated(bundle_copy, photos)).bundle_id
-    result = mdmf("bank", "compress", bundle_copy, "--max-error", 0.05, "--candidates", 3)
+    result = mdmf("bank", "compress", bundle_copy, "--max-error", 0.05, "--candidates", 3, "--force")
     assert result.exit_code == 2
     assert "3 of 48 signatures reach" in result.stderr
     assert "give more --candidates" in result.stderr
@@ -230,7 +262,7 @@ def test_an_error_out_of_reach_reports_what_was_reached(bundle_copy: Path, photo
 def test_a_bank_that_is_small_enough_stays_as_it_is(bundle_copy: Path, tmp_path: Path) -> None:
     before = Bundle.open(bundle_copy)
     for target in (bundle_copy, tmp_path / "other.mdmf"):
-        result = mdmf("bank", "compress", bundle_copy, "--points", 48, "-o", target)
+        result = mdmf("bank", "compress", bundle_copy, "--points", 48, "-o", target, "--force")
         assert result.exit_code == 0
         assert "the bank stays as it is" in result.stderr
         assert Bundle.open(target).bundle_id == before.bundle_id
@@ -238,7 +270,7 @@ def test_a_bank_that_is_small_enough_stays_as_it_is(bundle_copy: Path, tmp_path:
 
 
 def test_inspect_shows_a_compression(bundle_copy: Path) -> None:
-    assert mdmf("bank", "compress", bundle_copy, "--points", 9).exit_code == 0
+    assert mdmf("bank", "compress", bundle_copy, "--points", 9, "--force").exit_code == 0
     shown = mdmf("bank", "inspect", bundle_copy)
     assert shown.exit_code == 0
     (line,) = (line for line in shown.stdout.splitlines() if line.startswith("compression"))

@@ -57,3 +57,25 @@ class ClosedEngine:
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         raise RuntimeUnavailable("runtime 'closed': no such device")
+
+
+class TwinEngine(CountedEngine):
+    """ONNX Runtime's engine under another name."""
+
+    name = "twin"
+
+
+class DriftingEngine(CountedEngine):
+    """An engine whose signatures are all off by one."""
+
+    name = "drifting"
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return super().__call__(images) + 1.0
+
+
+class ForbiddenEngine:
+    """An engine that must not be opened."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        raise AssertionError("opened")

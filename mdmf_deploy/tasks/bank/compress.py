@@ -14,6 +14,7 @@ The root of an image's score is the root mean square of its crops' MMDs, so both
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from mdmf_deploy.errors import BankError, UsageError
 from mdmf_deploy.mmd.compress.bank_rows import BankFile
 from mdmf_deploy.mmd.compress.fit import CANDIDATES, SAMPLE, Fitted, OutOfReach, compress
 from mdmf_deploy.tasks.bank.inspect import bandwidth_warning, mean_kernel
-from mdmf_deploy.tasks.verify import newest_scale
+from mdmf_deploy.tasks.verify import newest_scale, scale_in
 
 METHOD = "f/P-greedy"
 _SUFFIX = "; measured before the bank was compressed, bound of the score change added"
@@ -79,14 +80,14 @@ class Compressed:
                 "calibration carried over, its scores raised by the error bound; "
                 f"{hint('calibrate', path, 'REAL_PHOTOS')} would make it exact"
             )
-        verify = hint("verify", path, "--runtime all")
+        verify = hint("verify", path, "--runtime", "all")
         if self.carried:
             notes.append(
                 f"{self.carried} verification records carried over, their score change raised by the error bound; "
                 f"rank, flips and rate not measured again: {verify} does"
             )
         if self.dropped:
-            notes.append(f"{self.dropped} verification records no longer hold; run {verify}")
+            notes.append(f"{self.dropped} verification records no longer hold")
         return tuple(notes)
 
     @property
@@ -96,6 +97,7 @@ class Compressed:
         return {
             "bundle": str(self.bundle.path),
             "bundle_id": self.bundle.bundle_id,
+            "calibration_id": self.bundle.calibration_id,
             "signatures": self.points,
             "of_signatures": self.of,
             "max_mmd_change": self.max_mmd_change,
@@ -264,6 +266,10 @@ def _bank(old: _Old, fitted: Fitted) -> Bank:
         "spread": old.spread,
     }
     scale = newest_scale(old.bundle.manifest.verification) or file.compression.get("scale")
+    if scale is None:
+        # A bank that was never verified. Its images can be scored now, but not once it is compressed.
+        with contextlib.suppress(BankError):
+            scale = scale_in(old.bundle)
     if scale is not None:
         compression["scale"] = list(scale)
     return Bank(

@@ -14,6 +14,7 @@ from helpers.handmade import FakeExtraction, bank, broken, extracted, make_bundl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION
 from mdmf_deploy.errors import BankError, BundleError, UsageError
@@ -128,16 +129,21 @@ def test_a_bank_whose_self_term_takes_hours_says_what_to_do_instead(monkeypatch:
     assert len(gather_bank(manifest(), images(3), points=5).bank.signatures) == 5
 
 
+def without_scale(bank: Bank) -> bytes:
+    """The bank's bytes but for the scale of real scores, which both measure in their own way."""
+    compression = {name: value for name, value in bank.compression.items() if name != "scale"}
+    return replace(bank, compression=compression).to_bytes()
+
+
 @pytest.mark.parametrize("points", [1, 17, 47, 48, 60])
 def test_points_of_a_bank_that_fits_into_a_block_are_those_of_bank_compress(tmp_path: Path, points: int) -> None:
     exact = swap_bank(make_bundle(tmp_path / "b"), gather_bank(manifest(), images(12)).bank, tmp_path / "b")
-    compress_bundle(exact, tmp_path / "c", points=points)
+    compressed = without_scale(compress_bundle(exact, tmp_path / "c", points=points).bundle.bank)
     for seed in range(3):
         shuffled = images(12)
         random.Random(seed).shuffle(shuffled)
         report = gather_bank(manifest(), shuffled, points=points)
-        compression = {name: value for name, value in report.bank.compression.items() if name != "scale"}
-        assert replace(report.bank, compression=compression).to_bytes() == (tmp_path / "c" / BANK).read_bytes()
+        assert without_scale(report.bank) == compressed
         assert (report.images, report.signatures) == (12, 48)
 
 
