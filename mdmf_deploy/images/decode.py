@@ -15,6 +15,7 @@ warnings.
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -112,6 +113,7 @@ class Decoded:
     """A whole image.
 
     pixels: (H, W, 3) uint8, after EXIF orientation.  format: "jpeg", "png", "webp", "tiff", "bmp" or "gif".
+    width, height: W and H, unless the pixels were reduced to fit.
     """
 
     pixels: Pixels
@@ -166,13 +168,15 @@ def read(path: str | Path, limits: ReadLimits = ReadLimits()) -> bytes:
     raise ImageError("too_many_bytes", f"{name} is larger than the {limits.max_bytes} bytes allowed")
 
 
-def decode(data: bytes, limits: ReadLimits = ReadLimits()) -> Decoded:
+def decode(data: bytes, limits: ReadLimits = ReadLimits(), *, fit: tuple[int, int] | None = None) -> Decoded:
     """Decode the first image in `data`, whole, to 8-bit RGB. Safe to call from many threads.
 
+    fit: a width and height into which the caller will scale the image down. If it is a JPEG, it may come at a half, a
+        quarter or an eighth of its size, which is faster, but never smaller than that.
     Raises ImageError with a code of Code for any bad bytes (never missing, not_a_file, unreadable or not_finite).
     Raises UsageError if this process lets Pillow accept truncated images.
     """
-    return _guarded(data, limits, _whole)
+    return _guarded(data, limits, lambda file: _whole(file, fit))
 
 
 def decode_boxes(
@@ -258,12 +262,18 @@ def _opened(source: _Source, data: bytes, format: str, limits: ReadLimits) -> _F
     return _File(data, format, image)
 
 
-def _whole(file: _File) -> Decoded:
-    file.image.load()
-    turn = _TURNS.get(_orientation(file.image))
-    rgb = to_rgb(file.image, file.image, file.depth, file.format)
+def _whole(file: _File, fit: tuple[int, int] | None) -> Decoded:
+    image, stored = file.image, file.image.size
+    if fit is not None and file.format == "jpeg":
+        upright = _upright(stored, _orientation(image))
+        zoom = min(fit[0] / upright[0], fit[1] / upright[1])
+        image.draft(image.mode, (math.ceil(stored[0] * zoom), math.ceil(stored[1] * zoom)))
+    image.load()
+    orientation = _orientation(image)
+    turn = _TURNS.get(orientation)
+    rgb = to_rgb(image, image, file.depth, file.format)
     pixels = _copied(rgb if turn is None else rgb.transpose(turn))
-    return Decoded(pixels, pixels.shape[1], pixels.shape[0], file.format)
+    return Decoded(pixels, *_upright(stored, orientation), file.format)
 
 
 def _boxes(file: _File, place: Callable[[int, int], Sequence[Box]]) -> DecodedBoxes:
@@ -273,7 +283,7 @@ def _boxes(file: _File, place: Callable[[int, int], Sequence[Box]]) -> DecodedBo
         image.load()
     orientation = _orientation(image)
     turn = _TURNS.get(orientation)
-    width, height = image.size if orientation < 5 else image.size[::-1]
+    width, height = _upright(image.size, orientation)
     stored = [_as_stored(box, orientation, image.size) for box in place(height, width)]
     loaded = _loaded(file, max(bottom for _, _, _, bottom in stored))
     boxes = []
@@ -281,6 +291,10 @@ def _boxes(file: _File, place: Callable[[int, int], Sequence[Box]]) -> DecodedBo
         rgb = to_rgb(loaded.crop(box), image, file.depth, file.format)
         boxes.append(np.asarray(rgb if turn is None else rgb.transpose(turn)))
     return DecodedBoxes(tuple(boxes), width, height, file.format)
+
+
+def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return size if orientation < 5 else size[::-1]
 
 
 def _as_stored(box: Box, orientation: int, size: tuple[int, int]) -> Box:
