@@ -41,7 +41,7 @@ from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import jpeg_rows
 from mdmf_deploy.images.crops import Box, Pixels
 from mdmf_deploy.images.inputs import uri
-from mdmf_deploy.images.rgb import LOG, PILLOW_WARNINGS, to_rgb
+from mdmf_deploy.images.rgb import LOG, PILLOW_WARNINGS, TURNS, orientation_of, to_rgb, upright
 
 __all__ = [
     "Code",
@@ -86,18 +86,8 @@ _MAGIC: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "bmp": (0, (b"BM",)),
     "gif": (0, (b"GIF87a", b"GIF89a")),
 }
-_ORIENTATION = 274
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _STRIPS_AND_TILES = ((273, 279), (324, 325))  # tags of their offsets and byte counts
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,15 +255,15 @@ def _opened(source: _Source, data: bytes, format: str, limits: ReadLimits) -> _F
 def _whole(file: _File, fit: tuple[int, int] | None) -> Decoded:
     image, stored = file.image, file.image.size
     if fit is not None and file.format == "jpeg":
-        upright = _upright(stored, _orientation(image))
-        zoom = min(fit[0] / upright[0], fit[1] / upright[1])
+        width, height = upright(stored, orientation_of(image))
+        zoom = min(fit[0] / width, fit[1] / height)
         image.draft(image.mode, (math.ceil(stored[0] * zoom), math.ceil(stored[1] * zoom)))
     image.load()
-    orientation = _orientation(image)
-    turn = _TURNS.get(orientation)
+    orientation = orientation_of(image)
+    turn = TURNS.get(orientation)
     rgb = to_rgb(image, image, file.depth, file.format)
     pixels = _copied(rgb if turn is None else rgb.transpose(turn))
-    return Decoded(pixels, *_upright(stored, orientation), file.format)
+    return Decoded(pixels, *upright(stored, orientation), file.format)
 
 
 def _boxes(file: _File, place: Callable[[int, int], Sequence[Box]]) -> DecodedBoxes:
@@ -281,9 +271,9 @@ def _boxes(file: _File, place: Callable[[int, int], Sequence[Box]]) -> DecodedBo
     if file.format != "jpeg":
         # Some formats store their orientation behind the pixels.
         image.load()
-    orientation = _orientation(image)
-    turn = _TURNS.get(orientation)
-    width, height = _upright(image.size, orientation)
+    orientation = orientation_of(image)
+    turn = TURNS.get(orientation)
+    width, height = upright(image.size, orientation)
     stored = [_as_stored(box, orientation, image.size) for box in place(height, width)]
     loaded = _loaded(file, max(bottom for _, _, _, bottom in stored))
     boxes = []
@@ -291,10 +281,6 @@ def _boxes(file: _File, place: Callable[[int, int], Sequence[Box]]) -> DecodedBo
         rgb = to_rgb(loaded.crop(box), image, file.depth, file.format)
         boxes.append(np.asarray(rgb if turn is None else rgb.transpose(turn)))
     return DecodedBoxes(tuple(boxes), width, height, file.format)
-
-
-def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    return size if orientation < 5 else size[::-1]
 
 
 def _as_stored(box: Box, orientation: int, size: tuple[int, int]) -> Box:
@@ -342,18 +328,6 @@ def _copied(image: Image.Image) -> Pixels:
         bottom = min(height, top + 64)
         pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
     return pixels
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8.
-
-    A missing or unreadable one counts as 1. EXIF holds no pixels, so it cannot make an image corrupt.
-    """
-    try:
-        orientation = int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:
-        return 1
-    return orientation if orientation in _TURNS else 1
 
 
 def _format(data: bytes) -> str:
