@@ -17,8 +17,9 @@ from PIL import Image, ImageFilter
 from mdmf_deploy.bundle.calibration import Calibration, Group
 from mdmf_deploy.bundle.conformal import threshold
 from mdmf_deploy.detection.detector import Detector
-from mdmf_deploy.detection.feed import Extraction, Source
+from mdmf_deploy.detection.feed import Extraction
 from mdmf_deploy.detection.pipeline import extract
+from mdmf_deploy.detection.sources import Source
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.files import file_sha256
 from mdmf_deploy.images.decode import decode, read

@@ -9,17 +9,21 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.detection.detector import Detector
+    from mdmf_deploy.detection.outputs import rows_to_arrow
     from mdmf_deploy.detection.rows import Row
+    from mdmf_deploy.detection.sources import Named
     from mdmf_deploy.errors import MdmfError
 
 _PUBLIC = {
     "Bundle": "mdmf_deploy.bundle.bundle",
     "Detector": "mdmf_deploy.detection.detector",
     "MdmfError": "mdmf_deploy.errors",
+    "Named": "mdmf_deploy.detection.sources",
     "Row": "mdmf_deploy.detection.rows",
+    "rows_to_arrow": "mdmf_deploy.detection.outputs",
 }
 
-__all__ = ["Bundle", "Detector", "MdmfError", "Row", "__version__"]
+__all__ = ["Bundle", "Detector", "MdmfError", "Named", "Row", "__version__", "rows_to_arrow"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,3 +33,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'mdmf_deploy' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -62,17 +62,21 @@ def write_to_cache(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a scratch path beside `path`. The file written there takes the name `path` when the block ends.
 
-    Other processes see the old file or the whole new one, even after a crash. If the block raises, the old file stays.
+    Other processes see the old file or the whole new one. If the block raises, the old file stays.
+    durable: whether that also holds after a power failure, for which the file must be flushed to the disk.
     Raises OSError if the file cannot be written.
     """
     # tempfile would make a private file. This one gets the permissions that the user's umask gives any other file.
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
         yield scratch
-        replace_durably(scratch, path)
+        if durable:
+            replace_durably(scratch, path)
+        else:
+            scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
 

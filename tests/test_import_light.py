@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import mdmf_deploy
+
 # Modules that no detection run needs, whatever the runtime.
 UNUSED = {"torch", "onnx", "onnxscript", "transformers", "sklearn", "scipy", "pyarrow", "matplotlib", "nncf", "ray"}
 HEAVY = UNUSED | {
@@ -80,3 +82,11 @@ def test_extras_for_detection_do_not_require_torch(extra: str) -> None:
     for requirement in importlib.metadata.requires("mdmf-deploy") or []:
         if "extra ==" not in requirement or f'extra == "{extra}"' in requirement.replace("'", '"'):
             assert not requirement.startswith(("torch", "transformers", "onnxscript"))
+
+
+def test_the_public_names_are_listed_and_exist() -> None:
+    assert dir(mdmf_deploy) == sorted(mdmf_deploy.__all__)
+    for name in mdmf_deploy.__all__:
+        assert getattr(mdmf_deploy, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'detect'"):
+        mdmf_deploy.detect  # noqa: B018

@@ -64,10 +64,10 @@ def imported_late(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def names_in(path: Path) -> set[str]:
-    """The classes of a file, and the names that it assigns."""
+    """The classes and functions of a file, and the names that it assigns."""
     names: set[str] = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
             names.add(node.name)
         elif isinstance(node, ast.Assign):
             names |= {ast.unparse(target) for target in node.targets}

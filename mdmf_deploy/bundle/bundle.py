@@ -40,6 +40,9 @@ class Bundle:
         self.path = path
         self.manifest = manifest
 
+    def __repr__(self) -> str:
+        return f"<Bundle {self.path} ({self.bundle_id[:12]})>"
+
     @classmethod
     def open(cls, name_or_path: str | Path) -> Bundle:
         """Open a bundle by its path, or by the name of one shipped in the package, such as "starter".

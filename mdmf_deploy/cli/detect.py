@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,14 +16,29 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, progress
-from mdmf_deploy.errors import CalibrationError, GateFailed, ImageError, UsageError
+from mdmf_deploy.errors import CalibrationError, GateFailed, UsageError
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.detector import Detector
+    from mdmf_deploy.detection.outputs.heatmaps import HeatmapPool
     from mdmf_deploy.detection.rows import Row
     from mdmf_deploy.images.decode import ReadLimits
 
 _UNREADABLE = 3
+
+
+class HeatmapFormat(StrEnum):
+    """Formats of --heatmap-format, as choices."""
+
+    jpeg = "jpeg"
+    png = "png"
+
+
+class HeatmapScale(StrEnum):
+    """Colour scales of --heatmap-scale, as choices."""
+
+    run = "run"
+    image = "image"
 
 
 class FailOn(StrEnum):
@@ -45,6 +60,13 @@ def detect(
     heatmaps: Annotated[
         Path | None, typer.Option(help="Write each image here, overlaid with every patch's share of its score.")
     ] = None,
+    heatmap_format: Annotated[
+        HeatmapFormat, typer.Option(help="Format of heat maps; png takes several times as long.")
+    ] = HeatmapFormat.jpeg,
+    heatmap_scale: Annotated[
+        HeatmapScale,
+        typer.Option(help="run: the same colours mean the same on every map. image: each map uses all colours."),
+    ] = HeatmapScale.run,
     fail_on: Annotated[
         list[FailOn] | None, typer.Option(help="Exit with 1 if an image gets this verdict; may be repeated.")
     ] = None,
@@ -88,7 +110,8 @@ def detect(
             Detector(bundle, runtime, threads, batch_size=batch_size, crops=crops, limits=limits)
         )
         _warn_of_caveat(detector, bool(fail_on))
-        draw = None if heatmaps is None else _heatmaps(heatmaps, detector, limits)
+        look = (heatmap_format, heatmap_scale)
+        maps = None if heatmaps is None else _heatmaps(heatmaps, detector, look, limits, threads)
         shown = not quiet and sys.stderr.isatty() and not (output is None and sys.stdout.isatty())
         counts: Counter[str] = Counter()
         undecided: Counter[str] = Counter()
@@ -97,13 +120,13 @@ def detect(
             # If a row cannot be written, the stream must end before its engine is closed.
             stream = stack.enter_context(closing(detector.stream(found.paths)))
             pairs = zip(found.paths, stream, strict=True)
-            with progress(pairs, "detecting", len(found.paths), shown) as watched:
+            with maps or nullcontext(), progress(pairs, "detecting", len(found.paths), shown) as watched:
                 for path, row in watched:
                     write(row)
                     counts[row.verdict] += 1
                     undecided[row.size_group or ""] += row.reason == "no_calibration_for_this_size"
-                    if draw is not None:
-                        draw(row, path)
+                    if maps is not None:
+                        maps.add(row, path)
         finally:
             if not quiet:
                 _summarise(counts, len(found.paths), found.skipped, time.perf_counter() - start)
@@ -141,20 +164,21 @@ def _file(path: Path) -> Iterator[Callable[[Row], None]]:
         yield writer.write
 
 
-def _heatmaps(folder: Path, detector: Detector, limits: ReadLimits) -> Callable[[Row, Path], None]:
-    """Return a function that draws a row's heat map. A heat map that fails is reported and costs no row."""
-    from mdmf_deploy.detection.outputs.heatmaps import HeatmapFolder
+def _heatmaps(
+    folder: Path,
+    detector: Detector,
+    look: tuple[HeatmapFormat, HeatmapScale],
+    limits: ReadLimits,
+    threads: int | None,
+) -> HeatmapPool:
+    """Return the threads that draw. A heat map that fails is reported and costs no row."""
+    from mdmf_deploy.detection.outputs.heatmaps import HeatmapFolder, HeatmapOptions, HeatmapPool
 
-    manifest = detector.bundle.manifest
-    maps = HeatmapFolder(folder, manifest.model.pool, manifest.preprocessing.crop, limits)
-
-    def draw(row: Row, path: Path) -> None:
-        try:
-            maps.write(row, path)
-        except (ImageError, OSError) as error:
-            log(f"no heat map of {row.uri}: {error}")
-
-    return draw
+    format, scale = look
+    options = HeatmapOptions.of(detector.bundle, format.value, comparable=scale == HeatmapScale.run, limits=limits)
+    return HeatmapPool(
+        HeatmapFolder(folder, options), lambda row, error: log(f"no heat map of {row.uri}: {error}"), threads
+    )
 
 
 def _warn_of_caveat(detector: Detector, gated: bool) -> None:

@@ -10,18 +10,19 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, cast, get_args
+from weakref import WeakSet
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.bundle.bundle import Bundle, hint
 from mdmf_deploy.bundle.calibration import Judgement
-from mdmf_deploy.detection.feed import Extraction, ImageScore, Source
+from mdmf_deploy.detection.feed import Extraction, ImageScore
 from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.rows import Row
+from mdmf_deploy.detection.sources import Named, Source, is_one, take
 from mdmf_deploy.errors import ImageError, MdmfError, UsageError
 from mdmf_deploy.images.decode import ReadLimits
+from mdmf_deploy.images.pixels import Colour
 from mdmf_deploy.mmd import Reduction, score_images
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.runtime import Engine, open_engine, stays_on_device
@@ -73,6 +74,8 @@ class Detector:
         self._crops = self._planned if crops is None else crops
         self._held = ExitStack()
         self._asked = runtime
+        self._streams: WeakSet[Generator[list[Extraction], None, None]] = WeakSet()
+        self._closed = False
         self._engine = open_engine(runtime, self.bundle, threads)
         self._held.callback(self._engine.close)
         self._covered = self.bundle.covers(self._engine.name, self._engine.precision)
@@ -82,11 +85,23 @@ class Detector:
             self.close()
             raise
 
-    def detect(self, sources: Source | Iterable[Source]) -> list[Row]:
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"<Detector {self.bundle.path.name} on {self._engine.name} {self._engine.precision}{state}>"
+
+    def detect(
+        self, sources: Source | Iterable[Source], *, name: str | None = None, colour: Colour = "rgb"
+    ) -> list[Row]:
         """Return one row per source, in order. A single source gives a list of one row.
 
-        sources: paths of image files, the bytes of such files, or RGB pixels, (H, W, 3) uint8, in any mixture.
-        An unreadable source gets a row with status "error" and an error_code (docs/rows.md lists the codes).
+        sources: in any mixture, paths of image files, the bytes of such files, file objects open for reading bytes,
+            Pillow images, and uint8 arrays: grey (H, W), colour (H, W, 3), or colour and alpha (H, W, 4).
+        name: the uri of a single source's row. Among several, write Named(source, name).
+        colour: the order of the arrays' channels, "rgb" or, as OpenCV has it, "bgr".
+        Pixels are converted as a file's are: alpha is laid over white, and the EXIF orientation that a Pillow image
+        still carries is applied. An unreadable source gets a row with status "error" and an error_code (docs/rows.md
+        lists the codes).
+        Raises UsageError if the detector is closed, a source is of another type, or `name` is given for several.
 
         >>> import numpy as np
         >>> from pathlib import Path
@@ -96,19 +111,22 @@ class Detector:
         ['photo.jpg', 'bytes:1', 'array:2']
         >>> rows[0].score == rows[1].score
         True
+        >>> detector.detect(np.zeros((300, 400), np.uint8), name="frame 12")[0].uri
+        'frame 12'
         >>> detector.detect("nowhere.jpg")[0].error_code
         'missing'
         >>> detector.close()
         """
-        if isinstance(sources, str | Path | bytes | np.ndarray):
-            return list(self.stream([sources]))
-        return list(self.stream(sources))
+        return list(self.stream(sources, name=name, colour=colour))
 
-    def stream(self, sources: Iterable[Source]) -> Generator[Row, None, None]:
+    def stream(
+        self, sources: Source | Iterable[Source], *, name: str | None = None, colour: Colour = "rgb"
+    ) -> Generator[Row, None, None]:
         """Yield the rows of `detect` one by one. Sources are taken as they are needed, so there may be any number.
 
-        They are iterated in another thread. A row waits for later sources at most 0.2 s. If you stop early, close the
-        generator before the detector.
+        They are iterated in another thread, which also reads file objects and loads Pillow images. So an iterator may
+        close each one when it is asked for the next. An array must not change before its row comes. A row waits for
+        later sources at most 0.2 s.
 
         >>> with Detector("dinov2s") as detector:
         ...     for row in detector.stream(["photo.jpg", "nowhere.jpg"]):
@@ -116,8 +134,18 @@ class Detector:
         photo.jpg ok
         nowhere.jpg error
         """
+        self._check_open()
+        if colour not in get_args(Colour):
+            raise UsageError(f"colour {colour!r} is not known; choose rgb, or bgr for arrays of OpenCV")
+        if is_one(sources):
+            one = cast(Source, sources)
+            sources = [one if name is None else Named(one, name)]
+        elif name is not None:
+            raise UsageError("name= is for a single source; among several, write Named(source, name)")
+        limits = self._limits or ReadLimits()
+        taken = (take(n, source, limits, colour) for n, source in enumerate(cast(Iterable[Source], sources)))
         batches = extract_batches(
-            sources,
+            taken,
             self._engine,
             self.bundle.manifest.preprocessing,
             batch_size=self._batch_size,
@@ -126,6 +154,7 @@ class Detector:
             limits=self._limits,
             fused=self._fused,
         )
+        self._streams.add(batches)
         return self._rows(batches)
 
     @property
@@ -172,8 +201,24 @@ class Detector:
         return None
 
     def close(self) -> None:
-        """Free the engine and the reduction's memory. The detector cannot be used afterwards."""
+        """Free the engine and the reduction's memory, and end all streams. Closing twice does nothing more.
+
+        The detector cannot be used afterwards: `detect`, and a stream that has not ended, raise UsageError.
+        Raises UsageError if another thread is waiting for a row.
+        """
+        for batches in list(self._streams):
+            try:
+                batches.close()
+            except ValueError as error:  # Python's error for a generator that is running
+                raise UsageError(
+                    "another thread is waiting for a row of this detector; let it end before you close the detector"
+                ) from error
+        self._closed = True
         self._held.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this detector is closed; open another one, or stay inside its `with` block")
 
     def _reduce_by(self, name: str) -> tuple[Reduction, Fused | None]:
         """Return the reduction, and the engine fused with it if signatures can stay on the GPU."""
@@ -209,6 +254,7 @@ class Detector:
 
     def _rows(self, batches: Generator[list[Extraction], None, None]) -> Generator[Row, None, None]:
         with closing(batches):
+            self._check_open()
             for batch in batches:
                 scores = self._scores(batch)
                 for n, extraction in enumerate(batch):
@@ -216,6 +262,7 @@ class Detector:
                         yield self._row(extraction, scores[n])
                     else:
                         yield self._error_row(extraction, extraction.error)
+                    self._check_open()
 
     def _scores(self, batch: list[Extraction]) -> dict[int, ImageScore]:
         """Return the scores by place in the batch. One reduction scores the crops of all images."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
@@ -18,14 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.recipe import Preprocessing
+from mdmf_deploy.detection.sources import Source, Taken, take
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import decode
 from mdmf_deploy.images.crops import boxes, grid, normalise, squares
 from mdmf_deploy.images.evidence import evidence
-from mdmf_deploy.images.inputs import uri
-
-Source = str | Path | bytes | NDArray[np.uint8]
-"""The path of an image file, the bytes of one, or its pixels, (H, W, 3) RGB."""
 
 CHECK_INTERVAL = 1.0
 """Seconds a thread waits before it checks that the main thread is still alive."""
@@ -46,8 +42,10 @@ class ImageScore(NamedTuple):
 class Extraction:
     """The result for one source: its signatures or its error, and the facts a row needs.
 
-    uri: a path as mdmf_deploy.images.inputs.uri writes it. Otherwise "bytes:<n>" or "array:<n>" for source n, from 0.
-    sha256: hash of the file's bytes, or of an array's shape and pixels. "" if nothing could be read.
+    uri: the source's name. If it has none, a path as mdmf_deploy.images.inputs.uri writes it, or else "bytes:<n>",
+        "file:<n>", "array:<n>" or "image:<n>" for source n, from 0.
+    sha256: hash of the file's bytes, or of the shape and RGB pixels of an array or a Pillow image. "" if nothing could
+        be read.
     signatures: (n, N, d) of its n crops. None if there is an error or a GPU keeps them.
     width, height, format, crop, evidence: as in mdmf_deploy.detection.rows.Row. None if they are not known.
     ms_read: milliseconds to read and hash.
@@ -89,25 +87,28 @@ class Prepared:
         return 0 if self.tensor is None else len(self.tensor)
 
 
-def prepare(n: int, source: Source, preprocessing: Preprocessing, crops: int, limits: decode.ReadLimits) -> Prepared:
+def prepare(
+    n: int, source: Source | Taken, preprocessing: Preprocessing, crops: int, limits: decode.ReadLimits
+) -> Prepared:
     """Read, decode, crop and normalise source number n on the calling thread.
 
     Takes at most `crops` crops. An unreadable source gives an extraction with an error.
     Raises UsageError for a source of another type.
     """
     clock = _Clock()
-    name, sha256 = _name(n, source), ""
+    taken = source if isinstance(source, Taken) else take(n, source, limits)
+    name, sha256 = taken.uri(n), ""
     ms_read: float | None = None
     plan = {"size": preprocessing.crop, "count": crops}
     place = partial(boxes, **plan)
     try:
-        if isinstance(source, np.ndarray):
-            _check_array(source, name)
-            sha256 = hashlib.sha256(repr(source.shape).encode() + source.tobytes()).hexdigest()
+        data = taken.data(limits)
+        if data is None:
+            pixels = taken.pixels(name)
+            sha256 = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
             ms_read = clock.lap()
-            image = _cut(source, place(*source.shape[:2]))
+            image = _cut(pixels, place(*pixels.shape[:2]), taken.kind)
         else:
-            data = source if isinstance(source, bytes) else decode.read(source, limits)
             sha256 = hashlib.sha256(data).hexdigest()
             ms_read = clock.lap()
             image = decode.decode_boxes(data, place, limits)
@@ -141,7 +142,11 @@ class Feed:
     """
 
     def __init__(
-        self, sources: Iterable[Source], prepare: Callable[[int, Source], Prepared], workers: int, ahead: int
+        self,
+        sources: Iterable[Source | Taken],
+        prepare: Callable[[int, Source | Taken], Prepared],
+        workers: int,
+        ahead: int,
     ) -> None:
         self._prepare = prepare
         self._room = threading.Semaphore(ahead)
@@ -198,7 +203,7 @@ class Feed:
                     raise TimeoutError from None
                 check_main_thread()
 
-    def _submit(self, n: int, source: Source) -> Future[Prepared]:
+    def _submit(self, n: int, source: Source | Taken) -> Future[Prepared]:
         try:
             return self._pool.submit(self._prepare, n, source)
         except RuntimeError:
@@ -208,7 +213,7 @@ class Feed:
                 check_main_thread()
             raise
 
-    def _iterate(self, sources: Iterable[Source]) -> None:
+    def _iterate(self, sources: Iterable[Source | Taken]) -> None:
         try:
             numbered = enumerate(sources)
             while True:
@@ -246,25 +251,6 @@ class _Clock:
         return 1e3 * (self._last - last)
 
 
-def _name(n: int, source: Source) -> str:
-    if isinstance(source, str | Path):
-        return uri(source)
-    if isinstance(source, bytes):
-        return f"bytes:{n}"
-    if isinstance(source, np.ndarray):
-        return f"array:{n}"
-    raise UsageError(f"source {n} is a {type(source).__name__}; give a path, bytes, or an (H, W, 3) uint8 array")
-
-
-def _check_array(pixels: NDArray[np.uint8], name: str) -> None:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ImageError(
-            "unsupported_mode", f"{name} is {pixels.dtype} of shape {pixels.shape}; expected (H, W, 3) uint8, RGB"
-        )
-    if pixels.size == 0:
-        raise ImageError("empty", f"{name} has shape {pixels.shape}: it holds no pixels")
-
-
-def _cut(pixels: NDArray[np.uint8], placed: list[tuple[int, int, int, int]]) -> decode.DecodedBoxes:
+def _cut(pixels: NDArray[np.uint8], placed: list[tuple[int, int, int, int]], kind: str) -> decode.DecodedBoxes:
     parts = tuple(pixels[top:bottom, left:right] for left, top, right, bottom in placed)
-    return decode.DecodedBoxes(parts, pixels.shape[1], pixels.shape[0], "array")
+    return decode.DecodedBoxes(parts, pixels.shape[1], pixels.shape[0], kind)

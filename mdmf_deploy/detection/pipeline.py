@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mdmf_deploy.bundle.recipe import Preprocessing
-from mdmf_deploy.detection.feed import CHECK_INTERVAL, Extraction, Feed, Prepared, Source, check_main_thread, prepare
+from mdmf_deploy.detection.feed import CHECK_INTERVAL, Extraction, Feed, Prepared, check_main_thread, prepare
+from mdmf_deploy.detection.sources import Source, Taken
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.decode import ReadLimits
@@ -36,7 +37,7 @@ ExtractBatch = Callable[[list[Prepared]], list[Extraction]]
 
 
 def extract(
-    sources: Iterable[Source],
+    sources: Iterable[Source | Taken],
     engine: Engine,
     preprocessing: Preprocessing,
     *,
@@ -70,7 +71,7 @@ def extract(
 
 
 def extract_batches(
-    sources: Iterable[Source],
+    sources: Iterable[Source | Taken],
     engine: Engine,
     preprocessing: Preprocessing,
     *,

@@ -54,6 +54,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     ms_mmd: float | None = None
     contributions: tuple[float, ...] | None = None
 
+    def to_dict(self) -> dict[str, object]:
+        """Return what the files hold: every field but the contributions, in their order."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+    def __repr__(self) -> str:
+        shown = ("uri", "verdict", "reason", "error_code", "score", "p_value", "threshold")
+        given = [f"{name}={value!r}" for name in shown if (value := getattr(self, name)) is not None]
+        return f"Row({', '.join(given)})"
+
 
 COLUMNS = tuple(name for name in Row.__struct_fields__ if name != "contributions")
 TIMINGS = ("ms_decode", "ms_engine", "ms_mmd")
@@ -88,4 +97,4 @@ def table_line(row: Row, colour: bool = False) -> str:
 
 def json_line(row: Row) -> bytes:
     """Return the row as a JSON object with its newline. Numbers read back unchanged and a missing value is null."""
-    return msgspec.json.encode({name: getattr(row, name) for name in COLUMNS}) + b"\n"
+    return msgspec.json.encode(row.to_dict()) + b"\n"

@@ -15,6 +15,7 @@ warnings.
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import jpeg_rows
 from mdmf_deploy.images.crops import Box, Pixels
 from mdmf_deploy.images.inputs import uri
-from mdmf_deploy.images.rgb import LOG, PILLOW_WARNINGS, to_rgb
+from mdmf_deploy.images.rgb import LOG, PILLOW_WARNINGS, TURNS, orientation_of, to_rgb, upright
 
 __all__ = [
     "Code",
@@ -85,18 +86,8 @@ _MAGIC: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "bmp": (0, (b"BM",)),
     "gif": (0, (b"GIF87a", b"GIF89a")),
 }
-_ORIENTATION = 274
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _STRIPS_AND_TILES = ((273, 279), (324, 325))  # tags of their offsets and byte counts
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +103,7 @@ class Decoded:
     """A whole image.
 
     pixels: (H, W, 3) uint8, after EXIF orientation.  format: "jpeg", "png", "webp", "tiff", "bmp" or "gif".
+    width, height: W and H, unless the pixels were reduced to fit.
     """
 
     pixels: Pixels
@@ -166,13 +158,15 @@ def read(path: str | Path, limits: ReadLimits = ReadLimits()) -> bytes:
     raise ImageError("too_many_bytes", f"{name} is larger than the {limits.max_bytes} bytes allowed")
 
 
-def decode(data: bytes, limits: ReadLimits = ReadLimits()) -> Decoded:
+def decode(data: bytes, limits: ReadLimits = ReadLimits(), *, fit: tuple[int, int] | None = None) -> Decoded:
     """Decode the first image in `data`, whole, to 8-bit RGB. Safe to call from many threads.
 
+    fit: a width and height into which the caller will scale the image down. If it is a JPEG, it may come at a half, a
+        quarter or an eighth of its size, which is faster, but never smaller than that.
     Raises ImageError with a code of Code for any bad bytes (never missing, not_a_file, unreadable or not_finite).
     Raises UsageError if this process lets Pillow accept truncated images.
     """
-    return _guarded(data, limits, _whole)
+    return _guarded(data, limits, lambda file: _whole(file, fit))
 
 
 def decode_boxes(
@@ -258,12 +252,18 @@ def _opened(source: _Source, data: bytes, format: str, limits: ReadLimits) -> _F
     return _File(data, format, image)
 
 
-def _whole(file: _File) -> Decoded:
-    file.image.load()
-    turn = _TURNS.get(_orientation(file.image))
-    rgb = to_rgb(file.image, file.image, file.depth, file.format)
+def _whole(file: _File, fit: tuple[int, int] | None) -> Decoded:
+    image, stored = file.image, file.image.size
+    if fit is not None and file.format == "jpeg":
+        width, height = upright(stored, orientation_of(image))
+        zoom = min(fit[0] / width, fit[1] / height)
+        image.draft(image.mode, (math.ceil(stored[0] * zoom), math.ceil(stored[1] * zoom)))
+    image.load()
+    orientation = orientation_of(image)
+    turn = TURNS.get(orientation)
+    rgb = to_rgb(image, image, file.depth, file.format)
     pixels = _copied(rgb if turn is None else rgb.transpose(turn))
-    return Decoded(pixels, pixels.shape[1], pixels.shape[0], file.format)
+    return Decoded(pixels, *upright(stored, orientation), file.format)
 
 
 def _boxes(file: _File, place: Callable[[int, int], Sequence[Box]]) -> DecodedBoxes:
@@ -271,9 +271,9 @@ def _boxes(file: _File, place: Callable[[int, int], Sequence[Box]]) -> DecodedBo
     if file.format != "jpeg":
         # Some formats store their orientation behind the pixels.
         image.load()
-    orientation = _orientation(image)
-    turn = _TURNS.get(orientation)
-    width, height = image.size if orientation < 5 else image.size[::-1]
+    orientation = orientation_of(image)
+    turn = TURNS.get(orientation)
+    width, height = upright(image.size, orientation)
     stored = [_as_stored(box, orientation, image.size) for box in place(height, width)]
     loaded = _loaded(file, max(bottom for _, _, _, bottom in stored))
     boxes = []
@@ -328,18 +328,6 @@ def _copied(image: Image.Image) -> Pixels:
         bottom = min(height, top + 64)
         pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
     return pixels
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8.
-
-    A missing or unreadable one counts as 1. EXIF holds no pixels, so it cannot make an image corrupt.
-    """
-    try:
-        orientation = int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:
-        return 1
-    return orientation if orientation in _TURNS else 1
 
 
 def _format(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Pillow, adapted: its pixel layouts become 8-bit RGB by the decode policy (decode.py), and its warnings are logged."""
+"""Pillow, adapted: pixels become 8-bit RGB and upright by the decode policy (decode.py), and warnings are logged."""
 
 from __future__ import annotations
 
@@ -11,16 +11,44 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from mdmf_deploy.errors import ImageError
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 # Users filter on this name.
 LOG = logging.getLogger("mdmf_deploy.images")
+_ORIENTATION = 274
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> how to turn the pixels upright. The orientation 1 needs no turn."""
 
 
-def to_rgb(image: Image.Image, file: ImageFile.ImageFile, depth: int, format: str) -> Image.Image:
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8.
+
+    A missing or unreadable one counts as 1. EXIF holds no pixels, so it cannot make an image corrupt.
+    """
+    try:
+        orientation = int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
+    return orientation if orientation in TURNS else 1
+
+
+def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Return the width and height of an image after it is turned upright."""
+    return size if orientation < 5 else size[::-1]
+
+
+def to_rgb(image: Image.Image, file: Image.Image, depth: int, format: str) -> Image.Image:
     """Convert to mode RGB, with alpha and colour keys laid over white.
 
     image: the file's loaded pixels, all or a box of them.  depth: bits per sample in a PNG's header.
@@ -66,7 +94,7 @@ def _unlike(pixels: NDArray[Any], key: Any) -> Image.Image:
     return Image.fromarray(np.where(differs, 255, 0).astype(np.uint8))
 
 
-def _excess_bits(file: ImageFile.ImageFile) -> int:
+def _excess_bits(file: Image.Image) -> int:
     tags = getattr(file, "tag_v2", {})
     return max(0, int(tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 8)
 

@@ -20,7 +20,8 @@ from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.tasks.bank.build import Duplicate, Unreadable
 
 if TYPE_CHECKING:
-    from mdmf_deploy.detection.feed import Extraction, Source
+    from mdmf_deploy.detection.feed import Extraction
+    from mdmf_deploy.detection.sources import Source
     from mdmf_deploy.runtime import Engine
 
 

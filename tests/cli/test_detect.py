@@ -176,12 +176,18 @@ def test_heat_maps(calibrated: Path, mixed: Path, tmp_path: Path) -> None:
     result = detect(*given, "--bundle", calibrated, "--heatmaps", tmp_path / "maps")
     assert result.exit_code == 3
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
-        "photo00.heatmap.png",
-        "photo01.heatmap.png",
+        "photo00.heatmap.jpg",
+        "photo01.heatmap.jpg",
     ]
-    again = detect(*given, "--bundle", calibrated, "--heatmaps", tmp_path / "several", "--crops", 4)
+    again = detect(
+        *given, "--bundle", calibrated, "--heatmaps", tmp_path / "several", "--crops", 4, "--heatmap-format", "png"
+    )
     assert again.exit_code == 3
-    assert len(list((tmp_path / "several").iterdir())) == 2
+    assert sorted(path.suffix for path in (tmp_path / "several").iterdir()) == [".png", ".png"]
+    own = detect(*given, "--bundle", calibrated, "--heatmaps", tmp_path / "own", "--heatmap-scale", "image")
+    assert own.stdout == result.stdout
+    name = "photo00.heatmap.jpg"
+    assert (tmp_path / "own" / name).read_bytes() != (tmp_path / "maps" / name).read_bytes()
 
 
 def test_a_full_disk_costs_heat_maps_not_rows(

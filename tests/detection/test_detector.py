@@ -5,7 +5,9 @@ from __future__ import annotations
 import doctest
 import hashlib
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -16,13 +18,15 @@ from helpers.featureless import featureless
 from helpers.handmade import calibration_of
 from helpers.rows import timeless
 from helpers.synthetic_photos import synthetic_photo
+from PIL import Image
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.detection import detector as detector_module
 from mdmf_deploy.detection.detector import Detector
-from mdmf_deploy.detection.feed import Source
 from mdmf_deploy.detection.pipeline import extract
+from mdmf_deploy.detection.rows import Row
+from mdmf_deploy.detection.sources import Named, Source
 from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable, UsageError
 from mdmf_deploy.images.decode import ReadLimits, decode
 from mdmf_deploy.mmd import Scores
@@ -95,6 +99,91 @@ def test_a_single_source_gives_a_list_of_one_row(tiny_bundle: Path, photos: Path
             [row] = detector.detect(source)
             assert row.status == "ok"
         assert detector.detect([]) == []
+
+
+def test_a_stream_of_a_single_source_is_one_row(tiny_bundle: Path, photos: Path) -> None:
+    path = photos / "photo03.png"
+    pixels = decode(path.read_bytes()).pixels
+    with Detector(tiny_bundle) as detector, path.open("rb") as file, Image.open(path) as image:
+        rows = [row for source in (str(path), path, file, image, pixels) for row in detector.stream(source)]
+        assert [row.uri for row in rows] == [path.as_posix()] * 3 + ["image:0", "array:0"]
+        [opencv] = detector.detect(pixels[..., ::-1], colour="bgr")
+        assert len({row.score for row in [*rows, opencv]}) == 1
+        assert opencv.sha256 == rows[-1].sha256
+        with pytest.raises(UsageError, match="colour 'hsv' is not known; choose rgb, or bgr"):
+            detector.detect(pixels, colour="hsv")  # type: ignore[arg-type]
+
+
+def test_files_and_images_may_be_closed_before_the_next_source(tiny_bundle: Path, photos: Path) -> None:
+    paths = sorted(photos.iterdir())
+
+    def opened(open_it: Callable[[Path], AbstractContextManager[Source]]) -> Iterator[Source]:
+        for path in paths:
+            with open_it(path) as source:
+                yield source
+
+    with Detector(tiny_bundle) as detector:
+        wanted = [row.score for row in detector.detect(paths)]
+        for open_it in (lambda path: path.open("rb"), Image.open):
+            assert [row.score for row in detector.detect(opened(open_it))] == wanted
+
+
+def test_names_are_for_one_source_or_for_each(tiny_bundle: Path) -> None:
+    frame = np.zeros((60, 60, 3), np.uint8)
+    with Detector(tiny_bundle) as detector:
+        assert [row.uri for row in detector.detect(frame, name="frame 12")] == ["frame 12"]
+        assert [row.uri for row in detector.stream(b"?", name="upload 7")] == ["upload 7"]
+        rows = detector.detect([Named(frame, "frame 1"), frame, Named(np.zeros((2, 2), np.float32), "frame 3")])
+        assert [row.uri for row in rows] == ["frame 1", "array:1", "frame 3"]
+        assert (rows[2].error or "").startswith("frame 3 is float32 of shape (2, 2); expected uint8")
+        with pytest.raises(UsageError, match=r"among several, write Named\(source, name\)"):
+            detector.detect([frame], name="frame 12")
+        with pytest.raises(UsageError, match="source 1 is a int; give a path, bytes, a file object"):
+            detector.detect([frame, 7])  # type: ignore[list-item]
+
+
+def test_a_closed_detector_says_so(tiny_bundle: Path, photos: Path) -> None:
+    paths = sorted(photos.iterdir())
+    detector = Detector(tiny_bundle, batch_size=1)
+    running, waiting = detector.stream(paths), detector.stream(paths)
+    assert next(running).status == "ok"
+    detector.close()
+    detector.close()
+    for rows in (running, waiting):
+        with pytest.raises(UsageError, match="this detector is closed"):
+            list(rows)
+    for call in (detector.detect, detector.stream):
+        with pytest.raises(UsageError, match="this detector is closed"):
+            call(paths[0])
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("mdmf")] == []
+
+
+def test_a_detector_is_not_closed_under_a_thread_that_waits(tiny_bundle: Path) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def late() -> Iterator[Source]:
+        asked.set()
+        answered.wait()
+        yield np.zeros((60, 60, 3), np.uint8)
+
+    detector = Detector(tiny_bundle)
+    rows: list[Row] = []
+    reader = threading.Thread(target=lambda: rows.extend(detector.stream(late())))
+    reader.start()
+    asked.wait()
+    with pytest.raises(UsageError, match="another thread is waiting for a row of this detector"):
+        detector.close()
+    answered.set()
+    reader.join()
+    assert [row.status for row in rows] == ["ok"]
+    detector.close()
+
+
+def test_a_detector_and_its_bundle_have_short_texts(tiny_bundle: Path) -> None:
+    with Detector(tiny_bundle, "onnxruntime") as detector:
+        assert repr(detector) == "<Detector tiny.mdmf on onnxruntime fp32>"
+        assert repr(detector.bundle) == f"<Bundle {tiny_bundle} ({detector.bundle.bundle_id[:12]})>"
+    assert repr(detector) == "<Detector tiny.mdmf on onnxruntime fp32, closed>"
 
 
 def test_every_row_names_its_bundle_runtime_and_precision(tiny_bundle: Path, photos: Path) -> None:

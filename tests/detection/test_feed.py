@@ -15,7 +15,8 @@ from PIL import Image
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection import feed as feed_module
-from mdmf_deploy.detection.feed import Extraction, Feed, Prepared, Source, prepare
+from mdmf_deploy.detection.feed import Extraction, Feed, Prepared, prepare
+from mdmf_deploy.detection.sources import Source
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.images import crops, decode
 
@@ -90,7 +91,7 @@ def test_unreadable_sources_give_an_error_code(tmp_path: Path) -> None:
         tmp_path / "nowhere.jpg",
         tmp_path,
         tmp_path / "text.jpg",
-        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
         np.zeros((4, 4, 3), np.float32),  # type: ignore[list-item]
         np.zeros((0, 4, 3), np.uint8),
         picture(40, 40, "PNG"),

@@ -21,8 +21,8 @@ from PIL import Image
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection import pipeline
-from mdmf_deploy.detection.feed import Source
 from mdmf_deploy.detection.pipeline import extract
+from mdmf_deploy.detection.sources import Source
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import crops as crops_module
 from mdmf_deploy.images import decode as decode_module

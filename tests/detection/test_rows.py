@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from mdmf_deploy.detection.rows import TABLE_HEADER, Row, table_line
+from mdmf_deploy.detection.rows import COLUMNS, TABLE_HEADER, Row, json_line, table_line
 
 LONG = "a/" * 60 + "name.jpg"
 ROWS = [
@@ -18,6 +20,19 @@ ROWS = [
 def test_a_row_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Row(uri="a.jpg").score = 1.0  # type: ignore[misc]
+
+
+def test_a_rows_dictionary_holds_what_the_files_do() -> None:
+    for row in ROWS:
+        found = row.to_dict()
+        assert tuple(found) == COLUMNS
+        assert found == json.loads(json_line(row))
+
+
+def test_the_text_of_a_row_is_short() -> None:
+    row = Row(uri="a.jpg", verdict="real", score=0.25, p_value=0.5, contributions=(0.25,) * 196)
+    assert repr(row) == "Row(uri='a.jpg', verdict='real', score=0.25, p_value=0.5)"
+    assert repr(ROWS[3]) == "Row(uri='c.gif', verdict='error', error_code='empty')"
 
 
 def test_table_columns_end_under_their_names() -> None:

@@ -8,16 +8,19 @@ import io
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from mdmf_deploy.detection.rows import COLUMNS, Row, json_line
 from mdmf_deploy.errors import RuntimeUnavailable, UsageError, install
 from mdmf_deploy.files import replace_durably
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 class Writer(Protocol):
@@ -36,6 +39,18 @@ WRITERS: dict[str, tuple[str, str, str]] = {
     ".csv": ("mdmf_deploy.detection.outputs", "CsvWriter", ""),
     ".parquet": ("mdmf_deploy.detection.outputs.parquet", "ParquetWriter", "scale"),
 }
+
+
+def rows_to_arrow(rows: Iterable[Row]) -> pyarrow.Table:
+    """Return rows as a pyarrow Table with the columns and types of `-o rows.parquet`, also if there are none.
+
+    Raises RuntimeUnavailable if pyarrow is not installed.
+    """
+    try:
+        from mdmf_deploy.detection.outputs.parquet import table_of
+    except ModuleNotFoundError as error:
+        raise RuntimeUnavailable(f"rows_to_arrow needs {error.name}; run: {install('scale')}") from error
+    return table_of(rows)
 
 
 @dataclass(slots=True)

@@ -1,89 +1,76 @@
-"""Heat maps: the image, coloured by how much each patch of its scored crops contributes to the score.
-
-The mean of the contributions is the score (docs/method.md). A contribution above the threshold pushes the image towards
-"generated", one below it pushes away. So colours are centred on the threshold, where a patch keeps its own colours.
-"""
+"""Heat maps to files: threads read each scored image again, draw its map (drawing.py) and write it."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.detection.outputs.drawing import PANEL, ColourScale, Picture, crops_of, draw
 from mdmf_deploy.detection.rows import Row
-from mdmf_deploy.errors import ImageError, ShapeMismatch, UsageError
-from mdmf_deploy.images.crops import Box, boxes, grid
-from mdmf_deploy.images.decode import ReadLimits, decode, read
+from mdmf_deploy.errors import ImageError, UsageError
+from mdmf_deploy.files import atomic_file
+from mdmf_deploy.hardware.host import cores
+from mdmf_deploy.images.crops import boxes
+from mdmf_deploy.images.decode import ReadLimits, decode, decode_boxes, read
 
-# ColorBrewer's RdBu, from blue (below the centre) to red. Colour-blind eyes can tell it apart, too.
-_COLOURS = np.array(
-    [
-        (0x21, 0x66, 0xAC),
-        (0x43, 0x93, 0xC3),
-        (0x92, 0xC5, 0xDE),
-        (0xF7, 0xF7, 0xF7),
-        (0xF4, 0xA5, 0x82),
-        (0xD6, 0x60, 0x4D),
-        (0xB2, 0x18, 0x2B),
-    ],
-    np.float64,
-)
-_OPACITY = 0.5  # of the strongest colour
-_PANEL = 560  # pixels: height of both panels
-_WIDEST = 1000  # pixels: greatest width of the left panel
-_MARGIN = 20
-_INK, _QUIET, _PAPER = (25, 25, 25), (105, 105, 105), (255, 255, 255)
-_VERDICT_INK = {"generated": (0xB2, 0x18, 0x2B), "real": (0x21, 0x66, 0xAC), "uncertain": (0x9A, 0x6A, 0)}
+# name -> ending, options of Pillow's save.
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "jpeg": (".jpg", {"format": "JPEG", "quality": 90}),
+    "png": (".png", {"format": "PNG", "compress_level": 1}),
+}
 
 
 @dataclass(frozen=True, slots=True)
-class ColourScale:
-    """Map contributions to colours.
+class HeatmapOptions:
+    """How the heat maps of a run look.
 
-    centre: the contribution without a colour.
-    half: distance from the centre to either end of the scale.
-    name: what the centre is, "threshold" or "mean".
+    pool, crop: patches and pixels along one side of a crop.
+    scale: the colours of all maps, around each row's own threshold. None means that each map gets a scale as wide as
+        its own contributions.
+    format: a name in FORMATS.
+    Raises UsageError for another format.
     """
 
-    centre: float
-    half: float
-    name: str
+    pool: int
+    crop: int
+    scale: ColourScale | None = None
+    format: str = "jpeg"
+    limits: ReadLimits = field(default_factory=ReadLimits)
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise UsageError(f"heat maps as {self.format!r} are not known; choose one of {', '.join(FORMATS)}")
 
     @classmethod
-    def of(cls, row: Row) -> ColourScale:
-        """Centre the scale on the row's threshold, or on its score if it has none, wide enough for all contributions.
-
-        Raises UsageError for a row without a score.
-        """
-        centre, name = (row.score, "mean") if row.threshold is None else (row.threshold, "threshold")
-        if centre is None or not row.contributions:
-            raise UsageError(f"{row.uri}: no score, so no heat map")
-        half = max(abs(value - centre) for value in row.contributions)
-        return cls(centre, max(half, 1e-12), name)
-
-    def __call__(self, contributions: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return colours (..., 3), 0 to 255, and opacities (..., 1), 0 to 1."""
-        strength = np.clip((contributions - self.centre) / self.half, -1, 1)
-        stops = np.linspace(-1, 1, len(_COLOURS))
-        colours = np.stack([np.interp(strength, stops, channel) for channel in _COLOURS.T], axis=-1)
-        return colours, _OPACITY * np.abs(strength)[..., None]
+    def of(
+        cls, bundle: Bundle, format: str = "jpeg", *, comparable: bool = True, limits: ReadLimits | None = None
+    ) -> HeatmapOptions:
+        """Return the options for a bundle's rows.  comparable: whether all maps share one scale."""
+        manifest = bundle.manifest
+        scale = ColourScale.of_bundle(bundle) if comparable else None
+        return cls(manifest.model.pool, manifest.preprocessing.crop, scale, format, limits or ReadLimits())
 
 
 class HeatmapFolder:
-    """A folder that gets one PNG per scored image.
+    """A folder that gets one heat map per scored image.
 
     Raises UsageError at birth if the folder cannot be made or written to.
     """
 
-    def __init__(self, folder: Path, pool: int, crop: int, limits: ReadLimits | None = None) -> None:
-        self._folder, self._pool, self._crop, self._limits = folder, pool, crop, limits or ReadLimits()
+    def __init__(self, folder: Path, options: HeatmapOptions) -> None:
+        self._folder, self._options = folder, options
         self._taken: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -96,194 +83,108 @@ class HeatmapFolder:
     def write(self, row: Row, source: Path) -> Path | None:
         """Read the image again, draw the row's heat map over it and return its path, or None for a row without a score.
 
-        The file is called <stem>.heatmap.png, or <stem>-2.heatmap.png and so on if another image took that name.
-        Raises ImageError if the image has changed since it was scored. Raises OSError, and leaves no partial file, if
-        the folder takes no more.
+        The file is called <stem>.heatmap.jpg (or .png), or <stem>-2.heatmap.jpg and so on if another image took that
+        name. It has that name only once it is complete.
+        Raises ImageError if the image has changed since it was scored, and OSError if the folder takes no more.
+        """
+        work = self.reserve(row, source)
+        return None if work is None else work()
+
+    def reserve(self, row: Row, source: Path) -> Callable[[], Path] | None:
+        """Choose the name of a row's heat map now, and return a function that does the rest of `write` on any thread.
+
+        Returns None for a row without a score.
         """
         if row.contributions is None:
             return None
-        data = read(source, self._limits)
-        if hashlib.sha256(data).hexdigest() != row.sha256:
-            raise ImageError("unreadable", f"{row.uri} changed while it was scored; its heat map would be of another")
-        picture = draw(decode(data, self._limits).pixels, row, self._pool, self._crop)
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
         path = self._folder / self._name(source)
-        try:
-            path.write_bytes(buffer.getvalue())
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-        return path
+        return partial(_write, path, row, source, self._options)
 
     def _name(self, source: Path) -> str:
+        ending = FORMATS[self._options.format][0]
         stem = source.stem[:60]  # at most 240 of the 255 bytes that file systems allow in a name
-        name, n = f"{stem}.heatmap.png", 1
+        name, n = f"{stem}.heatmap{ending}", 1
         while name.casefold() in self._taken:
             n += 1
-            name = f"{stem}-{n}.heatmap.png"
+            name = f"{stem}-{n}.heatmap{ending}"
         self._taken.add(name.casefold())
         return name
 
 
-def draw(pixels: NDArray[np.uint8], row: Row, pool: int, crop: int) -> Image.Image:
-    """Draw the whole picture on the left, the scored crops in grey and enlarged on the right, a colour bar, a verdict.
+class HeatmapPool:
+    """Write heat maps on threads of their own, while the caller goes on. Close it, or use it in a `with` block.
 
-    On the picture, a pixel in several crops gets the mean of their contributions. On the right, each crop has its own.
-
-    pixels: (H, W, 3).
-    pool: patches along one side of a crop.
-    crop: pixels along one side of a crop.
-    Raises ShapeMismatch unless the row has pool x pool contributions for each of the crops that the picture holds.
+    report: gets a row and the error for each map that failed, in the order of `add`, on the caller's thread.
+    workers: threads. Each holds one picture. None means one per core, at most 8.
     """
-    height, width = pixels.shape[:2]
-    contributions = np.array(row.contributions or ())
-    count = max(1, contributions.size // pool**2)
-    placed, shape = boxes(height, width, crop, count), grid(height, width, crop, count)
-    if contributions.size != len(placed) * pool**2:
-        raise ShapeMismatch(
-            f"{row.uri}: expected {pool**2} contributions for each crop of {width} x {height} pixels, "
-            f"got {contributions.size} in all; draw the picture that was scored"
-        )
-    scale = ColourScale.of(row)
-    maps = [
-        _over(box, (height, width), patches, crop)
-        for box, patches in zip(placed, contributions.reshape(-1, pool, pool), strict=True)
-    ]
-    painted = pixels.copy()
-    for box in placed:
-        left, top, right, bottom = box
-        painted[top:bottom, left:right] = _blend(pixels[top:bottom, left:right], *scale(_mean_in(box, placed, maps)))
-    whole = _fit(Image.fromarray(painted), _WIDEST, _PANEL)
-    zoom = whole.width / width
-    for box in placed:
-        edges = [round(edge * zoom) for edge in box]
-        _frame(whole, (edges[0], edges[1], edges[2] - 1, edges[3] - 1))
-    # Grey, so that every colour in it comes from the map.
-    parts = []
-    for (left, top, right, bottom), values in zip(placed, maps, strict=True):
-        grey = np.asarray(Image.fromarray(pixels[top:bottom, left:right]).convert("L").convert("RGB"))
-        parts.append(_blend(grey, *scale(values)))
-    return _compose(row, whole, _fit(_sheet(parts, shape), _PANEL, _PANEL), scale)
+
+    def __init__(
+        self, folder: HeatmapFolder, report: Callable[[Row, Exception], None], workers: int | None = None
+    ) -> None:
+        workers = min(8, cores()) if workers is None else workers
+        self._folder, self._report = folder, report
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mdmf-heatmaps")
+        self._waiting: deque[tuple[Row, Future[Path]]] = deque()
+        self._most = 4 * workers
+
+    def add(self, row: Row, source: Path) -> None:
+        """Draw the row's heat map soon. Names are given in the order of the calls.
+
+        Waits while four maps a thread are unfinished, so that maps cannot pile up.
+        """
+        work = self._folder.reserve(row, source)
+        if work is None:
+            return
+        self._waiting.append((row, self._pool.submit(work)))
+        while self._waiting and (len(self._waiting) > self._most or self._waiting[0][1].done()):
+            self._settle()
+
+    def close(self) -> None:
+        """Finish every map that was added, so that each row has its own, also after Ctrl-C."""
+        try:
+            while self._waiting:
+                self._settle()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> HeatmapPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _settle(self) -> None:
+        """Wait for the oldest map. Reports an error that concerns its image or the folder, and raises all others."""
+        row, future = self._waiting[0]
+        error = future.exception()
+        self._waiting.popleft()
+        if isinstance(error, ImageError | OSError):
+            self._report(row, error)
+        elif error is not None:
+            raise error
 
 
-def _over(box: Box, shape: tuple[int, int], patches: NDArray[np.float64], crop: int) -> NDArray[np.float64]:
-    """Return the contribution at every pixel of a crop's box, (height, width), interpolated between patches.
-
-    If the image is smaller than the crop, the crop's rim mirrors the image. The rim counts in the score but is not
-    part of the picture, so it is left out.
-    """
-    left, top, right, bottom = box
-    smooth = Image.fromarray(patches.astype(np.float32)).resize((crop, crop), Image.Resampling.BILINEAR)
-    above, aside = (max(0, -((side - crop) // 2)) for side in shape)
-    return np.asarray(smooth, np.float64)[above : above + bottom - top, aside : aside + right - left]
-
-
-def _mean_in(box: Box, placed: Sequence[Box], maps: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return the mean contribution at every pixel of a box, over all crops that hold the pixel."""
-    left, top, right, bottom = box
-    total, crops = np.zeros((bottom - top, right - left)), np.zeros((bottom - top, right - left))
-    for other, values in zip(placed, maps, strict=True):
-        low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
-        if (low < high).all():
-            here = np.s_[low[1] - top : high[1] - top, low[0] - left : high[0] - left]
-            total[here] += values[low[1] - other[1] : high[1] - other[1], low[0] - other[0] : high[0] - other[0]]
-            crops[here] += 1
-    return total / crops
+def _write(path: Path, row: Row, source: Path, options: HeatmapOptions) -> Path:
+    scale = ColourScale.of(row) if options.scale is None else options.scale.around(row)
+    data = read(source, options.limits)
+    if hashlib.sha256(data).hexdigest() != row.sha256:
+        raise ImageError("unreadable", f"{row.uri} changed while it was scored; its heat map would be of another")
+    page = draw(_picture(data, row, options), row, options.pool, options.crop, scale)
+    buffer = io.BytesIO()
+    page.save(buffer, **FORMATS[options.format][1])
+    # Not flushed to the disk: a map can be drawn again, and a flush takes longer than drawing.
+    with atomic_file(path, durable=False) as scratch:
+        scratch.write_bytes(buffer.getvalue())
+    return path
 
 
-def _sheet(parts: Sequence[NDArray[np.uint8]], shape: tuple[int, int]) -> Image.Image:
-    """Lay the crops out in their rows and columns, with a gap between them."""
-    height, width = parts[0].shape[:2]
-    gap = max(1, height // 32)
-    size = shape[1] * (width + gap) - gap, shape[0] * (height + gap) - gap
-    sheet = Image.new("RGB", size, _PAPER)
-    for place, part in enumerate(parts):
-        row, column = divmod(place, shape[1])
-        sheet.paste(Image.fromarray(part), (column * (width + gap), row * (height + gap)))
-    return sheet
-
-
-def _blend(under: NDArray[np.uint8], colours: NDArray[np.float64], opacity: NDArray[np.float64]) -> NDArray[np.uint8]:
-    blended: NDArray[np.uint8] = np.rint((1 - opacity) * under + opacity * colours).astype(np.uint8)
-    return blended
-
-
-def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Scale the image to just fit into width x height, and keep its aspect."""
-    zoom = min(width / image.width, height / image.height)
-    size = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
-    return image.resize(size, Image.Resampling.LANCZOS if zoom < 1 else Image.Resampling.BICUBIC)
-
-
-def _frame(image: Image.Image, box: tuple[int, int, int, int]) -> None:
-    """Draw a white line between two black ones, which shows on any picture."""
-    pen = ImageDraw.Draw(image)
-    for inset, ink in ((0, "black"), (1, "white"), (2, "black")):
-        inner = (box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset)
-        if inner[0] < inner[2] and inner[1] < inner[3]:
-            pen.rectangle(inner, outline=ink)
-
-
-def _compose(row: Row, whole: Image.Image, part: Image.Image, scale: ColourScale) -> Image.Image:
-    title, body, small = (ImageFont.load_default(size) for size in (26, 18, 15))
-    head, foot, bar = 88, 34, 150
-    width = max(_MARGIN * 3 + whole.width + part.width + bar, 760)
-    page = Image.new("RGB", (width, head + _PANEL + foot), _PAPER)
-    pen = ImageDraw.Draw(page)
-    pen.text((_MARGIN, 14), row.verdict, _VERDICT_INK.get(row.verdict, _INK), title)
-    after = _MARGIN + pen.textlength(row.verdict, title) + 24
-    pen.text((after, 21), _evidence(row), _INK, body)
-    pen.text((_MARGIN, 56), _shortened(pen, row.uri, small, width - 2 * _MARGIN), _QUIET, small)
-    top = head + (_PANEL - whole.height) // 2
-    page.paste(whole, (_MARGIN, top))
-    aside = _MARGIN * 2 + whole.width
-    page.paste(part, (aside, head + (_PANEL - part.height) // 2))
-    _colour_bar(page, (aside + part.width + _MARGIN, head + 24), _PANEL - 48, scale, small)
-    under = head + _PANEL + 9
-    pen.text((_MARGIN, under), f"{row.width} x {row.height} pixels", _QUIET, small)
-    crops = "crops that were" if (row.crop or "").startswith("grid") else "crop that was"
-    pen.text((aside, under), f"the {crops} scored ({row.crop})", _QUIET, small)
-    return page
-
-
-def _evidence(row: Row) -> str:
-    words = [f"score {row.score:.6f}"]
-    if row.threshold is not None and row.score is not None:
-        words.append(f"{'above' if row.score > row.threshold else 'not above'} the threshold {row.threshold:.6f}")
-    if row.p_value is not None:
-        words.append(f"p = {row.p_value:.3g}")
-    return "    ".join(words)
-
-
-def _colour_bar(
-    page: Image.Image,
-    corner: tuple[int, int],
-    height: int,
-    scale: ColourScale,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
-    left, top = corner
-    values = np.linspace(scale.centre + scale.half, scale.centre - scale.half, height)
-    colours, _ = scale(values[:, None].repeat(22, axis=1))
-    page.paste(Image.fromarray(np.rint(colours).astype(np.uint8)), corner)
-    pen = ImageDraw.Draw(page)
-    pen.rectangle((left - 1, top - 1, left + 22, top + height), outline=_QUIET)
-    for place, value in ((0.0, values[0]), (0.5, scale.centre), (1.0, values[-1])):
-        y = top + place * (height - 1)
-        pen.line((left + 22, y, left + 28, y), fill=_INK)
-        pen.text((left + 34, y), f"{value:.4f}", _INK, font, anchor="lm")
-    pen.text((left + 34, top + height / 2 + 18), scale.name, _QUIET, font, anchor="lm")
-    if scale.name == "threshold":
-        pen.text((left + 34, top + 18), "generated", _QUIET, font, anchor="lm")
-        pen.text((left + 34, top + height - 19), "real", _QUIET, font, anchor="lm")
-
-
-def _shortened(
-    pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float
-) -> str:
-    if pen.textlength(text, font) <= width:
-        return text
-    while text and pen.textlength("..." + text, font) > width:
-        text = text[1:]
-    return "..." + text
+def _picture(data: bytes, row: Row, options: HeatmapOptions) -> Picture:
+    """Decode no more pixels than the map shows."""
+    count = crops_of(row, options.pool)
+    whole = decode(data, options.limits, fit=PANEL)
+    if whole.pixels.shape[:2] == (whole.height, whole.width):
+        return Picture.of(whole.pixels, options.crop, count)
+    exact = decode_boxes(data, partial(boxes, size=options.crop, count=count), options.limits)
+    return Picture(Image.fromarray(whole.pixels), exact.boxes, exact.width, exact.height)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import BinaryIO
 
 import pyarrow
@@ -26,6 +27,11 @@ SCHEMA = pyarrow.schema(
 )
 
 
+def table_of(rows: Iterable[Row]) -> pyarrow.Table:
+    """Return the rows as a table of this schema."""
+    return pyarrow.Table.from_pylist([row.to_dict() for row in rows], SCHEMA)
+
+
 class ParquetWriter:
     """Keep at most ROW_GROUP rows in memory."""
 
@@ -34,7 +40,7 @@ class ParquetWriter:
         self._rows: list[dict[str, object]] = []
 
     def write(self, row: Row) -> None:
-        self._rows.append({name: getattr(row, name) for name in COLUMNS})
+        self._rows.append(row.to_dict())
         if len(self._rows) >= ROW_GROUP:
             self._flush()
 

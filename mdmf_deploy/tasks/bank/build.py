@@ -25,7 +25,8 @@ from mdmf_deploy.tasks.bank.compress import METHOD
 from mdmf_deploy.tasks.verify import Scale, scale_of
 
 if TYPE_CHECKING:
-    from mdmf_deploy.detection.feed import Extraction, Source
+    from mdmf_deploy.detection.feed import Extraction
+    from mdmf_deploy.detection.sources import Source
     from mdmf_deploy.runtime import Engine
 
 

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdmf_deploy.detection.outputs import WRITERS, open_output, parquet
+from mdmf_deploy.detection.outputs import WRITERS, open_output, parquet, rows_to_arrow
 from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import MdmfError, RuntimeUnavailable, UsageError
 
@@ -256,3 +256,18 @@ def test_parquet_is_imported_only_for_parquet(tmp_path: Path) -> None:
         "sys.exit('pyarrow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_arrow_table_is_what_parquet_holds(tmp_path: Path) -> None:
+    rows = [Row(uri="a.jpg", score=0.5, width=3), Row(uri="b.jpg", status="error", error_code="empty")]
+    write(tmp_path / "rows.parquet", rows)
+    table = rows_to_arrow(row for row in rows)
+    assert table.equals(pyarrow.parquet.read_table(tmp_path / "rows.parquet"))
+    assert rows_to_arrow([]).schema.equals(table.schema)
+
+
+def test_an_arrow_table_without_pyarrow_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mdmf_deploy.detection.outputs.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(RuntimeUnavailable, match=r"rows_to_arrow needs pyarrow; run: pip install 'mdmf-deploy\[scale\]'"):
+        rows_to_arrow([])

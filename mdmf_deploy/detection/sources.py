@@ -1,0 +1,146 @@
+"""Sources of every kind, and what of each is kept until a thread decodes it."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mdmf_deploy.errors import ImageError, UsageError
+from mdmf_deploy.images import decode
+from mdmf_deploy.images.decode import ReadLimits
+from mdmf_deploy.images.inputs import uri
+from mdmf_deploy.images.pixels import Colour, load, rgb_of_array, rgb_of_image
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A file object, open for reading bytes. It is read from where it stands to its end."""
+
+    def read(self, size: int = -1, /) -> bytes | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A source with a name, which its row gives as `uri`.
+
+    Raises UsageError if the name is empty or not printable, because rows are lines.
+    """
+
+    source: Source
+    name: str
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.isprintable():
+            raise UsageError(f"name {self.name!r} must be one line of printable characters")
+
+
+Source = str | Path | bytes | NDArray[np.uint8] | Image.Image | Readable | Named
+"""The path of an image file, the bytes of one, a file object, pixels in an array, a Pillow image, or a named source.
+
+An array is uint8: grey (H, W), colour (H, W, 3), or colour and alpha (H, W, 4).
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A source that no longer depends on its caller: file objects are read, and Pillow images have their pixels.
+
+    source: a path, bytes, an array, an image, or the error that reading gave.
+    kind: the source's uri is "<kind>:<n>" if it has no name.
+    """
+
+    source: str | Path | bytes | NDArray[Any] | Image.Image | ImageError
+    kind: str
+    name: str | None = None
+    colour: Colour = "rgb"
+
+    def uri(self, n: int) -> str:
+        """Return the source's name, or else its path, or else its kind and number."""
+        if self.name is None and isinstance(self.source, str | Path):
+            return uri(self.source)
+        return self.name or f"{self.kind}:{n}"
+
+    def data(self, limits: ReadLimits) -> bytes | None:
+        """Return the bytes of the image file, or None for pixels. Raises ImageError if they cannot be read."""
+        if isinstance(self.source, ImageError):
+            raise self.source
+        if isinstance(self.source, str | Path):
+            return decode.read(self.source, limits)
+        return self.source if isinstance(self.source, bytes) else None
+
+    def pixels(self, name: str) -> NDArray[np.uint8]:
+        """Return the pixels of an array or image, (H, W, 3) RGB. Raises ImageError if they have no such form."""
+        if isinstance(self.source, Image.Image):
+            return rgb_of_image(self.source, name)
+        assert isinstance(self.source, np.ndarray)
+        return rgb_of_array(self.source, name, self.colour)
+
+
+def is_one(sources: object) -> bool:
+    """Return whether this is a single source, not an iterable of them. Iterating a file object would give its lines."""
+    return isinstance(
+        sources, str | Path | bytes | bytearray | memoryview | np.ndarray | Image.Image | Named | Readable
+    )
+
+
+def take(n: int, source: Source, limits: ReadLimits, colour: Colour = "rgb") -> Taken:
+    """Take source number n. A file object may be closed afterwards.
+
+    colour: the order of an array's channels.
+    Raises UsageError for a source of another type.
+    """
+    name = None
+    while isinstance(source, Named):
+        name, source = name or source.name, source.source
+    if isinstance(source, str | Path):
+        return Taken(source, "path", name)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return Taken(bytes(source), "bytes", name)
+    if isinstance(source, np.ndarray):
+        return Taken(source, "array", name, colour)
+    if isinstance(source, Image.Image):
+        return Taken(_loaded(source, name or f"image:{n}", limits), "image", name)
+    if isinstance(source, Readable):
+        path = getattr(source, "name", None)
+        name = name or (uri(path) if isinstance(path, str) and path else None)
+        return Taken(_read(source, name or f"file:{n}", limits), "file", name)
+    raise UsageError(
+        f"source {n} is a {type(source).__name__}; give a path, bytes, a file object, a Pillow image, or a uint8 array"
+    )
+
+
+def _loaded(image: Image.Image, name: str, limits: ReadLimits) -> Image.Image | ImageError:
+    try:
+        load(image, name, limits)
+    except ImageError as error:
+        return error
+    return image
+
+
+def _read(file: Readable, name: str, limits: ReadLimits) -> bytes | ImageError:
+    """Read a file object to its end, but never more than allowed. A read may return less than it is asked for."""
+    if isinstance(file, io.TextIOBase):
+        return ImageError("unreadable", f"{name} is open as text; open it with mode 'rb'")
+    parts: list[bytes] = []
+    left = limits.max_bytes + 1
+    try:
+        while left > 0 and (part := file.read(left)):
+            if not isinstance(part, bytes):
+                return ImageError(
+                    "unreadable", f"{name} reads {type(part).__name__}, not bytes; open it with mode 'rb'"
+                )
+            parts.append(part)
+            left -= len(part)
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.errno and os.strerror(error.errno)) or str(error)
+        return ImageError("unreadable", f"{name} cannot be read: {reason}")
+    if left <= 0:
+        return ImageError("too_many_bytes", f"{name} is larger than the {limits.max_bytes} bytes allowed")
+    return b"".join(parts)
