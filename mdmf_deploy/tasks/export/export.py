@@ -154,7 +154,7 @@ def export_detector(
     sigma = detector.sigma
 
     destination.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the destination, so that gigabytes of weights are linked into the bundle rather than copied.
+    # Beside the destination, because /tmp may be too small for gigabytes of weights.
     with tempfile.TemporaryDirectory(
         prefix=f".{destination.name}.export.", dir=destination.parent, ignore_cleanup_errors=True
     ) as scratch:
