@@ -35,7 +35,8 @@ def verify(
         Path | None, typer.Option(help="The backbone's own file, if the bundle was exported with one.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="The checkpoint's recipe; by default the one named in the bundle.")
+        str | None,
+        typer.Option(help="The checkpoint's recipe, a name or a .toml file.", show_default="the one in the checkpoint"),
     ] = None,
     record: Annotated[
         bool, typer.Option("--record/--no-record", help="Add the result to the bundle's manifest.")
@@ -153,12 +154,12 @@ def _against_checkpoint(
     recipe: str | None,
     images: list[str],
 ) -> list[Verification]:
-    from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_model
     from mdmf_deploy.model.onnx_weights import weights_source
     from mdmf_deploy.model.pfs import TorchEngine
+    from mdmf_deploy.model.recipes import recipe_of
     from mdmf_deploy.tasks.verify import verify_images
 
     made_of = bundle.manifest.provenance
@@ -174,7 +175,7 @@ def _against_checkpoint(
                 f"{backbone_weights} (sha256 {found[:12]}) is not the backbone this bundle was made of, "
                 f"{made_of.backbone} (sha256 {made_of.backbone.sha256[:12]}); give that file"
             )
-    source = TorchEngine(load_model(checkpoint, load_recipe(recipe or made_of.recipe), backbone_weights))
+    source = TorchEngine(load_model(checkpoint, recipe_of(checkpoint, recipe), backbone_weights))
     results, left_out = verify_images(bundle, engines, source, expand(images).paths)
     if left_out:
         log(f"{left_out} inputs unreadable or given twice, left out")

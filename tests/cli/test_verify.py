@@ -106,8 +106,8 @@ def test_a_missed_limit_is_exit_code_1_and_recorded(bundle_copy: Path) -> None:
     assert not Bundle.open(bundle_copy).covers("onnxruntime", "fp32")
 
 
-def test_verify_runs_the_checkpoint_again(tiny_bundle: Path, checkpoint: Path, recipe_file: Path, photos: Path) -> None:
-    options = ("--runtime", "onnxruntime", "--checkpoint", checkpoint, "--recipe", recipe_file, "--no-record", "--json")
+def test_verify_runs_the_checkpoint_again(tiny_bundle: Path, checkpoint: Path, photos: Path) -> None:
+    options = ("--runtime", "onnxruntime", "--checkpoint", checkpoint, "--no-record", "--json")
     result = mdmf("verify", tiny_bundle, photos, *options)
     assert result.exit_code == 0, result.stderr
     (gate,) = json.loads(result.stdout)["records"]
@@ -116,11 +116,18 @@ def test_verify_runs_the_checkpoint_again(tiny_bundle: Path, checkpoint: Path, r
     assert 0 < gate["max_signature_error"] < 1e-5
 
 
-def test_another_checkpoint_is_refused(bundle_copy: Path, checkpoint: Path, recipe_file: Path, photos: Path) -> None:
+def test_a_recipe_of_another_model_is_refused(tiny_bundle: Path, checkpoint: Path, photos: Path) -> None:
+    result = mdmf("verify", tiny_bundle, photos, "--checkpoint", checkpoint, "--recipe", "starter", "--no-record")
+    assert result.exit_code == 2
+    assert "recipe 'starter' describes another model: " in result.stderr
+    assert "head.pool (2 in the checkpoint, not " in result.stderr
+
+
+def test_another_checkpoint_is_refused(bundle_copy: Path, checkpoint: Path, photos: Path) -> None:
     bundle = Bundle.open(bundle_copy)
     other = msgspec.structs.replace(bundle.manifest.provenance, checkpoint_sha256="0" * 64)
     write_bundle(bundle_copy, msgspec.structs.replace(bundle.manifest, provenance=other), bundle.files())
-    result = mdmf("verify", bundle_copy, photos, "--checkpoint", checkpoint, "--recipe", recipe_file)
+    result = mdmf("verify", bundle_copy, photos, "--checkpoint", checkpoint)
     assert result.exit_code == 2
     assert "not the checkpoint this bundle was made of" in result.stderr
 
