@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdmf_deploy.cli.console import log, print_json
+from mdmf_deploy.cli.console import log, log_written, print_json
 from mdmf_deploy.cli.options import AsJson, BundleArgument
 
 if TYPE_CHECKING:
@@ -87,6 +88,12 @@ def build(
         print_json({"engines": [{"path": str(plan.path), **to_builtins(plan.card)} for plan in plans]})
     else:
         typer.echo("\n".join(line for plan in plans for line in _lines(plan)))
+    chosen_runtime = flavour if profile == "default" else f"{flavour}:{profile}"
+    following = shlex.join(["mdmf", "detect", "photos/", "--bundle", bundle, "--runtime", chosen_runtime])
+    if len(plans) == 1:
+        log_written("the engine", plans[0].path, following)
+    else:
+        log_written(f"{len(plans)} engines", plans[0].path.parent, following)
 
 
 def _lines(plan: Plan) -> list[str]:

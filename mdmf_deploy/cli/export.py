@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdmf_deploy.cli.console import log, log_unreadable, print_facts, print_json
+from mdmf_deploy.cli.console import log, log_unreadable, log_written, print_facts, print_json
 from mdmf_deploy.cli.options import AsJson
 from mdmf_deploy.errors import UsageError
 
@@ -152,6 +152,8 @@ def export(
         done = export_model(model, photographs, output, precision.value, log)
         bundle = done.bundle
         log_unreadable(done.bank.errors)
+    from mdmf_deploy.bundle.bundle import hint
+
     written = None
     if triton is not None:
         from mdmf_deploy.tasks.triton import write_repository
@@ -162,6 +164,10 @@ def export(
         print_json(_facts_of(bundle, place, done) | ({"triton": _facts_of_repository(written)} if written else {}))
     else:
         print_facts(_lines_of(bundle, place, done) | (_lines_of_repository(written, bundle) if written else {}))
+    if output is not None:
+        log_written("the bundle", output, hint("calibrate", output, "REAL_PHOTOS").strip("`"))
+    if triton is not None:
+        log_written("the Triton repository", triton, f"see {triton / 'README.md'}")
     if done and done.bank.errors:
         raise typer.Exit(3)
 
@@ -227,7 +233,6 @@ def _lines_of(bundle: Bundle, place: str, done: Exported | None) -> dict[str, ob
         "kept in fp32": ", ".join(manifest.model.kept) or "-",
         "verified on": f"{gates[0].images} images",
         **{gate.runtime: _gate_line(gate) for gate in gates},
-        "next": f"mdmf calibrate {place} REAL_IMAGES",
     }
 
 

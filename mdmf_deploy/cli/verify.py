@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdmf_deploy.cli.console import log, print_json
+from mdmf_deploy.cli.console import log, log_written, print_json
 from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, destination
 
 if TYPE_CHECKING:
@@ -86,11 +87,12 @@ def verify(
         else:
             gates = _against_checkpoint(opened, engines, checkpoint, backbone_weights, recipe, images or [])
         results = _with_speeds(opened, engines, gates)
+    recorded = None
     if record and results:
         from mdmf_deploy.tasks.verify import record as write
 
         try:
-            write(opened, *results, destination=destination(opened, output, force or output is None))
+            recorded = write(opened, *results, destination=destination(opened, output, force or output is None))
         except (BundleError, UsageError) as error:
             if output is not None:
                 raise
@@ -99,6 +101,10 @@ def verify(
         print_json({"bundle": str(opened.path), "bundle_id": opened.bundle_id, "records": results})
     elif results:
         _print_table(opened, results)
+    if recorded is not None:
+        where = output or opened.path
+        following = "" if failed or any(result.reasons for result in results) else _following(recorded, where)
+        log_written(f"the verification on {', '.join(result.runtime for result in results)}", where, following)
     failed += [
         f"{result.runtime} {result.precision}: {'; '.join(result.reasons)}" for result in results if result.reasons
     ]
@@ -180,6 +186,15 @@ def _against_checkpoint(
     if left_out:
         log(f"{left_out} inputs unreadable or given twice, left out")
     return results
+
+
+def _following(bundle: Bundle, path: Path) -> str:
+    """Return the command to run on a verified bundle."""
+    from mdmf_deploy.bundle.bundle import hint
+
+    if bundle.calibration is None:
+        return hint("calibrate", path, "REAL_PHOTOS").strip("`")
+    return f"mdmf detect photos/ --bundle {shlex.quote(str(path))}"
 
 
 def _print_table(bundle: Bundle, results: list[Verification]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mdmf_deploy.bundle.manifest import WeightsOrigin, WeightsSource
 
-# The SHA-256 of Meta's .pth files. Meta publishes none. Independent projects record these values, among them finegrain's
-# refiners (src/refiners/conversion/models/dinov2.py). Each value was found in at least two projects.
+# The SHA-256 of Meta's .pth files. Meta publishes none. Independent projects record these values, among them
+# finegrain's refiners (src/refiners/conversion/models/dinov2.py). Each value was found in at least two projects.
 PINNED_SHA256 = {
     "dinov2_vits14": "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
     "dinov2_vitb14": "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",

@@ -120,7 +120,7 @@ def test_bundles_without_thresholds_are_compared_too(
         (["--seconds", "0"], "--seconds must be a number above 0"),
         (["--batch-size", "0"], "--batch-size must be a number above 0"),
         (["--batch-wait", "-1"], "--batch-wait must be"),
-        (["-o", "report.pdf"], "no report ends in '.pdf'; choose one of .json, .csv, .html"),
+        (["-o", "report.pdf"], "no format ends in '.pdf'; choose one of .json, .csv, .html"),
         (["-o", "nowhere/report.csv"], "cannot be written there"),
         (["--images", "nowhere.jpg"], "none of 1 inputs tried is a readable image"),
         (["--precision", "int4"], "--precision int4: not known"),

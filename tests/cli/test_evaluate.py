@@ -112,7 +112,7 @@ def test_images_trained_on_are_left_out(dataset: Path, tiny_bundle: Path, tmp_pa
     [
         (["--condition", "blur:3"], "condition 'blur:3'"),
         (["--part", "train"], "needs --split"),
-        (["-o", "rows.csv"], ".jsonl only"),
+        (["-o", "rows.txt"], "no format ends in '.txt'; choose one of .jsonl, .json, .csv, .parquet"),
         (["--split", "no-such-recipe"], "recipe 'no-such-recipe' is not known"),
     ],
 )
