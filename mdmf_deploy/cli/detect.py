@@ -110,7 +110,7 @@ def detect(
                 _summarise(counts, len(found.paths), found.skipped, time.perf_counter() - start)
     if output is not None:
         log_written(f"{counts.total()} rows", output, _following(detector))
-    if heatmaps is not None:
+    if heatmaps is not None and any(heatmaps.iterdir()):
         log_written("heat maps", heatmaps)
     _exit(counts, fail_on or [])
 

@@ -42,6 +42,9 @@ def exported(checkpoint: Path, reals: Path, tmp_path_factory: pytest.TempPathFac
         result = mdmf("export", checkpoint, *options)
     assert result.exit_code == 0, result.stderr
     assert "tracing" in result.stderr
+    bundle_line, triton_line = result.stderr.splitlines()[-2:]
+    assert bundle_line.startswith("mdmf: wrote the bundle to new.mdmf; next: mdmf calibrate new.mdmf REAL_PHOTOS")
+    assert triton_line == "mdmf: wrote the Triton repository to models; next: see models/README.md"
     return Export(folder / "new.mdmf", folder / "models", json.loads(result.stdout))
 
 

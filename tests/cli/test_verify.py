@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,10 @@ def test_verify_needs_only_the_bundle_and_records_the_result(bundle_copy: Path) 
     before = Bundle.open(bundle_copy)
     result = mdmf("verify", bundle_copy, "--runtime", "onnxruntime")
     assert result.exit_code == 0, result.stderr
+    following = f"next: mdmf calibrate {bundle_copy} REAL_PHOTOS"
+    assert result.stderr.splitlines()[-1].startswith(
+        f"mdmf: wrote the verification on onnxruntime to {bundle_copy}; {following}"
+    )
     assert "passed" in result.stdout
     for figure in ("max score change", "rank correlation", "flipped verdicts", "fpr change"):
         assert figure in result.stdout
@@ -92,7 +97,20 @@ def test_verify_without_record_leaves_the_bundle_alone(bundle_copy: Path) -> Non
     (record,) = json.loads(result.stdout)["records"]
     assert record["passed"] is True
     assert record["images_per_second"] > 0
+    assert "wrote" not in result.stderr
     assert (bundle_copy / "manifest.json").read_bytes() == before
+
+
+def test_a_copy_with_the_record_replaces_nothing_without_force(bundle_copy: Path, tmp_path: Path) -> None:
+    there = Path(shutil.copytree(bundle_copy, tmp_path / "there.mdmf"))
+    before = (there / "manifest.json").read_bytes()
+    command = ("verify", bundle_copy, "--runtime", "onnxruntime", "-o", there)
+    result = mdmf(*command)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "or --force to replace this one" in result.stderr
+    assert (there / "manifest.json").read_bytes() == before
+    assert mdmf(*command, "--force").exit_code == 0
+    assert len(Bundle.open(there).manifest.verification) == 1 + len(Bundle.open(bundle_copy).manifest.verification)
 
 
 def test_a_missed_limit_is_exit_code_1_and_recorded(bundle_copy: Path) -> None:
