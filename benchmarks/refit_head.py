@@ -45,10 +45,11 @@ from mdmf_deploy.files import file_sha256
 from mdmf_deploy.images.crops import center_crop
 from mdmf_deploy.images.decode import decode, read
 from mdmf_deploy.images.inputs import expand
-from mdmf_deploy.model.checkpoints import load_model, recipe_name, save_model
+from mdmf_deploy.model.checkpoints import load_model, save_model
 from mdmf_deploy.model.lora import Lora
 from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel, PfsHead
+from mdmf_deploy.model.recipes import recipe_of
 from mdmf_deploy.model.tensors import read_facts, read_tensors
 from mdmf_deploy.tasks.train.augment import MARGIN, Canvases, Degradation, Draws, augment
 from mdmf_deploy.tasks.train.batches import SourceSampler, normalised
@@ -281,9 +282,9 @@ def baselines(pool: Pool, recipe: Recipe, steps: int, seed: int) -> dict[str, li
     return {name: [auroc(way(real), way(made)) for made in generated.values()] for name, way in ways.items()}
 
 
-def save(detector: MdmfModel, checkpoint: Path, weights: Path, output: Path) -> None:
-    """Write the detector with the LoRA factors and the metadata of the checkpoint that it came from."""
-    facts = read_facts(checkpoint)
+def save(detector: MdmfModel, recipe: Recipe, checkpoint: Path, weights: Path, output: Path) -> None:
+    """Write the detector with its recipe, and the LoRA factors and other metadata of the checkpoint it came from."""
+    facts = read_facts(checkpoint) | {"recipe": recipe}
     factors = {k.removeprefix("lora."): v for k, v in read_tensors(checkpoint).items() if k.startswith("lora.")}
     lora = Lora(factors, float(facts["lora_scale"])) if factors else None
     save_model(output, detector, facts, weights_source(weights), lora)
@@ -294,7 +295,7 @@ def cells(values: Iterable[float]) -> list[str]:
 
 
 def refit(options: argparse.Namespace) -> None:
-    recipe = load_recipe(options.recipe or recipe_name(options.checkpoint) or "dinov2s")
+    recipe = load_recipe(options.recipe) if options.recipe else recipe_of(options.checkpoint, None)
     detector = load_model(options.checkpoint, recipe, options.wheel).eval()
     held_out = options.held_out or recipe.training.split.held_out
     dataset = find(options.data, options.more_reals, held_out, options.limit)
@@ -317,7 +318,7 @@ def refit(options: argparse.Namespace) -> None:
         print(table(lines, ("AUROC of", "mean", *generators)), flush=True)
     require_bank(records[0], recipe.training.gate)
     detector.head = heads[0]
-    save(detector, options.checkpoint, options.wheel, options.output)
+    save(detector, recipe, options.checkpoint, options.wheel, options.output)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -328,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--more-reals", type=Path, nargs="+", default=[], metavar="DIR", help="folders of real sources")
     parser.add_argument("--held-out", nargs="+", metavar="NAME", help="sources to judge by; else those of the recipe")
-    parser.add_argument("--recipe", help="a name or a .toml file; else the one that the checkpoint names")
+    parser.add_argument("--recipe", help="a name or a .toml file; else the checkpoint's own")
     parser.add_argument("--features", type=Path, help="folder of cached features; else OUTPUT with .features")
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--seed", type=int, default=0, help="of the head that is written")

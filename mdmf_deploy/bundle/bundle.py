@@ -135,16 +135,17 @@ class Bundle:
 def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> Bundle:
     """Write a whole bundle. A bundle at the destination is replaced only once the new one is complete and on disk.
 
-    files: name -> contents, or the path of a file to take. The manifest is not among them, and gets its hashes and
-        sizes here. A file is hard-linked if the file system allows it (weights take gigabytes), else copied.
+    files: name -> contents, or the path of a file to copy. The manifest is not among them, and gets its hashes and
+        sizes here. No two bundles share a file on disk: editing one would change the other, or the package.
     Raises BundleError if the destination exists and is not a bundle, or cannot be written.
     """
     check_destination(destination)
     try:
         with atomic_folder(destination) as scratch:
-            entries = {name: _place(scratch / name, contents) for name, contents in sorted(files.items())}
+            replaced = destination.resolve()
+            entries = {name: _place(scratch / name, contents, replaced) for name, contents in sorted(files.items())}
             manifest = msgspec.structs.replace(manifest, files=entries)
-            _place(scratch / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+            (scratch / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     except OSError as error:
         raise BundleError(f"{destination}: {error.strerror}; choose a folder you can write to") from error
     return Bundle(destination.resolve(), manifest)
@@ -241,13 +242,22 @@ def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
         )
 
 
-def _place(path: Path, contents: bytes | Path) -> FileEntry:
+def _place(path: Path, contents: bytes | Path, replaced: Path) -> FileEntry:
+    """Write, copy, or move one file. Only files of the bundle that is being replaced move."""
     if isinstance(contents, bytes):
         path.write_bytes(contents)
-    else:
-        try:
-            # Sharing is safe, because no file of a bundle is ever changed in place.
-            os.link(contents, path)
-        except OSError:
-            shutil.copyfile(contents, path)
+    elif not _moved(contents, path, replaced):
+        shutil.copyfile(contents, path)
     return FileEntry.of(path)
+
+
+def _moved(contents: Path, path: Path, replaced: Path) -> bool:
+    """Return whether a second name could be given to a file whose only other name will go with the replaced bundle."""
+    try:
+        if contents.resolve().parent != replaced or contents.stat().st_nlink != 1:
+            return False
+        # Adding a record to a bundle of several gigabytes must not write its weights again.
+        os.link(contents, path)
+    except OSError:
+        return False
+    return True

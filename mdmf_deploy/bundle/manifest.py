@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -17,6 +18,8 @@ MODEL_DATA = "model.onnx.data"
 BANK = "bank.safetensors"
 PROBES = "probes.safetensors"
 CALIBRATION = "calibration.json"
+
+WeightsOrigin = Literal["official", "package", "unknown"]
 
 # The names of the graph's tensors.
 INPUT, OUTPUT = "images", "signatures"
@@ -48,6 +51,8 @@ class WeightsSource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     name: of the package, or of the file itself.
     version, member, archive_sha256: of a package: its version, the file inside it, and the SHA-256 of the archive.
     sha256: of the file that holds the weights, in hex. It is the same inside an archive and on its own.
+    origin: whether this hash is that of an official file, of a known package's, or not known (model/known_weights.py).
+        "" if this was not recorded.
     """
 
     name: str
@@ -55,6 +60,7 @@ class WeightsSource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     version: str = ""
     member: str = ""
     archive_sha256: str = ""
+    origin: WeightsOrigin | Literal[""] = ""
 
     def __str__(self) -> str:
         parts = (self.name, self.version, self.member and f"({self.member})")
@@ -65,7 +71,8 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """The bundle's origin.
 
     libraries: name -> version of every library that shaped its bytes.
-    backbone: the file of the backbone's weights, if they are not in the checkpoint.
+    backbone: the file that the backbone's weights were read from, at export or at the start of training. None for a
+        backbone trained from scratch, or if the checkpoint does not say.
     """
 
     recipe: str

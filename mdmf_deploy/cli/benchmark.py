@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import log, print_json
+from mdmf_deploy.cli.console import log, log_written, print_json
 from mdmf_deploy.tasks.benchmark import BATCH_SIZE
 
 
@@ -99,10 +99,12 @@ def benchmark(
             scratch.file.write(to_bytes(report, output.suffix.lower()))
     if not as_json:
         typer.echo("\n".join(lines(report)))
-        return
-    print_json(report)
-    for warning in report.noise.warnings:
-        log(f"warning: noisy: {warning}")
+    else:
+        print_json(report)
+        for warning in report.noise.warnings:
+            log(f"warning: noisy: {warning}")
+    if output is not None:
+        log_written("the report", output)
 
 
 def _split(text: str) -> list[str]:

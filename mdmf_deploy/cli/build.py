@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdmf_deploy.cli.console import log, print_json
+from mdmf_deploy.cli.console import log, log_written, print_json
 from mdmf_deploy.cli.options import AsJson, BundleArgument
 
 if TYPE_CHECKING:
@@ -57,14 +58,19 @@ def build(
         raise UsageError("--compute-capability: tensorrt builds for the GPU at hand alone; leave it out, or use rtx")
     chosen = load_profile(profile)
     opened = Bundle.open(bundle)
-    plans = []
+    plans, built = [], list[str]()
+
+    def building(reason: str) -> None:
+        log(reason)
+        built.append(reason)
+
     if compute_capability:
         from mdmf_deploy.runtime.needs import require_library
 
         require_library(made_by)
         targets = dict.fromkeys(parse_capability(text) for text in compute_capability)
         requests = [BuildRequest(opened, made_by, made_by.load(), chosen, target) for target in targets]
-        plans = [obtain(request, log, again=force) for request in requests]
+        plans = [obtain(request, building, again=force) for request in requests]
     else:
         from mdmf_deploy.hardware.gpu import probe
         from mdmf_deploy.runtime.building.obtain import load_plan
@@ -79,14 +85,18 @@ def build(
         gpu = probe()
         request = BuildRequest(opened, made_by, made_by.load(), chosen, gpu.compute_capability, gpu.name)
         if force:
-            obtain(request, log, again=True)
-        plans = [load_plan(request, log)[0]]
+            obtain(request, building, again=True)
+        plans = [load_plan(request, building)[0]]
     if as_json:
         from msgspec import to_builtins
 
         print_json({"engines": [{"path": str(plan.path), **to_builtins(plan.card)} for plan in plans]})
     else:
         typer.echo("\n".join(line for plan in plans for line in _lines(plan)))
+    if built:
+        runtime = flavour if profile == "default" else f"{flavour}:{profile}"
+        what, where = ("the engine", plans[0].path) if len(plans) == 1 else ("the engines", plans[0].path.parent)
+        log_written(what, where, shlex.join(["mdmf", "detect", "photos/", "--bundle", bundle, "--runtime", runtime]))
 
 
 def _lines(plan: Plan) -> list[str]:

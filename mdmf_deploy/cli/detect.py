@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import log, progress
+from mdmf_deploy.cli.console import log, log_written, progress
 from mdmf_deploy.errors import CalibrationError, GateFailed, UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def detect(
         typer.Argument(metavar="PATHS...", help="Images, folders, globs, @LIST, or - for a list of paths on stdin."),
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write rows here: .jsonl, .csv or .parquet.")
+        Path | None, typer.Option("-o", "--output", help="Write rows here: .jsonl, .json, .csv or .parquet.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")] = False,
     heatmaps: Annotated[
@@ -98,6 +98,10 @@ def detect(
 
     if as_json and output is not None:
         raise UsageError("--json prints rows and -o writes them; give one of the two (-o rows.jsonl writes JSON)")
+    if output is not None:
+        from mdmf_deploy.detection.outputs import WRITERS, check_ending
+
+        check_ending(output, WRITERS)
     found = expand(inputs)
     with ExitStack() as stack:
         write = _stdout(as_json) if output is None else stack.enter_context(_file(output))
@@ -130,6 +134,10 @@ def detect(
         finally:
             if not quiet:
                 _summarise(counts, len(found.paths), found.skipped, time.perf_counter() - start)
+    if output is not None:
+        log_written(f"{counts.total()} rows", output, _following(detector))
+    if heatmaps is not None and any(heatmaps.iterdir()):
+        log_written("heat maps", heatmaps)
     _exit(counts, +undecided, fail_on or [])
 
 
@@ -202,6 +210,16 @@ def _summarise(counts: Counter[str], total: int, skipped: int, seconds: float) -
     rate = f"{seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s"
     also = f"; {skipped} other files in folders skipped" if skipped else ""
     log(f"{images}: {verdicts or 'none finished'}; {rate}{also}")
+
+
+def _following(detector: Detector) -> str:
+    """Return the command that gives the bundle thresholds of the user's own, or "" if it has them."""
+    from mdmf_deploy.bundle.bundle import hint, shipped_name
+
+    bundle = detector.bundle
+    if shipped_name(bundle.path) is None and bundle.calibration is not None:
+        return ""
+    return hint("calibrate", bundle.path, "REAL_PHOTOS").strip("`")
 
 
 def _exit(counts: Counter[str], undecided: Counter[str], fail_on: list[FailOn]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from enum import StrEnum
@@ -11,16 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import log, print_json, progress
+from mdmf_deploy.cli.console import log, log_written, print_json, progress
 from mdmf_deploy.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from mdmf_deploy.detection.outputs import Scratch
+    from mdmf_deploy.detection.outputs import Writer
     from mdmf_deploy.detection.rows import Row
     from mdmf_deploy.tasks.evaluate.evaluate import Audit, KnownImage, Table
     from mdmf_deploy.tasks.evaluate.metrics import Estimate
 
 _SHOWN = 3
+# Columns of -o before those of a row.
+_LABELS = ("condition", "generator")
 
 
 class SplitPart(StrEnum):
@@ -48,7 +51,9 @@ def evaluate(
             "'as is'. May be repeated, each for a table of its own; by default 'as is'."
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write every row to this .jsonl.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Also write every row here: .jsonl, .json, .csv or .parquet.")
+    ] = None,
     min_auroc: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Exit with 1 if a generator's AUROC is below this, or missing, in any table."),
@@ -68,12 +73,12 @@ def evaluate(
     """
     from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.detection.detector import Detector
-    from mdmf_deploy.detection.outputs import replacing
+    from mdmf_deploy.detection.outputs import WRITERS, check_ending, open_output
     from mdmf_deploy.errors import GateFailed, UsageError
     from mdmf_deploy.tasks.evaluate.evaluate import AS_IS, Condition, audit, find_images, judge, tabulate, unscored
 
-    if output is not None and output.suffix != ".jsonl":
-        raise UsageError(f"-o {output}: rows of an evaluation are written as .jsonl only")
+    if output is not None:
+        check_ending(output, WRITERS)
     conditions = [Condition.parse(text) for text in condition or [AS_IS]]
     if split is None and part is not SplitPart.test:
         raise UsageError(f"--part {part} needs --split, which says what the parts are")
@@ -83,17 +88,19 @@ def evaluate(
         detector = stack.enter_context(Detector(bundle, runtime=runtime))
         samples, audited = audit(find_images(dataset), detector.bundle, fractions, part.value)
         _log_audit(audited)
-        file = None if output is None else stack.enter_context(replacing(output))
+        writer = None if output is None else stack.enter_context(open_output(output, _LABELS))
         if detector.caveat:
             log(detector.caveat)
         for chosen in conditions:
             judged = judge(detector, samples, chosen)
-            tables.append(tabulate(chosen.name, _written(judged, len(samples), chosen.name, file)))
+            tables.append(tabulate(chosen.name, _written(judged, len(samples), chosen.name, writer)))
         ids = {"bundle_id": detector.bundle.bundle_id, "calibration_id": detector.bundle.calibration_id}
     if as_json:
         print_json({**ids, "audit": audited, "tables": tables})
     else:
         typer.echo("\n\n".join("\n".join(_lines(table)) for table in tables))
+    if output is not None:
+        log_written(f"{len(samples) * len(tables)} rows", output, f"mdmf detect photos/ --bundle {shlex.quote(bundle)}")
     worst = min(table.worst_auroc for table in tables)
     if min_auroc is not None and worst < min_auroc:
         raise GateFailed(f"the worst AUROC is {worst:.4f}, below --min-auroc {min_auroc:g}")
@@ -105,19 +112,13 @@ def evaluate(
 
 
 def _written(
-    judged: Iterable[tuple[KnownImage, Row]], total: int, condition: str, scratch: Scratch | None
+    judged: Iterable[tuple[KnownImage, Row]], total: int, condition: str, writer: Writer | None
 ) -> Iterator[tuple[KnownImage, Row]]:
     """Pass the pairs on, write each one's row to the file, and show a bar."""
-    import msgspec
-
-    from mdmf_deploy.detection.rows import COLUMNS
-
     with progress(judged, condition, total) as pairs:
         for sample, row in pairs:
-            if scratch is not None:
-                line = {"condition": condition, "generator": sample.generator}
-                scratch.file.write(msgspec.json.encode(line | {name: getattr(row, name) for name in COLUMNS}) + b"\n")
-                scratch.rows += 1
+            if writer is not None:
+                writer.write(row, condition, sample.generator)
             yield sample, row
 
 

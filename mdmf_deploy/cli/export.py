@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdmf_deploy.cli.console import log, log_unreadable, print_facts, print_json
+from mdmf_deploy.cli.console import log, log_unreadable, log_written, print_facts, print_json
 from mdmf_deploy.cli.options import AsJson
 from mdmf_deploy.errors import UsageError
 
@@ -58,7 +58,12 @@ def export(
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Bundle to write, a .mdmf folder.")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="A recipe's name, or a .toml file.", show_default="the checkpoint's, or starter")
+        str | None,
+        typer.Option(
+            help="The recipe that the checkpoint was trained by, a name or a .toml file. Its crop plan and its tables "
+            "export, bank and verification may differ.",
+            show_default="the one in the checkpoint",
+        ),
     ] = None,
     precision: Annotated[
         ExportPrecision,
@@ -104,7 +109,7 @@ def export(
     Given a bundle instead of a checkpoint, only the repository is written. DIR/README.md explains how to start it, what
     to send, and, if the bundle is calibrated and verified for the runtime there, how to reach a verdict.
 
-    Example: mdmf export run/checkpoint.safetensors --recipe starter --reals ~/photos -o starter.mdmf
+    Example: mdmf export run/checkpoint.safetensors --reals ~/photos -o starter.mdmf
 
     Example: mdmf export mine.mdmf --triton models/
     """
@@ -126,19 +131,19 @@ def export(
         if output.exists() and not force:
             raise UsageError(f"{output} exists; give --force to replace it, or another -o")
 
-        from mdmf_deploy.bundle.recipe import load_recipe
         from mdmf_deploy.images.inputs import expand
-        from mdmf_deploy.model.checkpoints import recipe_name
+        from mdmf_deploy.model.recipes import recipe_of
 
-        checkpoint = Path(source)
-        loaded = load_recipe(recipe or recipe_name(checkpoint) or "starter")
-        photographs = expand(reals).paths
+        # Everything is checked before an export, which may take hours.
         if triton is not None:
             from mdmf_deploy.tasks.triton import check_repository, model_name
 
-            # Checked before an export, which may take hours.
             check_repository(triton, output, force)
+        checkpoint = Path(source)
+        loaded = recipe_of(checkpoint, recipe, log)
+        if triton is not None:
             model_name(loaded.name)
+        photographs = expand(reals).paths
 
         from mdmf_deploy.tasks.export.export import TrainedModel
         from mdmf_deploy.tasks.export.export import export as export_model
@@ -147,6 +152,8 @@ def export(
         done = export_model(model, photographs, output, precision.value, log)
         bundle = done.bundle
         log_unreadable(done.bank.errors)
+    from mdmf_deploy.bundle.bundle import hint
+
     written = None
     if triton is not None:
         from mdmf_deploy.tasks.triton import write_repository
@@ -157,6 +164,10 @@ def export(
         print_json(_facts_of(bundle, place, done) | ({"triton": _facts_of_repository(written)} if written else {}))
     else:
         print_facts(_lines_of(bundle, place, done) | (_lines_of_repository(written, bundle) if written else {}))
+    if output is not None:
+        log_written("the bundle", output, hint("calibrate", output, "REAL_PHOTOS").strip("`"))
+    if triton is not None:
+        log_written("the Triton repository", triton, f"see {triton / 'README.md'}")
     if done and done.bank.errors:
         raise typer.Exit(3)
 
@@ -222,7 +233,6 @@ def _lines_of(bundle: Bundle, place: str, done: Exported | None) -> dict[str, ob
         "kept in fp32": ", ".join(manifest.model.kept) or "-",
         "verified on": f"{gates[0].images} images",
         **{gate.runtime: _gate_line(gate) for gate in gates},
-        "next": f"mdmf calibrate {place} REAL_IMAGES",
     }
 
 

@@ -63,6 +63,11 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
+    import msgspec
+
+    from mdmf_deploy.bundle.manifest import WeightsSource
+    from mdmf_deploy.model.known_weights import described
+
     model, preprocessing, provenance, bank = (facts[k] for k in ("model", "preprocessing", "provenance", "bank"))
     blocks = f" (blocks {', '.join(map(str, model['blocks']))})" if model.get("blocks") else ""
     lines = [
@@ -80,8 +85,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"              {', '.join(f'{name} {version}' for name, version in provenance['libraries'].items())}",
     ]
     if backbone := provenance["backbone"]:
-        parts = (backbone["name"], backbone.get("version"), backbone.get("member"))
-        lines.append(f"backbone from {' '.join(filter(None, parts))}, sha256 {backbone['sha256'][:12]}")
+        lines.append(described(msgspec.convert(backbone, WeightsSource)))
     lines.append("verification")
     for record in facts["verification"]:
         verdict = "passed" if record["passed"] else f"failed ({'; '.join(record['reasons'])})"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdmf_deploy.cli.console import log, print_json
+from mdmf_deploy.cli.console import log, log_written, print_json
 from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, destination
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def verify(
         Path | None, typer.Option(help="The backbone's own file, if the bundle was exported with one.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="The checkpoint's recipe; by default the one named in the bundle.")
+        str | None,
+        typer.Option(help="The checkpoint's recipe, a name or a .toml file.", show_default="the one in the checkpoint"),
     ] = None,
     record: Annotated[
         bool, typer.Option("--record/--no-record", help="Add the result to the bundle's manifest.")
@@ -85,11 +87,12 @@ def verify(
         else:
             gates = _against_checkpoint(opened, engines, checkpoint, backbone_weights, recipe, images or [])
         results = _with_speeds(opened, engines, gates)
+    recorded = None
     if record and results:
         from mdmf_deploy.tasks.verify import record as write
 
         try:
-            write(opened, *results, destination=destination(opened, output, force or output is None))
+            recorded = write(opened, *results, destination=destination(opened, output, force or output is None))
         except (BundleError, UsageError) as error:
             if output is not None:
                 raise
@@ -98,6 +101,10 @@ def verify(
         print_json({"bundle": str(opened.path), "bundle_id": opened.bundle_id, "records": results})
     elif results:
         _print_table(opened, results)
+    if recorded is not None:
+        where = output or opened.path
+        following = "" if failed or any(result.reasons for result in results) else _following(recorded, where)
+        log_written(f"the verification on {', '.join(result.runtime for result in results)}", where, following)
     failed += [
         f"{result.runtime} {result.precision}: {'; '.join(result.reasons)}" for result in results if result.reasons
     ]
@@ -153,12 +160,12 @@ def _against_checkpoint(
     recipe: str | None,
     images: list[str],
 ) -> list[Verification]:
-    from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_model
     from mdmf_deploy.model.onnx_weights import weights_source
     from mdmf_deploy.model.pfs import TorchEngine
+    from mdmf_deploy.model.recipes import recipe_of
     from mdmf_deploy.tasks.verify import verify_images
 
     made_of = bundle.manifest.provenance
@@ -174,11 +181,20 @@ def _against_checkpoint(
                 f"{backbone_weights} (sha256 {found[:12]}) is not the backbone this bundle was made of, "
                 f"{made_of.backbone} (sha256 {made_of.backbone.sha256[:12]}); give that file"
             )
-    source = TorchEngine(load_model(checkpoint, load_recipe(recipe or made_of.recipe), backbone_weights))
+    source = TorchEngine(load_model(checkpoint, recipe_of(checkpoint, recipe), backbone_weights))
     results, left_out = verify_images(bundle, engines, source, expand(images).paths)
     if left_out:
         log(f"{left_out} inputs unreadable or given twice, left out")
     return results
+
+
+def _following(bundle: Bundle, path: Path) -> str:
+    """Return the command to run on a verified bundle."""
+    from mdmf_deploy.bundle.bundle import hint
+
+    if bundle.calibration is None:
+        return hint("calibrate", path, "REAL_PHOTOS").strip("`")
+    return f"mdmf detect photos/ --bundle {shlex.quote(str(path))}"
 
 
 def _print_table(bundle: Bundle, results: list[Verification]) -> None:

@@ -1,9 +1,9 @@
 """Write checkpoints and load models from them: strictly, without running pickles, and atomically.
 
 Our own keys are "backbone.*" (official DINOv2 names), "head.layers.N.weight", "head.layers.N.bias", "head.norms.N.*",
-"head.mean", "head.scale" and "log_sigma". A checkpoint may leave the backbone out. It then names the file of its
-weights, and may hold LoRA factors to merge into them, "lora.LAYER.A" and "lora.LAYER.B" (lora.py). See foreign.py for
-heads that were trained elsewhere.
+"head.mean", "head.scale" and "log_sigma". The metadata hold the recipe (recipes.py), and name the file that the
+backbone's weights were read from. A checkpoint may leave the backbone out, and may then hold LoRA factors to merge into
+that file's, "lora.LAYER.A" and "lora.LAYER.B" (lora.py). See foreign.py for heads that were trained elsewhere.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from mdmf_deploy.model.layouts import official
 from mdmf_deploy.model.lora import Lora
 from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel
+from mdmf_deploy.model.recipes import check_recipe
 from mdmf_deploy.model.tensors import problems, read_facts, read_tensors
 
 _BACKBONE, _LORA = "backbone.", "lora."
@@ -45,19 +46,20 @@ def checkpoint_sha256(path: Path) -> str:
 def save_model(
     path: Path,
     model: MdmfModel,
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, object],
     backbone: Literal["float32", "float16"] | WeightsSource = "float32",
     lora: Lora | None = None,
 ) -> None:
     """Write a model to a safetensors file, atomically.
 
-    metadata: facts such as {"recipe": name}, stored as one JSON text with sorted keys, so that equal models make equal
-        files.
+    metadata: facts such as {"recipe": recipe}, stored as one JSON text with sorted keys, so that equal models make
+        equal files. "recipe" is the whole recipe or its name (recipes.py). "backbone" is the WeightsSource that the
+        backbone's weights were read from.
     backbone: the precision of the backbone's weights. A source leaves them out, and is named in the metadata.
     lora: changes of the backbone that loading will merge. The model's own backbone must not contain them.
     Raises CheckpointError if the file cannot be written.
     """
-    facts: dict[str, Any] = dict(metadata)
+    facts: dict[str, Any] = msgspec.to_builtins(dict(metadata))
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if isinstance(backbone, WeightsSource):
         facts["backbone"] = msgspec.to_builtins(backbone)
@@ -79,8 +81,10 @@ def load_model(path: Path, recipe: Recipe, backbone_weights: Path | None = None)
 
     A backbone in the checkpoint is then ignored. LoRA factors in the checkpoint are merged into the backbone.
     Raises CheckpointError naming the file and every missing, extra or misshapen key (the first eight of each), for a
-    checkpoint without a backbone if no file is given, and for a file other than the one that the checkpoint names.
+    checkpoint of another recipe (recipes.py), for one without a backbone if no file is given, and for a file other than
+    the one that the checkpoint names.
     """
+    check_recipe(path, recipe)
     tensors, facts = read_tensors(path), read_facts(path)
     prefix = backbone_prefix(tensors, recipe)
     inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -125,10 +129,9 @@ def load_head(model: MdmfModel, path: Path, recipe: Recipe) -> None:
     fill_head(model, {key: value for key, value in tensors.items() if not key.startswith(left_out)}, path, recipe)
 
 
-def recipe_name(path: Path) -> str | None:
-    """Return the name of the recipe that a checkpoint of ours was trained by, or None if it does not say."""
-    name = read_facts(path).get("recipe")
-    return name if isinstance(name, str) else None
+def backbone_source(path: Path) -> WeightsSource | None:
+    """Return the file that a checkpoint of ours names as the source of its backbone's weights, or None."""
+    return _source_in(read_facts(path), path)
 
 
 def _source_in(facts: Mapping[str, Any], path: Path) -> WeightsSource | None:

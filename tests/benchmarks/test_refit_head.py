@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from helpers.one_thread import one_thread
 from helpers.synthetic_photos import synthetic_photo
 from PIL import Image
 
-from mdmf_deploy.bundle.recipe import load_recipe
+from mdmf_deploy.bundle.recipe import Recipe, load_recipe
 from mdmf_deploy.model.checkpoints import load_model, save_model
 from mdmf_deploy.model.lora import Lora
 from mdmf_deploy.model.onnx_weights import weights_source
@@ -94,7 +95,11 @@ def test_only_the_head_changes_and_it_learns_from_nothing_that_is_held_out(
     assert old.keys() == new.keys()
     same = {key for key, value in old.items() if torch.equal(value, new[key])}
     assert same == {key for key in old if not key.startswith("head.")}
-    assert read_facts(setup.checkpoint) == read_facts(setup.folder / "new.safetensors")
+    before, after = read_facts(setup.checkpoint), read_facts(setup.folder / "new.safetensors")
+    recipe = msgspec.convert(after.pop("recipe"), Recipe)
+    assert before.pop("recipe") == recipe.name
+    assert recipe == load_recipe(setup.folder / "tiny.toml")
+    assert before == after
     load_model(setup.folder / "new.safetensors", load_recipe(setup.folder / "tiny.toml"), setup.weights)
 
     # Red is easy to see, for the head and for all baselines.

@@ -27,7 +27,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> Path:
-    """The tiny bundle's model, as a file."""
+    """The tiny bundle's model with its recipe, as a file."""
     import torch
 
     from mdmf_deploy.model.checkpoints import save_model
@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) ->
     torch.manual_seed(0)
     model = MdmfModel(tiny_recipe)
     torch.nn.init.trunc_normal_(model.backbone.pos_embed, std=0.02)
-    save_model(path, model, {})
+    save_model(path, model, {"recipe": tiny_recipe})
     return path
 
 

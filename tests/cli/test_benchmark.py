@@ -82,6 +82,7 @@ def test_generated_images_have_two_sizes(tiny_bundle: Path, monkeypatch: pytest.
     arguments = ["--scenario", "single-stream", "--seconds", "0.05", "--batch-size", "2", "-o", str(table)]
     result = benchmark(str(tiny_bundle), *arguments)
     assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines()[-1] == f"mdmf: wrote the report to {table}"
     assert "generated: JPEGs" in result.stdout
     assert "stages of onnxruntime fp32, 0.5 MP" in result.stdout
     assert "stages of onnxruntime fp32, 1 MP" in result.stdout
@@ -120,7 +121,8 @@ def test_bundles_without_thresholds_are_compared_too(
         (["--seconds", "0"], "--seconds must be a number above 0"),
         (["--batch-size", "0"], "--batch-size must be a number above 0"),
         (["--batch-wait", "-1"], "--batch-wait must be"),
-        (["-o", "report.pdf"], "no report ends in '.pdf'; choose one of .json, .csv, .html"),
+        (["-o", "report.pdf"], "no format ends in '.pdf'; choose one of .json, .csv, .html"),
+        (["-o", "."], "-o . is a folder; give the name of a file that ends in one of .json, .csv, .html"),
         (["-o", "nowhere/report.csv"], "cannot be written there"),
         (["--images", "nowhere.jpg"], "none of 1 inputs tried is a readable image"),
         (["--precision", "int4"], "--precision int4: not known"),

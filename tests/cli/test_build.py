@@ -34,6 +34,9 @@ def test_rtx_builds_for_cards_that_are_not_here(tiny_bundle: Path) -> None:
         assert plan.stat().st_size == engine["size"]
         assert json.loads(plan.with_suffix(".json").read_text())["sha256"] == engine["sha256"]
     assert result.stderr.count("building for compute capability") == 2
+    place = Path(engines[0]["path"]).parent
+    following = f"mdmf detect photos/ --bundle {tiny_bundle} --runtime rtx"
+    assert result.stderr.splitlines()[-1] == f"mdmf: wrote the engines to {place}; next: {following}"
     again = mdmf("build", tiny_bundle, "--flavour", "rtx", *targets)
     assert again.exit_code == 0
     assert again.stderr == ""

@@ -103,11 +103,15 @@ def test_rows_are_the_same_for_every_batch_size_and_run(calibrated: Path, mixed:
 def test_every_output_holds_the_same_rows(calibrated: Path, mixed: Path, tmp_path: Path) -> None:
     printed = timeless(detect(mixed, "--bundle", calibrated, "--json").stdout)
     assert all(tuple(row) == COLUMNS for row in printed)
-    for ending in ("jsonl", "csv", "parquet"):
+    for ending in ("jsonl", "json", "csv", "parquet"):
         path = tmp_path / f"rows.{ending}"
         result = detect(mixed, "--bundle", calibrated, "-o", path)
         assert (result.exit_code, result.stdout) == (3, "")
-        if ending == "jsonl":
+        assert result.stderr.splitlines()[-1] == f"mdmf: wrote {len(printed)} rows to {path}"
+        if ending == "json":
+            lines = path.read_text(encoding="utf-8").splitlines()[1:-1]
+            assert timeless("\n".join(line.removesuffix(",") for line in lines)) == printed
+        elif ending == "jsonl":
             assert timeless(path.read_text(encoding="utf-8")) == printed
         elif ending == "parquet":
             table = pyarrow.parquet.read_table(path).to_pylist()
@@ -175,6 +179,7 @@ def test_heat_maps(calibrated: Path, mixed: Path, tmp_path: Path) -> None:
     given = [mixed / name for name in ("photo00.jpg", "cut.jpg", "photo01.png")]
     result = detect(*given, "--bundle", calibrated, "--heatmaps", tmp_path / "maps")
     assert result.exit_code == 3
+    assert result.stderr.splitlines()[-1] == f"mdmf: wrote heat maps to {tmp_path / 'maps'}"
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
         "photo00.heatmap.jpg",
         "photo01.heatmap.jpg",
@@ -207,6 +212,7 @@ def test_a_full_disk_costs_heat_maps_not_rows(
     assert len(timeless(rows.read_text())) == 3
     assert result.stderr.count("mdmf: no heat map of ") == 3
     assert "No space left on device" in result.stderr
+    assert "wrote heat maps" not in result.stderr
     assert list((tmp_path / "maps").iterdir()) == []
 
 
@@ -229,7 +235,9 @@ def test_options_reach_the_detector(calibrated: Path, photos: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "rows.xlsx"], "choose one of .jsonl, .csv, .parquet"),
+        (["-o", "rows.xlsx"], "choose one of .jsonl, .json, .csv, .parquet"),
+        (["-o", "empty"], "-o empty is a folder; give the name of a file that ends in one of .jsonl, .json, .csv"),
+        (["nowhere*.jpg", "-o", "rows"], "no format ends in ''"),
         (["-o", "missing/rows.csv"], "choose a place you can write to"),
         (["-o", "rows.csv", "--json"], "give one of the two"),
         (["--heatmaps", "file"], "choose a folder you can write to"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from helpers.mdmf import mdmf
 from typer.testing import Result
+
+from mdmf_deploy.detection.rows import COLUMNS
 
 
 def evaluate(dataset: Path, bundle: Path, *arguments: str) -> Result:
@@ -107,12 +111,32 @@ def test_images_trained_on_are_left_out(dataset: Path, tiny_bundle: Path, tmp_pa
     assert "other parts of the split" in result.stderr
 
 
+@pytest.mark.parametrize("ending", ["json", "csv", "parquet"])
+def test_rows_are_written_in_the_formats_of_detect(
+    dataset: Path, tiny_bundle: Path, tmp_path: Path, ending: str
+) -> None:
+    path = tmp_path / f"rows.{ending}"
+    result = evaluate(dataset, tiny_bundle, "-o", str(path))
+    assert result.exit_code == 0, result.stderr
+    following = f"mdmf detect photos/ --bundle {tiny_bundle}"
+    assert result.stderr.splitlines()[-1] == f"mdmf: wrote 12 rows to {path}; next: {following}"
+    if ending == "json":
+        rows = json.loads(path.read_text())
+    elif ending == "csv":
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+    else:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    assert [row["generator"] or None for row in rows] == [None] * 6 + ["a"] * 3 + ["b"] * 3
+    assert list(rows[0]) == ["condition", "generator", *COLUMNS]
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["--condition", "blur:3"], "condition 'blur:3'"),
         (["--part", "train"], "needs --split"),
-        (["-o", "rows.csv"], ".jsonl only"),
+        (["-o", "rows.txt"], "no format ends in '.txt'; choose one of .jsonl, .json, .csv, .parquet"),
+        (["-o", "."], "-o . is a folder; give the name of a file that ends in one of .jsonl, .json"),
         (["--split", "no-such-recipe"], "recipe 'no-such-recipe' is not known"),
     ],
 )

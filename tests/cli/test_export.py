@@ -34,14 +34,17 @@ class Export:
 
 
 @pytest.fixture(scope="module")
-def exported(checkpoint: Path, recipe_file: Path, reals: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+def exported(checkpoint: Path, reals: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
     folder = tmp_path_factory.mktemp("exported")
-    options = ("--recipe", recipe_file, "--reals", reals, "-o", "new.mdmf", "--triton", "models", "--json")
+    options = ("--reals", reals, "-o", "new.mdmf", "--triton", "models", "--json")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         result = mdmf("export", checkpoint, *options)
     assert result.exit_code == 0, result.stderr
     assert "tracing" in result.stderr
+    bundle_line, triton_line = result.stderr.splitlines()[-2:]
+    assert bundle_line.startswith("mdmf: wrote the bundle to new.mdmf; next: mdmf calibrate new.mdmf REAL_PHOTOS")
+    assert triton_line == "mdmf: wrote the Triton repository to models; next: see models/README.md"
     return Export(folder / "new.mdmf", folder / "models", json.loads(result.stdout))
 
 
@@ -108,6 +111,8 @@ def test_a_foreign_head_and_its_own_backbone_file_make_the_same_model(
     foreign.write_text(recipe_file.read_text().replace("signature = 8", mapped))
     source = ("--recipe", foreign, "--backbone-weights", tmp_path / "backbone.safetensors")
     making = (tmp_path / "head.pth", *source, "--reals", reals)
+    named = (tmp_path / "head.pth", "--reals", reals, "-o", tmp_path / "not written.mdmf")
+    assert "does not say which recipe it was trained by" in refused(*named)
     assert "give --golden FILE with scores by its own code" in refused(*making, "-o", tmp_path / "not written.mdmf")
     golden = write_golden(tmp_path / "golden.json", exported.bundle, sorted(photos.iterdir())[:2], reals)
     # Both replace what the first export wrote.
@@ -116,10 +121,14 @@ def test_a_foreign_head_and_its_own_backbone_file_make_the_same_model(
     result = mdmf("export", *making, "-o", output, "--triton", models, "--force", "--golden", golden)
     assert result.exit_code == 0, result.stderr
     assert "golden scores agree to" in result.stderr
+    assert "backbone.safetensors, sha256" in result.stderr
+    assert "not the official DINOv2 file: its hash is not known here" in result.stderr
     same, new = Bundle.open(exported.bundle).manifest, Bundle.open(output).manifest
     assert new.files["probes.safetensors"] == same.files["probes.safetensors"]
     assert new.provenance.checkpoint_sha256 != same.provenance.checkpoint_sha256
     assert new.provenance.backbone.sha256 == file_sha256(tmp_path / "backbone.safetensors")
+    assert new.provenance.backbone.origin == "unknown"
+    assert "not the official DINOv2 file" in mdmf("inspect", output).stdout
     assert new.model.sigma == pytest.approx(same.model.sigma, rel=1e-6)
     verify = ("verify", output, photos, "--checkpoint", tmp_path / "head.pth", "--no-record")
     result = mdmf(*verify, *source)
@@ -206,7 +215,17 @@ def test_a_triton_repository_is_replaced_only_by_force(tiny_bundle: Path, tmp_pa
     assert mdmf(*command, "--force").exit_code == 0
 
 
-def test_options_that_exclude_each_other_are_one_line(tiny_bundle: Path, recipe_file: Path, tmp_path: Path) -> None:
+def test_a_recipe_of_another_model_is_refused_before_anything_is_read(
+    checkpoint: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.toml").write_text(recipe_file.read_text().replace("crop = 56", "crop = 70"))
+    making = ("--recipe", tmp_path / "other.toml", "--reals", tmp_path / "missing", "-o", tmp_path / "b.mdmf")
+    assert "preprocessing.crop (56 in the checkpoint, not 70)" in refused(checkpoint, *making)
+
+
+def test_options_that_exclude_each_other_are_one_line(
+    tiny_bundle: Path, checkpoint: Path, recipe_file: Path, tmp_path: Path
+) -> None:
     models = tmp_path / "models"
     assert "is a bundle already; give --triton DIR" in refused(tiny_bundle)
     line = refused("starter", "--triton", models, "-o", tmp_path / "b.mdmf", "--recipe", "starter")
@@ -221,8 +240,9 @@ def test_options_that_exclude_each_other_are_one_line(tiny_bundle: Path, recipe_
     assert "must lie apart" in refused(*making, "-o", models)
     assert "export the bundle first" in refused(*making, "-o", tmp_path / "b.mdmf", "--triton-plan", "x")
     (tmp_path / "odd.toml").write_text(recipe_file.read_text().replace('"tiny"', '"a/b"'))
-    named = (*making, "-o", tmp_path / "b.mdmf", "--recipe", tmp_path / "odd.toml")
-    assert "parts of addresses" in refused(*named)
+    named = (*making[1:], "-o", tmp_path / "b.mdmf", "--recipe", tmp_path / "odd.toml")
+    # A line on the other name precedes it.
+    assert "parts of addresses" in mdmf("export", checkpoint, *named).stderr.splitlines()[-1]
     curly = tmp_path / "{0}.mdmf"
     curly.mkdir()
     assert "{0}.mdmf is a bundle already" in refused(curly, "--recipe", "starter")

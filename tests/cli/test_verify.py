@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,10 @@ def test_verify_needs_only_the_bundle_and_records_the_result(bundle_copy: Path) 
     before = Bundle.open(bundle_copy)
     result = mdmf("verify", bundle_copy, "--runtime", "onnxruntime")
     assert result.exit_code == 0, result.stderr
+    following = f"next: mdmf calibrate {bundle_copy} REAL_PHOTOS"
+    assert result.stderr.splitlines()[-1].startswith(
+        f"mdmf: wrote the verification on onnxruntime to {bundle_copy}; {following}"
+    )
     assert "passed" in result.stdout
     for figure in ("max score change", "rank correlation", "flipped verdicts", "fpr change"):
         assert figure in result.stdout
@@ -92,7 +97,20 @@ def test_verify_without_record_leaves_the_bundle_alone(bundle_copy: Path) -> Non
     (record,) = json.loads(result.stdout)["records"]
     assert record["passed"] is True
     assert record["images_per_second"] > 0
+    assert "wrote" not in result.stderr
     assert (bundle_copy / "manifest.json").read_bytes() == before
+
+
+def test_a_copy_with_the_record_replaces_nothing_without_force(bundle_copy: Path, tmp_path: Path) -> None:
+    there = Path(shutil.copytree(bundle_copy, tmp_path / "there.mdmf"))
+    before = (there / "manifest.json").read_bytes()
+    command = ("verify", bundle_copy, "--runtime", "onnxruntime", "-o", there)
+    result = mdmf(*command)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "or --force to replace this one" in result.stderr
+    assert (there / "manifest.json").read_bytes() == before
+    assert mdmf(*command, "--force").exit_code == 0
+    assert len(Bundle.open(there).manifest.verification) == 1 + len(Bundle.open(bundle_copy).manifest.verification)
 
 
 def test_a_missed_limit_is_exit_code_1_and_recorded(bundle_copy: Path) -> None:
@@ -106,8 +124,8 @@ def test_a_missed_limit_is_exit_code_1_and_recorded(bundle_copy: Path) -> None:
     assert not Bundle.open(bundle_copy).covers("onnxruntime", "fp32")
 
 
-def test_verify_runs_the_checkpoint_again(tiny_bundle: Path, checkpoint: Path, recipe_file: Path, photos: Path) -> None:
-    options = ("--runtime", "onnxruntime", "--checkpoint", checkpoint, "--recipe", recipe_file, "--no-record", "--json")
+def test_verify_runs_the_checkpoint_again(tiny_bundle: Path, checkpoint: Path, photos: Path) -> None:
+    options = ("--runtime", "onnxruntime", "--checkpoint", checkpoint, "--no-record", "--json")
     result = mdmf("verify", tiny_bundle, photos, *options)
     assert result.exit_code == 0, result.stderr
     (gate,) = json.loads(result.stdout)["records"]
@@ -116,11 +134,18 @@ def test_verify_runs_the_checkpoint_again(tiny_bundle: Path, checkpoint: Path, r
     assert 0 < gate["max_signature_error"] < 1e-5
 
 
-def test_another_checkpoint_is_refused(bundle_copy: Path, checkpoint: Path, recipe_file: Path, photos: Path) -> None:
+def test_a_recipe_of_another_model_is_refused(tiny_bundle: Path, checkpoint: Path, photos: Path) -> None:
+    result = mdmf("verify", tiny_bundle, photos, "--checkpoint", checkpoint, "--recipe", "starter", "--no-record")
+    assert result.exit_code == 2
+    assert "recipe 'starter' describes another model: " in result.stderr
+    assert "head.pool (2 in the checkpoint, not " in result.stderr
+
+
+def test_another_checkpoint_is_refused(bundle_copy: Path, checkpoint: Path, photos: Path) -> None:
     bundle = Bundle.open(bundle_copy)
     other = msgspec.structs.replace(bundle.manifest.provenance, checkpoint_sha256="0" * 64)
     write_bundle(bundle_copy, msgspec.structs.replace(bundle.manifest, provenance=other), bundle.files())
-    result = mdmf("verify", bundle_copy, photos, "--checkpoint", checkpoint, "--recipe", recipe_file)
+    result = mdmf("verify", bundle_copy, photos, "--checkpoint", checkpoint)
     assert result.exit_code == 2
     assert "not the checkpoint this bundle was made of" in result.stderr
 

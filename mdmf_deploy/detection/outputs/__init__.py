@@ -8,14 +8,15 @@ import io
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from mdmf_deploy.detection.rows import COLUMNS, Row, json_line
+from mdmf_deploy.detection.outputs.json_rows import labelled_line
+from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import RuntimeUnavailable, UsageError, install
 from mdmf_deploy.files import replace_durably
 
@@ -24,9 +25,14 @@ if TYPE_CHECKING:
 
 
 class Writer(Protocol):
-    """Built as Writer(file). Writes every column of mdmf_deploy.detection.rows.COLUMNS, in their order."""
+    """Built as Writer(file, labels). Writes labels, and then all of mdmf_deploy.detection.rows.COLUMNS, in their order.
 
-    def write(self, row: Row) -> None: ...
+    labels: names of columns of text that are not in a row, such as an evaluation's condition.
+    """
+
+    def write(self, row: Row, *values: str | None) -> None:
+        """Write a row, with a value for each of the labels."""
+        ...
 
     def close(self) -> None:
         """Write what is left, so that the file is valid. The file itself stays open."""
@@ -36,6 +42,7 @@ class Writer(Protocol):
 # ending -> module, class, extra that installs the module's imports
 WRITERS: dict[str, tuple[str, str, str]] = {
     ".jsonl": ("mdmf_deploy.detection.outputs", "JsonlWriter", ""),
+    ".json": ("mdmf_deploy.detection.outputs.json_rows", "JsonWriter", ""),
     ".csv": ("mdmf_deploy.detection.outputs", "CsvWriter", ""),
     ".parquet": ("mdmf_deploy.detection.outputs.parquet", "ParquetWriter", "scale"),
 }
@@ -66,16 +73,30 @@ class Scratch:
     valid: bool = True
 
 
+def check_ending(path: Path, endings: Iterable[str]) -> str:
+    """Return the ending of a file to write, in small letters.
+
+    Raises UsageError, listing the endings, if it is none of them or if the path is a folder, such as a bundle.
+    """
+    ending, known = path.suffix.lower(), ", ".join(endings)
+    if path.is_dir():
+        raise UsageError(f"-o {path} is a folder; give the name of a file that ends in one of {known}")
+    if ending not in endings:
+        raise UsageError(f"-o {path}: no format ends in {ending!r}; choose one of {known}")
+    return ending
+
+
 @contextmanager
-def open_output(path: Path) -> Iterator[Writer]:
+def open_output(path: Path, labels: Sequence[str] = ()) -> Iterator[Writer]:
     """Open a writer for the format that the path's ending names. The file takes its name as in `replacing`.
 
+    labels: the columns before those of a row, as in Writer.
     Raises UsageError for an unknown ending, RuntimeUnavailable if the format's library is not installed.
     """
     writer_class = _writer_class(path)
     with replacing(path) as scratch:
         scratch.valid = False
-        writer = _CountingWriter(writer_class(scratch.file))
+        writer = _CountingWriter(writer_class(scratch.file, labels))
         try:
             yield writer
         finally:
@@ -122,11 +143,12 @@ def replacing(path: Path) -> Iterator[Scratch]:
 class JsonlWriter:
     """One JSON object per line. A missing value is null."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, labels: Sequence[str] = ()) -> None:
         self._file = file
+        self._labels = labels
 
-    def write(self, row: Row) -> None:
-        self._file.write(json_line(row))
+    def write(self, row: Row, *values: str | None) -> None:
+        self._file.write(labelled_line(row, self._labels, values))
 
     def close(self) -> None:
         """Do nothing: every line is written at once."""
@@ -135,13 +157,13 @@ class JsonlWriter:
 class CsvWriter:
     """CSV (RFC 4180, except that a line ends in a bare newline), UTF-8, with a header. A missing value is empty."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, labels: Sequence[str] = ()) -> None:
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         self._rows = csv.writer(self._text, lineterminator="\n")
-        self._rows.writerow(COLUMNS)
+        self._rows.writerow([*labels, *COLUMNS])
 
-    def write(self, row: Row) -> None:
-        self._rows.writerow(getattr(row, name) for name in COLUMNS)
+    def write(self, row: Row, *values: str | None) -> None:
+        self._rows.writerow([*values, *(getattr(row, name) for name in COLUMNS)])
 
     def close(self) -> None:
         self._text.detach()
@@ -181,8 +203,8 @@ class _CountingWriter:
         self._writer = writer
         self.rows = 0
 
-    def write(self, row: Row) -> None:
-        self._writer.write(row)
+    def write(self, row: Row, *values: str | None) -> None:
+        self._writer.write(row, *values)
         self.rows += 1
 
     def close(self) -> None:
@@ -190,9 +212,7 @@ class _CountingWriter:
 
 
 def _writer_class(path: Path) -> type:
-    ending = path.suffix.lower()
-    if ending not in WRITERS:
-        raise UsageError(f"-o {path}: no format ends in {ending!r}; choose one of {', '.join(WRITERS)}")
+    ending = check_ending(path, WRITERS)
     module, name, extra = WRITERS[ending]
     try:
         found: type = getattr(importlib.import_module(module), name)

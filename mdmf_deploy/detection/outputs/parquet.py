@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import BinaryIO
 
 import pyarrow
@@ -22,25 +22,35 @@ _NUMBERS = {
     "ms_engine": pyarrow.float64(),
     "ms_mmd": pyarrow.float64(),
 }
-SCHEMA = pyarrow.schema(
-    [pyarrow.field(name, _NUMBERS.get(name, pyarrow.string()), name not in ("uri", "status")) for name in COLUMNS]
-)
+_REQUIRED = ("uri", "status")
+
+
+def schema(labels: Sequence[str] = ()) -> pyarrow.Schema:
+    """Return the schema of a file with these columns of text before those of a row."""
+    return pyarrow.schema(
+        [
+            pyarrow.field(name, _NUMBERS.get(name, pyarrow.string()), name not in _REQUIRED)
+            for name in (*labels, *COLUMNS)
+        ]
+    )
 
 
 def table_of(rows: Iterable[Row]) -> pyarrow.Table:
     """Return the rows as a table of this schema."""
-    return pyarrow.Table.from_pylist([row.to_dict() for row in rows], SCHEMA)
+    return pyarrow.Table.from_pylist([row.to_dict() for row in rows], schema())
 
 
 class ParquetWriter:
     """Keep at most ROW_GROUP rows in memory."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._parquet = pyarrow.parquet.ParquetWriter(file, SCHEMA)
+    def __init__(self, file: BinaryIO, labels: Sequence[str] = ()) -> None:
+        self._schema, self._labels = schema(labels), labels
+        self._parquet = pyarrow.parquet.ParquetWriter(file, self._schema)
         self._rows: list[dict[str, object]] = []
 
-    def write(self, row: Row) -> None:
-        self._rows.append(row.to_dict())
+    def write(self, row: Row, *values: str | None) -> None:
+        labelled = zip(self._labels, values, strict=True)
+        self._rows.append(dict(labelled) | row.to_dict())
         if len(self._rows) >= ROW_GROUP:
             self._flush()
 
@@ -50,5 +60,5 @@ class ParquetWriter:
         self._parquet.close()
 
     def _flush(self) -> None:
-        self._parquet.write_table(pyarrow.Table.from_pylist(self._rows, SCHEMA))
+        self._parquet.write_table(pyarrow.Table.from_pylist(self._rows, self._schema))
         self._rows = []

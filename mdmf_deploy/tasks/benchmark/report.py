@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from mdmf_deploy.detection.outputs import check_ending
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.tasks.benchmark.results import Benchmark, Latency, Result, StageTable
 from mdmf_deploy.tasks.benchmark.statistics import Spread
@@ -50,10 +51,9 @@ class _Bar(NamedTuple):
 
 def check_output(path: Path) -> None:
     """Raise UsageError, before anything is measured, if no report can be written to this path."""
-    if path.suffix.lower() not in ENDINGS:
-        raise UsageError(f"-o {path}: no report ends in {path.suffix!r}; choose one of {', '.join(ENDINGS)}")
+    check_ending(path, ENDINGS)
     folder = path.resolve().parent
-    if path.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"-o {path}: cannot be written there; give the name of a file in a folder you can write to")
 
 

@@ -30,7 +30,8 @@ from mdmf_deploy.bundle.probe_images import probe_crops, probes_to_bytes
 from mdmf_deploy.bundle.recipe import Precision, Recipe
 from mdmf_deploy.errors import GateFailed, ImageError, UsageError
 from mdmf_deploy.images.decode import decoder_version, read
-from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_model
+from mdmf_deploy.model.checkpoints import backbone_source, checkpoint_sha256, load_model
+from mdmf_deploy.model.known_weights import described
 from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel, TorchEngine
 from mdmf_deploy.runtime import images_per_second, installed, open_engine
@@ -65,7 +66,7 @@ class Origin:
     """The files that a detector was loaded from.
 
     checkpoint_sha256: "" for a detector of no file.
-    backbone: the file of the backbone's weights, if the checkpoint does not hold them.
+    backbone: the file that the backbone's weights were read from, if it is known.
     """
 
     checkpoint_sha256: str = ""
@@ -96,8 +97,8 @@ def export(
 ) -> Exported:
     """Export a trained model to a bundle with a bank of these real images, as export_detector does.
 
-    Raises UsageError for a head trained elsewhere without golden scores. Raises CheckpointError if the checkpoint does
-    not fit this recipe's model, and the errors of check_golden and export_detector.
+    Raises UsageError for a head trained elsewhere without golden scores. Raises CheckpointError if the checkpoint is
+    not of this recipe's model, and the errors of check_golden and export_detector.
     """
     check_destination(destination)
     recipe, weights = model.recipe, model.backbone_weights
@@ -112,7 +113,9 @@ def export(
         engine = TorchEngine(detector)
         worst = check_golden(model.golden, engine, detector.sigma, recipe.head, recipe.preprocessing, reals)
         log(f"golden scores agree to {worst:.2g}")
-    backbone = None if weights is None else weights_source(weights)
+    backbone = backbone_source(model.checkpoint) if weights is None else weights_source(weights)
+    if backbone is not None:
+        log(described(backbone))
     origin = Origin(checkpoint_sha256(model.checkpoint), backbone)
     return export_detector(detector, recipe, reals, destination, precision, origin, log)
 
@@ -154,7 +157,7 @@ def export_detector(
     sigma = detector.sigma
 
     destination.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the destination, so that gigabytes of weights are linked into the bundle rather than copied.
+    # Beside the destination, because /tmp may be too small for gigabytes of weights.
     with tempfile.TemporaryDirectory(
         prefix=f".{destination.name}.export.", dir=destination.parent, ignore_cleanup_errors=True
     ) as scratch:

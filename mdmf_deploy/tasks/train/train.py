@@ -16,6 +16,7 @@ from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import CheckpointError, TrainingFailed, UsageError
 from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_backbone, save_model
+from mdmf_deploy.model.known_weights import described
 from mdmf_deploy.model.lora import Lora
 from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel
@@ -105,6 +106,7 @@ def fit(
     torch.manual_seed(recipe.training.seed)
     detector = MdmfModel(recipe)
     if run.backbone_weights is not None:
+        log(described(weights_source(run.backbone_weights)))
         load_backbone(detector.backbone, run.backbone_weights)
     else:
         crops = center_crops(_paths(dataset.of("train", False)[:_INITIALISING_CROPS]), recipe.preprocessing.crop)
@@ -180,10 +182,12 @@ def _tuned(run: TrainingRun) -> Tuned:
 
 
 def _save(path: Path, trained: MdmfModel, run: TrainingRun, dataset: Dataset) -> None:
-    facts = {"recipe": run.recipe.name, "data_sha256": dataset.hash()}
+    facts: dict[str, object] = {"recipe": run.recipe, "data_sha256": dataset.hash()}
+    source = None if run.backbone_weights is None else weights_source(run.backbone_weights)
     found = dict(factors(trained.backbone))
-    if found and run.backbone_weights is not None:
-        source = weights_source(run.backbone_weights)
+    if source is not None:
+        facts["backbone"] = source
+    if found and source is not None:
         save_model(path, trained, facts, source, Lora(found, run.recipe.training.lora.scale))
     else:
         save_model(path, trained, facts)

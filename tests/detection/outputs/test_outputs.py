@@ -64,9 +64,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a file, each value in its column's type."""
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_bytes().decode().split("\n")[:-1]]
+    if path.suffix == ".json":
+        array: list[dict[str, Any]] = json.loads(path.read_bytes())
+        return array
     if path.suffix == ".parquet":
         table = pyarrow.parquet.read_table(path)
-        assert table.schema.equals(parquet.SCHEMA)
+        labels = table.column_names[: -len(COLUMNS)]
+        assert table.schema.equals(parquet.schema(labels))
         found: list[dict[str, Any]] = table.to_pylist()
         return found
     with path.open(encoding="utf-8", newline="") as file:
@@ -94,6 +98,25 @@ def test_rows_read_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, e
     found = read(path)
     assert found == [as_columns(row) for row in written]
     assert all(tuple(row) == COLUMNS for row in found)
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_labels_are_columns_before_those_of_a_row(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"rows{ending}"
+    with open_output(path, ("condition", "generator")) as writer:
+        for generator in ('a "b", c', None):
+            writer.write(ROW, "as is", generator)
+    found = read(path)
+    assert [(row["condition"], row["generator"]) for row in found] == [("as is", 'a "b", c'), ("as is", None)]
+    assert [{name: row[name] for name in COLUMNS} for row in found] == [as_columns(ROW)] * 2
+    assert all(tuple(row) == ("condition", "generator", *COLUMNS) for row in found)
+
+
+def test_an_array_has_a_row_on_each_line(tmp_path: Path) -> None:
+    write(tmp_path / "rows.json", [ROW, ROW])
+    first, *lines, last = (tmp_path / "rows.json").read_text().splitlines()
+    assert (first, last) == ("[", "]")
+    assert [json.loads(line.removesuffix(",")) for line in lines] == [as_columns(ROW)] * 2
 
 
 @pytest.mark.parametrize("ending", WRITERS)
@@ -200,7 +223,10 @@ def test_parquet_holds_one_row_group_in_memory(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("name", ["rows.txt", "rows", "rows.jsonl.gz"])
 def test_an_unknown_ending_lists_the_known_ones(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"choose one of \.jsonl, \.csv, \.parquet"), open_output(tmp_path / name):
+    with (
+        pytest.raises(UsageError, match=r"choose one of \.jsonl, \.json, \.csv, \.parquet$"),
+        open_output(tmp_path / name),
+    ):
         pass
     assert not list(tmp_path.iterdir())
 

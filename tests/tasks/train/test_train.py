@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 
 from mdmf_deploy.bundle.recipe import Adapters, BankGate, Pairs, Recipe
 from mdmf_deploy.errors import CheckpointError, TrainingFailed, UsageError
-from mdmf_deploy.model.checkpoints import load_model
+from mdmf_deploy.files import file_sha256
+from mdmf_deploy.model.checkpoints import backbone_source, load_model
 from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.pfs import MdmfModel
+from mdmf_deploy.model.recipes import recipe_of
 from mdmf_deploy.tasks.train.loop import STATE, Cadence
 from mdmf_deploy.tasks.train.train import CHECKPOINT, FAILED, TrainingRun, fit
 
@@ -83,6 +85,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(
 
 def test_a_run_leaves_a_checkpoint_a_history_a_plot_and_the_split(training_folder: Path, whole: TrainingRun) -> None:
     load_model(whole.folder / CHECKPOINT, whole.recipe)
+    assert recipe_of(whole.folder / CHECKPOINT, None) == whole.recipe
     with (whole.folder / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == [str(step) for step in range(1, 7)]
@@ -158,6 +161,10 @@ def test_adapters_are_saved_without_the_backbone_and_resume(
     assert any(value.abs().max() > 0 for key, value in whole.items() if key.endswith(".B"))
     assert not [key for key in load_file(plan.folder / STATE) if "original" in key or "patch_embed" in key]
     load_model(again, plan.recipe, plan.backbone_weights)
+    source = backbone_source(again)
+    assert source is not None
+    assert (source.sha256, source.origin) == (file_sha256(plan.backbone_weights), "unknown")
+    assert backbone_source(frozen.folder / CHECKPOINT) == source
     with pytest.raises(UsageError, match="leave out --train-backbone"):
         run(training_folder, replace(plan, folder=tmp_path / "both", train_backbone=True))
 
