@@ -101,7 +101,8 @@ def test_no_bundle_is_replaced_without_force(bundle_copy: Path, photos: Path, tm
                 f"mdmf: {bundle_copy} exists; give -o to write a new bundle, or --force to replace this one\n"
             )
     (tmp_path / "notes").mkdir()
-    other = mdmf("calibrate", bundle_copy, photos, "-o", tmp_path / "notes", "--force")
+    # Refused before any work: the image is not even looked for.
+    other = mdmf("calibrate", bundle_copy, tmp_path / "nowhere.jpg", "-o", tmp_path / "notes", "--force")
     assert (other.exit_code, "is not a bundle" in other.stderr) == (2, True)
     assert (bundle_copy / "manifest.json").read_bytes() == before
 
