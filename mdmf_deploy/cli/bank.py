@@ -8,7 +8,7 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_duplicates, log_list, log_unreadable, print_facts, print_json, progress
-from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, OutputBundle, destination
+from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, OutputBundle, Yes, destination
 
 app = typer.Typer(no_args_is_help=True, help="Build, compress or inspect a reference bank.")
 
@@ -19,6 +19,7 @@ def build(
     reals: Annotated[list[str], typer.Argument(help="Real images: folders, files, globs, @LIST, or - for stdin.")],
     output: OutputBundle = None,
     force: Force = False,
+    yes: Yes = False,
     max_signatures: Annotated[
         int | None,
         typer.Option(
@@ -60,7 +61,7 @@ def build(
         max_signatures = 8192 if points is None else 0
     old = Bundle.open(bundle)
     target = destination(old, output, force)
-    inputs = expand(reals)
+    inputs = expand(reals, yes, log)
     engine = open_engine(runtime, old)
     try:
         with progress(inputs.paths, "extracting", len(inputs.paths)) as paths:

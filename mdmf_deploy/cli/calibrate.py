@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from mdmf_deploy.cli.console import log_duplicates, log_list, log_unreadable, print_json, progress
-from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, OutputBundle, destination
+from mdmf_deploy.cli.console import log, log_duplicates, log_list, log_unreadable, print_json, progress
+from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, OutputBundle, Yes, destination
 
 
 def calibrate(
@@ -32,6 +32,7 @@ def calibrate(
     runtime: Annotated[str, typer.Option(help="Runtime that scores the images; it must have been verified.")] = "auto",
     output: OutputBundle = None,
     force: Force = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Set thresholds from held-out real images alone.
@@ -55,7 +56,7 @@ def calibrate(
 
     opened = Bundle.open(bundle)
     target = destination(opened, output, force)
-    inputs = expand(reals)
+    inputs = expand(reals, yes, log)
     bounds = SIZE_BOUNDS if size_bound is None else [bound for bound in size_bound if bound != float("inf")]
     engine = open_engine(runtime, opened)
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.cli.console import log, log_unreadable, print_facts, print_json
-from mdmf_deploy.cli.options import AsJson
+from mdmf_deploy.cli.options import AsJson, Yes
 from mdmf_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def export(
         Path | None, typer.Option(metavar="FILE", help="TensorRT engine of the bundle's graph, to run in its place.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle or repository.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Turn a checkpoint into a verified bundle.
@@ -132,7 +133,7 @@ def export(
 
         checkpoint = Path(source)
         loaded = load_recipe(recipe or recipe_name(checkpoint) or "starter")
-        photographs = expand(reals).paths
+        photographs = expand(reals, yes, log).paths
         if triton is not None:
             from mdmf_deploy.tasks.triton import check_repository, model_name
 
