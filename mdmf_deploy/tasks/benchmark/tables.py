@@ -151,7 +151,7 @@ def _server(results: Sequence[Result], images: str) -> Iterator[Section]:
     if not measured:
         return
     bound = measured[0][1].bound
-    rate = "a given rate" if bound is None else f"most with p99 within {bound:g} ms"
+    rate = "at a given rate" if bound is None else f"the most that keep p99 within {bound:g} ms"
     rows, notes = [], []
     for name, one in measured:
         cells = _latency(one.latency) if one.latency is not None else (_NONE,) * 5
