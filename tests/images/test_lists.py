@@ -100,6 +100,7 @@ def test_what_find_writes_between_nuls_is_taken_as_it_is() -> None:
     names = [".", "./a", "./b", "./new\nline.jpg", "./bell\x07.jpg", "./tab\t.jpg", "1", "2", "x" * 4096]
     assert read(b"".join(name.encode() + b"\0" for name in names)) == names
     assert read(b"1\x002\x003\0") == ["1", "2", "3"]
+    assert read(b".\0./a\0./b\0") == [".", "./a", "./b"]
 
 
 def files() -> Iterator[tuple[str, bytes]]:
