@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -59,6 +60,23 @@ def write_to_cache(path: Path, data: bytes) -> None:
         raise UsageError(
             f"{path}: {error.strerror}; free some space, or set {CACHE_VARIABLE} to another folder"
         ) from error
+
+
+def refuse_url(path: str | Path) -> str | None:
+    """Return a line that refuses a URL given in place of a path, or None for a path.
+
+    A file or folder of that very name is no URL. A Path holds "https://host" as "https:/host".
+    """
+    match = re.match(r"(data:|[a-z][a-z0-9+.-]+:/)/*(.*)", str(path), re.DOTALL | re.IGNORECASE)
+    if match is None or os.path.lexists(path):
+        return None
+    scheme = match[1].lower()
+    url = f"{scheme}{'' if scheme == 'data:' else '//' if scheme == 'file:/' else '/'}{match[2]}"
+    # A data URL may hold a whole image.
+    name = "".join(character if character.isprintable() else "?" for character in url[:200])
+    if scheme == "file:/":
+        return f"{name} is a URL; give the path of the file instead"
+    return f"{name} is a URL; mdmf reads files only and never the network; save it to a file first"
 
 
 @contextmanager

@@ -56,6 +56,15 @@ def test_help_of_every_command_is_light() -> None:
     assert not imported_by(code) & HEAVY
 
 
+def test_listing_inputs_is_light(photos: Path) -> None:
+    code = (
+        "from typer.testing import CliRunner\n"
+        "from mdmf_deploy.cli import app\n"
+        f"assert CliRunner().invoke(app, ['detect', '--list-inputs', {str(photos)!r}]).exit_code == 0\n"
+    )
+    assert not imported_by(code) & HEAVY
+
+
 def test_detecting_and_evaluating_need_no_torch() -> None:
     tasks = "evaluate.evaluate", "calibrate", "doctor"
     modules = ", ".join(["mdmf_deploy.detection.detector", *(f"mdmf_deploy.tasks.{task}" for task in tasks)])

@@ -23,7 +23,7 @@ from mdmf_deploy.bundle.manifest import (
     Verification,
 )
 from mdmf_deploy.errors import BundleError
-from mdmf_deploy.files import atomic_folder, file_sha256
+from mdmf_deploy.files import atomic_folder, file_sha256, refuse_url
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bank import Bank
@@ -203,6 +203,9 @@ def _locate(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_dir():
         return path
+    refused = refuse_url(name)
+    if refused is not None:
+        raise BundleError(f"bundle {refused}")
     raise BundleError(f"bundle {str(name_or_path)!r} is not a folder; give a .mdmf folder, or 'starter'")
 
 

@@ -18,7 +18,7 @@ from mdmf_deploy.cli.console import (
     print_json,
     progress,
 )
-from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, OutputBundle, destination
+from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, OutputBundle, Yes, destination
 
 app = typer.Typer(no_args_is_help=True, help="Build, compress or inspect a reference bank.")
 
@@ -29,6 +29,7 @@ def build(
     reals: Annotated[list[str], typer.Argument(help="Real images: folders, files, globs, @LIST, or - for stdin.")],
     output: OutputBundle = None,
     force: Force = False,
+    yes: Yes = False,
     max_signatures: Annotated[
         int | None,
         typer.Option(
@@ -70,7 +71,7 @@ def build(
         max_signatures = 8192 if points is None else 0
     old = Bundle.open(bundle)
     target = destination(old, output, force)
-    inputs = expand(reals)
+    inputs = expand(reals, yes, log)
     engine = open_engine(runtime, old)
     try:
         with progress(inputs.paths, "extracting", len(inputs.paths)) as paths:

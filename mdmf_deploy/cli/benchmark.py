@@ -10,6 +10,7 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_written, print_json
+from mdmf_deploy.cli.options import Yes
 from mdmf_deploy.tasks.benchmark import BATCH_SIZE
 
 
@@ -54,6 +55,7 @@ def benchmark(
         float, typer.Option(help="Server: milliseconds that a request waits for others to join its batch.")
     ] = 0.0,
     threads: Annotated[int | None, typer.Option(min=1, help="As for mdmf detect; by default one per core.")] = None,
+    yes: Yes = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Also write the report here: .json, .csv or .html.")
@@ -85,7 +87,7 @@ def benchmark(
         batch_wait=batch_wait,
         threads=threads,
     )
-    paths = None if images is None else expand(images).paths
+    paths = None if images is None else expand(images, yes, log).paths
     report = run(
         bundles or [DEFAULT_BUNDLE],
         settings,

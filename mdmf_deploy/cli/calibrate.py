@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.cli.console import log, log_duplicates, log_list, log_unreadable, log_written, print_json, progress
-from mdmf_deploy.cli.options import AsJson, BundleArgument, OutputBundle, destination
+from mdmf_deploy.cli.options import AsJson, BundleArgument, OutputBundle, Yes, destination
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.calibration import Calibration
@@ -46,6 +46,7 @@ def calibrate(
             "few images, but never over thresholds that decide.",
         ),
     ] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Set thresholds from held-out real images alone.
@@ -74,7 +75,7 @@ def calibrate(
 
     opened = Bundle.open(bundle)
     target = destination(opened, output, force)
-    inputs = expand(reals)
+    inputs = expand(reals, yes, log)
     bounds = SIZE_BOUNDS if size_bound is None else [bound for bound in size_bound if bound != float("inf")]
     engine, opened = open_verified(runtime, opened, log)
     try:

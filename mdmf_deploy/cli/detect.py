@@ -16,6 +16,7 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_written, progress
+from mdmf_deploy.cli.options import Yes
 from mdmf_deploy.errors import CalibrationError, GateFailed, UsageError
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ def detect(
         typer.Option(min=1, help="Threads for decoding, the runtime and the reduction, each; by default one per core."),
     ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images without decoding them.")] = 100_000_000,
+    list_inputs: Annotated[
+        bool,
+        typer.Option("--list-inputs", help="Print what would be read and count what is skipped. Scores nothing."),
+    ] = False,
+    yes: Yes = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show no progress bar and no summary.")] = False,
 ) -> None:
     """Judge whether images are real or generated. Every input gets one row, in input order, whatever happens.
@@ -102,7 +108,12 @@ def detect(
         from mdmf_deploy.detection.outputs import WRITERS, check_ending
 
         check_ending(output, WRITERS)
-    found = expand(inputs)
+    found = expand(inputs, yes, log)
+    if list_inputs:
+        from mdmf_deploy.cli.list_inputs import print_inputs
+
+        print_inputs(found, as_json)
+        return
     with ExitStack() as stack:
         write = _stdout(as_json) if output is None else stack.enter_context(_file(output))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mdmf_deploy.cli.console import print_json
+from mdmf_deploy.cli.layout import wrapped
 from mdmf_deploy.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -36,30 +37,36 @@ def _lines(diagnosis: Diagnosis) -> list[str]:
     machine = diagnosis.machine
     limit = "" if machine.core_limit is None else f", container limit {machine.core_limit:g}"
     memory = "unknown" if machine.memory is None else f"{machine.memory / 2**30:.1f} GiB"
-    lines = [
-        f"mdmf-deploy {diagnosis.version} on {machine.python}, {machine.system}",
-        f"decoder     {diagnosis.decoder}",
-        f"cpu         {machine.cpu} ({' '.join(machine.cpu_features) or 'no known features'})",
-        f"cores       {machine.cores}{limit}",
-        f"memory      {memory}",
-        f"gpu         {'; '.join(machine.gpus) or 'none that nvidia-smi names'}",
-        "",
-        "runtimes",
+    rows = [
+        ("version", f"mdmf-deploy {diagnosis.version} on {machine.python}, {machine.system}"),
+        ("decoder", diagnosis.decoder),
+        ("cpu", f"{machine.cpu} ({' '.join(machine.cpu_features) or 'no known features'})"),
+        ("cores", f"{machine.cores}{limit}"),
+        ("memory", memory),
+        ("gpu", "; ".join(machine.gpus) or "none that nvidia-smi names"),
     ]
+    lines = wrapped(" ".join(diagnosis.summary))
+    for note in diagnosis.notes:
+        lines += wrapped(note, "note: ")
+    lines.append("")
+    for name, text in rows:
+        lines += wrapped(text, f"{name:<12}")
+    lines += ["", "runtimes"]
     for runtime in diagnosis.runtimes:
         state = f"ready {runtime.version or ''}" if runtime.missing is None else f"no: {runtime.missing}"
-        lines.append(f"  {runtime.name:<12} {state}".rstrip())
-        if runtime.enable:
-            lines.append(f"  {'':<12} {runtime.enable}")
+        lines += _entry(runtime.name, state.rstrip(), runtime.enable)
     lines += ["", "extras"]
     for extra in diagnosis.extras:
         parts = (f"{name} {version or 'missing'}" for name, version in extra.packages.items())
-        lines.append(f"  {extra.name:<12} {', '.join(parts)}")
-        if extra.enable:
-            lines.append(f"  {'':<12} {extra.enable}")
+        lines += _entry(extra.name, ", ".join(parts), extra.enable)
     lines += ["", "bundles in the package"]
     for bundle in diagnosis.bundles:
         calibrated = "calibrated" if bundle.calibrated else "not calibrated"
         whole = f"whole, {calibrated}, id {(bundle.bundle_id or '')[:12]}"
-        lines.append(f"  {bundle.name:<12} {bundle.problem or whole}")
-    return lines + [f"note: {note}" for note in diagnosis.notes]
+        lines += _entry(bundle.name, bundle.problem or whole, None)
+    return lines
+
+
+def _entry(name: str, text: str, enable: str | None) -> list[str]:
+    below = wrapped(enable, " " * 15) if enable else []
+    return [*wrapped(text, f"  {name:<12} "), *below]

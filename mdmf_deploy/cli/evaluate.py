@@ -13,7 +13,7 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_written, print_json, progress
-from mdmf_deploy.cli.options import AsJson
+from mdmf_deploy.cli.options import AsJson, Yes
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.outputs import Writer
@@ -58,6 +58,7 @@ def evaluate(
         float | None,
         typer.Option(min=0, max=1, help="Exit with 1 if a generator's AUROC is below this, or missing, in any table."),
     ] = None,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on images of known class.
@@ -86,7 +87,7 @@ def evaluate(
     tables = []
     with ExitStack() as stack:
         detector = stack.enter_context(Detector(bundle, runtime=runtime))
-        samples, audited = audit(find_images(dataset), detector.bundle, fractions, part.value)
+        samples, audited = audit(find_images(dataset, yes, log), detector.bundle, fractions, part.value)
         _log_audit(audited)
         writer = None if output is None else stack.enter_context(open_output(output, _LABELS))
         if detector.caveat:

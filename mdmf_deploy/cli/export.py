@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.cli.console import log, log_unreadable, log_written, print_facts, print_json
-from mdmf_deploy.cli.options import AsJson
+from mdmf_deploy.cli.options import AsJson, Yes
 from mdmf_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def export(
         Path | None, typer.Option(metavar="FILE", help="TensorRT engine of the bundle's graph, to run in its place.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle or repository.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Turn a checkpoint into a verified bundle.
@@ -143,7 +144,7 @@ def export(
         loaded = recipe_of(checkpoint, recipe, log)
         if triton is not None:
             model_name(loaded.name)
-        photographs = expand(reals).paths
+        photographs = expand(reals, yes, log).paths
 
         from mdmf_deploy.tasks.export.export import TrainedModel
         from mdmf_deploy.tasks.export.export import export as export_model

@@ -8,6 +8,7 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import print_json
+from mdmf_deploy.cli.layout import joined, wrapped
 from mdmf_deploy.cli.options import AsJson, BundleArgument
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def inspect(
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """Return the manifest, its ids, and summaries of the bank and the calibration, as `mdmf inspect --json` prints."""
+    """Return what `mdmf inspect --json` prints: a summary, the manifest, its ids, and facts of bank and calibration."""
     import msgspec
 
     from mdmf_deploy.cli.size_groups import group_facts
@@ -59,7 +60,36 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "measured_on": msgspec.to_builtins(calibration.measured_on),
         "holds_for": msgspec.to_builtins(calibration.holds_for),
     }
-    return facts
+    return {"summary": _summary(facts)} | facts
+
+
+def _summary(facts: dict[str, Any]) -> list[str]:
+    """Return what the bundle can do, in a few sentences."""
+    model, preprocessing, calibration = (facts[name] for name in ("model", "preprocessing", "calibration"))
+    crops = "the central crop" if preprocessing["crops"] == 1 else f"up to {preprocessing['crops']} crops"
+    passed = [record["runtime"] for record in facts["verification"] if record["passed"]]
+    failed = [record["runtime"] for record in facts["verification"] if not record["passed"]]
+    sentences = [
+        f"{facts['name']} scores an image by {crops} of {preprocessing['crop']} pixels, "
+        f"with {model['backbone']} in {model['precision']}.",
+        _calibrated(calibration),
+        f"It is verified for {joined(passed)}." if passed else "It is verified for no runtime; run `mdmf verify`.",
+    ]
+    return sentences + ([f"It failed verification on {joined(failed)}."] if failed else [])
+
+
+def _calibrated(calibration: dict[str, Any] | None) -> str:
+    if calibration is None:
+        return "It has no calibration, so it gives scores without verdicts; run `mdmf calibrate`."
+    groups = calibration["groups"]
+    deciding = [(group["size_group"], group["thresholds"][0]) for group in groups if group["thresholds"]]
+    few = [name for name, entry in deciding if entry["threshold"] is None]
+    rate = f"at a false positive rate of {100 * deciding[0][1]['fpr']:.3g}% " if deciding else ""
+    text = (
+        f"It is calibrated {rate}on {calibration['images']} photographs in {len(groups)} size "
+        f"group{'s' * (len(groups) != 1)}"
+    )
+    return f"{text}; too few for {joined(few)}, so images of that size are uncertain." if few else f"{text}."
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
@@ -70,36 +100,54 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
     model, preprocessing, provenance, bank = (facts[k] for k in ("model", "preprocessing", "provenance", "bank"))
     blocks = f" (blocks {', '.join(map(str, model['blocks']))})" if model.get("blocks") else ""
-    lines = [
-        f"{facts['path']}  (name {facts['name']}, schema {facts['schema_version']})",
-        f"bundle id     {facts['bundle_id']}",
-        f"model         {model['backbone']}{blocks}, {model['precision']}, {model['pool']} x {model['pool']} patches, "
-        f"signatures of width {model['signature']}, bandwidth {model['sigma']:g}, opset {model['opset']}",
-        f"preprocessing at most {preprocessing['crops']} crop{'s' * (preprocessing['crops'] != 1)} an image, "
-        f"{preprocessing['crop']} pixels a side, mean {preprocessing['mean']}, std {preprocessing['std']}",
-        f"bank          {bank['signatures']} signatures of {bank['images']} images, "
-        f"compression {bank['compression'].get('method', 'none')}",
-        *_calibration_lines(facts["calibration"], facts["calibration_id"]),
-        f"provenance    recipe {provenance['recipe']}, checkpoint {provenance['checkpoint_sha256'][:12]}, "
-        f"{provenance['tool']}, {provenance['decoder']}",
-        f"              {', '.join(f'{name} {version}' for name, version in provenance['libraries'].items())}",
+    rows = [
+        ("bundle", facts["path"]),
+        ("name", f"{facts['name']}, schema {facts['schema_version']}"),
+        ("bundle id", facts["bundle_id"]),
+        (
+            "model",
+            f"{model['backbone']}{blocks}, {model['precision']}, {model['pool']} x {model['pool']} patches, signatures "
+            f"of width {model['signature']}, bandwidth {model['sigma']:g}, opset {model['opset']}",
+        ),
+        (
+            "preprocessing",
+            f"at most {preprocessing['crops']} crop{'s' * (preprocessing['crops'] != 1)} an image, "
+            f"{preprocessing['crop']} pixels a side, mean {preprocessing['mean']}, std {preprocessing['std']}",
+        ),
+        (
+            "bank",
+            f"{bank['signatures']} signatures of {bank['images']} images, "
+            f"compression {bank['compression'].get('method', 'none')}",
+        ),
+        (
+            "provenance",
+            f"recipe {provenance['recipe']}, checkpoint {provenance['checkpoint_sha256'][:12]}, {provenance['tool']}, "
+            f"{provenance['decoder']}",
+        ),
+        ("", ", ".join(f"{name} {version}" for name, version in provenance["libraries"].items())),
     ]
+    lines = [*wrapped(" ".join(facts["summary"])), ""]
+    for name, text in rows:
+        lines += wrapped(text, f"{name:<14}")
     if backbone := provenance["backbone"]:
-        lines.append(described(msgspec.convert(backbone, WeightsSource)))
-    lines.append("verification")
+        lines += wrapped(described(msgspec.convert(backbone, WeightsSource)))
+    lines += ["", *_calibration_lines(facts["calibration"], facts["calibration_id"]), "", "verification"]
     for record in facts["verification"]:
         verdict = "passed" if record["passed"] else f"failed ({'; '.join(record['reasons'])})"
-        lines.append(
-            f"  {record['runtime']} {record['precision']} against {record['reference']}: {verdict}; "
+        lines += wrapped(
+            f"{record['runtime']} {record['precision']} against {record['reference']}: {verdict}; "
             f"{record['images']} images, signatures off by at most {record['max_signature_error']:.2g}, scores by "
-            f"{record['max_score_change']:.2g} spreads, {record['flipped_verdicts']:.2%} of the verdicts flipped"
+            f"{record['max_score_change']:.2g} spreads, {record['flipped_verdicts']:.2%} of the verdicts flipped",
+            "  ",
+            indent=4,
         )
     if not facts["verification"]:
         lines.append("  none; run `mdmf verify`")
-    lines += [f"  {refused['precision']} refused: {refused['reason']}" for refused in facts["refused"]]
-    lines.append("files")
+    for refused in facts["refused"]:
+        lines += wrapped(f"{refused['precision']} refused: {refused['reason']}", "  ", indent=4)
+    lines += ["", "files"]
     for name, entry in facts["files"].items():
-        lines.append(f"  {name:<20} {entry['size']:>12,} bytes  sha256 {entry['sha256']}")
+        lines += [f"  {name:<20} {entry['size']:>15,} bytes, sha256", f"    {entry['sha256']}"]
     return lines
 
 
@@ -109,11 +157,10 @@ def _calibration_lines(calibration: dict[str, Any] | None, calibration_id: str |
     if calibration is None:
         return ["calibration   none, so verdicts are 'uncalibrated'; run `mdmf calibrate`"]
     held = ", ".join(f"{pair['runtime']} {pair['precision']}" for pair in calibration["holds_for"])
-    lines = [f"calibration   {calibration['images']} real images; holds for {held or 'nothing: run `mdmf verify`'}"]
-    lines.append(f"              id {calibration_id}")
-    lines += [f"              {line}" for line in group_table(calibration["groups"])]
-    return [
-        *lines,
-        f"              uncertain up to p = {calibration['review']:g}, or with texture in fewer than "
-        f"{calibration['least_evidence']:.0%} of the patches",
-    ]
+    text = f"{calibration['images']} real images; holds for {held or 'nothing: run `mdmf verify`'}"
+    rule = (
+        f"uncertain up to p = {calibration['review']:g}, or with texture in fewer than "
+        f"{calibration['least_evidence']:.0%} of the patches"
+    )
+    table = [f"  {line}" for line in group_table(calibration["groups"])]
+    return [*wrapped(text, "calibration   "), f"  id {calibration_id}", *table, *wrapped(rule, "  ")]

@@ -19,6 +19,9 @@ OutputBundle = Annotated[
     Path | None, typer.Option("-o", "--output", help="Bundle to write; by default the one given, with --force.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="Search even the root of a disk or your home folder, if such a folder is given.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")]
 
 

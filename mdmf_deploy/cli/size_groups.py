@@ -39,7 +39,7 @@ def group_facts(calibration: Calibration) -> list[dict[str, Any]]:
 def group_table(facts: list[dict[str, Any]]) -> list[str]:
     """Return the lines of a table of group_facts."""
     width = max(len(group["size_group"]) for group in facts)
-    lines = [f"{'size':<{width}}  {'images':>6}  {'fpr':>6}  {'threshold':>9}  95% interval of the false positive rate"]
+    lines = [f"{'size':<{width}}  {'images':>6}  {'fpr':>6}  {'threshold':>9}  95% interval of the fpr"]
     for group in facts:
         for entry in group["thresholds"]:
             low, high = entry["interval"]

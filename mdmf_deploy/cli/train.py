@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdmf_deploy.cli.console import log
+from mdmf_deploy.cli.options import Yes
+
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.recipe import Recipe
 
@@ -45,6 +48,7 @@ def train(
     amp: Annotated[bool | None, typer.Option(help="Train in bfloat16; by default on a GPU only.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 200,
     validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 200,
+    yes: Yes = False,
 ) -> None:
     """Train a detector from real and generated images.
 
@@ -68,8 +72,8 @@ def train(
 
         with processes().main_process_first():
             backbone_weights = fetch_backbone(chosen.backbone.architecture, output / "download")
-    photographs = expand([real]).paths
-    generators = {name: expand([str(folder)]).paths for name, folder in _generators(generated).items()}
+    photographs = expand([real], yes, log).paths
+    generators = {name: expand([str(folder)], yes, log).paths for name, folder in _generators(generated).items()}
 
     import torch
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mdmf_deploy.cli.console import log, log_written, print_json
-from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, destination
+from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, Yes, destination
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
@@ -47,6 +48,7 @@ def verify(
         typer.Option("-o", "--output", help="Record the result in a copy here; by default in place."),
     ] = None,
     force: Force = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Check that a runtime gives the source model's verdicts here.
@@ -68,6 +70,7 @@ def verify(
     """
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.errors import BundleError, GateFailed, UsageError
+    from mdmf_deploy.images.inputs import expand
 
     if (checkpoint is None) != (not images):
         raise UsageError(
@@ -78,6 +81,7 @@ def verify(
     opened = Bundle.open(bundle)
     if output is not None:
         destination(opened, output, force)
+    photographs = expand(images, yes, log).paths if images else ()
     with contextlib.ExitStack() as stack:
         engines, failed = _engines(opened, runtime or ["auto"], stack)
         if checkpoint is None:
@@ -85,7 +89,7 @@ def verify(
 
             gates = [verify_probes(opened, engine) for engine in engines]
         else:
-            gates = _against_checkpoint(opened, engines, checkpoint, backbone_weights, recipe, images or [])
+            gates = _against_checkpoint(opened, engines, checkpoint, backbone_weights, recipe, photographs)
         results = _with_speeds(opened, engines, gates)
     recorded = None
     if record and results:
@@ -158,10 +162,9 @@ def _against_checkpoint(
     checkpoint: Path,
     backbone_weights: Path | None,
     recipe: str | None,
-    images: list[str],
+    images: Sequence[Path],
 ) -> list[Verification]:
     from mdmf_deploy.errors import UsageError
-    from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_model
     from mdmf_deploy.model.onnx_weights import weights_source
     from mdmf_deploy.model.pfs import TorchEngine
@@ -182,7 +185,7 @@ def _against_checkpoint(
                 f"{made_of.backbone} (sha256 {made_of.backbone.sha256[:12]}); give that file"
             )
     source = TorchEngine(load_model(checkpoint, recipe_of(checkpoint, recipe), backbone_weights))
-    results, left_out = verify_images(bundle, engines, source, expand(images).paths)
+    results, left_out = verify_images(bundle, engines, source, images)
     if left_out:
         log(f"{left_out} inputs unreadable or given twice, left out")
     return results

@@ -38,9 +38,11 @@ from PIL import (
 )
 
 from mdmf_deploy.errors import ImageError, UsageError
+from mdmf_deploy.files import refuse_url
 from mdmf_deploy.images import jpeg_rows
 from mdmf_deploy.images.crops import Box, Pixels
-from mdmf_deploy.images.inputs import uri
+from mdmf_deploy.images.inputs import uri, why_missing
+from mdmf_deploy.images.magic import image_format
 from mdmf_deploy.images.rgb import LOG, PILLOW_WARNINGS, TURNS, orientation_of, to_rgb, upright
 
 __all__ = [
@@ -77,14 +79,6 @@ READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "tiff": TiffImagePlugin.TiffImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
     "gif": GifImagePlugin.GifImageFile,
-}
-_MAGIC: dict[str, tuple[int, tuple[bytes, ...]]] = {
-    "jpeg": (0, (b"\xff\xd8\xff",)),
-    "png": (0, (b"\x89PNG\r\n\x1a\n",)),
-    "webp": (8, (b"WEBP",)),
-    "tiff": (0, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
-    "bmp": (0, (b"BM",)),
-    "gif": (0, (b"GIF87a", b"GIF89a")),
 }
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _STRIPS_AND_TILES = ((273, 279), (324, 325))  # tags of their offsets and byte counts
@@ -151,8 +145,12 @@ def read(path: str | Path, limits: ReadLimits = ReadLimits()) -> bytes:
             if status.st_size <= limits.max_bytes:
                 return file.read(status.st_size)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError("missing", f"{name} does not exist; check the path") from error
+        raise ImageError("missing", why_missing(path)) from error
     except (OSError, ValueError) as error:
+        # A data URL is longer than any name may be.
+        refused = refuse_url(path)
+        if refused is not None:
+            raise ImageError("missing", refused) from error
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError("unreadable", f"{name} cannot be read: {reason}") from error
     raise ImageError("too_many_bytes", f"{name} is larger than the {limits.max_bytes} bytes allowed")
@@ -331,9 +329,9 @@ def _copied(image: Image.Image) -> Pixels:
 
 
 def _format(data: bytes) -> str:
-    for format, (offset, magics) in _MAGIC.items():
-        if data.startswith(magics, offset) and (format != "webp" or data.startswith(b"RIFF")):
-            return format
+    format = image_format(data)
+    if format is not None:
+        return format
     raise ImageError(
         "unsupported_format",
         "these bytes are not a JPEG, PNG, WebP, TIFF, BMP or GIF; convert the image to one of them",

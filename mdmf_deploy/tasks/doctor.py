@@ -44,17 +44,27 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShippedBundle(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle that ships with the package. problem: why it cannot be used, None if every file is intact."""
+    """A bundle that ships with the package.
+
+    runtimes: name -> why, of those verified for it that work here, in the order in which --runtime auto tries them.
+    problem: why it cannot be used, None if every file is intact.
+    """
 
     name: str
     bundle_id: str | None
     calibrated: bool
+    runtimes: dict[str, str]
     problem: str | None
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """The report of `mdmf doctor`. notes: warnings, for example about a package that cannot do its work."""
+    """The report of `mdmf doctor`.
 
+    summary: what this machine can do, in a few sentences.
+    notes: warnings, for example about a package that cannot do its work.
+    """
+
+    summary: tuple[str, ...]
     version: str
     decoder: str
     machine: Machine
@@ -74,14 +84,17 @@ def diagnose() -> Diagnosis:
     from mdmf_deploy import __version__
     from mdmf_deploy.images.decode import decoder_version
 
-    machine = look_at_machine()
+    machine, runtimes = look_at_machine(), _runtimes()
+    ready = {runtime.name for runtime in runtimes if runtime.missing is None}
+    bundles = tuple(_look_at_bundle(name, ready) for name in SHIPPED_BUNDLES)
     return Diagnosis(
+        summary=(*_abilities(runtimes, bundles[0]), _gpu(machine, ready)),
         version=__version__,
         decoder=decoder_version(),
         machine=machine,
-        runtimes=_runtimes(),
+        runtimes=runtimes,
         extras=_extras(),
-        bundles=tuple(_look_at_bundle(name) for name in SHIPPED_BUNDLES),
+        bundles=bundles,
         notes=_notes(machine),
     )
 
@@ -117,15 +130,53 @@ def _extras() -> tuple[Extra, ...]:
     )
 
 
-def _look_at_bundle(name: str) -> ShippedBundle:
+def _look_at_bundle(name: str, ready: set[str]) -> ShippedBundle:
     from mdmf_deploy.bundle.bundle import Bundle
+    from mdmf_deploy.runtime import preference
 
     try:
         bundle = Bundle.open(name)
         _, calibration = bundle.bank, bundle.calibration
     except MdmfError as error:
-        return ShippedBundle(name=name, bundle_id=None, calibrated=False, problem=str(error))
-    return ShippedBundle(name=name, bundle_id=bundle.bundle_id, calibrated=calibration is not None, problem=None)
+        return ShippedBundle(name=name, bundle_id=None, calibrated=False, runtimes={}, problem=str(error))
+    precision = bundle.manifest.model.precision
+    order = {name: why for name, why in preference(bundle).items() if name in ready and bundle.covers(name, precision)}
+    return ShippedBundle(
+        name=name,
+        bundle_id=bundle.bundle_id,
+        calibrated=calibration is not None,
+        runtimes=order,
+        problem=None,
+    )
+
+
+def _abilities(runtimes: tuple[Runtime, ...], bundle: ShippedBundle) -> list[str]:
+    """Return whether and on what `mdmf detect` runs here with the default bundle."""
+    ready = [runtime.name for runtime in runtimes if runtime.missing is None]
+    if not ready:
+        return [f"This machine cannot run `mdmf detect` yet, because it has no runtime; run: {install('cpu')}."]
+    if bundle.problem is not None:
+        return [f"The bundle {bundle.name} in the package is damaged; install mdmf-deploy again."]
+    if not bundle.runtimes:
+        return [f"This machine runs {', '.join(ready)}, none verified for {bundle.name}; run `mdmf verify`."]
+    first, *others = bundle.runtimes
+    also = f" Also verified: {', '.join(others)}." if others else ""
+    return [f"This machine can run `mdmf detect`. For {bundle.name} it takes {first} ({bundle.runtimes[first]}).{also}"]
+
+
+def _gpu(machine: Machine, ready: set[str]) -> str:
+    """Return whether a GPU can be used, and otherwise why not."""
+    from mdmf_deploy.hardware.gpu import probe
+    from mdmf_deploy.runtime import ON_GPU
+
+    usable = [name for name in ON_GPU if name in ready]
+    if usable:
+        return f"Its GPU can be used by {', '.join(usable)}."
+    try:
+        gpu = probe()
+    except MdmfError as error:
+        return f"No GPU can be used: {str(error).partition('; ')[0].removeprefix('no GPU: ')}."
+    return f"Its {gpu.name} is not used, because no runtime for GPUs is installed; see below."
 
 
 def _notes(machine: Machine) -> tuple[str, ...]:

@@ -45,7 +45,8 @@ def test_everything_at_once(tiny_bundle: Path, photos: Path, tmp_path: Path, mon
         assert names == ["read", "decode", "crop", "engine", "reduction", "write"]
         assert all(stage["ms"]["median"] > 0 for stage in one["stages"][0]["stages"])
         latency = one["single_stream"]["latency"]
-        assert latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
+        known = [latency[name] for name in ("p50", "p90", "p99", "max") if latency[name] is not None]
+        assert known == sorted(known)
         assert one["offline"]["images_per_second"]["median"] > 0
         assert one["offline"]["energy"]
         assert one["server"]["rate"] is not None or one["server"]["note"]

@@ -32,6 +32,11 @@ def test_json_is_the_manifest_and_more(tiny_bundle: Path) -> None:
 def test_text_holds_the_same_facts(tiny_bundle: Path) -> None:
     printed = json.loads(mdmf("inspect", tiny_bundle, "--json").stdout)
     text = mdmf("inspect", tiny_bundle).stdout
+    assert " ".join(text.split()).startswith(" ".join(printed["summary"]))
+    assert printed["summary"][1:] == [
+        "It has no calibration, so it gives scores without verdicts; run `mdmf calibrate`.",
+        "It is verified for onnxruntime.",
+    ]
     assert printed["bundle_id"] in text
     assert "run `mdmf calibrate`" in text
     assert printed["provenance"]["checkpoint_sha256"][:12] in text
@@ -56,6 +61,12 @@ def test_a_calibration_is_shown(bundle_copy: Path) -> None:
     calibration = calibration_of([i / 100 for i in range(40)], [0.05, 0.001], 0.2, bundle.bundle_id, [0.5])
     write_calibration(bundle, calibration, bundle_copy)
     text = mdmf("inspect", bundle_copy).stdout
+    assert " ".join(text.partition("\n\n")[0].split()) == (
+        "tiny scores an image by the central crop of 56 pixels, with starter_vit14 in fp32. It is calibrated at a "
+        "false positive rate of 5% on 40 photographs in 2 size groups; too few for above 0.5 MP, so images of that "
+        "size are uncertain. It is verified for onnxruntime."
+    )
+    assert [line for line in text.splitlines() if len(line) > 80 and str(bundle_copy) not in line] == []
     assert "40 real images; holds for onnxruntime fp32" in text
     low, high = fpr_interval(40, 0.05)
     assert re.search(rf"up to 0.5 MP +40 +0.05 +0.380000 +{low:.5f} to {high:.5f}", text)

@@ -7,5 +7,5 @@ from typer.testing import CliRunner, Result
 from mdmf_deploy.cli import app
 
 
-def mdmf(*arguments: object, stdin: str | None = None) -> Result:
+def mdmf(*arguments: object, stdin: str | bytes | None = None) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.images.inputs import Inputs, expand, from_uri, in_folder, uri
+from mdmf_deploy.images.inputs import Inputs, expand, from_uri, in_folder, uri, why_missing
 
 
 def made(folder: Path, *names: str | bytes) -> None:
@@ -154,10 +154,129 @@ def test_a_folder_s_name_is_no_pattern_and_no_list(tmp_path: Path, monkeypatch: 
     made(tmp_path, "@x/a.jpg", "[1]/b.jpg", "-/c.jpg", "-/d.txt", "empty/e.txt")
     monkeypatch.chdir(tmp_path)
     for folder, image in (("@x", "@x/a.jpg"), ("[1]", "[1]/b.jpg")):
-        assert in_folder(Path(folder)) == Inputs((Path(image),), 0)
-    assert in_folder("-") == Inputs((Path("-/c.jpg"),), 1)
+        assert in_folder(Path(folder)) == Inputs((Path(image),))
+    assert in_folder("-") == Inputs((Path("-/c.jpg"),), {".txt": 1})
     with pytest.raises(UsageError, match="no images in empty"):
         in_folder("empty")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with one image in it, and one beside it."""
+    made(tmp_path, "users/me/a.jpg", "users/b.jpg", "users/you/c.jpg")
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path / "users/me"))
+    return tmp_path / "users/me"
+
+
+def test_a_whole_disk_is_searched_only_if_the_caller_says_so(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(home)
+    monkeypatch.chdir(home)
+    (tmp_path / "list").write_text("x.jpg\n..\n")
+    for argument, inputs in (
+        (str(home), ["a.jpg"]),
+        (".", ["a.jpg"]),
+        ("..", ["b.jpg", "a.jpg", "c.jpg"]),
+        (str(tmp_path / "link"), ["a.jpg"]),
+        (f"{home}/*", ["a.jpg"]),
+        ("**/*.jpg", ["a.jpg"]),
+        (f"{tmp_path}/us*", ["b.jpg", "a.jpg", "c.jpg"]),
+        (f"@{tmp_path}/list", ["x.jpg", "b.jpg", "a.jpg", "c.jpg"]),
+    ):
+        with pytest.raises(UsageError, match=r"is (your home folder|a folder that holds .*); .* --yes") as caught:
+            expand([argument])
+        assert ("list" in str(caught.value)) == argument.startswith("@")
+        assert [path.name for path in expand([argument], whole_disk=True).paths] == inputs
+    with pytest.raises(UsageError, match="your home folder"):
+        in_folder(home)
+    for argument in ("/", "/*", "/**/*.jpg", "//", f"{home}/../../../../../../../../../../.."):
+        with pytest.raises(UsageError, match="the root of a file system"):
+            expand([argument])
+
+
+def test_parts_of_a_home_are_folders_like_others(home: Path) -> None:
+    made(home, "photos/d.jpg", "photos/e.png")
+    assert len(expand([str(home / "photos")]).paths) == 2
+    assert len(expand([f"{home}/*.jpg"]).paths) == 1
+    assert len(expand([f"{home}/ph*"]).paths) == 2
+    assert len(expand([f"{home}/photos/**"]).paths) == 2
+    assert len(expand([f"{home}/*/*.png"]).paths) == 1
+
+
+def test_a_link_to_a_whole_disk_is_not_followed_and_is_reported(home: Path, tmp_path: Path) -> None:
+    made(tmp_path, "photos/z.jpg")
+    (tmp_path / "photos/h:").symlink_to(home)
+    (tmp_path / "photos/z:").symlink_to("/")
+    told: list[str] = []
+    assert names(expand([str(tmp_path / "photos")], tell=told.append), tmp_path / "photos") == ["z.jpg"]
+    assert [line.split(", because it leads to ")[1] for line in told] == [
+        "your home folder; --yes searches it",
+        "the root of a file system; --yes searches it",
+    ]
+    (tmp_path / "photos/z:").unlink()
+    assert names(expand([str(tmp_path / "photos")], whole_disk=True), tmp_path / "photos") == ["h:/a.jpg", "z.jpg"]
+
+
+def test_a_large_folder_is_announced_before_anything_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdmf_deploy.images.inputs.MANY", 4)
+    made(tmp_path, "a/1.jpg", "a/2.jpg", "a/3.txt", "a/b/4.jpg", "a/b/5.md", "c/1.jpg", "c/2.jpg", "c/3.jpg", "d/4.jpg")
+    told: list[str] = []
+    expand([str(tmp_path / "a"), str(tmp_path / "c")], tell=told.append)
+    assert told == [
+        f"{tmp_path}/a holds more than 4 files; still counting",
+        f"{tmp_path}/a holds 3 images and 2 other files",
+    ]
+    told.clear()
+    expand([str(tmp_path / "c"), str(tmp_path / "d")], tell=told.append)
+    assert told == []
+    expand([str(tmp_path / "c"), str(tmp_path / "d"), str(tmp_path / "a/b")], tell=told.append)
+    assert told == ["the folders hold 5 images and 1 other files"]
+
+
+def test_quotes_around_a_path_are_dropped_with_a_hint(tmp_path: Path) -> None:
+    made(tmp_path, "a b.jpg", "c.jpg", "'d.jpg'", "d.jpg", "in/e.jpg")
+    quoted = [f'"{tmp_path}/a b.jpg"', f"'{tmp_path}/in'", f"{tmp_path}/'d.jpg'", f'"{tmp_path}/none.jpg"', "''", "'\""]
+    (tmp_path / "list").write_text("\n".join(quoted))
+    told: list[str] = []
+    found = expand([f"@{tmp_path}/list"], tell=told.append)
+    assert [str(path) for path in found.paths] == [f"{tmp_path}/a b.jpg", f"{tmp_path}/in/e.jpg", *quoted[2:]]
+    assert told == [f"the list {tmp_path}/list: 2 paths are read without the quotes, such as {quoted[0]}"]
+
+
+def test_a_quoted_name_that_exists_is_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, "'d.jpg'", "d.jpg")
+    monkeypatch.chdir(tmp_path)
+    stdin(monkeypatch, b"'d.jpg'\n")
+    assert expand(["-"], tell=pytest.fail).paths == (Path("'d.jpg'"),)
+
+
+def test_a_closed_standard_input_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="standard input, which is closed"):
+        expand(["-"])
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host/a.jpg", "s3://b/k.png?x=1", "data:image/png;base64,iVBOR*", "file:///a.jpg"]
+)
+def test_a_url_is_an_input_that_names_itself(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (path,) = expand([url]).paths
+    stdin(monkeypatch, f"{url}\n".encode())
+    assert expand(["-"]).paths == (path,)
+    assert from_uri(uri(path)) == path
+    assert why_missing(path).startswith(f"{url} is a URL; ")
+    if url.startswith(("https", "s3")):
+        assert uri(path) == url
+
+
+def test_other_files_are_counted_by_suffix(tmp_path: Path) -> None:
+    made(tmp_path, "a.jpg", "b.HEIC", "c.heic", "in/d.txt", "in/README", ".DS_Store")
+    found = expand([str(tmp_path), str(tmp_path / "in/README"), str(tmp_path / "*")])
+    assert found.others == {".heic": 2, ".txt": 2, "": 3}
+    assert found.skipped == 7
 
 
 def test_names_that_are_not_utf_8_survive(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -15,10 +16,12 @@ import msgspec
 
 from mdmf_deploy.detection.outputs import check_ending
 from mdmf_deploy.errors import UsageError
+from mdmf_deploy.tasks.benchmark.headline import headline
 from mdmf_deploy.tasks.benchmark.results import Benchmark, Latency, Result, StageTable
 from mdmf_deploy.tasks.benchmark.statistics import Spread
 from mdmf_deploy.tasks.benchmark.tables import Section, facts, number, sections
 
+WIDTH = 80
 ENDINGS = (".json", ".csv", ".html")
 COLOURS = 6  # in page.html
 _PAGE = Path(__file__).with_name("page.html")
@@ -48,6 +51,11 @@ class _Bar(NamedTuple):
     low: float
     high: float
 
+    @classmethod
+    def of(cls, value: float | None) -> _Bar | None:
+        """Return a bar without a line, or None for a figure that is not known."""
+        return None if value is None else cls(value, value, value)
+
 
 def check_output(path: Path) -> None:
     """Raise UsageError, before anything is measured, if no report can be written to this path."""
@@ -66,16 +74,21 @@ def to_bytes(benchmark: Benchmark, ending: str) -> bytes:
 
 
 def lines(benchmark: Benchmark) -> Iterator[str]:
-    """Yield the lines of the report for the terminal."""
+    """Yield the lines of the report for the terminal, its headline first. Text is wrapped at 80 columns."""
+    for sentence in headline(benchmark):
+        yield from textwrap.wrap(sentence, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    yield ""
     known = facts(benchmark)
-    width = max(len(name) for name, _ in known)
-    yield from (f"{name:<{width}}  {text}" for name, text in known)
+    width = max(len(name) for name, _ in known) + 2
+    for name, text in known:
+        yield from _wrapped(text, f"{name:<{width}}")
     for section in sections(benchmark):
         yield ""
         yield from _aligned(section)
     if benchmark.noise.warnings:
         yield ""
-        yield from (f"noisy: {warning}" for warning in benchmark.noise.warnings)
+        for warning in benchmark.noise.warnings:
+            yield from _wrapped(warning, "noisy: ")
 
 
 def figures(benchmark: Benchmark) -> Iterator[Figure]:
@@ -100,14 +113,24 @@ def figures(benchmark: Benchmark) -> Iterator[Figure]:
 def _aligned(section: Section) -> Iterator[str]:
     columns = list(zip(section.header, *section.rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
+    # Two spaces between columns, unless one makes the table fit.
+    gap = "  " if sum(widths) + 2 * len(widths) <= WIDTH else " "
     yield section.title
     for row in (section.header, *section.rows):
         first, *others = (
             f"{cell:>{width}}" if n else f"{cell:<{width}}"
             for n, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        yield "  ".join(["", first, *others]).rstrip()
-    yield from (f"  {note}" for note in section.notes)
+        yield gap.join(["", first, *others]).rstrip()
+    for note in section.notes:
+        yield from _wrapped(note, "  ")
+
+
+def _wrapped(text: str, start: str) -> list[str]:
+    """Return the lines of a text after `start`, each below the first one's beginning."""
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
+    ) or [start]
 
 
 def _csv(benchmark: Benchmark) -> str:
@@ -165,6 +188,7 @@ def _spread(name: str, section: str, images: str, figure: str, unit: str, spread
 def _html(benchmark: Benchmark) -> str:
     names = ", ".join(result.configuration.name for result in benchmark.results)
     parts = {
+        "headline": (f"<p class=headline>{escape(sentence)}</p>" for sentence in headline(benchmark)),
         "warnings": (f"<p class=warning>Noisy: {escape(text)}</p>" for text in benchmark.noise.warnings),
         "facts": (f"<tr><td>{escape(name)}<td>{escape(text)}" for name, text in facts(benchmark)),
         "charts": _charts(benchmark),
@@ -187,13 +211,15 @@ def _charts(benchmark: Benchmark) -> Iterator[str]:
         if any(latencies):
             curves = [None if one is None else [one.curve[at] for at in _PERCENTILES.values()] for one in latencies]
             title = f"Latency, {scenario}, {benchmark.images[0].name} images"
-            bars = [[] if curve is None else [_Bar(value, value, value) for value in curve] for curve in curves]
-            yield _chart(title, "Milliseconds, by percentile of requests.", names, list(_PERCENTILES), bars)
+            own = [[_Bar.of(value) for value in curve or ()] for curve in curves]
+            yield _chart(title, "Milliseconds, by percentile of requests.", names, list(_PERCENTILES), own)
 
 
-def _chart(title: str, note: str, names: Sequence[str], labels: Sequence[str], series: Sequence[Sequence[_Bar]]) -> str:
-    """Return a group of bars for each label, with a bar for each series that is not empty."""
-    longest = max(bar.high for bars in series for bar in bars) or 1.0
+def _chart(
+    title: str, note: str, names: Sequence[str], labels: Sequence[str], series: Sequence[Sequence[_Bar | None]]
+) -> str:
+    """Return a group of bars for each label, with a bar for each series that is not empty. None is a dash."""
+    longest = max((bar.high for bars in series for bar in bars if bar is not None), default=0.0) or 1.0
     legend = "".join(f"<span class=c{n % COLOURS}>{escape(name)}</span>" for n, name in enumerate(names))
     groups = []
     for at, label in enumerate(labels):
@@ -205,7 +231,9 @@ def _chart(title: str, note: str, names: Sequence[str], labels: Sequence[str], s
     )
 
 
-def _bar_cells(series: int, bar: _Bar, longest: float) -> str:
+def _bar_cells(series: int, bar: _Bar | None, longest: float) -> str:
+    if bar is None:
+        return f"<td class='track c{series % COLOURS}'><td>{number(None)}"
     value, low, high = (100 * end / longest for end in bar)
     ends = f"left:{low:.2f}%;width:{high - low:.2f}%"
     track = f"<i class=bar style='width:{value:.2f}%'></i><i class=line style='{ends}'></i>"

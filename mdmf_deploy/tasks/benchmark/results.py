@@ -14,7 +14,7 @@ import mdmf_deploy
 from mdmf_deploy.hardware.host import Machine, cores, look_at_machine, text_of
 from mdmf_deploy.tasks.benchmark import BATCH_SIZE, SCENARIOS
 from mdmf_deploy.tasks.benchmark.noise import Noise
-from mdmf_deploy.tasks.benchmark.statistics import Interval, Spread, percentile
+from mdmf_deploy.tasks.benchmark.statistics import Interval, Spread, sure_percentile
 
 SCHEMA_VERSION = 1
 _LIBRARIES = (
@@ -146,24 +146,24 @@ class StageTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """Percentiles by nearest rank.
+    """Percentiles by nearest rank, None where there are too few samples (statistics.least_samples).
 
     curve: all percentiles from 0 to 100.
     """
 
     count: int
-    p50: float
-    p90: float
-    p95: float
-    p99: float
+    p50: float | None
+    p90: float | None
+    p95: float | None
+    p99: float | None
     max: float
-    curve: tuple[float, ...]
+    curve: tuple[float | None, ...]
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
         """Return the percentiles of one or more latencies."""
         ordered = sorted(1e3 * value for value in seconds)
-        curve = tuple(percentile(ordered, percent) for percent in range(101))
+        curve = tuple(sure_percentile(ordered, percent) for percent in range(101))
         return cls(
             count=len(ordered), p50=curve[50], p90=curve[90], p95=curve[95], p99=curve[99], max=ordered[-1], curve=curve
         )
@@ -199,7 +199,8 @@ class Offline(msgspec.Struct, frozen=True, kw_only=True):
 class RateTrial(msgspec.Struct, frozen=True, kw_only=True):
     """A rate that was tried.
 
-    p99: None if the trial was given up because the bound was sure to be missed.
+    p99: None if the trial was given up because the bound was sure to be missed, or had too few requests for it.
+    held: whether 99% of the requests kept the bound, and all of them if they are fewer than 100.
     """
 
     rate: float

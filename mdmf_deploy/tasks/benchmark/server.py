@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.tasks.benchmark.results import Latency, RateTrial, Server, Settings
 from mdmf_deploy.tasks.benchmark.rounds import Clock
-from mdmf_deploy.tasks.benchmark.statistics import allowed_above, percentile
+from mdmf_deploy.tasks.benchmark.statistics import allowed_above, least_samples, percentile, sure_percentile
 from mdmf_deploy.tasks.benchmark.subjects import Subject
 
 PERCENT = 99
@@ -30,7 +30,6 @@ _ALONE = 20  # images timed alone before the search
 # Times the offline rate, which is only roughly known. Above that rate a queue grows without end.
 _CEILING = 1.25
 _OVERTIME = 2.0
-_FEW = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +157,8 @@ class _Session:
             held, served, requests = self._try(rate, self._settings.seconds / 2)
             if held:
                 note = f"found in {len(self._trials)} trials"
-                note += f"; p99 of only {requests} requests" if requests < _FEW else ""
+                if requests < least_samples(PERCENT):
+                    note += f"; {requests} requests are too few to know p99, give more --seconds"
                 if all(trial.rate <= rate for trial in self._trials):
                     note += "; the highest rate tried, so a higher one may hold as well"
                 return self._server(rate, served, requests, note)
@@ -169,8 +169,8 @@ class _Session:
         bound = self._settings.p99_bound / 1e3
         served, requests = self._serve(rate, seconds, bound)
         held = keeps(served, requests, bound)
-        p99 = 1e3 * percentile(served.latencies, PERCENT) if len(served.latencies) == requests else None
-        self._trials.append(RateTrial(rate=rate, requests=requests, p99=p99, held=held))
+        p99 = sure_percentile(served.latencies, PERCENT) if len(served.latencies) == requests else None
+        self._trials.append(RateTrial(rate=rate, requests=requests, p99=None if p99 is None else 1e3 * p99, held=held))
         return held, served, requests
 
     def _serve(self, rate: float, seconds: float, bound: float | None = None) -> tuple[Served, int]:

@@ -60,6 +60,22 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return sorted(values)[_rank(len(values), percent) - 1]
 
 
+def least_samples(percent: int) -> int:
+    """Return how many samples a percentile needs: 299 for the 99th, 59 for the 95th, 29 for the 90th, 5 for the 50th.
+
+    All of n samples lie below the true percentile p with probability p^n. From this many on, that is at most 5%: one of
+    them bounds it with 95% confidence. Percentiles below 50 mirror those above. 0 and 100 are the samples' own extremes
+    and need one.
+    """
+    share = max(percent, 100 - percent) / 100
+    return 1 if share == 1 else math.ceil(math.log(0.05) / math.log(share))
+
+
+def sure_percentile(values: Sequence[float], percent: int) -> float | None:
+    """Return the percentile of one or more values, or None if they are too few for it."""
+    return percentile(values, percent) if len(values) >= least_samples(percent) else None
+
+
 def allowed_above(count: int, percent: int) -> int:
     """Return how many of `count` values may exceed a bound that their percentile keeps."""
     return count - _rank(count, percent)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mdmf_deploy.tasks.benchmark.results import Benchmark, Configuration, ImageSet, Latency, Ratio, Result, StageTable
 from mdmf_deploy.tasks.benchmark.rounds import BATCHES
-from mdmf_deploy.tasks.benchmark.statistics import Interval, Spread
+from mdmf_deploy.tasks.benchmark.statistics import Interval, Spread, least_samples
 
 _NONE = "-"
 
@@ -37,6 +37,13 @@ def number(value: float | None) -> str:
 def percent(share: float | None) -> str:
     """Format a share as a percentage, with one decimal below 10%."""
     return _NONE if share is None else f"{100 * share:.1f}%" if share < 0.1 else f"{100 * share:.0f}%"
+
+
+def interval(found: Interval) -> str:
+    """Format a value and its interval: "2.50 [2.25, 2.75]"."""
+    if found.low is None or found.high is None:
+        return f"{found.value:.2f}"
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def facts(benchmark: Benchmark) -> list[tuple[str, str]]:
@@ -116,7 +123,8 @@ def _single_stream(results: Sequence[Result], images: str) -> Iterator[Section]:
     ]
     if rows:
         header = ("ms", "p50", "p90", "p95", "p99", "max", "images", "CV")
-        yield Section(f"single-stream, {images}", header, rows, ["CV: of the runs' medians"])
+        latencies = [one.latency for result in results if (one := result.single_stream) is not None]
+        yield Section(f"single-stream, {images}", header, rows, ["CV: of the runs' medians", *_too_few(latencies)])
 
 
 def _offline(results: Sequence[Result], images: str) -> Iterator[Section]:
@@ -143,15 +151,16 @@ def _server(results: Sequence[Result], images: str) -> Iterator[Section]:
     if not measured:
         return
     bound = measured[0][1].bound
-    rate = "a given rate" if bound is None else f"the highest rate with p99 within {bound:g} ms"
+    rate = "at a given rate" if bound is None else f"the most that keep p99 within {bound:g} ms"
     rows, notes = [], []
     for name, one in measured:
         cells = _latency(one.latency) if one.latency is not None else (_NONE,) * 5
         rows.append((name, number(one.rate), *cells, str(one.requests), number(one.batch)))
         unserved = f"{one.unserved} requests left unserved" if one.unserved else ""
         notes += [f"{name}: {'; '.join(part for part in (unserved, one.note) if part)}"] if unserved or one.note else []
-    header = ("ms", "rate/s", "p50", "p90", "p95", "p99", "max", "requests", "mean batch")
-    yield Section(f"server, {images}, Poisson arrivals at {rate}", header, rows, notes)
+    notes += _too_few([one.latency for _, one in measured if one.latency is not None])
+    header = ("ms", "rate/s", "p50", "p90", "p95", "p99", "max", "requests", "batch")
+    yield Section(f"server, {images}, Poisson arrivals, {rate}", header, rows, notes)
 
 
 def _comparison(results: Sequence[Result], ratios: Sequence[Ratio], images: ImageSet) -> Iterator[Section]:
@@ -161,7 +170,7 @@ def _comparison(results: Sequence[Result], ratios: Sequence[Ratio], images: Imag
         if drift is None:
             continue
         name = result.configuration.name
-        own = {ratio.figure: _interval(ratio.times) for ratio in ratios if ratio.configuration == name}
+        own = {ratio.figure: interval(ratio.times) for ratio in ratios if ratio.configuration == name}
         rows.append(
             (
                 name,
@@ -174,10 +183,14 @@ def _comparison(results: Sequence[Result], ratios: Sequence[Ratio], images: Imag
         )
         notes += [f"{name}: {drift.note}"] if drift.note else []
     if rows:
-        header = ("", "single-stream", "offline", "score change", "rank corr.", "flipped verdicts")
+        header = ("", "single-stream", "offline", "score", "rank", "flipped")
         if images.generated:
             notes.insert(0, "scores on generated images say little about yours: give photographs with --images")
-        notes.insert(0, "times as fast, 95% interval; largest score change in spreads of real scores")
+        notes.insert(
+            0,
+            "times as fast, 95% interval; score: the largest change, in spreads of real scores; rank: correlation; "
+            "flipped: verdicts",
+        )
         yield Section(f"against {results[0].configuration.name}", header, rows, notes)
 
 
@@ -200,11 +213,15 @@ def _latency(latency: Latency) -> tuple[str, ...]:
     return tuple(map(number, (latency.p50, latency.p90, latency.p95, latency.p99, latency.max)))
 
 
+def _too_few(latencies: Sequence[Latency]) -> list[str]:
+    """Return a note on the percentiles that some latencies are too few for."""
+    missing = [
+        f"p{percent} of {least_samples(percent)}"
+        for percent in (50, 90, 95, 99)
+        if any(getattr(latency, f"p{percent}") is None for latency in latencies)
+    ]
+    return [f"-: too few to tell; {', '.join(missing)} or more"] if missing else []
+
+
 def _quartiles(spread: Spread) -> str:
     return f"{number(spread.low)} - {number(spread.high)}"
-
-
-def _interval(interval: Interval) -> str:
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.2f}"
-    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from PIL import Image
 from mdmf_deploy.bundle.recipe import Part, Split, part_of, source_of
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.files import file_sha256
+from mdmf_deploy.files import file_sha256, refuse_url
 from mdmf_deploy.images.decode import decode, read
 from mdmf_deploy.images.inputs import in_folder, uri
 from mdmf_deploy.tasks.evaluate.metrics import RESAMPLES, Estimate, Figures, figures, wilson
@@ -132,11 +132,17 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         return min(figure.auroc.value for figure in self.generators.values())
 
 
-def find_images(dataset: Path) -> list[KnownImage]:
+def find_images(
+    dataset: Path, whole_disk: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> list[KnownImage]:
     """Find and hash every image of real/ and of each visible folder in generated/, in path order.
 
+    whole_disk, tell: as for images.inputs.expand.
     Raises UsageError if the folders are not laid out like this, or one of them holds no image.
     """
+    refused = refuse_url(dataset)
+    if refused is not None:
+        raise UsageError(refused)
     generated = dataset / "generated"
     if not (dataset / "real").is_dir() or not generated.is_dir():
         raise UsageError(f"{uri(dataset)}: expected the folders real/ and generated/<generator>/ in it")
@@ -151,7 +157,7 @@ def find_images(dataset: Path) -> list[KnownImage]:
     return [
         KnownImage(path, _sha256(path), generator)
         for generator, folder in folders.items()
-        for path in in_folder(folder).paths
+        for path in in_folder(folder, whole_disk, tell).paths
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import mdmf_deploy
 from mdmf_deploy.hardware.host import Machine
+from mdmf_deploy.tasks.benchmark.headline import headline
 from mdmf_deploy.tasks.benchmark.noise import Noise
 from mdmf_deploy.tasks.benchmark.report import COLOURS, Figure, figures, lines, to_bytes
 from mdmf_deploy.tasks.benchmark.results import (
@@ -48,7 +50,9 @@ def result(name: str, ms: float, **changes: object) -> Result:
         ),
         "stages": (table("0.5 MP", 24, 8, [costs] * 3, lanes=2),),
         "single_stream": SingleStream(
-            latency=Latency.of([ms / 1e3 * (1 + n / 100) for n in range(100)]), medians=spread([ms, ms]), settled=True
+            latency=Latency.of([ms / 1e3 * (1 + n // 3 / 100) for n in range(300)]),
+            medians=spread([ms, ms]),
+            settled=True,
         ),
         "offline": Offline(
             images_per_second=spread([1e3 / ms]), images_per_run=7, settled=False, joules=0.75, energy="RAPL"
@@ -135,7 +139,8 @@ def test_csv_has_a_line_for_every_figure(both: Benchmark) -> None:
     assert found["onnxruntime int8", "drift", "flipped verdicts"]["value"] == "3"
     assert found["onnxruntime int8", "ratio", "offline"]["low"] == "2.25"
     assert float(found["onnxruntime fp32", "offline", "throughput"]["value"]) == pytest.approx(50)
-    assert float(found["onnxruntime fp32", "server", "p99"]["value"]) == pytest.approx(76.5)
+    assert float(found["onnxruntime fp32", "server", "max"]["value"]) == pytest.approx(76.5)
+    assert found["onnxruntime fp32", "server", "p99"]["value"] == ""
     assert found["", "noise", "steal"]["value"] == ""
     assert found["", "noise", "warnings"]["value"] == "1.0"
     assert {row["section"] for row in read} >= {"stages", "single-stream", "cold start", "memory"}
@@ -144,22 +149,74 @@ def test_csv_has_a_line_for_every_figure(both: Benchmark) -> None:
 def test_text_holds_the_figures_in_aligned_columns(both: Benchmark) -> None:
     text = list(lines(both))
     whole = "\n".join(text)
+    prose = " ".join(whole.split())
     for figure in ("2.50 [2.25, 2.75]", "0.9987", "3 of 16", "0.0456", "612", "346", "12.5", "76.5", "0.750"):
         assert figure in whole
     start = text.index("single-stream, 0.5 MP images")
     assert len({len(line) for line in text[start + 1 : start + 4]}) == 1
-    assert "on generated images" in whole
-    assert "4 of 9, evenly spaced, 0.5 MP" in whole
-    assert "runs of 24 images in batches of 8" in whole
+    assert "on generated images" in prose
+    assert "4 of 9, evenly spaced, 0.5 MP" in prose
+    assert "runs of 24 images in batches of 8" in prose
     assert text[-1] == "noisy: load average 9"
-    assert "the limit is decoding" in whole
+    assert "the limit is decoding" in prose
 
 
 @pytest.mark.parametrize(("count", "noted"), [(127, True), (128, False)])
 def test_runs_too_short_for_stages_to_overlap_have_a_note(count: int, noted: bool) -> None:
     costs = dict.fromkeys((*NAMES, END_TO_END), Cost(1.0, 1.0))
     report = make(result("a fp32", 20.0, stages=(table("0.5 MP", count, 8, [costs] * 3, lanes=2),)))
-    assert ("too few to hide the filling of the pipeline" in "\n".join(lines(report))) == noted
+    assert ("too few to hide the filling of the pipeline" in " ".join(" ".join(lines(report)).split())) == noted
+
+
+def test_the_report_opens_with_its_headline(both: Benchmark) -> None:
+    opening = " ".join("\n".join(lines(both)).partition("\n\n")[0].split())
+    served = "a server keeps 12.5 requests/s within 100 ms; decoding is the limit."
+    assert opening == (
+        f"{ODD} on onnxruntime fp32: 50.0 images/s offline; one image takes 29.8 ms (median); {served} "
+        f"{ODD} on onnxruntime int8: 125 images/s offline; one image takes 11.9 ms (median); {served} "
+        "onnxruntime int8 is 2.50 [2.25, 2.75] times as fast as a (offline). "
+        "The machine was not quiet, so these figures are noisy: see the end."
+    )
+    page = to_bytes(both, ".html").decode()
+    assert page.index("50.0 images/s offline; one image takes 29.8 ms (median)") < page.index("<table")
+
+
+def test_a_headline_says_what_was_measured_and_no_more() -> None:
+    none = Server(rate=None, bound=5.0, trials=(), note="")
+    few = SingleStream(latency=Latency.of([0.02] * 4), medians=spread([20.0]), settled=False)
+    costs = dict.fromkeys((*NAMES, END_TO_END), Cost(1.0, 1.0)) | {"engine": Cost(20.0, 20.0)}
+    slow = (table("0.5 MP", 24, 8, [costs] * 3, lanes=2),)
+    report = make(result("a fp32", 20.0, single_stream=few, offline=None, server=none, stages=slow), warnings=())
+    bare = make(result("a fp32", 20.0, single_stream=None, offline=None, server=None), warnings=())
+    assert [*headline(report)][:-1] == [
+        f"{ODD} on a fp32: a server keeps no rate within 5 ms; the engine is the limit."
+    ]
+    assert [*headline(bare)][:-1] == [f"{ODD} on a fp32: 2.86 ms an image, end to end; decoding is the limit."]
+
+
+def test_no_percentile_is_drawn_from_too_few_samples() -> None:
+    latencies = Latency.of([n / 1e3 for n in range(1, 41)])
+    assert (latencies.p50, latencies.p90, latencies.p95, latencies.p99, latencies.max) == (20, 36, None, None, 40)
+    assert (latencies.curve[0], latencies.curve[1], latencies.curve[100]) == (1, None, 40)
+    single = SingleStream(latency=latencies, medians=spread([20.0]), settled=True)
+    report = make(result("a fp32", 20.0, single_stream=single, server=None))
+    text = list(lines(report))
+    at = text.index("single-stream, 0.5 MP images")
+    assert text[at + 2].split() == ["a", "fp32", "20.0", "36.0", "-", "-", "40.0", "40", "-"]
+    assert "  -: too few to tell; p95 of 59, p99 of 299 or more" in text[at:]
+    assert json.loads(to_bytes(report, ".json"))["results"][0]["single_stream"]["latency"]["p99"] is None
+    assert b"a fp32,single-stream,0.5 MP,p99,ms,,," in to_bytes(report, ".csv")
+    chart = Page(report).charts[1]
+    assert (chart["p90"], chart["p95"], chart["p99"], chart["max"]) == (
+        [("c0", "36.0")],
+        [("c0", "-")],
+        [("c0", "-")],
+        [("c0", "40.0")],
+    )
+
+
+def test_the_text_fits_80_columns(both: Benchmark) -> None:
+    assert [line for line in lines(both) if len(line) > 80] == []
 
 
 class Page(HTMLParser):

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from mdmf_deploy.tasks.benchmark.statistics import (
     STUDENT_T,
     allowed_above,
+    least_samples,
     paired_ratio,
     percentile,
     spread,
+    sure_percentile,
     variation,
 )
 
@@ -48,6 +50,21 @@ def test_known_percentiles() -> None:
     assert percentile([3.0], 99) == 3.0
     assert allowed_above(200, 99) == 2
     assert allowed_above(50, 99) == 0
+
+
+@pytest.mark.parametrize(
+    ("percent", "least"), [(50, 5), (90, 29), (95, 59), (99, 299), (1, 299), (25, 11), (0, 1), (100, 1)]
+)
+def test_a_percentile_needs_samples_that_bound_it(percent: int, least: int) -> None:
+    assert least_samples(percent) == least
+    assert sure_percentile([1.0] * least, percent) == 1
+    assert least == 1 or sure_percentile([1.0] * (least - 1), percent) is None
+
+
+@pytest.mark.parametrize("percent", [50, 90, 99])
+def test_so_many_samples_reach_beyond_the_true_percentile_nineteen_times_in_twenty(percent: int) -> None:
+    largest = np.random.default_rng(3).random((4000, least_samples(percent))).max(axis=1)
+    assert 0.94 <= float((largest > percent / 100).mean()) <= 0.98
 
 
 def test_variation_is_the_sample_deviation_over_the_mean() -> None:
