@@ -66,6 +66,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
     libraries: name -> version of every library that shaped its bytes.
     backbone: the file of the backbone's weights, if they are not in the checkpoint.
+    smoke: whether the checkpoint is of a smoke run, so that the bundle is worth nothing.
     """
 
     recipe: str
@@ -74,6 +75,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     decoder: str
     libraries: dict[str, str] = {}
     backbone: WeightsSource | None = None
+    smoke: bool = False
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):

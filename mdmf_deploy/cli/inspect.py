@@ -78,6 +78,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"{provenance['tool']}, {provenance['decoder']}",
         f"              {', '.join(f'{name} {version}' for name, version in provenance['libraries'].items())}",
     ]
+    if provenance["smoke"]:
+        lines.append("              of a smoke run (mdmf train --smoke), so its verdicts are worth nothing")
     if backbone := provenance["backbone"]:
         parts = (backbone["name"], backbone.get("version"), backbone.get("member"))
         lines.append(f"backbone from {' '.join(filter(None, parts))}, sha256 {backbone['sha256'][:12]}")

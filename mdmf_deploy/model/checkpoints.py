@@ -32,6 +32,8 @@ from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.model.tensors import problems, read_facts, read_tensors
 
 _BACKBONE, _LORA = "backbone.", "lora."
+SMOKE = "smoke"
+"""The key in the metadata of a checkpoint that a smoke run made (`mdmf train --smoke`)."""
 
 
 def checkpoint_sha256(path: Path) -> str:
@@ -129,6 +131,11 @@ def recipe_name(path: Path) -> str | None:
     """Return the name of the recipe that a checkpoint of ours was trained by, or None if it does not say."""
     name = read_facts(path).get("recipe")
     return name if isinstance(name, str) else None
+
+
+def is_of_a_smoke_run(path: Path) -> bool:
+    """Return whether `mdmf train --smoke` made a checkpoint, so that it is worth nothing."""
+    return SMOKE in read_facts(path)
 
 
 def _source_in(facts: Mapping[str, Any], path: Path) -> WeightsSource | None:
