@@ -42,7 +42,6 @@ _EXTRAS = {
     "onnxscript": "export",
     "openvino": "openvino",
     "pyarrow": "scale",
-    "sklearn": "export",
     "tensorrt": "gpu",
     "tensorrt_rtx": "rtx",
     "torch": "export",

@@ -142,11 +142,10 @@ class Validation:
 
 
 def auroc(real: NDArray[np.float64], generated: NDArray[np.float64]) -> float:
-    """Return the area under the ROC curve of two lists of scores."""
-    from sklearn.metrics import roc_auc_score
-
-    labels = np.r_[np.zeros(len(real)), np.ones(len(generated))]
-    return float(roc_auc_score(labels, np.r_[real, generated]))
+    """Return the area under the ROC curve: how often a generated image has the higher score. A tie counts half."""
+    ordered = np.sort(real)
+    below, up_to = (np.searchsorted(ordered, generated, side) for side in ("left", "right"))
+    return float((below + up_to).mean() / (2 * len(ordered)))
 
 
 def _rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
