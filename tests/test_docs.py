@@ -30,7 +30,7 @@ def commands() -> list[str]:
     """Every `mdmf ...` in a shell block."""
     text = "".join(block for page in [*PAGES, *ROOMS] for block in blocks(page, "sh"))
     lines = text.replace("\\\n", " ").splitlines()
-    return sorted({part.strip() for line in lines for part in line.split(" | ") if part.startswith("mdmf ")})
+    return sorted({part.strip() for line in lines for part in re.split(r" [|>] ", line) if part.startswith("mdmf ")})
 
 
 def leaves(command: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:

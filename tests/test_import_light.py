@@ -71,6 +71,10 @@ def test_detecting_and_evaluating_need_no_torch() -> None:
     assert not imported_by(f"import {modules}") & UNUSED
 
 
+def test_a_triton_repository_needs_onnx_alone() -> None:
+    assert imported_by("import mdmf_deploy.tasks.triton") & UNUSED == {"onnx"}
+
+
 def test_detecting_one_image_imports_what_it_uses(photos: Path) -> None:
     """Load no GPU library, and no Numba, which pays only for banks far larger than the starter's."""
     command = ["detect", str(min(photos.iterdir())), "--runtime", "onnxruntime", "--json"]
@@ -86,8 +90,8 @@ def test_detecting_one_image_imports_what_it_uses(photos: Path) -> None:
     assert not modules & (UNUSED | {"openvino", "numba", "cv2", "rich", "cuda", "tensorrt", "tensorrt_rtx"})
 
 
-@pytest.mark.parametrize("extra", ["", "cpu", "openvino", "scale"])
-def test_extras_for_detection_do_not_require_torch(extra: str) -> None:
+@pytest.mark.parametrize("extra", ["", "cpu", "openvino", "scale", "triton"])
+def test_light_extras_do_not_require_torch(extra: str) -> None:
     for requirement in importlib.metadata.requires("mdmf-deploy") or []:
         if "extra ==" not in requirement or f'extra == "{extra}"' in requirement.replace("'", '"'):
             assert not requirement.startswith(("torch", "transformers", "onnxscript"))

@@ -73,6 +73,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     libraries: name -> version of every library that shaped its bytes.
     backbone: the file that the backbone's weights were read from, at export or at the start of training. None for a
         backbone trained from scratch, or if the checkpoint does not say.
+    smoke: whether the checkpoint is of a smoke run, so that the bundle is worth nothing.
     """
 
     recipe: str
@@ -81,6 +82,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     decoder: str
     libraries: dict[str, str] = {}
     backbone: WeightsSource | None = None
+    smoke: bool = False
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):

@@ -285,17 +285,24 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in (room("export") / "recipes").glob("*.toml"))
 
 
+def recipe_path(name_or_path: str | Path) -> Path:
+    """Return the file of a recipe, given its name ("starter") or that file. Raises RecipeError for an unknown name."""
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        return path
+    path = room("export") / "recipes" / f"{name_or_path}.toml"
+    if not path.is_file():
+        known = ", ".join(recipe_names())
+        raise RecipeError(f"recipe {str(name_or_path)!r} is not known; choose one of {known}, or give a .toml file")
+    return path
+
+
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read a recipe by its name ("starter") or from a TOML file.
 
     Raises RecipeError naming the file, the place, and what was expected there.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = room("export") / "recipes" / f"{name_or_path}.toml"
-        if not path.is_file():
-            known = ", ".join(recipe_names())
-            raise RecipeError(f"recipe {str(name_or_path)!r} is not known; choose one of {known}, or give a .toml file")
+    path = recipe_path(name_or_path)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

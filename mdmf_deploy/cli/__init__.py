@@ -15,8 +15,9 @@ from typer.core import TyperGroup
 from mdmf_deploy.cli.console import log
 from mdmf_deploy.errors import MdmfError, install
 
-# In the order of --help: from a checkpoint to verdicts, then commands that inspect and measure.
+# In the order of --help: from a recipe to verdicts, then commands that inspect and measure.
 COMMANDS = (
+    "recipe",
     "train",
     "export",
     "build",
@@ -41,7 +42,6 @@ _EXTRAS = {
     "onnxscript": "export",
     "openvino": "openvino",
     "pyarrow": "scale",
-    "sklearn": "export",
     "tensorrt": "gpu",
     "tensorrt_rtx": "rtx",
     "torch": "export",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from mdmf_deploy.cli.console import log, log_unreadable, log_written, print_facts, print_json
 from mdmf_deploy.cli.options import AsJson, Yes
-from mdmf_deploy.errors import UsageError
+from mdmf_deploy.errors import UsageError, install
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
@@ -114,8 +115,11 @@ def export(
 
     Example: mdmf export mine.mdmf --triton models/
     """
+    from_bundle = _is_bundle(source)
+    if from_bundle and triton is not None:
+        _require_triton_extra()
     serving = _serving(context, triton, triton_device, triton_batch, triton_plan)
-    if _is_bundle(source):
+    if from_bundle:
         if given := _given(context, _MAKING):
             raise UsageError(f"{source} is a bundle already; {given}: for a checkpoint only, leave that out")
         if triton is None:
@@ -178,6 +182,13 @@ def _is_bundle(source: str) -> bool:
 
     path = Path(source)
     return path.is_dir() or (not path.exists() and shipped(source).is_dir())
+
+
+def _require_triton_extra() -> None:
+    # Without this, the missing package would be named with the extra `export`, which brings torch.
+    for package in ("onnx", "onnxruntime"):
+        if find_spec(package) is None:
+            raise UsageError(f"--triton needs {package}; run: {install('triton')}")
 
 
 def _given(context: typer.Context, options: dict[str, str]) -> str:

@@ -129,6 +129,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines = [*wrapped(" ".join(facts["summary"])), ""]
     for name, text in rows:
         lines += wrapped(text, f"{name:<14}")
+    if provenance["smoke"]:
+        lines += wrapped("of a smoke run (mdmf train --smoke), so its verdicts are worth nothing", " " * 14)
     if backbone := provenance["backbone"]:
         lines += wrapped(described(msgspec.convert(backbone, WeightsSource)))
     lines += ["", *_calibration_lines(facts["calibration"], facts["calibration_id"]), "", "verification"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdmf_deploy.cli.console import log
+from mdmf_deploy.cli.console import log, log_written
 from mdmf_deploy.cli.options import Yes
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed, instead of the recipe's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the state in the output folder.")] = False,
     amp: Annotated[bool | None, typer.Option(help="Train in bfloat16; by default on a GPU only.")] = None,
+    smoke: Annotated[
+        bool,
+        typer.Option("--smoke", help="Try everything in about a minute, on few images. The detector is worth nothing."),
+    ] = False,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 200,
     validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 200,
     yes: Yes = False,
@@ -55,12 +60,18 @@ def train(
     Trains the PFS head, and the backbone or adapters of it where the recipe or an option says so. Fails with exit code
     1 if the scores of the trained detector do not depend on its bank of real images.
 
+    A real run takes hours. Add --smoke first: it goes from images to a checkpoint in about a minute, and so finds a
+    mistake in the recipe, the folders or the weights.
+
     Example: mdmf train photos/ generated/ --backbone dinov2_vitl14 --backbone-weights dinov2_vitl14.pth -o runs/vitl14
     """
     from mdmf_deploy.bundle.recipe import load_recipe
+    from mdmf_deploy.cli.phases import PhaseDisplay
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.images.inputs import expand
 
+    if smoke and resume:
+        raise UsageError("--smoke and --resume exclude each other; a smoke run leaves no state")
     changes: dict[str, object] = {"objective": objective, "steps": steps, "seed": seed}
     changes = {name: value for name, value in changes.items() if value is not None}
     chosen = with_options(load_recipe(recipe or default_recipe(backbone)), backbone, changes)
@@ -78,6 +89,7 @@ def train(
     import torch
 
     from mdmf_deploy.tasks.train.loop import Cadence, processes
+    from mdmf_deploy.tasks.train.phases import Reports
     from mdmf_deploy.tasks.train.train import TrainingRun, fit
 
     run = TrainingRun(
@@ -89,11 +101,17 @@ def train(
         resume=resume,
         amp=torch.cuda.is_available() if amp is None else amp,
         cadence=Cadence(validate=validate_every, save=save_every),
+        smoke=smoke,
     )
-    with _Progress(chosen.training.steps) as progress:
-        checkpoint = fit(run, photographs, generators, log=progress.log, watch=progress.watch)
+    with PhaseDisplay() as display:
+        reports = Reports(display.log, lambda record: _log_record(record, display.log), display.follow)
+        checkpoint = fit(run, photographs, generators, reports)
     if processes().is_main_process:
         typer.echo(str(checkpoint))
+        if smoke:
+            log_written("the checkpoint of a smoke run, worth nothing,", checkpoint, "the same command without --smoke")
+        else:
+            log_written("the checkpoint", checkpoint, f"mdmf export {checkpoint} --reals PHOTOS -o NEW.mdmf")
 
 
 def default_recipe(backbone: str | None) -> str:
@@ -137,43 +155,15 @@ def _generators(folder: Path) -> dict[str, Path]:
     return found
 
 
-class _Progress:
-    """A bar on a terminal and plain lines elsewhere, both on stderr."""
-
-    def __init__(self, steps: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
+def _log_record(record: dict[str, float], log: Callable[[str], None]) -> None:
+    """Log the figures of a validation."""
+    if "auroc_mean" in record:
+        step, power = record["step"], record["power"]
+        log(f"step {step:.0f}: power {power:.2f}, validation AUROC {_listed(record, 'auroc_')}")
+        log(
+            f"step {step:.0f}: mean kernel {record['mean_kernel']:.3f}, rank correlation with the self term "
+            f"{record['self_rank']:.3f}, false positives {_listed(record, 'fpr_')}"
         )
-        self._task = self._bar.add_task("training", total=steps)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def log(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    def watch(self, record: dict[str, float]) -> None:
-        self._bar.update(self._task, completed=record["step"], description=f"power {record['power']:.2f}")
-        if "auroc_mean" in record:
-            step, power = record["step"], record["power"]
-            self.log(f"step {step:.0f}: power {power:.2f}, validation AUROC {_listed(record, 'auroc_')}")
-            self.log(
-                f"step {step:.0f}: mean kernel {record['mean_kernel']:.3f}, rank correlation with the self term "
-                f"{record['self_rank']:.3f}, false positives {_listed(record, 'fpr_')}"
-            )
 
 
 def _listed(record: dict[str, float], prefix: str) -> str:

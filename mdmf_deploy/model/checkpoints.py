@@ -33,6 +33,8 @@ from mdmf_deploy.model.recipes import check_recipe
 from mdmf_deploy.model.tensors import problems, read_facts, read_tensors
 
 _BACKBONE, _LORA = "backbone.", "lora."
+SMOKE = "smoke"
+"""The key in the metadata of a checkpoint that a smoke run made (`mdmf train --smoke`)."""
 
 
 def checkpoint_sha256(path: Path) -> str:
@@ -132,6 +134,11 @@ def load_head(model: MdmfModel, path: Path, recipe: Recipe) -> None:
 def backbone_source(path: Path) -> WeightsSource | None:
     """Return the file that a checkpoint of ours names as the source of its backbone's weights, or None."""
     return _source_in(read_facts(path), path)
+
+
+def is_of_a_smoke_run(path: Path) -> bool:
+    """Return whether `mdmf train --smoke` made a checkpoint, so that it is worth nothing."""
+    return SMOKE in read_facts(path)
 
 
 def _source_in(facts: Mapping[str, Any], path: Path) -> WeightsSource | None:

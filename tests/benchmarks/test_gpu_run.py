@@ -16,7 +16,7 @@ import pytest
 from fakes.host_kernels import builder
 from fakes.on_host import host_device
 
-from mdmf_deploy.bundle.recipe import load_recipe
+from mdmf_deploy.bundle.recipe import Recipe, load_recipe
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.hardware import gpu as probing
 from mdmf_deploy.hardware.device import upload
@@ -213,15 +213,16 @@ def test_engines_that_do_not_open_here_give_the_reason(gpu: Any, monkeypatch: py
     assert len(lines) == 2 + len(measured)
 
 
-def test_a_random_model_is_a_bundle_that_detects(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_random_model_is_a_bundle_that_detects(
+    gpu: Any, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpu.detect_folder, "SECONDS", 0.01)
     monkeypatch.setattr(gpu.end_to_end, "SIDE", 240)
     torch = pytest.importorskip("torch")
     from mdmf_deploy.model.pfs import MdmfModel
 
-    recipe = load_recipe("starter")
     torch.manual_seed(0)
-    bundle = gpu.end_to_end.random_bundle(MdmfModel(recipe), recipe, tmp_path / "random.mdmf", 200)
+    bundle = gpu.end_to_end.random_bundle(MdmfModel(tiny_recipe), tiny_recipe, tmp_path / "random.mdmf", 200)
     paths = []
     for n, data in enumerate(gpu.end_to_end.photographs(3, 3)):
         paths.append(tmp_path / f"{n}.jpg")

@@ -115,7 +115,7 @@ def test_errors_are_one_line(
         ("tensorrt_rtx", "rtx"),
         ("cuda", "gpu"),
         ("pyarrow", "scale"),
-        *((name, "export") for name in ("accelerate", "matplotlib", "nncf", "onnx", "onnxscript", "sklearn", "torch")),
+        *((name, "export") for name in ("accelerate", "matplotlib", "nncf", "onnx", "onnxscript", "torch")),
     ],
 )
 def test_a_missing_package_names_its_extra(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,15 @@ def test_triton_of_a_bundle_as_json(tiny_bundle: Path, tmp_path: Path) -> None:
     config = (models / "tiny_mmd/config.pbtxt").read_text()
     assert "max_batch_size: 4\n" in config
     assert "KIND_GPU" in config
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_triton_of_a_bundle_asks_for_its_own_extra(
+    package: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refused(tiny_bundle, "--triton", tmp_path / "models")
+    assert line == f"mdmf: --triton needs {package}; run: pip install 'mdmf-deploy[triton]'"
 
 
 def test_a_triton_plan_runs_on_the_gpu(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,27 +55,29 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_from_folders_to_a_checkpoint_to_a_bundle(data: Path, tmp_path: Path) -> None:
+def test_a_smoke_run_goes_from_folders_to_a_bundle_that_says_so(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = (data / "real", data / "generated", "--recipe", data / "tiny.toml", "--train-backbone", "-o", run)
-    result = mdmf("train", *arguments, "--objective", "pooled", "--steps", 3, "--validate-every", 2)
+    result = mdmf("train", *arguments, "--smoke")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.strip() == str(run / "checkpoint.safetensors")
-    assert "validation AUROC one" in result.stderr
-    assert "mean kernel" in result.stderr
-    assert "'pooled'" in result.stderr
-    with (run / "history.csv").open() as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["2", "3"]
-    lists = run / "split" / "train-real.txt"
+    lines = result.stderr.splitlines()
+    assert "worth nothing" in lines[0]
+    assert [line.partition(" in ")[0] for line in lines if " in " in line] == [
+        *("reading images: 18 images", "cutting crops: 18 images"),
+        *("validation: 27 crops", "training: 2 steps"),
+    ]
+    assert lines[-1].startswith("mdmf: wrote the checkpoint of a smoke run, worth nothing, to ")
     bundle = tmp_path / "new.mdmf"
     exported = mdmf(
-        "export", run / "checkpoint.safetensors", "--recipe", data / "tiny.toml", "--reals", f"@{lists}", "-o", bundle
+        *("export", run / "checkpoint.safetensors", "--recipe", data / "tiny.toml"),
+        *("--reals", data / "real", "-o", bundle),
     )
     assert exported.exit_code == 0, exported.stderr
-    assert Bundle.open(bundle).manifest.provenance.recipe == "tiny"
-    again = mdmf("train", *arguments)
-    assert again.exit_code == 2
-    assert "--resume" in again.stderr
+    assert "worth nothing" in exported.stderr
+    provenance = Bundle.open(bundle).manifest.provenance
+    assert (provenance.recipe, provenance.smoke) == ("tiny", True)
+    assert "of a smoke run" in mdmf("inspect", bundle).stdout
 
 
 def test_pretrained_weights_stay_frozen(data: Path, tmp_path: Path) -> None:
@@ -87,8 +90,17 @@ def test_pretrained_weights_stay_frozen(data: Path, tmp_path: Path) -> None:
     result = mdmf(
         *("train", data / "real", data / "generated", "--recipe", data / "tiny.toml"),
         *("--backbone-weights", weights, "-o", tmp_path / "run"),
+        *("--objective", "pooled", "--steps", 3, "--validate-every", 2),
     )
     assert result.exit_code == 0, result.stderr
+    assert result.stdout.strip() == str(tmp_path / "run" / "checkpoint.safetensors")
+    assert "validation AUROC one" in result.stderr
+    assert "mean kernel" in result.stderr
+    assert "'pooled'" in result.stderr
+    assert "features: " in result.stderr
+    assert "next: mdmf export" in result.stderr.splitlines()[-1]
+    with (tmp_path / "run" / "history.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "3"]
     trained = load_file(tmp_path / "run" / "checkpoint.safetensors")
     assert all(torch.equal(trained[f"backbone.{k}"], v) for k, v in torch.load(weights, weights_only=True).items())
 
@@ -100,6 +112,7 @@ def test_pretrained_weights_stay_frozen(data: Path, tmp_path: Path) -> None:
         (["--recipe", "starter", "--backbone", "vit_nowhere"], "vit_nowhere"),
         (["--recipe", "starter", "--objective", "patchy"], "patchy"),
         (["--train-backbone", "--resume"], "without --resume"),
+        (["--train-backbone", "--resume", "--smoke"], "--smoke and --resume exclude each other"),
         (["--recipe", "starter", "--train-backbone"], "--autoencoders DIR"),
         (["--download-backbone", "--backbone-weights", "x.pth"], "exclude each other"),
     ],
@@ -121,14 +134,28 @@ def test_two_processes_train_one_model_and_one_of_them_logs(data: Path, tmp_path
     large.mkdir()
     for seed in range(300, 330):
         Image.fromarray(synthetic_photo(seed, 100, 97)).save(large / f"{seed}.png")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     options = ["--recipe", tmp_path / "small.toml", "--train-backbone", "-o", tmp_path / "run"]
-    command = [*launch, "-m", "mdmf_deploy.cli", "train", large, data / "generated", *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(tmp_path / "run" / "checkpoint.safetensors")]
-    assert done.stderr.count("step 2: power") == 1
+    command = [sys.executable, "-m", "mdmf_deploy.cli", "train", large, data / "generated", *options]
+    # The variables that `accelerate launch` sets. The launcher itself takes seconds to import.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    team = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            list(map(str, command)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | team | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    (stdout, stderr), (nothing, silence) = (process.communicate(timeout=300) for process in started)
+    assert [process.returncode for process in started] == [0, 0], stderr + silence
+    assert stdout.split() == [str(tmp_path / "run" / "checkpoint.safetensors")]
+    assert stderr.count("step 2: power") == 1
+    assert (nothing, "step" in silence) == ("", False)
 
 
 def test_a_detector_that_ignores_its_bank_is_one_line_and_exit_code_1(data: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from mdmf_deploy.bundle.probe_images import probe_crops, probes_to_bytes
 from mdmf_deploy.bundle.recipe import Precision, Recipe
 from mdmf_deploy.errors import GateFailed, ImageError, UsageError
 from mdmf_deploy.images.decode import decoder_version, read
-from mdmf_deploy.model.checkpoints import backbone_source, checkpoint_sha256, load_model
+from mdmf_deploy.model.checkpoints import backbone_source, checkpoint_sha256, is_of_a_smoke_run, load_model
 from mdmf_deploy.model.known_weights import described
 from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel, TorchEngine
@@ -67,10 +67,12 @@ class Origin:
 
     checkpoint_sha256: "" for a detector of no file.
     backbone: the file that the backbone's weights were read from, if it is known.
+    smoke: whether the checkpoint is of a smoke run.
     """
 
     checkpoint_sha256: str = ""
     backbone: WeightsSource | None = None
+    smoke: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,10 @@ def export(
     backbone = backbone_source(model.checkpoint) if weights is None else weights_source(weights)
     if backbone is not None:
         log(described(backbone))
-    origin = Origin(checkpoint_sha256(model.checkpoint), backbone)
+    smoke = is_of_a_smoke_run(model.checkpoint)
+    if smoke:
+        log(f"{model.checkpoint} is of a smoke run, so the bundle's verdicts will be worth nothing")
+    origin = Origin(checkpoint_sha256(model.checkpoint), backbone, smoke)
     return export_detector(detector, recipe, reals, destination, precision, origin, log)
 
 
@@ -264,6 +269,7 @@ def _draft(recipe: Recipe, sigma: float, origin: Origin) -> Manifest:
             recipe=recipe.name,
             checkpoint_sha256=origin.checkpoint_sha256,
             backbone=origin.backbone,
+            smoke=origin.smoke,
             tool=f"mdmf-deploy {mdmf_deploy.__version__}",
             decoder=decoder_version(),
             libraries={name: metadata.version(name) for name in _LIBRARIES},

@@ -21,11 +21,14 @@ from mdmf_deploy.tasks.train.augment import MARGIN, Canvases, Degradation, Draws
 from mdmf_deploy.tasks.train.data import Dataset, LabelledImage, PixelCache
 from mdmf_deploy.tasks.train.featureless import featureless
 from mdmf_deploy.tasks.train.pairs import PairMaker, large_enough
+from mdmf_deploy.tasks.train.phases import Count, Follow
 
 Pixels = NDArray[np.uint8]
 # Crops of a group share one scale, so that they are resampled together.
 _GROUPS = 4
 _ENLARGED = (6.0, 16.0)
+# Drawn this many times as often as there are pairs, 95% of all pairs are drawn.
+_MOST_DRAWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,26 @@ class CropBatches:
         crops = self._crops(images, torch.Generator().manual_seed(int(rng.integers(2**63))))
         real, made = normalised(crops, self._preprocessing).chunk(2)
         return TrainingBatch(real, made, self.paired)
+
+    def prepare(self, batches: int, follow: Follow) -> None:
+        """Reconstruct all photographs in advance, unless this number of batches would leave many of them out.
+
+        The batches are the same in either case. In advance, the time it takes can be told from that of the steps.
+        """
+        images = [*self._photographs.images, *self._drawn.images]
+        trips = len(images) * len(self._names)
+        if self.paired * batches < _MOST_DRAWN * trips:
+            return
+
+        def make(image: LabelledImage) -> None:
+            pixels = self._cache(image.path)
+            for name in self._names:
+                if large_enough(pixels):
+                    self._pairs(pixels, image.sha256, name)
+
+        count = Count("pairs for training", "round trips", trips, follow)
+        for _ in self._pool.map(make, images):
+            count.advance(len(self._names))
 
     def _reals(self, rng: np.random.Generator, count: int, seen: set[str] | None = None) -> list[LabelledImage]:
         """Draw photographs, art and screenshots in the recipe's shares, without those seen if others are left."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from mdmf_deploy.bundle.recipe import Part, Split, part_of, source_of
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images.crops import center_crop
 from mdmf_deploy.images.decode import decode, read
+from mdmf_deploy.tasks.train.phases import Count, Follow, ignore
 
 Kind = Literal["photograph", "art", "screen", "generated"]
 
@@ -64,7 +65,9 @@ class Dataset:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def collect(real: Iterable[Path], generated: Mapping[str, Iterable[Path]], split: Split) -> Dataset:
+def collect(
+    real: Sequence[Path], generated: Mapping[str, Sequence[Path]], split: Split, follow: Follow = ignore
+) -> Dataset:
     """Hash every file and assign it to a part. Copies count once.
 
     generated: generator name -> files.
@@ -72,8 +75,9 @@ def collect(real: Iterable[Path], generated: Mapping[str, Iterable[Path]], split
     """
     images: dict[str, LabelledImage] = {}
     unreadable = []
+    count = Count("reading images", "images", len(real) + sum(map(len, generated.values())), follow)
     for generator, paths in ((None, real), *generated.items()):
-        for path in paths:
+        for path in count.over(paths):
             try:
                 data = read(path)
                 decode(data)
@@ -97,11 +101,14 @@ def spread(images: Sequence[LabelledImage], count: int) -> list[LabelledImage]:
     return [images[index * len(images) // count] for index in range(count)] if count < len(images) else [*images]
 
 
-def center_crops(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
-    """Return the centre crops that detection would take, (n, size, size, 3)."""
+def center_crops(paths: Sequence[Path], size: int, count: Count | None = None) -> NDArray[np.uint8]:
+    """Return the centre crops that detection would take, (n, size, size, 3).
+
+    count: counts the images, if given.
+    """
     with ThreadPoolExecutor() as pool:
         crops = pool.map(lambda path: center_crop(decode(read(path)).pixels, size).pixels[0], paths)
-        return np.stack(list(crops))
+        return np.stack(list(crops if count is None else count.over(crops)))
 
 
 class PixelCache:

@@ -16,6 +16,7 @@ from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.files import atomic_file
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.batches import Batches, TrainingBatch
+from mdmf_deploy.tasks.train.phases import Count, Follow, ignore
 
 _BATCH = 16
 
@@ -73,19 +74,30 @@ class FeatureBatches:
     Each place in a batch comes from the same place of any of them, so that pairs stay pairs, and shares stay shares.
     """
 
-    def __init__(self, batches: Batches, count: int, cache: FeatureCache, seed: int, *facts: str, paired: int = 0):
+    def __init__(
+        self,
+        batches: Batches,
+        count: int,
+        cache: FeatureCache,
+        seed: int,
+        *facts: str,
+        paired: int = 0,
+        follow: Follow = ignore,
+    ):
         """Compute the features of the first `count` batches, unless they are cached.
 
         facts: everything that the crop batches depend on.
         paired: the number of pairs in each of them.
         """
+        counted = Count("features", "batches", count, follow)
 
         def crops() -> Iterable[Tensor]:
-            for step in range(count):
+            for step in counted.over(range(count)):
                 batch = batches(step)
                 yield torch.cat([batch.real, batch.generated])
 
         features = cache(crops, f"{count} batches", *facts)
+        counted.finish()
         self._features = features.reshape(count, 2, -1, *features.shape[1:])
         self._seed, self._paired = seed, paired
 

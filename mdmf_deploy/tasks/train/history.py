@@ -23,9 +23,12 @@ def write_plot(path: Path, history: Sequence[Record], title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 3.2), layout="constrained")
+    figure = Figure(figsize=(13, 3.2))
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 4)
+    # Fixed margins: to compute them takes three times as long as to draw.
+    panels = figure.subplots(
+        1, 4, gridspec_kw={"left": 0.04, "right": 0.99, "bottom": 0.15, "top": 0.82, "wspace": 0.2}
+    )
     names = {name for record in history for name in record}
     curves = [
         ("loss", ["loss"]),

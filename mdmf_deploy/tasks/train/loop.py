@@ -23,6 +23,7 @@ from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.batches import Batches, TrainingBatch
 from mdmf_deploy.tasks.train.network import TrainingNet
 from mdmf_deploy.tasks.train.objectives import criterion
+from mdmf_deploy.tasks.train.phases import Count, Follow, ignore
 from mdmf_deploy.tasks.train.validate import Record
 
 STATE = "state.safetensors"
@@ -53,6 +54,7 @@ class LoopOptions:
     amp: compute in bfloat16.
     standardise: standardise the head's inputs by those of the first batch.
     stop_after: leave early at that step, like an interruption would.
+    follow: receives how many steps are done.
     """
 
     folder: Path
@@ -62,6 +64,7 @@ class LoopOptions:
     standardise: bool = False
     cadence: Cadence = Cadence()
     stop_after: int | None = None
+    follow: Follow = ignore
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,8 @@ def train(
         average.load_state_dict(net.detector.state_dict())
     model, optimiser = accelerator.prepare(net, optimiser)
     end = training.steps if options.stop_after is None else min(options.stop_after, training.steps)
-    for step in range(start, end):
+    count = Count("training", "steps", training.steps, options.follow, done=start)
+    for step in count.over(range(start, end)):
         factor = learning_rate(step, training) / training.learning_rate
         for group in optimiser.param_groups:
             group["lr"] = group["top"] * factor

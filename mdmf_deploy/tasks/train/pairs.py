@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +22,6 @@ from mdmf_deploy.tasks.train.autoencoders import (
 )
 
 Pixels = NDArray[np.uint8]
-# Larger photographs are cut to their middle: an autoencoder's activations take 200 times the memory of an image.
-_LARGEST = 512
-
-# Receives one line of progress at a time.
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +31,16 @@ class PairMaker:
     nets: the autoencoders by name.
     hashes: the SHA-256 of each one's files. They name the folders of its results.
     folder: where the results are kept.
+    largest: the longest side that is passed through. Of larger photographs it is their middle.
     """
 
     nets: dict[str, AutoencoderNet]
     hashes: dict[str, list[str]]
     folder: Path
+    largest: int
 
     @classmethod
-    def load(cls, pairs: Pairs, weights: Path | None, folder: Path, device: torch.device) -> PairMaker:
+    def load(cls, pairs: Pairs, weights: Path | None, folder: Path, device: torch.device, largest: int) -> PairMaker:
         """Load all autoencoders that a recipe names, the one held out, too.
 
         Raises UsageError without a folder of weights, or if one is missing there.
@@ -56,9 +52,9 @@ class PairMaker:
                 "--autoencoders DIR, or leave [training.pairs] out of a recipe of your own"
             )
         if weights is None:
-            return cls({}, {}, folder)
+            return cls({}, {}, folder, largest)
         nets = {name: load_autoencoder(weights, name).to(device) for name in names}
-        return cls(nets, {name: autoencoder_hashes(weights, name) for name in names}, folder)
+        return cls(nets, {name: autoencoder_hashes(weights, name) for name in names}, folder, largest)
 
     def __call__(self, pixels: Pixels, sha256: str, name: str) -> tuple[Pixels, Pixels]:
         """Return the middle of a photograph (H, W, 3), and its reconstruction in the same size.
@@ -66,8 +62,8 @@ class PairMaker:
         sha256: of the photograph's file.
         name: of the autoencoder.
         """
-        part = _middle(pixels)
-        path = self.folder / f"{name}-{self.hashes[name][1][:8]}" / f"{sha256[:24]}.png"
+        part = _middle(pixels, self.largest)
+        path = self.folder / f"{name}-{self.hashes[name][1][:8]}-{self.largest}" / f"{sha256[:24]}.png"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             rebuilt = reconstruct(self.nets[name], part, seed=int(sha256[:12], 16))
@@ -82,7 +78,7 @@ def large_enough(pixels: Pixels) -> bool:
     return bool(min(pixels.shape[:2]) >= 4 * FACTOR)
 
 
-def _middle(pixels: Pixels) -> Pixels:
-    height, width = (min(_LARGEST, side) // FACTOR * FACTOR for side in pixels.shape[:2])
+def _middle(pixels: Pixels, largest: int) -> Pixels:
+    height, width = (min(largest, side) // FACTOR * FACTOR for side in pixels.shape[:2])
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return pixels[top : top + height, left : left + width]

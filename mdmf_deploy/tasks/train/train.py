@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import CheckpointError, TrainingFailed, UsageError
 from mdmf_deploy.images.crops import normalise
-from mdmf_deploy.model.checkpoints import checkpoint_sha256, load_backbone, save_model
+from mdmf_deploy.model.checkpoints import SMOKE, checkpoint_sha256, load_backbone, save_model
 from mdmf_deploy.model.known_weights import described
 from mdmf_deploy.model.lora import Lora
 from mdmf_deploy.model.onnx_weights import weights_source
@@ -28,15 +28,15 @@ from mdmf_deploy.tasks.train.loop import STATE, Cadence, LoopOptions, processes,
 from mdmf_deploy.tasks.train.lora import factors
 from mdmf_deploy.tasks.train.measured import ValidationCrops, validation_crops
 from mdmf_deploy.tasks.train.network import TrainingNet, Tuned, initialise
-from mdmf_deploy.tasks.train.pairs import Log, PairMaker
-from mdmf_deploy.tasks.train.validate import Extract, Record, Validation, require_bank
+from mdmf_deploy.tasks.train.pairs import PairMaker
+from mdmf_deploy.tasks.train.phases import SILENT, Count, Follow, Reports
+from mdmf_deploy.tasks.train.smoke import FULL, SMALL, WARNING, Sizes, few, smoke
+from mdmf_deploy.tasks.train.validate import Extract, Record, Validation, bank_figures, require_bank
 
 CHECKPOINT = "checkpoint.safetensors"
 FAILED = "failed.safetensors"
 """The checkpoint of a run whose detector does not depend on its bank."""
 _HISTORY = "history.csv"
-# Crops of each image whose features are computed for a frozen backbone.
-_FEATURE_CROPS = 8
 _PIXEL_BUDGET = 8 << 30
 _INITIALISING_CROPS = 128
 
@@ -50,6 +50,7 @@ class TrainingRun:
     autoencoders: the folder with the files of the autoencoders that the recipe's pairs name.
     amp: train in bfloat16.
     stop_after: leave early at that step, like an interruption would.
+    smoke: do all that this run would, at a size of a minute (smoke.py). The checkpoint says so.
     """
 
     recipe: Recipe
@@ -61,14 +62,15 @@ class TrainingRun:
     amp: bool = False
     cadence: Cadence = field(default_factory=Cadence)
     stop_after: int | None = None
+    smoke: bool = False
+
+    @property
+    def sizes(self) -> Sizes:
+        return SMALL if self.smoke else FULL
 
 
 def fit(
-    run: TrainingRun,
-    real: Sequence[Path],
-    generated: Mapping[str, Sequence[Path]],
-    log: Log = lambda line: None,
-    watch: Callable[[Record], None] = lambda record: None,
+    run: TrainingRun, real: Sequence[Path], generated: Mapping[str, Sequence[Path]], reports: Reports = SILENT
 ) -> Path:
     """Train a detector, and return the path of its checkpoint.
 
@@ -77,15 +79,15 @@ def fit(
 
     real: the folder that a file lies in is its source.
     generated: source -> files.
-    log: receives lines of progress.
-    watch: receives the record of every logged step.
+    reports: receives lines, records and phases.
 
     Raises UsageError for a frozen backbone without weights. Raises CheckpointError for a state that would be
     overwritten, or is missing and cannot be resumed. Raises TrainingFailed if the detector does not depend on its bank,
     and leaves it as failed.safetensors. Also raises what `collect`, `load_backbone`, `PairMaker.load` and `train`
     raise.
+    A smoke run only reports whether its detector depends on its bank, and leaves no state behind.
     """
-    recipe, folder = run.recipe, run.folder
+    declared, folder = run, run.folder
     tuned = _tuned(run)
     # Check this before the preparation, which may take an hour.
     state = folder / STATE
@@ -97,10 +99,17 @@ def fit(
     # the others find the files.
     team = processes()
     if not team.is_main_process:
-        log, watch = (lambda line: None), (lambda record: None)
-    pairs = PairMaker.load(recipe.training.pairs, run.autoencoders, folder / "reconstructed", team.device)
+        reports = SILENT
+    log, follow, sizes = reports.log, reports.follow, run.sizes
+    kept = folder / "reconstructed"
+    pairs = PairMaker.load(run.recipe.training.pairs, run.autoencoders, kept, team.device, sizes.largest)
+    if run.smoke:
+        log(WARNING)
+        run = replace(run, recipe=smoke(run.recipe), cadence=Cadence(log=1, validate=2, save=2))
+        real, generated = few(real, generated, run.recipe.training.split)
+    recipe = run.recipe
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = collect(real, generated, recipe.training.split)
+    dataset = collect(real, generated, recipe.training.split, follow)
     for path, code in dataset.unreadable:
         log(f"left out {path}: {code}")
     torch.manual_seed(recipe.training.seed)
@@ -117,22 +126,23 @@ def fit(
     key = fingerprint(run, dataset, pairs)
     with team.main_process_first():
         write_split(dataset, folder / "split")
-        measured = validation_crops(dataset, recipe, pairs)
+        measured = validation_crops(dataset, recipe, pairs, sizes, follow)
         if tuned == "nothing":
-            batches, validation = _on_features(run, dataset, detector, crop_batches, measured, pairs, log)
+            batches, validation = _on_features(run, dataset, detector, crop_batches, measured, pairs, follow)
         else:
-            batches, validation = crop_batches, measured.validation(_extractor(recipe))
+            crop_batches.prepare(recipe.training.steps, follow)
+            batches, validation = crop_batches, measured.validation(_extractor(recipe), follow=follow)
     history: list[Record] = []
 
     def note(record: Record) -> None:
         history.append(record)
         if "auroc_mean" in record and team.is_main_process:
             write_csv(folder / _HISTORY, history)
-        watch(record)
+        reports.watch(record)
 
     log(f"training {recipe.training.steps} steps, objective {recipe.training.objective!r}")
     standardise = run.backbone_weights is not None
-    options = LoopOptions(folder, key, run.resume, run.amp, standardise, run.cadence, run.stop_after)
+    options = LoopOptions(folder, key, run.resume, run.amp, standardise, run.cadence, run.stop_after, follow)
     trained = train(net, batches, recipe.training, validation, options, note)
     if team.is_main_process:
         write_csv(folder / _HISTORY, history)
@@ -140,13 +150,17 @@ def fit(
     figures = next((record for record in reversed(history) if "mean_kernel" in record), None)
     try:
         if figures is not None and history[-1] is figures and run.stop_after is None:
-            require_bank(figures, recipe.training.gate)
+            log(bank_figures(figures, recipe.training.gate))
+            if not run.smoke:
+                require_bank(figures, recipe.training.gate)
     except TrainingFailed as error:
         if team.is_main_process:
-            _save(folder / FAILED, trained, run, dataset)
+            _save(folder / FAILED, trained, declared, dataset)
         raise TrainingFailed(f"{error}; it is kept as {folder / FAILED}") from None
     if team.is_main_process:
-        _save(folder / CHECKPOINT, trained, run, dataset)
+        _save(folder / CHECKPOINT, trained, declared, dataset)
+        if run.smoke:
+            state.unlink()
     return folder / CHECKPOINT
 
 
@@ -183,6 +197,8 @@ def _tuned(run: TrainingRun) -> Tuned:
 
 def _save(path: Path, trained: MdmfModel, run: TrainingRun, dataset: Dataset) -> None:
     facts: dict[str, object] = {"recipe": run.recipe, "data_sha256": dataset.hash()}
+    if run.smoke:
+        facts[SMOKE] = WARNING
     source = None if run.backbone_weights is None else weights_source(run.backbone_weights)
     found = dict(factors(trained.backbone))
     if source is not None:
@@ -210,20 +226,17 @@ def _on_features(
     batches: CropBatches,
     measured: ValidationCrops,
     pairs: PairMaker,
-    log: Log,
+    follow: Follow,
 ) -> tuple[Batches, Validation]:
     training, preprocessing = run.recipe.training, run.recipe.preprocessing
     cache = FeatureCache(detector.to(processes().device), preprocessing, run.folder / "features")
     images = len(dataset.of("train", False)) + len(dataset.of("train", True))
-    count = max(2, -(-_FEATURE_CROPS * images // (2 * training.batch)))
-    log(f"features of {count} batches of {2 * training.batch} crops")
+    count = max(2, -(-run.sizes.feature_crops * images // (2 * training.batch)))
+    batches.prepare(count, follow)
     # Steps, rates and the like do not change crops, so a run with others finds them again.
     drawn = msgspec.json.encode([training.seed, training.batch, training.reals, training.pairs, pairs.hashes]).decode()
     facts = (dataset.hash(), drawn)
-    pooled = FeatureBatches(batches, count, cache, training.seed, *facts, paired=batches.paired)
-
-    def features(name: str, crops: NDArray[np.uint8]) -> NDArray[np.generic]:
-        return cache(lambda: [torch.from_numpy(normalise(crops, preprocessing))], name, *facts)
+    pooled = FeatureBatches(batches, count, cache, training.seed, *facts, paired=batches.paired, follow=follow)
 
     def extract(current: MdmfModel, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
         device = next(current.parameters()).device
@@ -231,7 +244,14 @@ def _on_features(
         signatures: NDArray[np.float32] = current.head.signatures(tensor).float().cpu().numpy()
         return signatures
 
-    return pooled, measured.validation(extract, features)
+    counted = Count("features for validation", "crops", len(measured.validation(extract)), follow)
+
+    def features(name: str, crops: NDArray[np.uint8]) -> NDArray[np.generic]:
+        found = cache(lambda: [torch.from_numpy(normalise(crops, preprocessing))], name, *facts)
+        counted.advance(len(crops))
+        return found
+
+    return pooled, measured.validation(extract, features, follow)
 
 
 def _paths(images: Sequence[LabelledImage]) -> list[Path]:

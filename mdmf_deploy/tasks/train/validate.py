@@ -14,6 +14,7 @@ from mdmf_deploy.bundle.recipe import BankGate
 from mdmf_deploy.errors import TrainingFailed
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.train.objectives import gram
+from mdmf_deploy.tasks.train.phases import Count, Follow, ignore
 
 BANK_IMAGES = 64
 _BATCH = 32
@@ -73,6 +74,7 @@ class Validation:
     swapped: generated images of the training part, as a bank in place of the real one.
     groups: further real images by name, such as "flat" or "art".
     pairs: photographs and their reconstructions, by autoencoder.
+    follow: receives how many inputs are done.
     """
 
     extract: Extract
@@ -82,6 +84,7 @@ class Validation:
     generated: Mapping[str, NDArray[np.generic]]
     groups: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     pairs: Mapping[str, tuple[NDArray[np.generic], NDArray[np.generic]]] = field(default_factory=dict)
+    follow: Follow = ignore
 
     @torch.inference_mode()
     def __call__(self, detector: MdmfModel) -> Record:
@@ -96,11 +99,19 @@ class Validation:
         """
         training = detector.training
         detector.eval()
-        sigma, bank = detector.sigma, self._signatures(detector, self.bank)
-        swapped = self._signatures(detector, self.swapped)
-        reals = self._signatures(detector, self.real)
+        count = Count("validation", "crops", len(self), self.follow)
+
+        def signatures_of(inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+            parts = []
+            for start in range(0, len(inputs), _BATCH):
+                parts.append(self.extract(detector, inputs[start : start + _BATCH]))
+                count.advance(len(parts[-1]))
+            return np.concatenate(parts)
+
+        sigma, bank, swapped = detector.sigma, signatures_of(self.bank), signatures_of(self.swapped)
+        reals = signatures_of(self.real)
         real = terms(reals, bank, sigma)
-        made = {name: self._signatures(detector, inputs) for name, inputs in sorted(self.generated.items())}
+        made = {name: signatures_of(inputs) for name, inputs in sorted(self.generated.items())}
         judged = {name: terms(signatures, bank, sigma) for name, signatures in made.items()}
         areas = {name: auroc(real.scores, found.scores) for name, found in judged.items()}
         other = terms(reals, swapped, sigma).scores
@@ -116,29 +127,38 @@ class Validation:
         }
         threshold = np.quantile(real.scores, 1 - _RATE)
         for name, inputs in self.groups.items():
-            found = terms(self._signatures(detector, inputs), bank, sigma).scores
+            found = terms(signatures_of(inputs), bank, sigma).scores
             record[f"fpr_{name}"] = float((found > threshold).mean())
         for name, halves in self.pairs.items():
-            first, second = (terms(self._signatures(detector, half), bank, sigma).scores for half in halves)
+            first, second = (terms(signatures_of(half), bank, sigma).scores for half in halves)
             record[f"pairs_{name}"] = auroc(first, second)
         detector.train(training)
         return record
 
-    def _signatures(self, detector: MdmfModel, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-        parts = [self.extract(detector, inputs[start : start + _BATCH]) for start in range(0, len(inputs), _BATCH)]
-        return np.concatenate(parts)
+    def __len__(self) -> int:
+        """Return the number of inputs."""
+        alone = [self.bank, self.swapped, self.real, *self.generated.values(), *self.groups.values()]
+        return sum(map(len, alone)) + sum(len(first) + len(second) for first, second in self.pairs.values())
 
 
 def auroc(real: NDArray[np.float64], generated: NDArray[np.float64]) -> float:
-    """Return the area under the ROC curve of two lists of scores."""
-    from sklearn.metrics import roc_auc_score
-
-    labels = np.r_[np.zeros(len(real)), np.ones(len(generated))]
-    return float(roc_auc_score(labels, np.r_[real, generated]))
+    """Return the area under the ROC curve: how often a generated image has the higher score. A tie counts half."""
+    ordered = np.sort(real)
+    below, up_to = (np.searchsorted(ordered, generated, side) for side in ("left", "right"))
+    return float((below + up_to).mean() / (2 * len(ordered)))
 
 
 def _rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1])
+
+
+def bank_figures(record: Record, gate: BankGate) -> str:
+    """Return the figures of the gate and its limits in one line."""
+    kernel, swapped = record["mean_kernel"], record["auroc_swapped"]
+    return (
+        f"gate: mean kernel value of real images and the bank {kernel:.3f} (at least {gate.min_kernel}), "
+        f"AUROC with a bank of generated images {swapped:.3f} (at most {gate.max_swapped_auroc})"
+    )
 
 
 def require_bank(record: Record, gate: BankGate) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def batches(
     reals = reals or Reals(featureless=0, enlarged=0)
     training = msgspec.structs.replace(recipe.training, batch=batch, seed=seed, pairs=pairs, reals=reals)
     changed = msgspec.structs.replace(recipe, training=training, preprocessing=PLAIN)
-    maker = Inverting({"invert": None}, {}, Path())  # type: ignore[dict-item]
+    maker = Inverting({"invert": None}, {}, Path(), 512)  # type: ignore[dict-item]
     return CropBatches(Dataset(tuple(images()), ()), changed, maker, Numbered(), torch.device("cpu"))  # type: ignore[arg-type]
 
 
@@ -114,6 +115,19 @@ def test_pairs_are_aligned_and_a_batch_never_repeats_a_photograph(
         assert len({float(crop[0].median()) for crop in batch.real}) == 8
         assert set(sources(batch.generated[pairs:])) <= {"generated/small", "generated/large"}
         assert Counter(sources(batch.real))["real/art_a"] == 2
+
+
+def test_pairs_are_made_in_advance_if_most_of_them_are_needed(tiny_recipe: Recipe) -> None:
+    reals = sum(image.part == "train" and image.generator is None for image in images())
+    enough = math.ceil(3 * reals / 4)
+    for count, made in ((enough, reals), (enough - 1, 0)):
+        make, seen, phases = batches(tiny_recipe, 0.5), [], []
+        make._pairs = lambda pixels, sha256, name, seen=seen: seen.append(sha256)  # type: ignore[assignment, misc]
+        make.prepare(count, phases.append)
+        assert len(set(seen)) == len(seen) == made
+        assert [phase.done for phase in phases] == (list(range(reals + 1)) if made else [])
+    batches(tiny_recipe, 0.0).prepare(10**6, phases.append)
+    assert not phases
 
 
 def test_both_halves_of_a_pair_get_the_same_noise_and_codecs(

@@ -44,12 +44,12 @@ def test_noise_in_the_latent_follows_from_the_seed(autoencoders: Path) -> None:
 def test_a_pair_is_the_middle_of_a_photograph_and_is_made_once(
     autoencoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maker = PairMaker.load(Pairs(autoencoders=("plain",), held_out="grouped"), autoencoders, tmp_path, CPU)
+    maker = PairMaker.load(Pairs(autoencoders=("plain",), held_out="grouped"), autoencoders, tmp_path, CPU, 48)
     assert set(maker.nets) == {"plain", "grouped"}
-    photograph = synthetic_photo(2, 53, 37)
+    photograph = synthetic_photo(2, 61, 37)
     part, rebuilt = maker(photograph, SHA, "plain")
     assert part.shape == rebuilt.shape == (32, 48, 3)
-    assert (part == photograph[2:34, 2:50]).all()
+    assert (part == photograph[2:34, 6:54]).all()
     assert (maker(photograph, SHA, "grouped")[1] != rebuilt).any()
     monkeypatch.setattr("mdmf_deploy.tasks.train.pairs.reconstruct", None)
     assert (maker(photograph, SHA, "plain")[1] == rebuilt).all()
@@ -62,10 +62,10 @@ def test_a_small_photograph_gives_no_pair() -> None:
 
 def test_autoencoders_without_their_folder_or_files_are_refused(autoencoders: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--autoencoders DIR"):
-        PairMaker.load(Pairs(autoencoders=("plain",)), None, tmp_path, CPU)
+        PairMaker.load(Pairs(autoencoders=("plain",)), None, tmp_path, CPU, 48)
     with pytest.raises(UsageError, match=r"no other_encoder\.safetensors"):
-        PairMaker.load(Pairs(autoencoders=("other",)), autoencoders, tmp_path, CPU)
-    assert PairMaker.load(Pairs(), None, tmp_path, CPU).nets == {}
+        PairMaker.load(Pairs(autoencoders=("other",)), autoencoders, tmp_path, CPU, 48)
+    assert PairMaker.load(Pairs(), None, tmp_path, CPU, 48).nets == {}
     for path in autoencoders.glob("plain*"):
         shutil.copy(path, tmp_path)
     decoder = tmp_path / "plain_decoder.safetensors"

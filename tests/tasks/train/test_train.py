@@ -21,6 +21,7 @@ from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.model.recipes import recipe_of
 from mdmf_deploy.tasks.train.loop import STATE, Cadence
+from mdmf_deploy.tasks.train.phases import Reports
 from mdmf_deploy.tasks.train.train import CHECKPOINT, FAILED, TrainingRun, fit
 
 EVERY = Cadence(log=1, validate=3, save=3)
@@ -119,7 +120,7 @@ def test_training_raises_the_test_power_on_a_frozen_backbone(
 ) -> None:
     plan = with_training(afresh(frozen, tmp_path), objective=objective, steps=60)
     history: list[dict[str, float]] = []
-    checkpoint = fit(plan, paths(training_folder / "real"), generated(training_folder), watch=history.append)
+    checkpoint = fit(plan, paths(training_folder / "real"), generated(training_folder), Reports(watch=history.append))
     assert history[-1]["power"] > history[0]["power"] + 0.1
     state, source = load_file(checkpoint), torch.load(plan.backbone_weights, weights_only=True)
     assert all(torch.equal(state[f"backbone.{key}"], value) for key, value in source.items())

@@ -100,4 +100,6 @@ def test_measuring_leaves_the_mode_of_the_detector(detector: MdmfModel) -> None:
 
 
 def test_auroc() -> None:
-    assert auroc(np.array([0.0, 1.0]), np.array([0.5, 2.0])) == 0.75
+    assert auroc(np.array([1.0, 0.0]), np.array([0.5, 2.0])) == 0.75
+    # A tie counts half.
+    assert auroc(np.array([0.0, 1.0, 1.0]), np.array([1.0, 2.0])) == 5 / 6
