@@ -15,6 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import mdmf_deploy  # noqa: F401  (first, so that onnxruntime reports nothing)
+
+# isort: split
 import numpy as np
 import onnxruntime
 import torch

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mdmf_deploy  # noqa: F401  (first, so that onnxruntime reports nothing)
+
+# isort: split
 import numpy as np
 import onnxruntime
 import torch
@@ -158,7 +161,7 @@ def on_onnxruntime(task: Task) -> Peer:
 
 
 def on_openvino(task: Task, settings: dict[str, Any]) -> Peer:
-    import openvino
+    from mdmf_deploy.runtime.ov import openvino  # without its telemetry
 
     model = openvino.Core().compile_model(task.graph, "CPU", settings)
     return _on_graph(task, lambda images: model(images)[0])

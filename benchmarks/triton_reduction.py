@@ -17,6 +17,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import mdmf_deploy  # noqa: F401  (first, so that onnxruntime reports nothing)
+
+# isort: split
 import numpy as np
 import onnxruntime
 from common import header, interleaved, ms, random_bank, ratio, table

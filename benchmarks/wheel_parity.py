@@ -15,6 +15,9 @@ import zipfile
 from pathlib import Path
 from typing import get_args
 
+import mdmf_deploy  # noqa: F401  (first, so that onnxruntime reports nothing)
+
+# isort: split
 import numpy as np
 import onnx
 import onnxruntime

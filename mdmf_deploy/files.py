@@ -36,9 +36,14 @@ def cache_folder(kind: str) -> Path:
 
     Its files may be deleted at any time. It lies below $MDMF_CACHE if that is set, else where this system keeps
     caches: $XDG_CACHE_HOME, %LOCALAPPDATA% or ~/.cache.
-    Raises UsageError if it cannot be created.
+    Raises UsageError if it cannot be created, or if no variable names it and this user has no home.
     """
-    folder = _cache_root() / kind
+    try:
+        folder = _cache_root() / kind
+    except RuntimeError as error:  # from Path.home()
+        raise UsageError(
+            f"cache: this user has no home folder; set {CACHE_VARIABLE} to a folder you can write to"
+        ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

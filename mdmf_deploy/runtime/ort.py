@@ -10,6 +10,9 @@ from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
 from mdmf_deploy.hardware.host import cores, saturates_int8
 
+# On Windows the environment variable has no effect (mdmf_deploy/__init__.py), and only this stops most events.
+onnxruntime.disable_telemetry_events()
+
 _PROVIDER = "CPUExecutionProvider"
 
 

@@ -28,6 +28,8 @@ from mdmf_deploy.runtime.building.plans import EngineKey, this_platform
 from mdmf_deploy.runtime.building.profiles import DEFAULT, Profile, load_profile
 from mdmf_deploy.runtime.needs import Missing, find_unloadable, preload, require
 
+onnxruntime.disable_telemetry_events()  # as in ort.py
+
 # Public, so that tests can run on the CPU.
 DEVICE = "cuda"
 CUDA_PROVIDER, TENSORRT_PROVIDER = "CUDAExecutionProvider", "TensorrtExecutionProvider"

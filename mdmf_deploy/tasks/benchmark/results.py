@@ -327,7 +327,8 @@ def _commit() -> str | None:
     source = Path(mdmf_deploy.__file__).resolve().parent.parent
     if not (source / ".git").exists():
         return None
-    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
+    # Without its option, git rewrites the checkout's index.
+    command = ["git", "--no-optional-locks", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

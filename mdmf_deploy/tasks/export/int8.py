@@ -21,7 +21,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from mdmf_deploy.bundle.manifest import INPUT
 from mdmf_deploy.errors import QuantisationError, RuntimeUnavailable, install
 from mdmf_deploy.runtime import without_telemetry
-from mdmf_deploy.tasks.export.precision import save_graph, silence
+from mdmf_deploy.tasks.export.precision import move_weights, save_graph, silence
 
 # NNCF's defaults are 0.95, and ranges from the mean of the images' extremes. An unusual image exceeds such a range, and
 # its score then moves far more than the others'. On the starter's held-back images, 0.8 and ranges from the extremes
@@ -138,9 +138,8 @@ class Restorable:
         self._before = {node.name: node for node in original.graph.node}
         self._owners = _owners(self._before, self._pool.graph, fp32)
         self.layers: tuple[str, ...] = tuple(dict.fromkeys(name for name in self._owners.values() if name))
-        onnx.save(
-            self._pool, folder / _WEIGHTS, save_as_external_data=True, location=f"{_WEIGHTS}.data", size_threshold=4096
-        )
+        move_weights(self._pool, f"{_WEIGHTS}.data", smallest=4096)
+        onnx.save(self._pool, folder / _WEIGHTS)
         self._pool = onnx.load(folder / _WEIGHTS, load_external_data=False)
 
     def variant(self, kept: Collection[str], name: str) -> Path:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _KEPT_IN_FP32 = ["LayerNormalization", "Softmax", "ReduceMean", "Pow", "Erf"]
 # Operators allowed between a product of queries and keys and its softmax.
 _BETWEEN = ("Add", "Div", "Mul", "Reshape", "Transpose", "Where")
+_SMALL_TENSOR = 1024  # bytes; smaller ones stay in the graph
 
 
 def to_fp16(fp32: Path, destination: Path) -> Path:
@@ -90,10 +91,24 @@ def save_graph(model: ModelProto, destination: Path, precision: Precision) -> Pa
     model = onnx_ir.to_proto(sorted_model)
     external = destination.with_name(destination.name + ".data")
     external.unlink(missing_ok=True)
-    large = model.ByteSize() > INLINE_BYTES
-    onnx.save(model, destination, save_as_external_data=large, location=external.name)
+    if model.ByteSize() > INLINE_BYTES:
+        move_weights(model, external.name, _SMALL_TENSOR)
+    onnx.save(model, destination)
     onnx.checker.check_model(destination, full_check=True)
     return destination
+
+
+def move_weights(model: ModelProto, file_name: str, smallest: int) -> None:
+    """Let onnx.save write the weights of at least `smallest` bytes to a file beside the graph, and not into it.
+
+    onnx.save has an option for this, but that draws an unused name by uuid1, which opens a socket to read the network
+    card's address.
+    """
+    from onnx.external_data_helper import set_external_data
+
+    for tensor in model.graph.initializer:
+        if tensor.HasField("raw_data") and len(tensor.raw_data) >= smallest:
+            set_external_data(tensor, file_name)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mdmf_deploy.errors import UsageError
+from mdmf_deploy.files import cache_folder
 from mdmf_deploy.tasks.train.validate import Record
 
 
@@ -20,8 +25,9 @@ def write_csv(path: Path, history: Sequence[Record]) -> None:
 
 def write_plot(path: Path, history: Sequence[Record], title: str) -> None:
     """Plot loss, test power, validation AUROC and gates over the steps as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with _font_list_in_cache():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 3.2))
     FigureCanvasAgg(figure)
@@ -47,3 +53,27 @@ def write_plot(path: Path, history: Sequence[Record], title: str) -> None:
             panel.legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)
+
+
+@contextlib.contextmanager
+def _font_list_in_cache() -> Iterator[None]:
+    """Import matplotlib in this context: the list of fonts that it makes goes to our cache folder.
+
+    Otherwise it makes folders of its own in the home, and so does fontconfig, which it asks for fonts. Without a cache
+    folder that can be written to, the list goes to a temporary folder.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = str(cache_folder("matplotlib"))
+        except UsageError:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mdmf-"))
+        before = {name: os.environ.get(name) for name in ("MPLCONFIGDIR", "XDG_CACHE_HOME")}
+        os.environ.update(dict.fromkeys(before, folder))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value

@@ -113,6 +113,7 @@ def check_reduction(graph: Path, bank: Bank, patches: int) -> float:
     """
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # as in runtime/ort.py
     signatures = np.resize(bank.signatures, (_CHECKED_IMAGES * patches, bank.signatures.shape[1]))
     # Move half of them between two points, where kernel values are neither 0 nor 1.
     signatures[::2] = (signatures[::2] + np.roll(signatures, 1, axis=0)[::2]) / 2

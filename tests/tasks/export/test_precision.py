@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mdmf_deploy.bundle.manifest import INPUT, MODEL, OUTPUT
 from mdmf_deploy.errors import QuantisationError
-from mdmf_deploy.tasks.export.precision import to_fp16
+from mdmf_deploy.tasks.export.precision import move_weights, to_fp16
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,24 @@ def test_fp16_divides_signatures_by_their_lengths_in_fp32(tmp_path: Path) -> Non
     rows = np.array([[0, 0, 0, 0], [300, 400, 0, 0]], np.float32)
     found = extract(to_fp16(tmp_path / "exact.onnx", tmp_path / MODEL), rows)
     np.testing.assert_allclose(found, [[0, 0, 0, 0], [0.6, 0.8, 0, 0]], atol=1e-3)
+
+
+def test_weights_beside_a_graph_are_the_same_and_need_no_network_card(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uuid1 would open a socket to read the card's address."""
+
+    def refuse() -> None:
+        raise AssertionError("uuid1 was called")
+
+    monkeypatch.setattr(uuid, "uuid1", refuse)
+    whole = onnx.load(tiny_bundle / MODEL)
+    moved = onnx.load(tiny_bundle / MODEL)
+    move_weights(moved, "weights", smallest=4096)
+    onnx.save(moved, tmp_path / MODEL)
+    large = [len(tensor.raw_data) for tensor in whole.graph.initializer if len(tensor.raw_data) >= 4096]
+    assert large
+    assert (tmp_path / "weights").stat().st_size == sum(large)
+    found = onnx.load(tmp_path / MODEL).graph.initializer
+    for before, after in zip(whole.graph.initializer, found, strict=True):
+        assert np.array_equal(numpy_helper.to_array(before), numpy_helper.to_array(after))
