@@ -53,7 +53,7 @@ def demo(
         if detector.caveat:
             log(f"warning: {detector.caveat}")
         with progress(detector.stream(paths), "detecting", len(paths)) as stream:
-            rows = list(stream)
+            rows = [_named(row, path.relative_to(folder)) for row, path in zip(stream, paths, strict=True)]
         heatmap = _heatmap(output, detector, rows, paths)
         facts = {"samples": str(folder), "bundle_id": detector.bundle.bundle_id, "runtime": detector.runtime}
     rows = [_named(row, path.relative_to(folder)) for row, path in zip(rows, paths, strict=True)]

@@ -1,7 +1,8 @@
 """Heat maps: the image, coloured by how much each patch of its scored crops contributes to the score.
 
-The mean of the contributions is the score (docs/method.md). A contribution above the threshold pushes the image towards
-"generated", one below it pushes away. So colours are centred on the threshold, where a patch keeps its own colours.
+The mean of the contributions is the score (docs/method.md, "Shares of patches"). A contribution above the threshold
+pushes the image towards "generated", one below it pushes away. So colours are centred on the threshold, where a patch
+keeps its own colours.
 """
 
 from __future__ import annotations
