@@ -24,7 +24,7 @@ GIVEN = {
         ("```sh\nmdmf inspect dinov2s\nmdmf detect nowhere.jpg\n```", "nowhere.jpg"),
         ("```sh\nfind photos -name '*.gif' | mdmf detect -\n```", "holds no path"),
         ("```sh\nmdmf detect \\\n  photos/ --bundle new.mdmf\n```", "new.mdmf"),
-        ("```sh\npip install mdmf-deploy\n```", "mark its block"),
+        ("```sh\nls photos/\n```", "mark its block"),
         ("```python\nassert Path\n```", "Path"),
     ],
 )
