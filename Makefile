@@ -1,4 +1,4 @@
-# make demo: an environment and verdicts on examples/, without torch.   make test: the tests.
+# make demo: an environment and `mdmf demo`, without torch.   make test: the tests.
 # Variables: PYTHON, an interpreter of version 3.11 or newer.  VENV, where the environment goes.
 #   TORCH, what installs torch. PyPI's build for Linux brings several GB of CUDA; the build without:
 #   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3 python; do \
 .PHONY: demo test environment clean
 
 demo: $(VENV)/.demo
-	$(VENV)/bin/mdmf detect examples/
+	$(VENV)/bin/mdmf demo
 
 test: environment
 	$(VENV)/bin/pytest
@@ -31,4 +31,4 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) mdmf-demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

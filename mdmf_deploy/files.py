@@ -20,7 +20,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def room(name: str) -> Path:
-    """Return the folder of the room `name` ("export" or "engines").
+    """Return the folder of the room `name` ("export", "engines" or "examples").
 
     Rooms lie beside the package in a checkout and inside it in an installed wheel.
     Raises UsageError if the installation has no such room.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from helpers.pages import MARK, PAGES, ROOMS, ROOT, blocks, lines, name
 from typer.main import get_command
 
 import mdmf_deploy
@@ -17,20 +18,21 @@ from mdmf_deploy.detection.rows import COLUMNS
 from mdmf_deploy.errors import MdmfError
 from mdmf_deploy.images.decode import Code
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
-ROOMS = sorted(page for room in ("benchmarks", "engines", "examples", "export") for page in (ROOT / room).rglob("*.md"))
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+# Why tests cannot run a block. Any other reason is a block to run.
+REASONS = {
+    "needs a GPU",
+    "needs a head trained elsewhere",
+    "needs the images it was judged on",
+    "needs the network",
+    "needs the network and the CUDA toolkit",
+}
 
 
 def commands() -> list[str]:
-    """Every `mdmf ...` in a shell block."""
-    text = "".join(block for page in [*PAGES, *ROOMS] for block in blocks(page, "sh"))
-    lines = text.replace("\\\n", " ").splitlines()
-    return sorted({part.strip() for line in lines for part in re.split(r" [|>] ", line) if part.startswith("mdmf ")})
+    """Every `mdmf ...` in a shell block, also in those that tests cannot run."""
+    found = [block for page in [*PAGES, *ROOMS] for block in blocks(page) if block.language == "sh"]
+    parts = [part.strip() for block in found for line in lines(block.text) for part in re.split(r" [|>] ", line)]
+    return sorted({part for part in parts if part.startswith("mdmf ")})
 
 
 def leaves(command: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
@@ -59,19 +61,65 @@ def test_every_command_is_shown() -> None:
         assert any(words[: len(path)] == path for words in shown), path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *ROOMS], ids=name)
+def test_every_block_is_run_or_says_why_not(page: Path) -> None:
+    """tests/docs runs blocks of sh and python. A block in another way of writing would escape it."""
+    found = blocks(page)
+    text = page.read_text(encoding="utf-8")
+    assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(found)
+    assert {block.language for block in found} <= {"", "python", "sh", "toml"}
+    assert {block.reason for block in found} <= {None, *REASONS}
+    assert len(re.findall(f"^<!-- {MARK}", text, re.MULTILINE)) == sum(block.reason is not None for block in found)
+    assert not re.search(r"^(    |\$ )\$?(mdmf|python|pip) ", text, re.MULTILINE)
+    assert not any(re.search(r"^(\$ )?mdmf ", block.text, re.MULTILINE) for block in found if block.language != "sh")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_python_compiles_and_its_public_names_exist(page: Path) -> None:
-    for block in blocks(page, "python"):
-        compile(block, str(page), "exec")
-        for names in re.findall(r"^from mdmf_deploy import (.+)$", block, re.MULTILINE):
+    for text in (block.text for block in blocks(page) if block.language == "python"):
+        compile(text, str(page), "exec")
+        for names in re.findall(r"^from mdmf_deploy import (.+)$", text, re.MULTILINE):
             assert {name.strip() for name in names.split(",")} <= set(mdmf_deploy.__all__)
 
 
-@pytest.mark.parametrize("page", [*PAGES, *ROOMS], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, *ROOMS], ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+SOURCES = sorted(
+    path
+    for room in ("mdmf_deploy", "engines", "export", "benchmarks", "tests")
+    for suffix in ("py", "cu", "cuh", "toml")
+    for path in (ROOT / room).rglob(f"*.{suffix}")
+)
+
+
+def test_citations_in_code_name_pages_and_sections_that_exist() -> None:
+    """A citation is a page, and for docs/method.md also a section: docs/method.md, "The score"."""
+    cited = set()
+    for path in SOURCES:
+        text = re.sub(r"\s+#?\s*", " ", path.read_text(encoding="utf-8"))
+        for page, section in re.findall(r"\b(docs/[\w/]+\.md)(?:, \"([^\"]+)\")?", text):
+            if path.name in ("test_docs.py", "test_pages.py"):
+                continue
+            assert (ROOT / page).is_file(), f"{path}: {page}"
+            assert section or page != "docs/method.md", f"{path}: name the section of {page}"
+            if section:
+                headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+                assert section in headings, f"{path}: {page} has no section {section!r}"
+                cited.add(section)
+    assert len(cited) > 5
+
+
+def test_papers_that_code_cites_are_among_the_references() -> None:
+    references = (ROOT / "docs" / "method.md").read_text(encoding="utf-8").partition("## References")[2]
+    package = [path.read_text(encoding="utf-8") for path in SOURCES if path.is_relative_to(ROOT / "mdmf_deploy")]
+    authors = {author for text in package for author in re.findall(r"(\w+) et al\.", text)}
+    assert len(authors) > 5
+    assert {author for author in authors if author not in references} == set()
 
 
 def table(title: str, pattern: str) -> list[str]:

@@ -205,7 +205,7 @@ class Adapters(_Frozen, frozen=True, kw_only=True):
 
 
 class BankGate(_Frozen, frozen=True, kw_only=True):
-    """Limits that a trained detector must keep on the validation part, so that its bank matters (docs/method.md).
+    """Limits that a trained detector must keep on the validation part (docs/method.md, "The bank must matter").
 
     min_kernel: the least mean kernel value between the signatures of real images and those of the bank.
     max_swapped_auroc: the largest AUROC when the bank holds generated images instead of real ones.
@@ -218,7 +218,8 @@ class BankGate(_Frozen, frozen=True, kw_only=True):
 class Training(_Frozen, frozen=True, kw_only=True):
     """How `mdmf train` fits the PFS head, the bandwidth and, on request, the backbone.
 
-    objective: "image" (docs/method.md: per-image scores) or "pooled" (the paper's test power over pools of patches).
+    objective: "image", over scores of images, or "pooled", the paper's over pools of patches (docs/method.md,
+        "Objectives").
     test_power: the weight of the objective.
     patch_cross_entropy: the weight of a real/generated logistic loss of a linear probe on the signatures. The probe is
         discarded after training.

@@ -15,8 +15,9 @@ from typer.core import TyperGroup
 from mdmf_deploy.cli.console import log
 from mdmf_deploy.errors import MdmfError, install
 
-# In the order of --help: from a recipe to verdicts, then commands that inspect and measure.
+# In the order of --help: a first look, from a recipe to verdicts, then commands that inspect and measure.
 COMMANDS = (
+    "demo",
     "recipe",
     "train",
     "export",

@@ -4,7 +4,7 @@
     MMD^2 = 1/N sum_i c_i,     k(a, b) = exp(-|a - b|^2 / (2 sigma^2)),
     C     = sum_jj' w_j w_j' k(r_j, r_j'), cached in the bank.
 
-Biased squared MMD: Gretton et al., JMLR 13 (2012), eq. 5. docs/method.md derives the decomposition over patches.
+Biased squared MMD: Gretton et al., JMLR 13 (2012), eq. 5. See docs/method.md, "Shares of patches".
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The Patch Forensic Signature (PFS) head and the whole model in PyTorch (docs/method.md, pipeline steps 1 to 3)."""
+"""The Patch Forensic Signature (PFS) head and the whole model in PyTorch.
+
+They are steps 1 to 3 of docs/method.md, "The score".
+"""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def draw(seed: int, b: int, n: int, m: int, d: int, spread: float = 1.0) -> tupl
 
 
 def triple_loop(x: np.ndarray, bank: Bank) -> float:
-    """docs/method.md's formula for one image, written out literally in Python's float64."""
+    """The formula of docs/method.md, "The score", for one image, written out literally in Python's float64."""
 
     def k(a: np.ndarray, b: np.ndarray) -> float:
         return math.exp(-sum((float(p) - float(q)) ** 2 for p, q in zip(a, b, strict=True)) / (2 * bank.sigma**2))

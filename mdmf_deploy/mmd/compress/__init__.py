@@ -1,1 +1,4 @@
-"""Compress a reference bank to a few points with signed weights, and bound the error of every score."""
+"""Compress a reference bank to a few points with signed weights, and bound the error of every score.
+
+See docs/method.md, "Compressed banks".
+"""

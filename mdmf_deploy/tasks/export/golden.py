@@ -4,8 +4,9 @@ A golden file is JSON, written with the other project's own code:
 
     {"bank": ["reals/"], "scores": [{"image": "a.png", "score": 0.412}, ...]}
 
-"score" is the biased squared MMD of the image's central crop against the real images of "bank" (docs/method.md). Paths
-are relative to the file. "bank" lists files, folders or globs. Without it, all images for the bundle's bank are taken.
+"score" is the biased squared MMD of the image's central crop against the real images of "bank" (docs/method.md, "The
+score"). Paths are relative to the file. "bank" lists files, folders or globs. Without it, all images for the bundle's
+bank are taken.
 "tolerance" is the largest difference of scores that passes, 0.001 unless given.
 """
 

@@ -1,6 +1,6 @@
 """Images without texture, for the real class: flats, gradients, skies and pages of text.
 
-A detector that never saw them in training calls them generated (docs/method.md, "Training").
+A detector that never saw them in training calls them generated (docs/method.md, "Images without texture").
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class TrainingNet(nn.Module):
     def start(self, batch: Tensor, standardise: bool) -> None:
         """Set what follows from a first batch: the standardisation of the head's inputs, and sigma.
 
-        Sigma becomes the median distance between signatures (docs/method.md), within its bounds.
+        Sigma becomes the median distance between signatures (docs/method.md, "Bandwidth"), within its bounds.
         """
         head = self.detector.head
         patches = batch if self.tuned == "nothing" else head.patches(self.detector.backbone(batch))

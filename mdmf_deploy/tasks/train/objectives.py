@@ -1,4 +1,4 @@
-"""The objectives of training: the deep-kernel test power, over pools of patches or over images (docs/method.md).
+"""The objectives of training: a test power over pools of patches or over images (docs/method.md, "Objectives").
 
 The kernel is k(a, b) = exp(-|a - b|^2 / (2 sigma^2)) throughout. The pooled objective is that of Liu et al., ICML 2020
 (arXiv 2002.09116), equations 3 to 5.

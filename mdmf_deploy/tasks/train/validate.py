@@ -29,7 +29,7 @@ Record = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The terms of images' scores (docs/method.md): score = own - 2 cross + bank.
+    """The terms of images' scores (docs/method.md, "The score"): score = own - 2 cross + bank.
 
     own: (n,), the mean kernel value within an image.  cross: (n,), that with the bank.  bank: that within the bank.
     """

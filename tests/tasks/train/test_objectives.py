@@ -1,4 +1,4 @@
-"""The objectives against plain float64 loops over their definitions in docs/method.md."""
+"""The objectives against plain float64 loops over their definitions (docs/method.md, "Objectives")."""
 
 from __future__ import annotations
 
