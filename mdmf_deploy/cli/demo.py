@@ -137,18 +137,17 @@ def _print_table(rows: Sequence[Row]) -> None:
 
 def _heatmap(folder: Path, detector: Detector, rows: Sequence[Row], paths: Sequence[Path]) -> Path | None:
     """Draw the highest score's heat map and return its path. Without a place to write to, say so and return None."""
-    from mdmf_deploy.detection.outputs.heatmaps import HeatmapFolder
+    from mdmf_deploy.detection.outputs.heatmaps import HeatmapFolder, HeatmapOptions
 
     scored = [(row.score, row, path) for row, path in zip(rows, paths, strict=True) if row.score is not None]
     if not scored:
         return None
     _, row, path = max(scored, key=lambda one: one[0])
-    manifest = detector.bundle.manifest
     try:
         if folder.is_dir() and any(folder.iterdir()):
             log(f"no heat map: {folder} holds files, which are never overwritten; give -o a new folder")
             return None
-        return HeatmapFolder(folder, manifest.model.pool, manifest.preprocessing.crop).write(row, path)
+        return HeatmapFolder(folder, HeatmapOptions.of(detector.bundle)).write(row, path)
     except (UsageError, ImageError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         problem = f"{folder}: {cause.strerror}" if isinstance(cause, OSError) else str(error)

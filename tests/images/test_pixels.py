@@ -24,7 +24,7 @@ def as_file(image: Image.Image, format: str = "PNG", **options: object) -> bytes
 @pytest.mark.parametrize(
     ("pixels", "mode"),
     [(COLOUR[..., 0], "L"), (COLOUR[..., :3], "RGB"), (COLOUR, "RGBA")],
-    ids=lambda value: str(value),
+    ids=["grey", "rgb", "rgba"],
 )
 def test_an_array_is_what_a_file_of_it_is(pixels: np.ndarray, mode: str) -> None:
     image = Image.fromarray(pixels)

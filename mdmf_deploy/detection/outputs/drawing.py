@@ -1,6 +1,6 @@
 """Draw one heat map: the image, coloured by how much each patch of its scored crops contributes to the score.
 
-The mean of the contributions is the score (docs/method.md). A contribution above the threshold pushes the image towards
+The mean of the contributions is the score (docs/method.md, "Shares of patches"). A contribution above the threshold pushes the image towards
 "generated", one below it pushes away. So colours are centred on the threshold, where a patch keeps its own colours.
 """
 
@@ -69,7 +69,7 @@ class ColourScale:
     def of_bundle(cls, bundle: Bundle) -> ColourScale:
         """Return the scale that all maps of a bundle share. It depends on the bank alone.
 
-        A score lies between 0 and 1 plus the bank's own term (docs/method.md). The centre is the middle of that range,
+        A score lies between 0 and 1 plus the bank's own term (docs/method.md, "The score"). The centre is the middle of that range,
         and the scale is half as wide as the range.
         """
         highest = 1.0 + bundle.bank.self_term
