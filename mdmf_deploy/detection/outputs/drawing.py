@@ -1,7 +1,8 @@
 """Draw one heat map: the image, coloured by how much each patch of its scored crops contributes to the score.
 
-The mean of the contributions is the score (docs/method.md, "Shares of patches"). A contribution above the threshold pushes the image towards
-"generated", one below it pushes away. So colours are centred on the threshold, where a patch keeps its own colours.
+The mean of the contributions is the score (docs/method.md, "Shares of patches"). A contribution above the threshold
+pushes the image towards "generated", one below it pushes away. So colours are centred on the threshold, where a patch
+keeps its own colours.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class ColourScale:
     def of_bundle(cls, bundle: Bundle) -> ColourScale:
         """Return the scale that all maps of a bundle share. It depends on the bank alone.
 
-        A score lies between 0 and 1 plus the bank's own term (docs/method.md, "The score"). The centre is the middle of that range,
-        and the scale is half as wide as the range.
+        A score lies between 0 and 1 plus the bank's own term (docs/method.md, "The score"). The centre is the middle of
+        that range, and the scale is half as wide as the range.
         """
         highest = 1.0 + bundle.bank.self_term
         return cls(highest / 2, highest / 4, "middle")
