@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # for type checkers as in typing, whose import would take 20 ms of every start
 if TYPE_CHECKING:
+    from typing import Any
+
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.rows import Row

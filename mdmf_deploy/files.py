@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mdmf_deploy.errors import UsageError
+from mdmf_deploy.interrupts import held_back
 
 CACHE_VARIABLE = "MDMF_CACHE"
 
@@ -97,20 +98,22 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
         scratch.chmod(0o755)
         yield scratch
         _sync_tree(scratch)
-        if destination.exists():
-            retired = scratch.with_name(f"{scratch.name}.old")
-            destination.rename(retired)
-            try:
+        with held_back():
+            if destination.exists():
+                retired = scratch.with_name(f"{scratch.name}.old")
+                destination.rename(retired)
+                try:
+                    scratch.rename(destination)
+                except BaseException:
+                    retired.rename(destination)
+                    raise
+                shutil.rmtree(retired, ignore_errors=True)
+            else:
                 scratch.rename(destination)
-            except BaseException:
-                retired.rename(destination)
-                raise
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            scratch.rename(destination)
-        _sync_folder(destination.parent)
+            _sync_folder(destination.parent)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with held_back():
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def file_sha256(path: Path) -> str:

@@ -117,7 +117,7 @@ def _written(
             if scratch is not None:
                 line = {"condition": condition, "generator": sample.generator}
                 scratch.file.write(msgspec.json.encode(line | {name: getattr(row, name) for name in COLUMNS}) + b"\n")
-                scratch.rows += 1
+                scratch.keep()
             yield sample, row
 
 
