@@ -46,8 +46,8 @@ def _complete_streams() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, mode), True)
     # A stream that was closed at the start of Python is None, whatever its type says.
-    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: PTH123, SIM115
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: PTH123, SIM115
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None or not sys.stderr.isatty():
         encoding = None if sys.stderr is None else sys.stderr.encoding
         raw = io.BufferedWriter(_Unfailing(2, "w", closefd=False))

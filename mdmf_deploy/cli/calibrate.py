@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mdmf_deploy.cli.console import log_duplicates, log_list, log_unreadable, print_json, progress
-from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, OutputBundle, destination
+from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, OutputBundle, destination, runtime_option
 
 
 def calibrate(
@@ -29,7 +29,7 @@ def calibrate(
             "Default 0.5, 2 and 8."
         ),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="Runtime that scores the images; it must have been verified.")] = "auto",
+    runtime: Annotated[str, runtime_option("Runtime that scores the images; it must have been verified.")] = "auto",
     output: OutputBundle = None,
     force: Force = False,
     as_json: AsJson = False,

@@ -101,6 +101,11 @@ def log(text: str, level: int | None = None) -> None:
     _LOG.log(level, "%s", text)
 
 
+def log_details(text: str, *values: object) -> None:
+    """Print one line on stderr with --verbose. It always goes into the log file."""
+    _LOG.debug(text, *values)
+
+
 def log_traceback() -> None:
     """Print the traceback of the present exception on stderr, and keep it in the log file."""
     import traceback

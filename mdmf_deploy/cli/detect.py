@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import Counter
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import log, progress
+from mdmf_deploy.cli.console import coloured, draws_bars, log, progress
+from mdmf_deploy.cli.options import BundleOption, runtime_option
 from mdmf_deploy.errors import CalibrationError, GateFailed, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -39,19 +39,18 @@ def detect(
         typer.Argument(metavar="PATHS...", help="Images, folders, globs, @LIST, or - for a list of paths on stdin."),
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write rows here: .jsonl, .csv or .parquet.")
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write rows here: .jsonl, .csv or .parquet.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")] = False,
     heatmaps: Annotated[
-        Path | None, typer.Option(help="Write each image here, overlaid with every patch's share of its score.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write each image here, overlaid with every patch's share of its score."),
     ] = None,
     fail_on: Annotated[
         list[FailOn] | None, typer.Option(help="Exit with 1 if an image gets this verdict; may be repeated.")
     ] = None,
-    bundle: Annotated[
-        str, typer.Option(help="Bundle to score with: a .mdmf folder, or a name.", envvar="MDMF_BUNDLE")
-    ] = DEFAULT_BUNDLE,
-    runtime: Annotated[str, typer.Option(help="Runtime to score on.")] = "auto",
+    bundle: BundleOption = DEFAULT_BUNDLE,
+    runtime: Annotated[str, runtime_option("Runtime to score on.")] = "auto",
     crops: Annotated[
         int | None,
         typer.Option(min=1, help="Most crops per image, in place of the bundle's plan. Withholds verdicts."),
@@ -62,12 +61,11 @@ def detect(
         typer.Option(min=1, help="Threads for decoding, the runtime and the reduction, each; by default one per core."),
     ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images without decoding them.")] = 100_000_000,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show no progress bar and no summary.")] = False,
 ) -> None:
     """Judge whether images are real or generated. Every input gets one row, in input order, whatever happens.
 
     Rows go to stdout or to -o, everything else to stderr. Exit code 1 if --fail-on refuses a verdict, otherwise 3 if
-    some inputs were unreadable. Exit code 130 if interrupted: finished rows are still written.
+    some inputs were unreadable. Exit code 130 if interrupted (143 by SIGTERM): finished rows are still written.
 
     Example: mdmf detect photos/ "more/*.png" -o verdicts.csv --heatmaps maps/
     """
@@ -88,7 +86,7 @@ def detect(
         )
         _warn_of_caveat(detector, bool(fail_on))
         draw = None if heatmaps is None else _heatmaps(heatmaps, detector, limits)
-        shown = not quiet and sys.stderr.isatty() and not (output is None and sys.stdout.isatty())
+        shown = draws_bars() and not (output is None and sys.stdout.isatty())
         counts: Counter[str] = Counter()
         start = time.perf_counter()
         try:
@@ -102,8 +100,7 @@ def detect(
                     if draw is not None:
                         draw(row, path)
         finally:
-            if not quiet:
-                _summarise(counts, len(found.paths), found.skipped, time.perf_counter() - start)
+            _summarise(counts, len(found.paths), found.skipped, time.perf_counter() - start)
     _exit(counts, fail_on or [])
 
 
@@ -119,7 +116,7 @@ def _stdout(as_json: bool) -> Callable[[Row], None]:
 
         return print_json
 
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    colour = coloured(sys.stdout)
     header = [TABLE_HEADER]
 
     def print_line(row: Row) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, print_json, progress
-from mdmf_deploy.cli.options import AsJson
+from mdmf_deploy.cli.options import AsJson, BundleOption, runtime_option
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.outputs import Scratch
@@ -33,10 +33,8 @@ class SplitPart(StrEnum):
 
 def evaluate(
     dataset: Annotated[Path, typer.Argument(help="A folder that contains real/ and generated/<generator>/.")],
-    bundle: Annotated[
-        str, typer.Option(help="Bundle to evaluate: a .mdmf folder, or a name.", envvar="MDMF_BUNDLE")
-    ] = DEFAULT_BUNDLE,
-    runtime: Annotated[str, typer.Option(help="Runtime to evaluate it on.")] = "auto",
+    bundle: BundleOption = DEFAULT_BUNDLE,
+    runtime: Annotated[str, runtime_option("Runtime to evaluate it on.")] = "auto",
     split: Annotated[
         str | None, typer.Option(help="Recipe (name or .toml) whose split says which images were trained on.")
     ] = None,

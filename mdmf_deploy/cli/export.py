@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.cli.console import log, log_unreadable, print_facts, print_json
+from mdmf_deploy.cli.kept import watch
 from mdmf_deploy.cli.options import AsJson
 from mdmf_deploy.errors import UsageError
 
@@ -56,7 +57,9 @@ def export(
         list[str] | None,
         typer.Option("--reals", help="Real photographs: a folder, file, glob, @LIST, or - for stdin; may be repeated."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Bundle to write, a .mdmf folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="BUNDLE", help="Bundle to write, a .mdmf folder.")
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="A recipe's name, or a .toml file.", show_default="the checkpoint's, or starter")
     ] = None,
@@ -108,6 +111,8 @@ def export(
 
     Example: mdmf export mine.mdmf --triton models/
     """
+    if triton is not None:
+        watch(triton)
     serving = _serving(context, triton, triton_device, triton_batch, triton_plan)
     if _is_bundle(source):
         if given := _given(context, _MAKING):
@@ -123,6 +128,7 @@ def export(
             raise UsageError(f"{source}: exporting a checkpoint needs --reals PHOTOS and -o BUNDLE; give both")
         if triton_plan is not None:
             raise UsageError(f"{triton_plan}: a plan is made of a bundle; export the bundle first, then give --triton")
+        watch(output)
         if output.exists() and not force:
             raise UsageError(f"{output} exists; give --force to replace it, or another -o")
 

@@ -87,9 +87,21 @@ def train(
         cadence=Cadence(validate=validate_every, save=save_every),
     )
     with _Progress(chosen.training.steps) as progress:
-        checkpoint = fit(run, photographs, generators, log=progress.log, watch=progress.watch)
+        try:
+            checkpoint = fit(run, photographs, generators, log=progress.log, watch=progress.watch)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(_left_behind(output))
+            raise
     if processes().is_main_process:
         typer.echo(str(checkpoint))
+
+
+def _left_behind(output: Path) -> str:
+    from mdmf_deploy.tasks.train.loop import STATE
+
+    if (output / STATE).exists():
+        return f"the last saved state is in {output}; give the same command with --resume to continue"
+    return f"no state was saved in {output} yet"
 
 
 def default_recipe(backbone: str | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.cli.console import log, print_json
-from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, destination
+from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, destination, runtime_option
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
@@ -25,9 +25,8 @@ def verify(
     ] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Runtime to verify on this machine; may be repeated. all: every one that can be used here. By default "
-            "auto."
+        runtime_option(
+            "Runtime to verify on this machine; may be repeated. all: every one that can be used here. By default auto."
         ),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Compare with PyTorch on this checkpoint and IMAGES.")] = None,

@@ -112,9 +112,8 @@ def replacing(path: Path) -> Iterator[Scratch]:
             error.add_note(f"{path} is unchanged")
         raise
     finally:
-        with held_back():
-            with _named(path):
-                _settle(scratch, temporary, target)
+        with held_back(), _named(path):
+            _settle(scratch, temporary, target)
 
 
 class JsonlWriter:
