@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
+
+try:
+    import signal
+except KeyboardInterrupt:
+    os._exit(130)
 
 
 def main() -> None:

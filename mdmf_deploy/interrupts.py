@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 # Windows has no SIGHUP. There, SIGTERM comes only from this process itself.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -32,19 +32,48 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
     return 128 + (interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT)
 
 
+# How many files or folders are half-written at present.
+_at_stake = 0
+
+
 @contextmanager
-def raised() -> Iterator[None]:
+def at_stake() -> Iterator[None]:
+    """Mark a block that would leave a temporary file or folder behind if the process ended in it."""
+    global _at_stake
+    _at_stake += 1
+    try:
+        yield
+    finally:
+        _at_stake -= 1
+
+
+@contextmanager
+def raised(leave: Callable[[KeyboardInterrupt], NoReturn]) -> Iterator[None]:
     """Raise every signal in SIGNALS in the main thread. A signal that the parent process ignores stays ignored.
 
-    A signal during an import waits for its end: an import that is cut short may fail with another error, or swallow
-    the exception. Call it in the main thread.
+    An import that is cut short may fail with another error, or swallow the exception. So a signal during an import
+    waits for its end, or `leave` ends the process at once if nothing is at stake.
+    In another thread than the main one, this does nothing.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = _handlers()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        interrupt = KeyboardInterrupt() if number == signal.SIGINT else Interrupted(number)
+        if not _importing(frame):
+            raise interrupt
+        if _at_stake:
+            _send_again(number)
+        else:
+            leave(interrupt)
+
     hook = sys.unraisablehook
     sys.unraisablehook = _raise_what_was_swallowed(hook)
     try:
         for number in before:
-            signal.signal(number, _raise)
+            signal.signal(number, handle)
         yield
     finally:
         for number, handler in before.items():
@@ -84,13 +113,10 @@ def _handlers() -> dict[int, Any]:
     return {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
 
 
-def _raise(number: int, frame: FrameType | None) -> None:
-    while frame is not None:
-        if frame.f_code.co_filename == _IMPORT:
-            _send_again(number)
-            return
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != _IMPORT:
         frame = frame.f_back
-    raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
+    return frame is not None
 
 
 def _raise_what_was_swallowed(hook: Callable[[Any], Any]) -> Callable[[Any], None]:

@@ -70,7 +70,7 @@ class _Group(TyperGroup):
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        with _explained():
+        with _explained(), raised(_leave):
             return super().invoke(ctx)
 
 
@@ -79,7 +79,8 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        _fail(_with_notes("interrupted", interrupt, *kept()), exit_code(interrupt))
+        _log_interrupt(interrupt)
+        raise typer.Exit(exit_code(interrupt)) from None
     except MdmfError as error:
         _fail(_with_notes(str(error), error), error.exit_code)
     except BrokenPipeError:
@@ -95,6 +96,15 @@ def _explained() -> Iterator[None]:
         if not where and _given_up_stdout():
             where = "standard output"
         _fail(_with_notes(f"{where}: {text}" if where else text, error), _IO_ERROR)
+
+
+def _log_interrupt(interrupt: KeyboardInterrupt) -> None:
+    log(_with_notes("interrupted", interrupt, *kept()), logging.ERROR)
+
+
+def _leave(interrupt: KeyboardInterrupt) -> NoReturn:
+    _log_interrupt(interrupt)
+    os._exit(exit_code(interrupt))
 
 
 def _with_notes(text: str, error: BaseException, *others: str) -> str:
@@ -180,13 +190,10 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a name the terminal cannot encode must not crash
     behave()
     try:
-        with raised():
-            try:
-                app(prog_name="mdmf")
-            finally:
-                sys.stdout.flush()
-    except KeyboardInterrupt as interrupt:
-        sys.exit(exit_code(interrupt))
+        try:
+            app(prog_name="mdmf")
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         _given_up_stdout()  # Python flushes once more at exit, and would complain about the closed pipe
         sys.exit(_BROKEN_PIPE)

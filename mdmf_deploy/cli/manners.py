@@ -7,10 +7,12 @@ import inspect
 import platform
 import sys
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
+from typer.models import OptionInfo
 
 from mdmf_deploy import __version__
 from mdmf_deploy.cli.console import Manners, behave, log_details, manners
@@ -26,6 +28,7 @@ LogFile = Annotated[
 Color = Annotated[
     bool | None, typer.Option("--color/--no-color", help="Colour, or do not; by default on a terminal only.")
 ]
+_VALUES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _OPTIONS = {"quiet": (Quiet, False), "verbose": (Verbose, False), "log_file": (LogFile, None), "color": (Color, None)}
 
 
@@ -42,6 +45,21 @@ def behave_as(quiet: bool, verbose: bool, log_file: Path | None, color: bool | N
         behave(now)
 
 
+def _name_value(annotation: Any) -> None:
+    """Say in help texts what an option takes, in place of Python's name of the type."""
+    kind, *details = get_args(annotation) or (annotation,)
+    for option in details:
+        if not isinstance(option, OptionInfo) or option.metavar is not None:
+            continue
+        # From list[int] | None to int.
+        while get_args(kind):
+            kind = get_args(kind)[0]
+        if issubclass(kind, Enum):
+            option.metavar = f"[{'|'.join(choice.value for choice in kind)}]"
+        elif kind is not bool:
+            option.metavar = _VALUES[kind]
+
+
 def with_manners(command: Callable[..., None]) -> Callable[..., None]:
     """Return the command with these options behind its own, for Typer to read."""
 
@@ -52,6 +70,8 @@ def with_manners(command: Callable[..., None]) -> Callable[..., None]:
         command(*arguments, **options)
 
     own = inspect.signature(command, eval_str=True)
+    for parameter in own.parameters.values():
+        _name_value(parameter.annotation)
     common = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         for name, (annotation, default) in _OPTIONS.items()

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Protocol
 from mdmf_deploy.detection.rows import COLUMNS, Row, json_line
 from mdmf_deploy.errors import RuntimeUnavailable, UsageError, install
 from mdmf_deploy.files import replace_durably
-from mdmf_deploy.interrupts import held_back
+from mdmf_deploy.interrupts import at_stake, held_back
 
 
 class Writer(Protocol):
@@ -98,22 +98,23 @@ def replacing(path: Path) -> Iterator[Scratch]:
         raise UsageError(f"-o {path}: {error.strerror}; choose a place you can write to") from error
     target: Path | None = None
     scratch = Scratch(file)
-    try:
-        yield scratch
-        target = path
-    except BaseException as error:
-        if scratch.rows and scratch.valid:
-            stopped = isinstance(error, KeyboardInterrupt)
-            target = path if stopped else path.with_name(f"{path.stem}.partial{path.suffix}")
-            error.add_note(f"the {scratch.rows} rows finished before are in {target}")
-        elif scratch.rows:
-            error.add_note(f"the {scratch.rows} rows finished before are lost")
-        elif path.exists():
-            error.add_note(f"{path} is unchanged")
-        raise
-    finally:
-        with held_back(), _named(path):
-            _settle(scratch, temporary, target)
+    with at_stake():
+        try:
+            yield scratch
+            target = path
+        except BaseException as error:
+            if scratch.rows and scratch.valid:
+                stopped = isinstance(error, KeyboardInterrupt)
+                target = path if stopped else path.with_name(f"{path.stem}.partial{path.suffix}")
+                error.add_note(f"the {scratch.rows} rows finished before are in {target}")
+            elif scratch.rows:
+                error.add_note(f"the {scratch.rows} rows finished before are lost")
+            elif path.exists():
+                error.add_note(f"{path} is unchanged")
+            raise
+        finally:
+            with held_back(), _named(path):
+                _settle(scratch, temporary, target)
 
 
 class JsonlWriter:
