@@ -9,10 +9,19 @@ import io
 import os
 import sys
 
+
+def _leave(number: int, frame: object) -> None:
+    """End the process at once. Before the command begins and after its end, there is nothing to tidy up."""
+    try:
+        os.write(2, b"mdmf: interrupted\n")
+    finally:
+        os._exit(128 + number)
+
+
 try:
     import signal
 except KeyboardInterrupt:
-    os._exit(130)
+    _leave(2, None)
 
 
 def main() -> None:
@@ -30,16 +39,8 @@ def main() -> None:
         _leave(signal.SIGINT, None)
 
 
-def _leave(number: int, frame: object) -> None:
-    """End the process at once. Before the command begins and after its end, there is nothing to tidy up."""
-    try:
-        os.write(2, b"mdmf: interrupted\n")
-    finally:
-        os._exit(128 + number)
-
-
 def _complete_streams() -> None:
-    """Open the standard streams that are closed, and let no failure to print a message stop the work.
+    """Open the standard streams that are closed. Name stdout in its errors, and let no error of stderr stop the work.
 
     Otherwise the next file that is opened would take a closed stream's number, and messages would be written into it.
     """
@@ -52,14 +53,28 @@ def _complete_streams() -> None:
     # A stream that was closed at the start of Python is None, whatever its type says.
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    if sys.stderr is None or not sys.stderr.isatty():
-        encoding = None if sys.stderr is None else sys.stderr.encoding
-        raw = io.BufferedWriter(_Unfailing(2, "w", closefd=False))
-        sys.stderr = io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if not sys.stdout.isatty():
+        results = io.BufferedWriter(_Results(1, "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(results, sys.stdout.encoding, sys.stdout.errors)
+    if not sys.stderr.isatty():
+        messages = io.BufferedWriter(_Messages(2, "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(messages, sys.stderr.encoding, "backslashreplace", line_buffering=True)
 
 
-class _Unfailing(io.FileIO):
-    """A file whose writes never fail: a message is lost if the disk is full or its reader is gone."""
+class _Results(io.FileIO):
+    """Standard output, named in its errors."""
+
+    def write(self, data: object, /) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+
+
+class _Messages(io.FileIO):
+    """Standard error, whose writes never fail: a message is lost if the disk is full or its reader is gone."""
 
     def write(self, data: object, /) -> int:
         try:

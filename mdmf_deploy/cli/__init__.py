@@ -92,10 +92,8 @@ def _explained() -> Iterator[None]:
         _fail(f"this needs {package}; run: {install(_EXTRAS[package])}", _IO_ERROR)
     except OSError as error:
         text = error.strerror or " ".join(map(str, error.args))
-        where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
-        if not where and _given_up_stdout():
-            where = "standard output"
-        _fail(_with_notes(f"{where}: {text}" if where else text, error), _IO_ERROR)
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        _fail(_with_notes(f"{where}{text}", error), _IO_ERROR)
 
 
 def _log_interrupt(interrupt: KeyboardInterrupt) -> None:
@@ -115,16 +113,6 @@ def _with_notes(text: str, error: BaseException, *others: str) -> str:
 def _fail(text: str, exit_code: int) -> NoReturn:
     log(" ".join(text.splitlines()), logging.ERROR)
     raise typer.Exit(exit_code)
-
-
-def _given_up_stdout() -> bool:
-    """Return whether results cannot be printed. If so, drop those that wait: Python would fail on them once more."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 app = typer.Typer(
@@ -180,7 +168,7 @@ for _name in COMMANDS:
     _register(_name)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line and exit with its exit code (docs/rows.md lists them)."""
     # Code that needs threads starts its own. BLAS threads would only spin at start, for 0.06 s of CPU each.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -190,18 +178,21 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a name the terminal cannot encode must not crash
     behave()
     try:
-        try:
-            app(prog_name="mdmf")
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        _given_up_stdout()  # Python flushes once more at exit, and would complain about the closed pipe
-        sys.exit(_BROKEN_PIPE)
-    except OSError as error:
-        _given_up_stdout()
-        log(f"standard output: {error.strerror}", logging.ERROR)
-        sys.exit(_IO_ERROR)
+        app(prog_name="mdmf")
+    except SystemExit as stopped:
+        code = stopped.code
     except Exception:
         log_traceback()
         log("this is a bug; please report it with the lines above", logging.ERROR)
-        sys.exit(_BUG)
+        code = _BUG
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python flushes once more at exit, and would complain about the same error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            code = _BROKEN_PIPE
+        elif not code:
+            log(f"standard output: {error.strerror}", logging.ERROR)
+            code = _IO_ERROR
+    sys.exit(code)
