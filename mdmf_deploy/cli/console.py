@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -55,19 +55,18 @@ def behave(manners: Manners = _manners) -> None:
             handler.close()
     _manners = manners
     shown = logging.WARNING if manners.quiet else logging.DEBUG if manners.verbose else logging.INFO
-    handlers: list[logging.Handler] = [_Stderr(shown)]
+    _PACKAGE.addHandler(_Stderr(shown))
+    _PACKAGE.setLevel(shown)
     if manners.quiet and manners.verbose:
         raise UsageError("--quiet and --verbose exclude each other; give one of them")
     if manners.log_file is not None:
         try:
-            handlers.append(_LogFile(manners.log_file, encoding="utf-8", errors="backslashreplace"))
+            _PACKAGE.addHandler(_LogFile(manners.log_file, encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
             raise UsageError(
                 f"--log-file {manners.log_file}: {error.strerror}; choose a file you can write to"
             ) from error
-    for handler in handlers:
-        _PACKAGE.addHandler(handler)
-    _PACKAGE.setLevel(min(handler.level for handler in handlers))
+        _PACKAGE.setLevel(logging.DEBUG)
 
 
 def manners() -> Manners:
@@ -92,6 +91,14 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name is logging's)
         pass
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 def log(text: str, level: int | None = None) -> None:

@@ -169,9 +169,9 @@ def _summarise(counts: Counter[str], total: int, skipped: int, seconds: float) -
     verdicts = ", ".join(
         f"{count} {'unreadable' if verdict == 'error' else verdict}" for verdict, count in counts.items()
     )
-    rate = f"{seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s"
+    log(f"{images}: {verdicts or 'none finished'}")
     also = f"; {skipped} other files in folders skipped" if skipped else ""
-    log(f"{images}: {verdicts or 'none finished'}; {rate}{also}")
+    log(f"{seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s{also}")
 
 
 def _exit(counts: Counter[str], fail_on: list[FailOn]) -> None:

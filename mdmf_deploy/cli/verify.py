@@ -197,6 +197,7 @@ def _print_table(bundle: Bundle, results: list[Verification]) -> None:
     row("images per second", [f"{result.images_per_second or 0:.3g}" for result in results])
     row("", ["passed" if result.passed else "failed" for result in results])
     print(
-        f"\nscores change in units of {first.score_spread:.3g}, the spread of real scores; "
-        f"threshold {first.threshold:.6g}; speed of the runtime alone, one crop an image, batches of 8"
+        f"\nscores change in units of {first.score_spread:.3g}, the spread of real scores\n"
+        f"threshold {first.threshold:.6g}\n"
+        "speed of the runtime alone, one crop an image, batches of 8"
     )
