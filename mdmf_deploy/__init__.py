@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 # ONNX Runtime reads it once, when it is imported. It then writes no device id and reports nothing (docs/privacy.md).
 # Every module of the package is imported after this line, and child processes inherit it.
@@ -11,7 +10,10 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # for type checkers as in typing, whose import would take 20 ms of every start
 if TYPE_CHECKING:
+    from typing import Any
+
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.outputs import rows_to_arrow

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mdmf_deploy.errors import UsageError
+from mdmf_deploy.interrupts import at_stake, held_back
 
 CACHE_VARIABLE = "MDMF_CACHE"
 
@@ -94,14 +95,16 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """
     # tempfile would make a private file. This one gets the permissions that the user's umask gives any other file.
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        yield scratch
-        if durable:
-            replace_durably(scratch, path)
-        else:
-            scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with at_stake():
+        try:
+            yield scratch
+            if durable:
+                replace_durably(scratch, path)
+            else:
+                scratch.replace(path)
+        finally:
+            with held_back():
+                scratch.unlink(missing_ok=True)
 
 
 def replace_durably(scratch: Path, path: Path) -> None:
@@ -119,25 +122,28 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
     """
     destination = destination.resolve()
     destination.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-    try:
-        scratch.chmod(0o755)
-        yield scratch
-        _sync_tree(scratch)
-        if destination.exists():
-            retired = scratch.with_name(f"{scratch.name}.old")
-            destination.rename(retired)
-            try:
-                scratch.rename(destination)
-            except BaseException:
-                retired.rename(destination)
-                raise
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            scratch.rename(destination)
-        _sync_folder(destination.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with at_stake():
+        scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        try:
+            scratch.chmod(0o755)
+            yield scratch
+            _sync_tree(scratch)
+            with held_back():
+                if destination.exists():
+                    retired = scratch.with_name(f"{scratch.name}.old")
+                    destination.rename(retired)
+                    try:
+                        scratch.rename(destination)
+                    except BaseException:
+                        retired.rename(destination)
+                        raise
+                    shutil.rmtree(retired, ignore_errors=True)
+                else:
+                    scratch.rename(destination)
+                _sync_folder(destination.parent)
+        finally:
+            with held_back():
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def file_sha256(path: Path) -> str:

@@ -55,6 +55,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def messages(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """The package's log messages since the last call, one per line, without debug messages."""
+    caplog.set_level("INFO", "mdmf_deploy")
+
+    def read() -> str:
+        lines = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return "\n".join(lines)
+
+    return read
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe() -> Recipe:
     return Recipe(

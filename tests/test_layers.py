@@ -12,7 +12,7 @@ import mdmf_deploy
 PACKAGE = Path(mdmf_deploy.__file__).parent
 # From the ground up. Packages of one layer do not import each other.
 LAYERS = (
-    {"errors"},
+    {"errors", "interrupts"},
     {"files"},
     {"hardware"},
     {"bundle"},
@@ -20,6 +20,7 @@ LAYERS = (
     {"detection"},
     {"tasks"},
     {"cli"},
+    {"__main__"},
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 

@@ -18,7 +18,16 @@ from mdmf_deploy.cli.console import (
     print_json,
     progress,
 )
-from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, OutputBundle, Yes, destination
+from mdmf_deploy.cli.options import (
+    AsJson,
+    BundleArgument,
+    BundleOrDefault,
+    Force,
+    OutputBundle,
+    Yes,
+    destination,
+    runtime_option,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Build, compress or inspect a reference bank.")
 
@@ -47,7 +56,7 @@ def build(
     crops: Annotated[
         int, typer.Option(min=1, help="Most crops taken of an image, whatever the bundle's plan. 1 is the centre.")
     ] = 1,
-    runtime: Annotated[str, typer.Option(help="Runtime that computes the signatures.")] = "auto",
+    runtime: Annotated[str, runtime_option("Runtime that computes the signatures.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Build a bank from real images.
@@ -159,7 +168,7 @@ def compress(
 
 @app.command()
 def inspect(
-    bundle: BundleArgument = DEFAULT_BUNDLE,
+    bundle: BundleOrDefault = DEFAULT_BUNDLE,
     as_json: AsJson = False,
 ) -> None:
     """Show a bank's size, sources and fit.

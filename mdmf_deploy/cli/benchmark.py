@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +11,15 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_written, print_json
-from mdmf_deploy.cli.options import Yes
+from mdmf_deploy.cli.kept import watch
+from mdmf_deploy.cli.options import BUNDLE_VARIABLE, Yes, runtime_option
 from mdmf_deploy.tasks.benchmark import BATCH_SIZE
 
 
 def benchmark(
     bundles: Annotated[
-        list[str] | None, typer.Argument(metavar="BUNDLES...", help="Bundles to time; by default dinov2s.")
+        list[str] | None,
+        typer.Argument(metavar="BUNDLES...", help="Bundles to time; by default that of MDMF_BUNDLE, or dinov2s."),
     ] = None,
     images: Annotated[
         list[str] | None,
@@ -27,9 +30,8 @@ def benchmark(
     ] = None,
     runtime: Annotated[
         str,
-        typer.Option(
-            help="Runtimes to compare, separated by commas; one on a GPU may name a build profile: "
-            "tensorrt:latency,cuda."
+        runtime_option(
+            "Runtimes to compare, separated by commas; one on a GPU may name a build profile: tensorrt:latency,cuda."
         ),
     ] = "auto",
     precision: Annotated[
@@ -58,7 +60,8 @@ def benchmark(
     yes: Yes = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Also write the report here: .json, .csv or .html.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Also write the report here: .json, .csv or .html."),
     ] = None,
 ) -> None:
     """Measure where the milliseconds of a detection go.
@@ -78,6 +81,7 @@ def benchmark(
 
     if output is not None:
         check_output(output)
+        watch(output)
     settings = Settings(
         scenarios=tuple(_split(scenario)),
         batch_size=batch_size,
@@ -89,7 +93,7 @@ def benchmark(
     )
     paths = None if images is None else expand(images, yes, log).paths
     report = run(
-        bundles or [DEFAULT_BUNDLE],
+        bundles or [os.environ.get(BUNDLE_VARIABLE) or DEFAULT_BUNDLE],
         settings,
         runtimes=_split(runtime),
         precisions=_split(precision or ""),

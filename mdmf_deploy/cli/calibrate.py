@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.cli.console import log, log_duplicates, log_list, log_unreadable, log_written, print_json, progress
-from mdmf_deploy.cli.options import AsJson, BundleArgument, OutputBundle, Yes, destination
+from mdmf_deploy.cli.options import AsJson, BundleArgument, OutputBundle, Yes, destination, runtime_option
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.calibration import Calibration
@@ -35,7 +35,7 @@ def calibrate(
         ),
     ] = None,
     runtime: Annotated[
-        str, typer.Option(help="Runtime that scores the images. It is verified first if it has not been.")
+        str, runtime_option("Runtime that scores the images. It is verified first if it has not been.")
     ] = "auto",
     output: OutputBundle = None,
     force: Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import Counter
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import log, log_written, progress
-from mdmf_deploy.cli.options import Yes
+from mdmf_deploy.cli.console import coloured, draws_bars, log, log_written, progress
+from mdmf_deploy.cli.options import BundleOption, Yes, runtime_option
 from mdmf_deploy.errors import CalibrationError, GateFailed, UsageError
 
 if TYPE_CHECKING:
@@ -55,11 +54,13 @@ def detect(
         typer.Argument(metavar="PATHS...", help="Images, folders, globs, @LIST, or - for a list of paths on stdin."),
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write rows here: .jsonl, .json, .csv or .parquet.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write rows here: .jsonl, .json, .csv or .parquet."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")] = False,
     heatmaps: Annotated[
-        Path | None, typer.Option(help="Write each image here, overlaid with every patch's share of its score.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write each image here, overlaid with every patch's share of its score."),
     ] = None,
     heatmap_format: Annotated[
         HeatmapFormat, typer.Option(help="Format of heat maps; png takes several times as long.")
@@ -71,10 +72,8 @@ def detect(
     fail_on: Annotated[
         list[FailOn] | None, typer.Option(help="Exit with 1 if an image gets this verdict; may be repeated.")
     ] = None,
-    bundle: Annotated[
-        str, typer.Option(help="Bundle to score with: a .mdmf folder, or a name.", envvar="MDMF_BUNDLE")
-    ] = DEFAULT_BUNDLE,
-    runtime: Annotated[str, typer.Option(help="Runtime to score on.")] = "auto",
+    bundle: BundleOption = DEFAULT_BUNDLE,
+    runtime: Annotated[str, runtime_option("Runtime to score on.")] = "auto",
     crops: Annotated[
         int | None,
         typer.Option(min=1, help="Most crops per image, in place of the bundle's plan. Withholds verdicts."),
@@ -90,13 +89,12 @@ def detect(
         typer.Option("--list-inputs", help="Print what would be read and count what is skipped. Scores nothing."),
     ] = False,
     yes: Yes = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show no progress bar and no summary.")] = False,
 ) -> None:
     """Judge whether images are real or generated. Every input gets one row, in input order, whatever happens.
 
     Rows go to stdout or to -o, everything else to stderr. Exit code 1 if --fail-on refuses a verdict, otherwise 2 if
     the calibration has too few images of some input's size for --fail-on to be judged, otherwise 3 if some inputs were
-    unreadable. Exit code 130 if interrupted: finished rows are still written.
+    unreadable. Exit code 130 if interrupted (143 by SIGTERM): finished rows are still written.
 
     Example: mdmf detect photos/ "more/*.png" -o verdicts.csv --heatmaps maps/
     """
@@ -127,7 +125,7 @@ def detect(
         _warn_of_caveat(detector, bool(fail_on))
         look = (heatmap_format, heatmap_scale)
         maps = None if heatmaps is None else _heatmaps(heatmaps, detector, look, limits, threads)
-        shown = not quiet and sys.stderr.isatty() and not (output is None and sys.stdout.isatty())
+        shown = draws_bars() and not (output is None and sys.stdout.isatty())
         counts: Counter[str] = Counter()
         undecided: Counter[str] = Counter()
         start = time.perf_counter()
@@ -143,8 +141,7 @@ def detect(
                     if maps is not None:
                         maps.add(row, path)
         finally:
-            if not quiet:
-                _summarise(counts, len(found.paths), found.skipped, time.perf_counter() - start)
+            _summarise(counts, len(found.paths), found.skipped, time.perf_counter() - start)
     if output is not None:
         log_written(f"{counts.total()} rows", output, _following(detector))
     if heatmaps is not None and any(heatmaps.iterdir()):
@@ -164,7 +161,7 @@ def _stdout(as_json: bool) -> Callable[[Row], None]:
 
         return print_json
 
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    colour = coloured(sys.stdout)
     header = [TABLE_HEADER]
 
     def print_line(row: Row) -> None:
@@ -218,9 +215,9 @@ def _summarise(counts: Counter[str], total: int, skipped: int, seconds: float) -
     verdicts = ", ".join(
         f"{count} {'unreadable' if verdict == 'error' else verdict}" for verdict, count in counts.items()
     )
-    rate = f"{seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s"
+    log(f"{images}: {verdicts or 'none finished'}")
     also = f"; {skipped} other files in folders skipped" if skipped else ""
-    log(f"{images}: {verdicts or 'none finished'}; {rate}{also}")
+    log(f"{seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s{also}")
 
 
 def _following(detector: Detector) -> str:

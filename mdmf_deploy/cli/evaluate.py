@@ -13,7 +13,7 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_written, print_json, progress
-from mdmf_deploy.cli.options import AsJson, Yes
+from mdmf_deploy.cli.options import AsJson, BundleOption, Yes, runtime_option
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.outputs import Writer
@@ -36,10 +36,8 @@ class SplitPart(StrEnum):
 
 def evaluate(
     dataset: Annotated[Path, typer.Argument(help="A folder that contains real/ and generated/<generator>/.")],
-    bundle: Annotated[
-        str, typer.Option(help="Bundle to evaluate: a .mdmf folder, or a name.", envvar="MDMF_BUNDLE")
-    ] = DEFAULT_BUNDLE,
-    runtime: Annotated[str, typer.Option(help="Runtime to evaluate it on.")] = "auto",
+    bundle: BundleOption = DEFAULT_BUNDLE,
+    runtime: Annotated[str, runtime_option("Runtime to evaluate it on.")] = "auto",
     split: Annotated[
         str | None, typer.Option(help="Recipe (name or .toml) whose split says which images were trained on.")
     ] = None,

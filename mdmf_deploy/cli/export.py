@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.cli.console import log, log_unreadable, log_written, print_facts, print_json
+from mdmf_deploy.cli.kept import watch
 from mdmf_deploy.cli.options import AsJson, Yes
 from mdmf_deploy.errors import UsageError, install
 
@@ -57,7 +58,9 @@ def export(
         list[str] | None,
         typer.Option("--reals", help="Real photographs: a folder, file, glob, @LIST, or - for stdin; may be repeated."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Bundle to write, a .mdmf folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="BUNDLE", help="Bundle to write, a .mdmf folder.")
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -118,6 +121,8 @@ def export(
     from_bundle = _is_bundle(source)
     if from_bundle and triton is not None:
         _require_triton_extra()
+    if triton is not None:
+        watch(triton)
     serving = _serving(context, triton, triton_device, triton_batch, triton_plan)
     if from_bundle:
         if given := _given(context, _MAKING):
@@ -133,6 +138,7 @@ def export(
             raise UsageError(f"{source}: exporting a checkpoint needs --reals PHOTOS and -o BUNDLE; give both")
         if triton_plan is not None:
             raise UsageError(f"{triton_plan}: a plan is made of a bundle; export the bundle first, then give --triton")
+        watch(output)
         if output.exists() and not force:
             raise UsageError(f"{output} exists; give --force to replace it, or another -o")
 

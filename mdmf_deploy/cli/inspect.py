@@ -9,14 +9,14 @@ import typer
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import print_json
 from mdmf_deploy.cli.layout import joined, wrapped
-from mdmf_deploy.cli.options import AsJson, BundleArgument
+from mdmf_deploy.cli.options import AsJson, BundleOrDefault
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
 
 
 def inspect(
-    bundle: BundleArgument = DEFAULT_BUNDLE,
+    bundle: BundleOrDefault = DEFAULT_BUNDLE,
     as_json: AsJson = False,
 ) -> None:
     """Show what is in a bundle.

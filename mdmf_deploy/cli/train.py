@@ -105,13 +105,25 @@ def train(
     )
     with PhaseDisplay() as display:
         reports = Reports(display.log, lambda record: _log_record(record, display.log), display.follow)
-        checkpoint = fit(run, photographs, generators, reports)
+        try:
+            checkpoint = fit(run, photographs, generators, reports)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(_left_behind(output))
+            raise
     if processes().is_main_process:
         typer.echo(str(checkpoint))
         if smoke:
             log_written("the checkpoint of a smoke run, worth nothing,", checkpoint, "the same command without --smoke")
         else:
             log_written("the checkpoint", checkpoint, f"mdmf export {checkpoint} --reals PHOTOS -o NEW.mdmf")
+
+
+def _left_behind(output: Path) -> str:
+    from mdmf_deploy.tasks.train.loop import STATE
+
+    if (output / STATE).exists():
+        return f"the last saved state is in {output}; give the same command with --resume to continue"
+    return f"no state was saved in {output} yet"
 
 
 def default_recipe(backbone: str | None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.cli.console import log, log_written, print_json
-from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, Yes, destination
+from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, Yes, destination, runtime_option
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
@@ -27,9 +27,8 @@ def verify(
     ] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Runtime to verify on this machine; may be repeated. all: every one that can be used here. By default "
-            "auto."
+        runtime_option(
+            "Runtime to verify on this machine; may be repeated. all: every one that can be used here. By default auto."
         ),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Compare with PyTorch on this checkpoint and IMAGES.")] = None,
@@ -217,6 +216,7 @@ def _print_table(bundle: Bundle, results: list[Verification]) -> None:
     row("images per second", [f"{result.images_per_second or 0:.3g}" for result in results])
     row("", ["passed" if result.passed else "failed" for result in results])
     print(
-        f"\nscores change in units of {first.score_spread:.3g}, the spread of real scores; "
-        f"threshold {first.threshold:.6g}; speed of the runtime alone, one crop an image, batches of 8"
+        f"\nscores change in units of {first.score_spread:.3g}, the spread of real scores\n"
+        f"threshold {first.threshold:.6g}\n"
+        "speed of the runtime alone, one crop an image, batches of 8"
     )

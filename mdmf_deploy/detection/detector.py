@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 import time
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
@@ -29,6 +29,8 @@ from mdmf_deploy.runtime import Engine, open_engine, stays_on_device
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.on_gpu import Fused
+
+_LOG = logging.getLogger(__name__)
 
 
 class Detector:
@@ -65,6 +67,7 @@ class Detector:
         limits: ReadLimits | None = None,
         reduction: str = "auto",
     ) -> None:
+        start = time.perf_counter()
         self.bundle = Bundle.open(bundle)
         self._bundle_id, self._calibration_id = self.bundle.bundle_id, self.bundle.calibration_id
         self._calibration = self.bundle.calibration
@@ -72,6 +75,8 @@ class Detector:
         self._threads, self._batch_size, self._limits = threads, batch_size, limits
         self._planned = self.bundle.manifest.preprocessing.crops
         self._crops = self._planned if crops is None else crops
+        seconds = time.perf_counter() - start
+        _LOG.debug("read bundle %s, id %s, in %.2f s", self.bundle.path, self._bundle_id, seconds)
         self._held = ExitStack()
         self._asked = runtime
         self._streams: WeakSet[Generator[list[Extraction], None, None]] = WeakSet()
@@ -238,10 +243,10 @@ class Detector:
         except MdmfError as error:
             if name == "cuda":
                 raise
-            print(f"mdmf: reduction cpu ({error})", file=sys.stderr)
+            _LOG.info("reduction cpu (%s)", error)
             return CpuReduction(self._threads), None
         if name == "auto":
-            print("mdmf: reduction cuda (signatures stay on the GPU)", file=sys.stderr)
+            _LOG.info("reduction cuda (signatures stay on the GPU)")
         return reduction, None if engine is None else Fused(engine, reduction, self._bank)
 
     def __enter__(self) -> Detector:

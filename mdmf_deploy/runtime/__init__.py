@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ MACHINE_FIELDS = ("machine", "system", "processor", "cpu", "cores")
 _BATCH = 8
 _ROUNDS = 3
 _SECONDS_PER_TURN = 0.3
+_LOG = logging.getLogger(__name__)
 _TELEMETRY = "openvino_telemetry"
 
 
@@ -107,7 +109,7 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
     """Open the runtime `name` for a bundle. threads: None means all cores.
 
     A runtime on a GPU takes a build profile after a colon: "tensorrt:throughput" (runtime/building/profiles.py).
-    "auto" opens the first runtime of `preference` that works. It reports on stderr which one it chose and why.
+    "auto" opens the first runtime of `preference` that works. It logs which one it chose and why.
     Raises RuntimeUnavailable if the runtime is unknown, not installed or has no GPU. Nothing is replaced silently.
     """
     if name == "auto":
@@ -119,10 +121,13 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
         raise RuntimeUnavailable(f"runtime {name!r} has no build profiles, got {profile!r}; leave it out")
     module, class_name, extra = ENGINES[name]
     options = {"profile": profile} if profile else {}
+    start = time.perf_counter()
     try:
         engine: Engine = getattr(importlib.import_module(module), class_name)(bundle, threads=threads, **options)
     except ImportError as error:
         raise RuntimeUnavailable(f"runtime {name!r} needs {error.name}; run: {install(extra)}") from error
+    seconds = time.perf_counter() - start
+    _LOG.debug("opened %s %s for %s in %.2f s", name, engine.precision, bundle.path, seconds)
     return engine
 
 
@@ -205,6 +210,8 @@ def _open_auto(bundle: Bundle, threads: int | None) -> Engine:
             passed_over.append(str(error))
             continue
         rest = [f"{other}: {why}" for other, why in list(order.items())[place + 1 :]]
-        print(f"mdmf: runtime {name} ({'; '.join([reason, *passed_over, *rest])})", file=sys.stderr)
+        _LOG.info("runtime %s (%s)", name, "; ".join([reason, *passed_over]))
+        if rest:
+            _LOG.debug("other runtimes: %s", "; ".join(rest))
         return engine
     raise RuntimeUnavailable(f"no runtime is installed; run: {install('cpu')}")

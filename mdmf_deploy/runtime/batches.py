@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.runtime.building.profiles import BatchRange
+
+_LOG = logging.getLogger(__name__)
 
 
 class BatchSlice(NamedTuple):
@@ -34,14 +36,17 @@ class BatchSplitter:
         self._reported = False
 
     def split(self, count: int) -> Iterator[BatchSlice]:
-        """Yield the slices of `count` images, in order. Report the first batch that is split, on stderr."""
+        """Yield the slices of `count` images, in order. Log the first batch that is split."""
         most = self._batch.opt if self._fixed else self._batch.max
         if count > most and not self._reported:
             self._reported = True
-            print(
-                f"mdmf: {self._runtime}: batches of {count} images are run {most} at a time, as many as its engine "
-                f"takes; the profile throughput takes more, as --runtime {self._runtime}:throughput",
-                file=sys.stderr,
+            _LOG.info(
+                "%s: batches of %d images are run %d at a time, as many as its engine takes; the profile throughput "
+                "takes more, as --runtime %s:throughput",
+                self._runtime,
+                count,
+                most,
+                self._runtime,
             )
         for start in range(0, count, most):
             stop = min(start + most, count)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +28,8 @@ from mdmf_deploy.runtime.onnx_in_torch import OnnxGraph, Program
 
 # Public, so that tests can run on the CPU.
 DEVICE = "cuda:0"
+_LOG = logging.getLogger(__name__)
+
 _WARM_UP = 3  # calls before a capture, for libraries that allocate and choose kernels in the first ones
 _RUNS = 3  # times that a check repeats a batch
 _EVERY_SHIFT = 16  # images in the largest batch that a check rotates by every shift
@@ -150,7 +152,7 @@ class TorchCudaEngine:
             if products != ways[-1][0]:
                 del self._launch, self._program, self._signatures
         if failed:
-            print(f"mdmf: {self.name}: images are run {products}. On this GPU, {'; '.join(failed)}", file=sys.stderr)
+            _LOG.info("%s: images are run %s. On this GPU, %s", self.name, products, "; ".join(failed))
 
     def _prepare(self, graph: OnnxGraph, batch: int, crop: int, *, apart: bool) -> None:
         """Allocate memory for batches of this size, and capture the graph for them."""

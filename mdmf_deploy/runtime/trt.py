@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import sys
+import logging
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +22,8 @@ from mdmf_deploy.runtime.needs import require
 
 if TYPE_CHECKING:
     import tensorrt as trt
+
+_LOG = logging.getLogger(__name__)
 
 _FLOAT = 4  # bytes
 _REMEDY = "lower the largest batch: take the profile latency, as --runtime {}:latency"
@@ -180,4 +182,4 @@ def _context(engine: trt.ICudaEngine, gpu: str, remedy: str) -> Any:
 
 
 def _log(text: str) -> None:
-    print(f"mdmf: {text}", file=sys.stderr)
+    _LOG.info("%s", text)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from helpers.mdmf import mdmf
 import mdmf_deploy
 from mdmf_deploy import cli
 from mdmf_deploy.errors import GateFailed, UsageError
+from mdmf_deploy.interrupts import SIGNALS
 from mdmf_deploy.tasks import doctor
 
 
@@ -67,14 +70,15 @@ def test_help_has_an_example_whose_options_exist(path: tuple[str, ...]) -> None:
     assert all(parameter.help for parameter in COMMANDS[path].params if parameter.name != "help")
 
 
-def test_version() -> None:
-    assert mdmf("--version").stdout == f"mdmf {mdmf_deploy.__version__}\n"
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_version(option: str) -> None:
+    assert mdmf(option).stdout == f"mdmf {mdmf_deploy.__version__}\n"
 
 
-def test_help_lists_commands_in_order_and_no_completion() -> None:
+def test_help_lists_commands_in_order() -> None:
     text = mdmf("--help").stdout
     assert re.findall(r"^  ([a-z]+)  ", text, re.MULTILINE) == list(cli.COMMANDS)
-    assert "completion" not in text
+    assert "--install-completion" in text
 
 
 @pytest.mark.parametrize("arguments", [["nope"], ["doctor", "--nope"], ["evaluate"]])
@@ -138,10 +142,37 @@ def test_a_bug_is_a_traceback_with_its_own_exit_code(
     assert stderr.endswith("mdmf: this is a bug; please report it with the lines above\n")
 
 
-def test_interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(doctor, "diagnose", raising(KeyboardInterrupt()))
-    assert run_main(monkeypatch, "doctor") == 130
-    assert "Traceback" not in capsys.readouterr().err
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_interrupt_is_one_line_with_its_exit_code(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "diagnose", lambda: signal.raise_signal(number))
+    assert run_main(monkeypatch, "doctor") == 128 + number
+    assert capsys.readouterr().err == "mdmf: interrupted\n"
+
+
+@pytest.mark.parametrize("arguments", [("calibrate",), ("bank", "build"), ("bank", "compress"), ("verify",)])
+@pytest.mark.parametrize("there", [True, False])
+def test_an_interrupted_command_says_what_became_of_its_bundle(
+    arguments: tuple[str, ...], there: bool, bundle_copy: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    for owner in ("runtime.open_engine", "tasks.bank.compress.compress_bundle"):
+        monkeypatch.setattr(f"mdmf_deploy.{owner}", interrupt)
+    output = bundle_copy if there else bundle_copy.with_name("new.mdmf")
+    reals = (photos,) if arguments[0] in ("calibrate", "bank") and arguments[-1] != "compress" else ()
+    result = mdmf(*arguments, bundle_copy, *reals, "-o", output, "--force")
+    assert result.exit_code == 143
+    assert result.stderr == f"mdmf: interrupted; {output} {'is unchanged' if there else 'was not written'}\n"
+
+
+def test_an_interrupt_after_the_bundle_was_written_says_so(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdmf_deploy.cli.bank.print_facts", lambda facts: signal.raise_signal(signal.SIGINT))
+    result = mdmf("bank", "compress", bundle_copy, "--points", 8, "--force")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == f"mdmf: interrupted; {bundle_copy} was written"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE there")

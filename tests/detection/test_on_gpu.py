@@ -6,7 +6,7 @@ Engine and reduction run on tests/fakes/host_device.py, where every result comes
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +97,12 @@ def test_rows_are_those_of_the_cpu(
 
 
 def test_auto_reports_the_reduction_it_chose(
-    engines: list[GpuEngine], device: Any, sources: list[Path], capsys: pytest.CaptureFixture[str]
+    engines: list[GpuEngine], device: Any, sources: list[Path], messages: Callable[[], str]
 ) -> None:
     Detector("starter").close()
-    assert capsys.readouterr().err == "mdmf: reduction cuda (signatures stay on the GPU)\n"
+    assert messages() == "reduction cuda (signatures stay on the GPU)"
     Detector("starter", reduction="cuda").close()
-    assert capsys.readouterr().err == ""
+    assert messages() == ""
 
 
 def test_a_row_does_not_depend_on_its_batch(engines: list[GpuEngine], sources: list[Path]) -> None:
@@ -188,7 +188,7 @@ def test_a_requested_gpu_is_never_replaced(
     sources: list[Path],
     on_cpu: list[Row],
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    messages: Callable[[], str],
 ) -> None:
     def refuse() -> None:
         raise RuntimeUnavailable("no GPU: as asked; ask for another")
@@ -199,7 +199,7 @@ def test_a_requested_gpu_is_never_replaced(
     assert engines[0].closed
     with Detector("starter") as detector:
         assert timeless(detector.detect(sources)) == timeless(on_cpu)
-    assert "mdmf: reduction cpu (no GPU: as asked; ask for another)\n" in capsys.readouterr().err
+    assert "reduction cpu (no GPU: as asked; ask for another)" in messages()
     with pytest.raises(UsageError, match="reduction 'gpu' is not known; choose auto, cpu or cuda"):
         Detector("starter", reduction="gpu")
 

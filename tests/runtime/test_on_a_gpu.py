@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,14 +72,14 @@ class _At:
         self.pointer, self.nbytes = view.pointer, 4 * int(np.prod(view.shape))
 
 
-def test_a_second_start_builds_nothing(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_start_builds_nothing(engine: Engine, messages: Callable[[], str]) -> None:
     open_engine(engine.name, Bundle.open("starter")).close()
-    assert "building" not in capsys.readouterr().err
+    assert "building" not in messages()
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "rtx"])
 def test_a_plan_that_was_cut_short_is_built_again(
-    name: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: Callable[[], str]
 ) -> None:
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path))
     images = np.zeros((2, 3, 56, 56), np.float32)
@@ -88,8 +88,8 @@ def test_a_plan_that_was_cut_short_is_built_again(
     first.close()
     (plan,) = tmp_path.rglob("*.plan")
     plan.write_bytes(plan.read_bytes()[: -(plan.stat().st_size // 3)])
-    capsys.readouterr()
+    messages()
     again = open_engine(name, Bundle.open(tiny_bundle))
     np.testing.assert_allclose(again(images), extracted, atol=1e-4)
     again.close()
-    assert "is damaged" in capsys.readouterr().err
+    assert "is damaged" in messages()

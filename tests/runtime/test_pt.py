@@ -160,12 +160,12 @@ def test_products_of_images_are_set_apart_where_a_signature_depends_on_more_than
     expected: np.ndarray,
     order: list[str],
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    messages: Callable[[], str],
 ) -> None:
     monkeypatch.setattr(pt, "OnnxGraph", disturbed(disturbance, apart=apart))
     engine = opened()
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
+    message = messages()
+    assert "\n" not in message
     assert f"images are run {products}" in message
     assert message.count(reason) == 1 + apart
     assert engine.environment["products"] == products
@@ -175,12 +175,12 @@ def test_products_of_images_are_set_apart_where_a_signature_depends_on_more_than
 
 
 def test_a_gpu_that_repeats_nothing_is_reported(
-    opened: Callable[[], pt.TorchCudaEngine], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    opened: Callable[[], pt.TorchCudaEngine], monkeypatch: pytest.MonkeyPatch, messages: Callable[[], str]
 ) -> None:
     disturbance, reason = DISTURBANCES["the run"]
     monkeypatch.setattr(pt, "OnnxGraph", disturbed(disturbance, apart=True, alone=True))
     opened()
-    assert capsys.readouterr().err.count(reason) == 3
+    assert messages().count(reason) == 3
 
 
 def test_one_unlike_place_of_a_large_batch_is_found(
@@ -215,13 +215,13 @@ def test_no_memory_is_written_before_its_last_use(
 
 
 def test_a_large_batch_is_reported_once_with_the_profile_to_take(
-    opened: Callable[[], pt.TorchCudaEngine], images: np.ndarray, capsys: pytest.CaptureFixture[str]
+    opened: Callable[[], pt.TorchCudaEngine], images: np.ndarray, messages: Callable[[], str]
 ) -> None:
     engine = opened()
     for _ in range(2):
         engine(images)
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
+    message = messages()
+    assert "\n" not in message
     assert "batches of 9 images are run 4 at a time" in message
     assert "--runtime torch-cuda:throughput" in message
 

@@ -6,19 +6,17 @@ import csv
 import importlib
 import io
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from mdmf_deploy.detection.outputs.json_rows import labelled_line
 from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import RuntimeUnavailable, UsageError, install
 from mdmf_deploy.files import replace_durably
+from mdmf_deploy.interrupts import at_stake, held_back
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,7 +26,10 @@ class Writer(Protocol):
     """Built as Writer(file, labels). Writes labels, and then all of mdmf_deploy.detection.rows.COLUMNS, in their order.
 
     labels: names of columns of text that are not in a row, such as an evaluation's condition.
+    by_row: whether the file is valid after every row, not only after `close`.
     """
+
+    by_row: bool
 
     def write(self, row: Row, *values: str | None) -> None:
         """Write a row, with a value for each of the labels."""
@@ -65,12 +66,19 @@ class Scratch:
     """A temporary file on its way to its name.
 
     rows: how many complete rows it holds that are worth keeping.
+    size: how many of its bytes hold them. None means all, once the file is closed.
     valid: whether it could be read as it is.
     """
 
     file: BinaryIO
     rows: int = 0
+    size: int | None = None
     valid: bool = True
+
+    def keep(self, rows: int = 1) -> None:
+        """Count rows just written, and hand them to the system, so that later failures cost only later rows."""
+        self.file.flush()
+        self.rows, self.size = self.rows + rows, self.file.tell()
 
 
 def check_ending(path: Path, endings: Iterable[str]) -> str:
@@ -95,23 +103,23 @@ def open_output(path: Path, labels: Sequence[str] = ()) -> Iterator[Writer]:
     """
     writer_class = _writer_class(path)
     with replacing(path) as scratch:
-        scratch.valid = False
-        writer = _CountingWriter(writer_class(scratch.file, labels))
+        scratch.valid = writer_class.by_row
+        writer = _CountingWriter(writer_class(scratch.file, labels), scratch, path)
         try:
             yield writer
         finally:
-            with _uninterrupted():
+            with held_back():
                 writer.close()  # after a crash too, since a library's writer complains if it is collected open
-                scratch.rows, scratch.valid = writer.rows, True
+                scratch.valid = True
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Scratch]:
     """Open a temporary file beside the path. It takes that name when the block ends, replacing an older file.
 
-    An interrupt (Ctrl-C) ends the block in the same way, and a second one waits until the file has its name. After any
-    other exception the older file stays. Complete rows, if there are any, are then kept as <stem>.partial<ending>, and
-    a note on the exception says so.
+    After an interrupt (Ctrl-C, SIGTERM) it also does, if it has complete rows, and a second interrupt waits until the
+    file has its name. After any other exception the older file stays, and complete rows are kept as
+    <stem>.partial<ending>. A note on the exception says what was kept.
     Raises UsageError, before anything is written, if the place cannot be written to.
     """
     path = path.resolve()  # so that a link to a file stays a link
@@ -124,24 +132,29 @@ def replacing(path: Path) -> Iterator[Scratch]:
         raise UsageError(f"-o {path}: {error.strerror}; choose a place you can write to") from error
     target: Path | None = None
     scratch = Scratch(file)
-    try:
-        yield scratch
-        target = path
-    except KeyboardInterrupt:
-        target = path
-        raise
-    except Exception as error:
-        if scratch.rows:
-            target = path.with_name(f"{path.stem}.partial{path.suffix}")
-            error.add_note(f"the {scratch.rows} rows finished before are in {target}")
-        raise
-    finally:
-        with _uninterrupted():
-            _settle(scratch, temporary, target)
+    with at_stake():
+        try:
+            yield scratch
+            target = path
+        except BaseException as error:
+            if scratch.rows and scratch.valid:
+                stopped = isinstance(error, KeyboardInterrupt)
+                target = path if stopped else path.with_name(f"{path.stem}.partial{path.suffix}")
+                error.add_note(f"the {scratch.rows} rows finished before are in {target}")
+            elif scratch.rows:
+                error.add_note(f"the {scratch.rows} rows finished before are lost")
+            elif path.exists():
+                error.add_note(f"{path} is unchanged")
+            raise
+        finally:
+            with held_back(), _named(path):
+                _settle(scratch, temporary, target)
 
 
 class JsonlWriter:
     """One JSON object per line. A missing value is null."""
+
+    by_row = True
 
     def __init__(self, file: BinaryIO, labels: Sequence[str] = ()) -> None:
         self._file = file
@@ -157,65 +170,83 @@ class JsonlWriter:
 class CsvWriter:
     """CSV (RFC 4180, except that a line ends in a bare newline), UTF-8, with a header. A missing value is empty."""
 
+    by_row = True
+
     def __init__(self, file: BinaryIO, labels: Sequence[str] = ()) -> None:
-        self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        self._rows = csv.writer(self._text, lineterminator="\n")
-        self._rows.writerow([*labels, *COLUMNS])
+        self._file = file
+        self._line = io.StringIO(newline="")
+        self._csv = csv.writer(self._line, lineterminator="\n")
+        self._write([*labels, *COLUMNS])
 
     def write(self, row: Row, *values: str | None) -> None:
-        self._rows.writerow([*values, *(getattr(row, name) for name in COLUMNS)])
+        self._write([*values, *(getattr(row, name) for name in COLUMNS)])
 
     def close(self) -> None:
-        self._text.detach()
+        """Do nothing: every line is written at once."""
+
+    def _write(self, values: Iterable[object]) -> None:
+        self._line.seek(0)
+        self._line.truncate()
+        self._csv.writerow(values)
+        self._file.write(self._line.getvalue().encode())
 
 
 def _settle(scratch: Scratch, temporary: Path, target: Path | None) -> None:
     """Give a valid file its final name, if it has one, once it is on disk. Always remove the temporary name."""
     try:
-        scratch.file.close()
+        try:
+            scratch.file.close()
+        except OSError:
+            if scratch.size is None:
+                raise
         if target is not None and scratch.valid:
+            if scratch.size is not None:
+                os.truncate(temporary, scratch.size)  # a full disk may have taken half a row more
             replace_durably(temporary, target)
+    except OSError as error:
+        if scratch.rows:
+            error.add_note(f"the {scratch.rows} rows finished before are lost")
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C until the block has ended. Only the main thread is ever interrupted, so others just run."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    held: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if held:
-            before(*held[0])
-
-
 class _CountingWriter:
-    """A writer that counts its rows."""
+    """A writer that keeps account of its rows, and names the file in the errors of the system."""
 
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-        self.rows = 0
+    def __init__(self, writer: Writer, scratch: Scratch, path: Path) -> None:
+        self._writer, self._scratch, self._path = writer, scratch, path
+        self.by_row = writer.by_row
+        if self.by_row:
+            scratch.keep(0)
 
     def write(self, row: Row, *values: str | None) -> None:
-        self._writer.write(row, *values)
-        self.rows += 1
+        with _named(self._path):
+            self._writer.write(row, *values)
+            if self.by_row:
+                self._scratch.keep()
+            else:
+                self._scratch.rows += 1
 
     def close(self) -> None:
-        self._writer.close()
+        with _named(self._path):
+            self._writer.close()
 
 
-def _writer_class(path: Path) -> type:
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the name of the file into an error of the system, which knows it only where a file is opened."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def _writer_class(path: Path) -> Any:
     ending = check_ending(path, WRITERS)
     module, name, extra = WRITERS[ending]
     try:
-        found: type = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         raise RuntimeUnavailable(f"-o {path}: {ending} needs {error.name}; run: {install(extra)}") from error
-    return found

@@ -43,6 +43,8 @@ def table_of(rows: Iterable[Row]) -> pyarrow.Table:
 class ParquetWriter:
     """Keep at most ROW_GROUP rows in memory."""
 
+    by_row = False
+
     def __init__(self, file: BinaryIO, labels: Sequence[str] = ()) -> None:
         self._schema, self._labels = schema(labels), labels
         self._parquet = pyarrow.parquet.ParquetWriter(file, self._schema)
@@ -55,9 +57,13 @@ class ParquetWriter:
             self._flush()
 
     def close(self) -> None:
-        if self._rows:
-            self._flush()
-        self._parquet.close()
+        try:
+            if self._rows:
+                self._flush()
+            self._parquet.close()
+        except BaseException:
+            self._parquet.is_open = False  # or the library tries once more when it is collected, and complains
+            raise
 
     def _flush(self) -> None:
         self._parquet.write_table(pyarrow.Table.from_pylist(self._rows, self._schema))

@@ -69,8 +69,12 @@ def _run(subject: Subject, paths: Sequence[Path], count: int, settings: Settings
         orders.seek(0)
         start = time.perf_counter()
         with subprocess.Popen(command, stdin=orders, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
-            for line in process.stdout or ():
-                printed.append((time.perf_counter() - start, line))
+            try:
+                for line in process.stdout or ():
+                    printed.append((time.perf_counter() - start, line))
+            except BaseException:
+                process.kill()  # an interrupt must not leave it behind, nor wait for it
+                raise
         if process.returncode or len(printed) != 2:
             errors.seek(0)
             lines = errors.read().strip().splitlines() or [f"exit code {process.returncode}"]

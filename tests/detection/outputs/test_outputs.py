@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from mdmf_deploy.detection.outputs import WRITERS, open_output, parquet, rows_to_arrow
 from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import MdmfError, RuntimeUnavailable, UsageError
+from mdmf_deploy.interrupts import SIGNALS, raised
 
 NUMBERS = ("score", "p_value", "threshold", "ms_decode", "ms_engine", "ms_mmd")
 ROW = Row(
@@ -130,12 +131,13 @@ def test_an_interrupt_keeps_the_finished_rows(tmp_path: Path, ending: str) -> No
 
 @pytest.mark.parametrize("ending", WRITERS)
 @pytest.mark.parametrize("step", ["close", "fsync", "replace"])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_interrupt_waits_for_the_file(
-    tmp_path: Path, ending: str, step: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ending: str, step: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any) -> Any:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
             return call(*arguments)
 
         return wrapped
@@ -145,24 +147,70 @@ def test_a_second_interrupt_waits_for_the_file(
     path = tmp_path / f"rows{ending}"
     before = signal.getsignal(signal.SIGINT)
     for second in (KeyboardInterrupt(), None):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), raised(lambda interrupt: os._exit(1)):
             write(path, then_raise(second) if second else [ROW, ROW])
         assert read(path) == [as_columns(ROW)] * 2
         assert list(tmp_path.iterdir()) == [path]
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("ending", WRITERS)
 def test_an_interrupt_before_the_last_bytes_leaves_no_unreadable_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(self: object) -> None:
         raise KeyboardInterrupt
 
-    path = tmp_path / "rows.jsonl"
-    monkeypatch.setattr(writer_class(".jsonl"), "close", refused)
-    with pytest.raises(KeyboardInterrupt):
+    path = tmp_path / f"rows{ending}"
+    owner = writer_class(ending) if ending != ".parquet" else pyarrow.parquet.ParquetWriter
+    monkeypatch.setattr(owner, "close", refused)
+    with pytest.raises(KeyboardInterrupt) as caught:
         write(path, [ROW])
-    assert not list(tmp_path.iterdir())
+    if writer_class(ending).by_row:
+        assert read(path) == [as_columns(ROW)]
+    else:
+        assert caught.value.__notes__ == ["the 1 rows finished before are lost"]
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_an_interrupt_before_the_first_row_keeps_the_older_file(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"rows{ending}"
+    write(path, [ROW])
+    with pytest.raises(KeyboardInterrupt) as caught, open_output(path):
+        raise KeyboardInterrupt
+    assert caught.value.__notes__ == [f"{path} is unchanged"]
+    assert read(path) == [as_columns(ROW)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no limit on the size of a file")
+@pytest.mark.parametrize("ending", WRITERS)
+def test_a_full_disk_costs_no_finished_row(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    monkeypatch.setattr(parquet, "ROW_GROUP", 1)
+    path, partial = tmp_path / f"rows{ending}", tmp_path / f"rows.partial{ending}"
+    write(path, [ROW])
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails, half-way, as on a full disk
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5 * path.stat().st_size // 2, limits[1]))
+        with pytest.raises(OSError) as caught:
+            write(path, [ROW] * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert caught.value.filename == str(path)
+    assert read(path) == [as_columns(ROW)]
+    [note] = caught.value.__notes__
+    if writer_class(ending).by_row:
+        kept = read(partial)
+        assert note == f"the {len(kept)} rows finished before are in {partial}"
+        assert kept == [as_columns(ROW)] * len(kept)
+        assert len(kept) >= 2
+    else:
+        assert note.endswith("rows finished before are lost")
+        assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("ending", WRITERS)
