@@ -20,8 +20,10 @@ from mdmf_deploy.images.decode import Code
 
 # Why tests cannot run a block. Any other reason is a block to run.
 REASONS = {
+    "needs Docker",
     "needs a GPU",
     "needs a head trained elsewhere",
+    "needs strace",
     "needs the images it was judged on",
     "needs the network",
     "needs the network and the CUDA toolkit",

