@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import closing
 from pathlib import Path
 
@@ -270,8 +271,17 @@ def test_a_compressed_bank_takes_the_newest_records_scale(tiny_bundle: Path, tmp
     assert scale_in(record(again, older)) == Scale(0.25, 0.5)
 
 
+def test_a_bank_compressed_before_any_record_keeps_its_scale(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    assert scale_in(squeezed(bundle, tmp_path, ())) == scale_in(bundle)
+
+
 def test_a_compressed_bank_alone_has_no_scale(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
     small = squeezed(Bundle.open(tiny_bundle), tmp_path, ())
+    # As banks were written that kept none.
+    compression = {name: value for name, value in small.bank.compression.items() if name != "scale"}
+    bare = dataclasses.replace(small.bank, compression=compression).to_bytes()
+    small = write_bundle(small.path, small.manifest, {**small.files(), "bank.safetensors": bare})
     engine = open_engine("onnxruntime", small)
     with pytest.raises(BankError, match="and `mdmf bank compress` last, or verify with --checkpoint"):
         verify_probes(small, engine)
