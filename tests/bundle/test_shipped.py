@@ -18,6 +18,7 @@ from mdmf_deploy.bundle.recipe import load_recipe
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.files import file_sha256, room
+from mdmf_deploy.hardware.host import saturates_int8
 from mdmf_deploy.images.inputs import expand
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks.verify import verify_probes
@@ -65,6 +66,8 @@ def test_its_checkpoint_is_in_the_repository(name: str) -> None:
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @every_bundle
 def test_this_machine_passes_its_gate(name: str, runtime: str) -> None:
+    if runtime == "openvino" and saturates_int8():
+        pytest.skip("this processor's int8 sums saturate, so OpenVINO is refused")
     bundle = Bundle.open(name)
     engine = open_engine(runtime, bundle)
     result = verify_probes(bundle, engine)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 from fakes.host_device import HostDevice
+from helpers.graphs import exact_int8
 
 from mdmf_deploy.hardware.device import host_view
 
@@ -208,7 +209,7 @@ class _Engine:
 class _Context:
     def __init__(self, engine: _Engine) -> None:
         self._engine = engine
-        self._session = onnxruntime.InferenceSession(engine.graph, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(engine.graph, exact_int8(), providers=["CPUExecutionProvider"])
         self._shape: tuple[int, ...] = ()
         self._addresses: dict[str, int] = {}
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from helpers import triton_schema
-
-from mdmf_deploy.hardware.host import saturates_int8
+from helpers.graphs import exact_int8
 
 Tensors = dict[str, np.ndarray]
 _TYPES = {"TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32, "TYPE_FP64": np.float64}
@@ -22,10 +21,8 @@ class StockServer:
     def __init__(self, repository: Path) -> None:
         self.configs: dict[str, Any] = {}
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
-        options = onnxruntime.SessionOptions()
-        if saturates_int8():
-            # Triton has no such option. The repository's README states that these processors are unsuitable.
-            options.add_session_config_entry("session.x64quantprecision", "1")
+        # Triton has no such options. The repository's README states which processors are unsuitable without them.
+        options = exact_int8()
         for path in sorted(repository.glob("*/config.pbtxt")):
             config = triton_schema.parse(path.read_text())
             assert config.name == path.parent.name

@@ -53,6 +53,7 @@ class Scratch:
     def _run_line(self, line: str, page: str) -> None:
         # Nothing else may run on the machine of whoever runs the tests.
         assert re.match(r"(find [^|;&$`]*\| )?mdmf [^|;&$`]*$", line), f"{page}: {line}\nmark its block with the reason"
+        line, _, redirected = line.partition(" > ")  # `mdmf` runs in this process, where the shell redirects nothing
         stdin = self.call.with_suffix(".stdin")
         for path in (self.call, stdin):
             path.unlink(missing_ok=True)
@@ -68,5 +69,7 @@ class Scratch:
             raise AssertionError(said) from result.exception
         refused = [option for option in _GATES if option in words and option in result.stderr]
         assert result.exit_code == (1 if refused else 0), said
+        if redirected:
+            (self.folder / redirected.strip()).write_text(result.stdout, encoding="utf-8")
         for option, value in pairwise(words):
             assert option not in _WRITTEN or Path(value).exists(), f"{said}\n{value} was not written"

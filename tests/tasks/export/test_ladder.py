@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mdmf_deploy.bundle.manifest import Verification
 from mdmf_deploy.bundle.recipe import GateLimits, Preprocessing
+from mdmf_deploy.hardware.host import saturates_int8
 from mdmf_deploy.runtime import Engine, installed
 from mdmf_deploy.tasks.export.export import verify_everywhere
 from mdmf_deploy.tasks.export.int8 import Restorable
@@ -138,7 +139,9 @@ def test_an_int8_graph_refused_by_its_own_bank_keeps_more_layers(
 def test_every_runtime_verifies_the_mixed_graph(searched: tuple[Ladder, Candidate, list[str]]) -> None:
     ladder, found, _ = searched
     records = verify_everywhere(ladder, found, installed())
-    assert [(record.runtime, record.passed) for record in records] == [(name, True) for name in installed()]
+    # OpenVINO is refused for int8 where sums saturate.
+    able = [name for name in installed() if name != "openvino" or not saturates_int8()]
+    assert [(record.runtime, record.passed) for record in records] == [(name, True) for name in able]
     assert all(record.images_per_second > 0 for record in records)
     assert all(record.reference.endswith("; the layers in fp32 were chosen on them") for record in records)
 
