@@ -13,7 +13,7 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_written, print_json, progress
-from mdmf_deploy.cli.options import AsJson
+from mdmf_deploy.cli.options import AsJson, BundleOption, runtime_option
 from mdmf_deploy.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ def demo(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="New or empty folder for the heat map.")
     ] = Path("mdmf-demo"),
-    bundle: Annotated[
-        str, typer.Option(help="Bundle to score with: a .mdmf folder, or a name.", envvar="MDMF_BUNDLE")
-    ] = DEFAULT_BUNDLE,
-    runtime: Annotated[str, typer.Option(help="Runtime to score on.")] = "auto",
+    bundle: BundleOption = DEFAULT_BUNDLE,
+    runtime: Annotated[str, runtime_option("Runtime to score on.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Judge the twelve samples in the package, draw one heat map, and count the right verdicts.
+    """Judge the twelve samples in the package.
+
+    Draws one heat map, and counts the right verdicts.
 
     Six samples are photographs. The others are the same six passed through small image autoencoders, which are hard to
     find: they keep the photograph's content. The heat map is of the sample with the highest score. Nothing is ever

@@ -51,7 +51,7 @@ class FailOn(StrEnum):
 def detect(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="PATHS...", help="Images, folders, globs, @LIST, or - for a list of paths on stdin."),
+        typer.Argument(metavar="PATHS", help="Images, folders, globs, @LIST, or - for a list of paths on stdin."),
     ],
     output: Annotated[
         Path | None,

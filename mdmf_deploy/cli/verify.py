@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.cli.console import log, log_written, print_json
-from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, Yes, destination, runtime_option
+from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, Yes, complete_recipe, destination, runtime_option
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
@@ -37,14 +37,19 @@ def verify(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="The checkpoint's recipe, a name or a .toml file.", show_default="the one in the checkpoint"),
+        typer.Option(
+            metavar="RECIPE",
+            autocompletion=complete_recipe,
+            help="The checkpoint's recipe, a name or a .toml file.",
+            show_default="the one in the checkpoint",
+        ),
     ] = None,
     record: Annotated[
         bool, typer.Option("--record/--no-record", help="Add the result to the bundle's manifest.")
     ] = True,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Record the result in a copy here; by default in place."),
+        typer.Option("-o", "--output", metavar="BUNDLE", help="Record the result in a copy here; by default in place."),
     ] = None,
     force: Force = False,
     yes: Yes = False,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.errors import RuntimeUnavailable, install
+from mdmf_deploy.hardware.host import saturates_int8
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
@@ -102,6 +103,16 @@ def why_not(name: str) -> Missing | None:
     # A package whose shared libraries are absent raises ImportError, too.
     except ImportError as error:
         return Missing(str(error), install(extra))
+    return None
+
+
+def why_refused(name: str, precision: str) -> str | None:
+    """Return why a runtime that works here refuses models of this precision on this processor, or None.
+
+    OpenVINO's int8 saturates (docs.openvino.ai, "Saturation (overflow) Issue Workaround").
+    """
+    if name == "openvino" and precision == "int8" and saturates_int8():
+        return "its int8 sums overflow on x86 CPUs without VNNI, and this CPU does not report VNNI"
     return None
 
 
