@@ -164,7 +164,7 @@ def preference(bundle: Bundle) -> dict[str, str]:
         speeds = {}
     verified.sort(key=lambda name: (name in LAST, -speeds.get(name, 0.0)))
     reasons = {
-        name: f"verified, {speeds[name]:.3g} images/s where they were compared" if name in speeds else "verified"
+        name: f"verified, {speeds[name]:.3g} images/s where speeds were compared" if name in speeds else "verified"
         for name in verified
     }
     # Skip unverified GPU runtimes: building an engine takes minutes and its verdicts would be withheld.
