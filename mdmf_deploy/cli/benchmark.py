@@ -76,7 +76,7 @@ def benchmark(
 
     Example: mdmf benchmark mine.mdmf --images photos/ --precision fp32,int8 -o report.html
     """
-    from mdmf_deploy.detection.outputs import replacing
+    from mdmf_deploy.detection.outputs import write_output
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.tasks.benchmark.benchmark import run
     from mdmf_deploy.tasks.benchmark.report import check_output, lines, to_bytes
@@ -104,8 +104,7 @@ def benchmark(
         log=_log_on_terminal,
     )
     if output is not None:
-        with replacing(output) as scratch:
-            scratch.file.write(to_bytes(report, output.suffix.lower()))
+        write_output(output, to_bytes(report, output.suffix.lower()))
     if not as_json:
         typer.echo("\n".join(lines(report)))
     else:
