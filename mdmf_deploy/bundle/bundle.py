@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from mdmf_deploy.bundle import SHIPPED_BUNDLES
 from mdmf_deploy.bundle.manifest import (
     BANK,
     CALIBRATION,
@@ -186,13 +188,19 @@ def hint(command: str, bundle: Path, *rest: str) -> str:
     """Return the suggestion `mdmf <command> <bundle> <rest>`, ready for a shell.
 
     A shipped bundle gets -o, to stay unchanged. So does every bundle that is to be calibrated, because `mdmf calibrate`
-    replaces none without --force.
+    replaces none without --force. The name after -o is free in the working folder.
     """
     name = shipped_name(bundle)
     words = (name or str(bundle), *rest)
     if name is not None or command == "calibrate":
-        words = (*words, "-o", "new.mdmf" if bundle.name == "mine.mdmf" else "mine.mdmf")
+        words = (*words, "-o", next(name for name in _new_names() if name != bundle.name and not Path(name).exists()))
     return f"`mdmf {command} {shlex.join(words)}`"
+
+
+def _new_names() -> Iterator[str]:
+    yield from ("mine.mdmf", "new.mdmf")
+    for n in count(2):
+        yield f"mine-{n}.mdmf"
 
 
 def _locate(name_or_path: str | Path) -> Path:
@@ -206,7 +214,8 @@ def _locate(name_or_path: str | Path) -> Path:
     refused = refuse_url(name)
     if refused is not None:
         raise BundleError(f"bundle {refused}")
-    raise BundleError(f"bundle {str(name_or_path)!r} is not a folder; give a .mdmf folder, or 'starter'")
+    known = " or ".join(map(repr, SHIPPED_BUNDLES))
+    raise BundleError(f"bundle {str(name_or_path)!r} is not a folder; give a .mdmf folder, or {known}")
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from mdmf_deploy.cli.console import behave, log, log_traceback
 from mdmf_deploy.cli.kept import kept, watch_nothing
-from mdmf_deploy.cli.manners import Color, LogFile, Quiet, Verbose, behave_as, with_manners
+from mdmf_deploy.cli.manners import Color, Command, LogFile, Quiet, Verbose, behave_as, with_manners
 from mdmf_deploy.errors import MdmfError, install
 from mdmf_deploy.interrupts import exit_code, raised
 
@@ -159,10 +159,10 @@ def _register(name: str) -> None:
     module = importlib.import_module(f"{__name__}.{name}")
     if hasattr(module, "app"):
         for command in module.app.registered_commands:
-            command.callback = with_manners(command.callback)
+            command.callback, command.cls = with_manners(command.callback), Command
         app.add_typer(module.app, name=name)
     else:
-        app.command(name)(with_manners(getattr(module, name)))
+        app.command(name, cls=Command)(with_manners(getattr(module, name)))
 
 
 for _name in COMMANDS:

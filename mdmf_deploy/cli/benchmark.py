@@ -12,20 +12,23 @@ import typer
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_written, print_json
 from mdmf_deploy.cli.kept import watch
-from mdmf_deploy.cli.options import BUNDLE_VARIABLE, Yes, runtime_option
+from mdmf_deploy.cli.options import BUNDLE_VARIABLE, Yes, complete_bundle, runtime_option
 from mdmf_deploy.tasks.benchmark import BATCH_SIZE
 
 
 def benchmark(
     bundles: Annotated[
         list[str] | None,
-        typer.Argument(metavar="BUNDLES...", help="Bundles to time; by default that of MDMF_BUNDLE, or dinov2s."),
+        typer.Argument(
+            help="Bundles to time; by default that of MDMF_BUNDLE, or dinov2s.", autocompletion=complete_bundle
+        ),
     ] = None,
     images: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="PATHS",
             help="Images to time: a folder, file, glob or @LIST; may be repeated. Of more than 256, 256 are taken. By "
-            "default generated JPEGs of 0.5 and 12 megapixels, the smaller ones for the scenarios."
+            "default generated JPEGs of 0.5 and 12 megapixels, the smaller ones for the scenarios.",
         ),
     ] = None,
     runtime: Annotated[
@@ -73,7 +76,7 @@ def benchmark(
 
     Example: mdmf benchmark mine.mdmf --images photos/ --precision fp32,int8 -o report.html
     """
-    from mdmf_deploy.detection.outputs import replacing
+    from mdmf_deploy.detection.outputs import write_output
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.tasks.benchmark.benchmark import run
     from mdmf_deploy.tasks.benchmark.report import check_output, lines, to_bytes
@@ -101,8 +104,7 @@ def benchmark(
         log=_log_on_terminal,
     )
     if output is not None:
-        with replacing(output) as scratch:
-            scratch.file.write(to_bytes(report, output.suffix.lower()))
+        write_output(output, to_bytes(report, output.suffix.lower()))
     if not as_json:
         typer.echo("\n".join(lines(report)))
     else:

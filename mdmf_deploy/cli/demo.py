@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import log, log_written, print_json, progress
-from mdmf_deploy.cli.options import AsJson
+from mdmf_deploy.cli.console import coloured, log, log_written, print_json, progress
+from mdmf_deploy.cli.options import AsJson, BundleOption, runtime_option
 from mdmf_deploy.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -29,13 +28,13 @@ def demo(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="New or empty folder for the heat map.")
     ] = Path("mdmf-demo"),
-    bundle: Annotated[
-        str, typer.Option(help="Bundle to score with: a .mdmf folder, or a name.", envvar="MDMF_BUNDLE")
-    ] = DEFAULT_BUNDLE,
-    runtime: Annotated[str, typer.Option(help="Runtime to score on.")] = "auto",
+    bundle: BundleOption = DEFAULT_BUNDLE,
+    runtime: Annotated[str, runtime_option("Runtime to score on.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Judge the twelve samples in the package, draw one heat map, and count the right verdicts.
+    """Judge the twelve samples in the package.
+
+    Draws one heat map, and counts the right verdicts.
 
     Six samples are photographs. The others are the same six passed through small image autoencoders, which are hard to
     find: they keep the photograph's content. The heat map is of the sample with the highest score. Nothing is ever
@@ -131,7 +130,7 @@ def _named(row: Row, name: Path) -> Row:
 def _print_table(rows: Sequence[Row]) -> None:
     from mdmf_deploy.detection.rows import TABLE_HEADER, table_line
 
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    colour = coloured(sys.stdout)
     print("\n".join([TABLE_HEADER, *(table_line(row, colour) for row in rows)]))
 
 
@@ -151,5 +150,5 @@ def _heatmap(folder: Path, detector: Detector, rows: Sequence[Row], paths: Seque
     except (UsageError, ImageError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         problem = f"{folder}: {cause.strerror}" if isinstance(cause, OSError) else str(error)
-        log(f"no heat map: {problem}; give -o a folder that can be written to")
+        log(f"warning: no heat map: {problem}; give -o a folder that can be written to")
         return None

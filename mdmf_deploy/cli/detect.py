@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -51,7 +52,7 @@ class FailOn(StrEnum):
 def detect(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="PATHS...", help="Images, folders, globs, @LIST, or - for a list of paths on stdin."),
+        typer.Argument(metavar="PATHS", help="Images, folders, globs, @LIST, or - for a list of paths on stdin."),
     ],
     output: Annotated[
         Path | None,
@@ -125,6 +126,8 @@ def detect(
         _warn_of_caveat(detector, bool(fail_on))
         look = (heatmap_format, heatmap_scale)
         maps = None if heatmaps is None else _heatmaps(heatmaps, detector, look, limits, threads)
+        if heatmaps is not None and _lies_in(heatmaps, inputs):
+            log(f"note: {heatmaps} lies in a folder of inputs, so the next run would judge its heat maps as well")
         shown = draws_bars() and not (output is None and sys.stdout.isatty())
         counts: Counter[str] = Counter()
         undecided: Counter[str] = Counter()
@@ -192,9 +195,16 @@ def _heatmaps(
 
     format, scale = look
     options = HeatmapOptions.of(detector.bundle, format.value, comparable=scale == HeatmapScale.run, limits=limits)
-    return HeatmapPool(
-        HeatmapFolder(folder, options), lambda row, error: log(f"no heat map of {row.uri}: {error}"), threads
-    )
+
+    def report(row: Row, error: Exception) -> None:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        log(f"warning: no heat map of {row.uri}: {reason}")
+
+    return HeatmapPool(HeatmapFolder(folder, options), report, threads)
+
+
+def _lies_in(folder: Path, inputs: list[str]) -> bool:
+    return any(os.path.isdir(name) and folder.resolve().is_relative_to(Path(name).resolve()) for name in inputs)  # noqa: PTH112
 
 
 def _warn_of_caveat(detector: Detector, gated: bool) -> None:

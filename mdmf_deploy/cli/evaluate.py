@@ -13,7 +13,7 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_written, print_json, progress
-from mdmf_deploy.cli.options import AsJson, BundleOption, Yes, runtime_option
+from mdmf_deploy.cli.options import AsJson, BundleOption, Yes, complete_recipe, runtime_option
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.outputs import Writer
@@ -39,7 +39,12 @@ def evaluate(
     bundle: BundleOption = DEFAULT_BUNDLE,
     runtime: Annotated[str, runtime_option("Runtime to evaluate it on.")] = "auto",
     split: Annotated[
-        str | None, typer.Option(help="Recipe (name or .toml) whose split says which images were trained on.")
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            autocompletion=complete_recipe,
+            help="Recipe (name or .toml) whose split says which images were trained on.",
+        ),
     ] = None,
     part: Annotated[SplitPart, typer.Option(help="With --split: the part to evaluate.")] = SplitPart.test,
     condition: Annotated[
@@ -50,7 +55,10 @@ def evaluate(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Also write every row here: .jsonl, .json, .csv or .parquet.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Also write every row here: .jsonl, .json, .csv or .parquet."
+        ),
     ] = None,
     min_auroc: Annotated[
         float | None,

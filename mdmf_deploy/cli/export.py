@@ -11,7 +11,7 @@ import typer
 
 from mdmf_deploy.cli.console import log, log_unreadable, log_written, print_facts, print_json
 from mdmf_deploy.cli.kept import watch
-from mdmf_deploy.cli.options import AsJson, Yes
+from mdmf_deploy.cli.options import AsJson, Yes, complete_recipe
 from mdmf_deploy.errors import UsageError, install
 
 if TYPE_CHECKING:
@@ -56,7 +56,11 @@ def export(
     ],
     reals: Annotated[
         list[str] | None,
-        typer.Option("--reals", help="Real photographs: a folder, file, glob, @LIST, or - for stdin; may be repeated."),
+        typer.Option(
+            "--reals",
+            metavar="PATHS",
+            help="Real photographs: a folder, file, glob, @LIST, or - for stdin; may be repeated.",
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="BUNDLE", help="Bundle to write, a .mdmf folder.")
@@ -64,6 +68,8 @@ def export(
     recipe: Annotated[
         str | None,
         typer.Option(
+            metavar="RECIPE",
+            autocompletion=complete_recipe,
             help="The recipe that the checkpoint was trained by, a name or a .toml file. Its crop plan and its tables "
             "export, bank and verification may differ.",
             show_default="the one in the checkpoint",

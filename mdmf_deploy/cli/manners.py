@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
-from typer.models import OptionInfo
+from typer.core import TyperCommand
+from typer.models import ArgumentInfo, OptionInfo
 
 from mdmf_deploy import __version__
 from mdmf_deploy.cli.console import Manners, behave, log_details, manners
@@ -45,10 +46,26 @@ def behave_as(quiet: bool, verbose: bool, log_file: Path | None, color: bool | N
         behave(now)
 
 
-def _name_value(annotation: Any) -> None:
-    """Say in help texts what an option takes, in place of Python's name of the type."""
-    kind, *details = get_args(annotation) or (annotation,)
+class Command(TyperCommand):
+    """A command whose help gives arguments by their names alone. Typer would add Python's types, and braces."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for parameter in self.params:
+            if parameter.param_type_name == "argument":
+                name = f"{parameter.metavar}{'...' if parameter.nargs != 1 else ''}"
+                usage = name if parameter.required else f"[{name}]"
+                parameter.metavar = name
+                vars(parameter)["display_type_rich"] = lambda ctx: None
+                vars(parameter)["get_usage_pieces"] = lambda ctx, usage=usage: [usage]
+
+
+def _name_value(parameter: inspect.Parameter) -> None:
+    """Say in help texts what an option or argument takes, in place of Python's name of the type."""
+    kind, *details = get_args(parameter.annotation) or (parameter.annotation,)
     for option in details:
+        if isinstance(option, ArgumentInfo):
+            option.metavar = option.metavar or parameter.name.upper()
         if not isinstance(option, OptionInfo) or option.metavar is not None:
             continue
         # From list[int] | None to int.
@@ -71,7 +88,7 @@ def with_manners(command: Callable[..., None]) -> Callable[..., None]:
 
     own = inspect.signature(command, eval_str=True)
     for parameter in own.parameters.values():
-        _name_value(parameter.annotation)
+        _name_value(parameter)
     common = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         for name, (annotation, default) in _OPTIONS.items()

@@ -35,6 +35,13 @@ def complete_runtime(incomplete: str) -> list[str]:
     return [f"{before}{comma}{name}" for name in RUNTIMES if name.startswith(last)]
 
 
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the recipes in the package whose name begins so, for the shell. It adds files by itself."""
+    from mdmf_deploy.bundle.recipe import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
 def runtime_option(text: str) -> Any:
     """Return the option --runtime. text: its purpose in the command, as a sentence."""
     return typer.Option(

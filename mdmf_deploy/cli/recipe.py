@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mdmf_deploy.cli.console import print_json
-from mdmf_deploy.cli.options import AsJson
+from mdmf_deploy.cli.options import AsJson, complete_recipe
 
 app = typer.Typer(no_args_is_help=True, help="List recipes and show one.")
 _WIDTH = 80
@@ -38,7 +38,7 @@ def list_recipes(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a .toml file.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a .toml file.", autocompletion=complete_recipe)],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON of every value, those that the file leaves to defaults, too.")
     ] = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mdmf_deploy.cli.console import log, log_written
-from mdmf_deploy.cli.options import Yes
+from mdmf_deploy.cli.options import Yes, complete_recipe
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.recipe import Recipe
@@ -22,7 +22,12 @@ def train(
         Path, typer.Option("-o", "--output", help="Folder of the run: checkpoint, state, history, caches.")
     ],
     recipe: Annotated[
-        str | None, typer.Option(help="Recipe by name, or a .toml file; by default the backbone's, or starter.")
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            autocompletion=complete_recipe,
+            help="Recipe by name, or a .toml file; by default the backbone's, or starter.",
+        ),
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Backbone, such as dinov2_vitl14, instead of the recipe's, if one is given.")

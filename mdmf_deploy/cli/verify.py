@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.cli.console import log, log_written, print_json
-from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, Yes, destination, runtime_option
+from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, Yes, complete_recipe, destination, runtime_option
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
@@ -37,14 +37,19 @@ def verify(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="The checkpoint's recipe, a name or a .toml file.", show_default="the one in the checkpoint"),
+        typer.Option(
+            metavar="RECIPE",
+            autocompletion=complete_recipe,
+            help="The checkpoint's recipe, a name or a .toml file.",
+            show_default="the one in the checkpoint",
+        ),
     ] = None,
     record: Annotated[
         bool, typer.Option("--record/--no-record", help="Add the result to the bundle's manifest.")
     ] = True,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Record the result in a copy here; by default in place."),
+        typer.Option("-o", "--output", metavar="BUNDLE", help="Record the result in a copy here; by default in place."),
     ] = None,
     force: Force = False,
     yes: Yes = False,
@@ -103,7 +108,7 @@ def verify(
     if as_json:
         print_json({"bundle": str(opened.path), "bundle_id": opened.bundle_id, "records": results})
     elif results:
-        _print_table(opened, results)
+        _print_table(opened, results, probes=checkpoint is None)
     if recorded is not None:
         where = output or opened.path
         following = "" if failed or any(result.reasons for result in results) else _following(recorded, where)
@@ -199,8 +204,8 @@ def _following(bundle: Bundle, path: Path) -> str:
     return f"mdmf detect photos/ --bundle {shlex.quote(str(path))}"
 
 
-def _print_table(bundle: Bundle, results: list[Verification]) -> None:
-    from mdmf_deploy.tasks.verify import limits_by_figure
+def _print_table(bundle: Bundle, results: list[Verification], probes: bool) -> None:
+    from mdmf_deploy.tasks.verify import NOT_JUDGED_ON_PROBES, limits_by_figure
 
     def row(name: str, values: list[str], limit: str = "") -> None:
         print(f"{name:<22}{''.join(f'{value:>14}' for value in values)}  {limit}".rstrip())
@@ -211,8 +216,10 @@ def _print_table(bundle: Bundle, results: list[Verification]) -> None:
     row("max signature error", [f"{result.max_signature_error:.3g}" for result in results])
     row("mean signature error", [f"{result.mean_signature_error:.3g}" for result in results])
     for name, limit in limits_by_figure(bundle.manifest.limits).items():
-        comparison = ">=" if name == "rank_correlation" else "<="
-        row(name.replace("_", " "), [f"{getattr(result, name):.6g}" for result in results], f"{comparison} {limit:g}")
+        judged = f"{'>=' if name == 'rank_correlation' else '<='} {limit:g}"
+        if probes and name in NOT_JUDGED_ON_PROBES:
+            judged = "not judged on probes"
+        row(name.replace("_", " "), [f"{getattr(result, name):.6g}" for result in results], judged)
     row("images per second", [f"{result.images_per_second or 0:.3g}" for result in results])
     row("", ["passed" if result.passed else "failed" for result in results])
     print(

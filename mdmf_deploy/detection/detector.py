@@ -145,6 +145,8 @@ class Detector:
         if is_one(sources):
             one = cast(Source, sources)
             sources = [one if name is None else Named(one, name)]
+        elif not isinstance(sources, Iterable):
+            raise UsageError(f"sources is a {type(sources).__name__}; give one source, or an iterable of them")
         elif name is not None:
             raise UsageError("name= is for a single source; among several, write Named(source, name)")
         limits = self._limits or ReadLimits()

@@ -94,7 +94,7 @@ def uri(path: str | Path) -> str:
     or paragraph separator, or of a name that is not UTF-8 is written `\xNN`.
     """
     text = "".join(_escaped(character) for character in Path(path).as_posix())
-    return re.sub(r"^(https?|ftps?|s3|gs):/(?=[^/])", r"\1://", text)
+    return re.sub(r"^(https?|ftps?|s3|gs|file):/(?=[^/])", lambda m: f"{m[1]}://{'/' * (m[1] == 'file')}", text)
 
 
 def from_uri(text: str) -> Path:
@@ -277,6 +277,8 @@ def _standard_input() -> list[str]:
 
 
 def _file(argument: str) -> list[str]:
+    if argument == "@":
+        raise UsageError("@ names no list; give the name of a file after it, or - for a list on standard input")
     source = Path(argument[1:])
     try:
         with source.open("rb") as file:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.errors import RuntimeUnavailable, install
+from mdmf_deploy.hardware.host import saturates_int8
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
@@ -105,6 +106,16 @@ def why_not(name: str) -> Missing | None:
     return None
 
 
+def why_refused(name: str, precision: str) -> str | None:
+    """Return why a runtime that works here refuses models of this precision on this processor, or None.
+
+    OpenVINO's int8 saturates (docs.openvino.ai, "Saturation (overflow) Issue Workaround").
+    """
+    if name == "openvino" and precision == "int8" and saturates_int8():
+        return "its int8 sums overflow on x86 CPUs without VNNI, and this CPU does not report VNNI"
+    return None
+
+
 def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine:
     """Open the runtime `name` for a bundle. threads: None means all cores.
 
@@ -153,7 +164,7 @@ def preference(bundle: Bundle) -> dict[str, str]:
         speeds = {}
     verified.sort(key=lambda name: (name in LAST, -speeds.get(name, 0.0)))
     reasons = {
-        name: f"verified, {speeds[name]:.3g} images/s where they were compared" if name in speeds else "verified"
+        name: f"verified, {speeds[name]:.3g} images/s where speeds were compared" if name in speeds else "verified"
         for name in verified
     }
     # Skip unverified GPU runtimes: building an engine takes minutes and its verdicts would be withheld.

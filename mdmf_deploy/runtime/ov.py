@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
-from mdmf_deploy.hardware.host import cores, saturates_int8
-from mdmf_deploy.runtime import without_telemetry
+from mdmf_deploy.hardware.host import cores
+from mdmf_deploy.runtime import why_refused, without_telemetry
 
 with without_telemetry():
     import openvino
@@ -34,18 +34,15 @@ class OpenVinoEngine:
 
     All threads work on one inference at a time. That measured faster than two streams, also for large batches.
     Raises BundleError if the graph cannot be compiled, RuntimeUnavailable if it would run on another device or in
-    another precision, or if it is int8 and would saturate (docs.openvino.ai, "Saturation (overflow) Issue
-    Workaround").
+    another precision, or if `why_refused` has a reason.
     """
 
     name = "openvino"
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        if bundle.manifest.model.precision == "int8" and saturates_int8():
-            raise RuntimeUnavailable(
-                "runtime 'openvino': its int8 sums overflow on x86 CPUs without VNNI, and this CPU does not report "
-                "VNNI; use --runtime onnxruntime, or an fp32 bundle"
-            )
+        refused = why_refused(self.name, bundle.manifest.model.precision)
+        if refused is not None:
+            raise RuntimeUnavailable(f"runtime 'openvino': {refused}; use --runtime onnxruntime, or an fp32 bundle")
         options = {
             # By default it uses bf16 where the CPU has it. That changes scores, and is slower without AMX.
             "INFERENCE_PRECISION_HINT": openvino.Type.f32,

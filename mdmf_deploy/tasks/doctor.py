@@ -47,6 +47,7 @@ class ShippedBundle(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle that ships with the package.
 
     runtimes: name -> why, of those verified for it that work here, in the order in which --runtime auto tries them.
+    refused: name -> why, of those verified for it that would work here, but not with its precision.
     problem: why it cannot be used, None if every file is intact.
     """
 
@@ -54,6 +55,7 @@ class ShippedBundle(msgspec.Struct, frozen=True, kw_only=True):
     bundle_id: str | None
     calibrated: bool
     runtimes: dict[str, str]
+    refused: dict[str, str]
     problem: str | None
 
 
@@ -132,20 +134,22 @@ def _extras() -> tuple[Extra, ...]:
 
 def _look_at_bundle(name: str, ready: set[str]) -> ShippedBundle:
     from mdmf_deploy.bundle.bundle import Bundle
-    from mdmf_deploy.runtime import preference
+    from mdmf_deploy.runtime import preference, why_refused
 
     try:
         bundle = Bundle.open(name)
         _, calibration = bundle.bank, bundle.calibration
     except MdmfError as error:
-        return ShippedBundle(name=name, bundle_id=None, calibrated=False, runtimes={}, problem=str(error))
+        return ShippedBundle(name=name, bundle_id=None, calibrated=False, runtimes={}, refused={}, problem=str(error))
     precision = bundle.manifest.model.precision
     order = {name: why for name, why in preference(bundle).items() if name in ready and bundle.covers(name, precision)}
+    refused = {name: why for name in order if (why := why_refused(name, precision)) is not None}
     return ShippedBundle(
         name=name,
         bundle_id=bundle.bundle_id,
         calibrated=calibration is not None,
-        runtimes=order,
+        runtimes={name: why for name, why in order.items() if name not in refused},
+        refused=refused,
         problem=None,
     )
 
@@ -157,11 +161,15 @@ def _abilities(runtimes: tuple[Runtime, ...], bundle: ShippedBundle) -> list[str
         return [f"This machine cannot run `mdmf detect` yet, because it has no runtime; run: {install('cpu')}."]
     if bundle.problem is not None:
         return [f"The bundle {bundle.name} in the package is damaged; install mdmf-deploy again."]
+    refused = [f"It cannot take {name}: {why}." for name, why in bundle.refused.items()]
     if not bundle.runtimes:
-        return [f"This machine runs {', '.join(ready)}, none verified for {bundle.name}; run `mdmf verify`."]
+        usable = [name for name in ready if name not in bundle.refused]
+        if not usable:
+            return [f"This machine cannot run `mdmf detect` with {bundle.name}; run: {install('cpu')}.", *refused]
+        return [f"This machine runs {', '.join(usable)}, none verified for {bundle.name}; run `mdmf verify`.", *refused]
     first, *others = bundle.runtimes
-    also = f" Also verified: {', '.join(others)}." if others else ""
-    return [f"This machine can run `mdmf detect`. For {bundle.name} it takes {first} ({bundle.runtimes[first]}).{also}"]
+    takes = f"This machine can run `mdmf detect`. For {bundle.name} it takes {first} ({bundle.runtimes[first]})."
+    return [takes, *([f"Also verified: {', '.join(others)}."] if others else []), *refused]
 
 
 def _gpu(machine: Machine, ready: set[str]) -> str:

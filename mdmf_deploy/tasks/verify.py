@@ -39,6 +39,9 @@ _BANK_IMAGES = 256
 # Scores are sums of kernel values, at most 4. Scores that differ by less than this are the same.
 _NO_SPREAD = 1e-12
 
+NOT_JUDGED_ON_PROBES = frozenset({"rank_correlation"})
+"""Figures without a limit on the 16 drawn probe images, which may score too much alike to be ranked."""
+
 
 class Scale(NamedTuple):
     """The scale of real scores, by which a change of score is judged.
@@ -83,7 +86,7 @@ class SourceSignatures:
 def verify_probes(bundle: Bundle, engine: Engine) -> Verification:
     """Compare an engine's signatures of the probe images with those stored in the bundle at export. Needs no files.
 
-    Their rank correlation is measured, but not judged: 16 drawn images may score too much alike to be ranked.
+    The figures NOT_JUDGED_ON_PROBES are measured all the same.
     Raises BundleError if the bundle has no probes, or others than this version draws.
     """
     if PROBES not in bundle.manifest.files:

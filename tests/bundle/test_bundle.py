@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from helpers.handmade import GRAPH, bank, calibration_of, make_bundle, manifest, record, schema_1
 
-from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.bundle import Bundle, hint, write_bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MANIFEST, MODEL, Verification
 from mdmf_deploy.bundle.recipe import Preprocessing
@@ -114,7 +114,7 @@ def test_a_missing_file_is_named(bundle: Bundle, name: str) -> None:
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is this folder a bundle"):
         Bundle.open(tmp_path)
-    with pytest.raises(BundleError, match="'nowhere' is not a folder"):
+    with pytest.raises(BundleError, match=r"'nowhere' is not a folder; give a .mdmf folder, or 'dinov2s' or 'starter'"):
         Bundle.open("nowhere")
 
 
@@ -338,3 +338,11 @@ def test_a_calibration_of_the_other_schema_is_refused(bundle: Bundle) -> None:
     write_bundle(old.path, bundle.manifest, old.files())
     with pytest.raises(CalibrationError, match=r"calibration\.json is not a calibration"):
         Bundle.open(bundle.path).calibration  # noqa: B018
+
+
+def test_a_hint_can_be_run_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mdmf calibrate` replaces no bundle, so the name after -o is new in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for expected in ("mine.mdmf", "new.mdmf", "mine-2.mdmf", "mine-3.mdmf"):
+        assert hint("calibrate", Path("a b.mdmf"), "REALS") == f"`mdmf calibrate 'a b.mdmf' REALS -o {expected}`"
+        Path(expected).mkdir()

@@ -75,6 +75,30 @@ def test_version(option: str) -> None:
     assert mdmf(option).stdout == f"mdmf {mdmf_deploy.__version__}\n"
 
 
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_names_values_for_people_within_80_columns(path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No type of Python, no braces, an upper-case name for every argument, and the variables of the environment."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = mdmf(*path, "--help").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not re.search(r"<(list|str|path|int)\b|\{|\.\.\.\.", "\n".join(lines))
+    usage = lines[0].removeprefix(f"Usage: mdmf {' '.join(path)} [OPTIONS]").split()
+    assert all(re.fullmatch(r"\[?[A-Z|]+(\.\.\.)?\]?", word) for word in usage)
+    variables = {"--bundle": "MDMF_BUNDLE", "--runtime": "MDMF_RUNTIME"}
+    for parameter in COMMANDS[path].params:
+        for option in variables.keys() & set(parameter.opts):
+            assert variables[option] in " ".join(lines)
+            assert parameter.shell_complete(typer.Context(COMMANDS[path]), "")
+
+
+@pytest.mark.parametrize("group", [(), *{path[:-1] for path in COMMANDS if len(path) > 1}], ids=" ".join)
+def test_summaries_of_commands_are_whole(group: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = mdmf(*group, "--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0]
+    assert listed
+    assert "..." not in listed
+
+
 def test_help_lists_commands_in_order() -> None:
     text = mdmf("--help").stdout
     assert re.findall(r"^  ([a-z]+)  ", text, re.MULTILINE) == list(cli.COMMANDS)

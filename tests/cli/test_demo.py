@@ -72,8 +72,9 @@ def test_only_the_heat_map_is_lost_where_it_cannot_be_written(tmp_path: Path) ->
     (tmp_path / "full" / "mine.png").write_bytes(b"mine")
     (tmp_path / "file").write_bytes(b"mine")
     for name, reason in (("full", "holds files, which are never overwritten"), ("file", "File exists")):
-        result = mdmf("demo", "-o", tmp_path / name)
+        result = mdmf("demo", "-o", tmp_path / name, "--color")
         assert result.exit_code == 0
+        assert "\033[" in result.stdout
         assert "Right: " in result.stdout
         (line,) = [line for line in result.stderr.splitlines() if "no heat map" in line]
         assert f"{tmp_path / name}" in line

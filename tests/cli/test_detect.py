@@ -204,12 +204,22 @@ def test_a_full_disk_costs_heat_maps_not_rows(
     monkeypatch.setattr(Path, "write_bytes", full)
     rows = tmp_path / "rows.jsonl"
     given = sorted(photos.iterdir())[:3]
-    result = detect(*given, "--bundle", calibrated, "--heatmaps", tmp_path / "maps", "-o", rows)
+    result = detect(*given, "--bundle", calibrated, "--heatmaps", tmp_path / "maps", "-o", rows, "-q")
     assert result.exit_code == 0
     assert len(timeless(rows.read_text())) == 3
-    assert result.stderr.count("mdmf: no heat map of ") == 3
-    assert "No space left on device" in result.stderr
+    lost = "mdmf: warning: no heat map of {}: No space left on device"
+    assert result.stderr.splitlines() == [lost.format(path) for path in given]
     assert list((tmp_path / "maps").iterdir()) == []
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_heat_maps_among_the_inputs_are_announced(inside: bool, calibrated: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    shutil.copy(next(photos.iterdir()), folder)
+    maps = (folder if inside else tmp_path) / "maps"
+    result = detect(folder, "--bundle", calibrated, "--heatmaps", maps)
+    assert ("the next run would judge its heat maps as well" in result.stderr) is inside
 
 
 def test_quiet_prints_only_rows(calibrated: Path, photos: Path) -> None:

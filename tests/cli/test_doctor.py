@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from helpers.libraries import needed
 from helpers.mdmf import mdmf
 
 from mdmf_deploy import runtime
@@ -49,6 +50,7 @@ def test_the_shipped_bundles_are_checked(tiny_bundle: Path, bundle_copy: Path, m
         "bundle_id": bundle.Bundle.open(tiny_bundle).bundle_id,
         "calibrated": False,
         "runtimes": {"onnxruntime": "verified"},
+        "refused": {},
         "problem": None,
     }
     assert found == [{"name": name, **facts} for name in ("dinov2s", "starter")]
@@ -72,6 +74,21 @@ def test_it_opens_with_what_this_machine_can_do(tiny_bundle: Path, monkeypatch: 
     assert " ".join(opening.split()) == expected
     assert " ".join(json.loads(mdmf("doctor", "--json").stdout)["summary"]) == expected
     assert max(map(len, [*opening.splitlines(), *rest.splitlines()])) <= 80
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_it_names_the_runtime_that_auto_takes(saturates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO works everywhere, but refuses the int8 of the bundles in the package where its sums overflow."""
+    needed("mdmf_deploy.runtime.ov")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("mdmf_deploy.hardware.host.this_cpu", lambda: ("", () if saturates else ("avx_vnni",)))
+    report = json.loads(mdmf("doctor", "--json").stdout)
+    for found in report["bundles"]:
+        engine = runtime.open_engine("auto", bundle.Bundle.open(found["name"]))
+        engine.close()
+        assert next(iter(found["runtimes"])) == engine.name == ("onnxruntime" if saturates else "openvino")
+        assert ("openvino" in found["refused"]) is saturates
+    assert ("It cannot take openvino: its int8 sums overflow" in " ".join(report["summary"])) is saturates
 
 
 def test_a_runtime_that_is_not_verified_is_no_promise(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

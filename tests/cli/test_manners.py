@@ -11,7 +11,7 @@ import pytest
 from helpers.mdmf import mdmf
 
 from mdmf_deploy.cli.console import Manners, behave, coloured, draws_bars, log
-from mdmf_deploy.cli.options import RUNTIMES, complete_bundle, complete_runtime
+from mdmf_deploy.cli.options import RUNTIMES, complete_bundle, complete_recipe, complete_runtime
 from mdmf_deploy.runtime import ENGINES
 from mdmf_deploy.tasks import doctor
 
@@ -138,6 +138,10 @@ def test_runtimes_are_those_of_the_table_and_complete() -> None:
     assert ("auto", *ENGINES) == RUNTIMES
     assert complete_runtime("o") == ["onnxruntime", "openvino", "ort-tensorrt"]
     assert complete_runtime("cuda,rt") == ["cuda,rtx"]
+
+
+def test_recipes_complete_by_name() -> None:
+    assert complete_recipe("s") == ["starter"]
 
 
 def test_bundles_complete_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def test_verify_needs_only_the_bundle_and_records_the_result(bundle_copy: Path) 
     assert "passed" in result.stdout
     for figure in ("max score change", "rank correlation", "flipped verdicts", "fpr change"):
         assert figure in result.stdout
+    # A limit that does not count must not stand beside a figure that misses it.
+    assert re.search(r"rank correlation +\S+  not judged on probes$", result.stdout, re.MULTILINE)
     after = Bundle.open(bundle_copy)
     assert len(after.manifest.verification) == len(before.manifest.verification) + 1
     assert after.bundle_id == before.bundle_id

@@ -136,6 +136,8 @@ def test_names_are_for_one_source_or_for_each(tiny_bundle: Path) -> None:
         rows = detector.detect([Named(frame, "frame 1"), frame, Named(np.zeros((2, 2), np.float32), "frame 3")])
         assert [row.uri for row in rows] == ["frame 1", "array:1", "frame 3"]
         assert (rows[2].error or "").startswith("frame 3 is float32 of shape (2, 2); expected uint8")
+        with pytest.raises(UsageError, match="sources is a NoneType; give one source"):
+            detector.detect(None)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match=r"among several, write Named\(source, name\)"):
             detector.detect([frame], name="frame 12")
         with pytest.raises(UsageError, match="source 1 is a int; give a path, bytes, a file object"):

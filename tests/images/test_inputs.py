@@ -109,6 +109,7 @@ def test_arguments_without_inputs_are_usage_errors(tmp_path: Path, monkeypatch: 
         ([f"{tmp_path}/empt*"], "without images"),
         (["-"], "standard input holds no path"),
         ([f"@{tmp_path}/list"], "list holds no path"),
+        (["@"], "@ names no list"),
         ([f"@{tmp_path}/none"], "No such file"),
         (["-", "-"], "more than once"),
     ):
@@ -268,8 +269,7 @@ def test_a_url_is_an_input_that_names_itself(url: str, tmp_path: Path, monkeypat
     assert expand(["-"]).paths == (path,)
     assert from_uri(uri(path)) == path
     assert why_missing(path).startswith(f"{url} is a URL; ")
-    if url.startswith(("https", "s3")):
-        assert uri(path) == url
+    assert uri(path) == url
 
 
 def test_other_files_are_counted_by_suffix(tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ def test_auto_prefers_the_fastest_verified_runtime_of_one_machine(
 def test_auto_shows_only_speeds_that_were_compared() -> None:
     pair = [("onnxruntime", True, 100.0, "old"), ("openvino", True, 200.0, "old")]
     assert preference(bundle_with(*pair, ("onnxruntime", True, 900.0, "new"))) == {
-        "openvino": "verified, 200 images/s where they were compared",
-        "onnxruntime": "verified, 100 images/s where they were compared",
+        "openvino": "verified, 200 images/s where speeds were compared",
+        "onnxruntime": "verified, 100 images/s where speeds were compared",
         "torch": "not verified",
     }
     alone = bundle_with(("openvino", True, 900.0))

@@ -151,6 +151,12 @@ def replacing(path: Path) -> Iterator[Scratch]:
                 _settle(scratch, temporary, target)
 
 
+def write_output(path: Path, data: bytes) -> None:
+    """Write a whole file as in `replacing`. Raises an OSError that names it if the disk is full."""
+    with replacing(path) as scratch, _named(path):
+        scratch.file.write(data)
+
+
 class JsonlWriter:
     """One JSON object per line. A missing value is null."""
 
