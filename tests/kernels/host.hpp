@@ -1,6 +1,6 @@
 // A GPU's block on this machine's processor: the kernels' own source runs, and sanitizers can watch it.
 //
-// A CUDA thread is a std::thread and __syncthreads a std::barrier (threads.hpp). With -DMDMF_FIBERS both are a few
+// A CUDA thread is a std::thread and __syncthreads a barrier of the system (threads.hpp). With -DMDMF_FIBERS both are a few
 // instructions in one thread, ten times as fast but blind to races (fibers.hpp). __shared__ memory is static, because
 // one block runs at a time. Dynamic shared memory is a heap block of exactly the requested size, filled with NaN.
 // Asynchronous copies happen at once or as late as allowed (`late`), since either may hide a fault the other shows.
@@ -56,6 +56,7 @@ constexpr int MOST_THREADS = 640;
 
 inline unsigned char* shared = nullptr;
 inline bool late = false;
+inline int fault = 0;  // which planted fault is on (test_sanitizers.py), or none
 
 struct Copy {
     void* to;
