@@ -48,8 +48,12 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compile into a cache of the tests' own, leave the user's alone, and score with the small bundle by default."""
+    """Compile into a cache of the tests' own, leave the user's alone, and score with the small bundle by default.
+
+    Speeds are measured on one batch a turn: no test asserts a time.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mdmf_deploy.runtime.SECONDS_PER_TURN", 0.0)
         patch.setenv("MDMF_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("MDMF_BUNDLE", "starter")
         yield
