@@ -116,14 +116,22 @@ def tiny_bundle(once: Callable[[str, Callable[[Path], None]], Path], tiny_recipe
 
 
 @pytest.fixture(scope="session")
-def tiny_quantised(tiny_bundle: Path, tiny_recipe: Recipe) -> ModelProto:
+def tiny_quantised(
+    once: Callable[[str, Callable[[Path], None]], Path], tiny_bundle: Path, tiny_recipe: Recipe
+) -> ModelProto:
     """The tiny bundle's graph in int8, as NNCF makes it; never change it."""
-    from mdmf_deploy.bundle.manifest import MODEL
-    from mdmf_deploy.tasks.export.int8 import quantise
-    from mdmf_deploy.tasks.export.ladder import center_crops
+    import onnx
 
-    reals = sorted(path for path in tiny_bundle.parent.iterdir() if path.is_file())
-    return quantise(tiny_bundle / MODEL, center_crops(reals[:8], tiny_recipe.preprocessing))
+    from mdmf_deploy.bundle.manifest import MODEL
+
+    def make(folder: Path) -> None:
+        from mdmf_deploy.tasks.export.int8 import quantise
+        from mdmf_deploy.tasks.export.ladder import center_crops
+
+        reals = sorted(path for path in tiny_bundle.parent.iterdir() if path.is_file())
+        onnx.save(quantise(tiny_bundle / MODEL, center_crops(reals[:8], tiny_recipe.preprocessing)), folder / MODEL)
+
+    return onnx.load(once("tiny-int8", make) / MODEL)
 
 
 @pytest.fixture
