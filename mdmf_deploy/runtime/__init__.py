@@ -42,9 +42,10 @@ LAST = frozenset({"torch"})
 # The fields of a record's environment that identify a machine. Only speeds of one machine can be compared.
 MACHINE_FIELDS = ("machine", "system", "processor", "cpu", "cores")
 
+# For how long images_per_second() runs an engine before the next one has its turn.
+SECONDS_PER_TURN = 0.3
 _BATCH = 8
 _ROUNDS = 3
-_SECONDS_PER_TURN = 0.3
 _LOG = logging.getLogger(__name__)
 _TELEMETRY = "openvino_telemetry"
 
@@ -176,7 +177,7 @@ def images_per_second(engines: Sequence[Engine], crop: int) -> list[float]:
 
     crop: the side of the square images, in pixels.
     Returns each engine's best rate over three turns, at batches of 8. Engines take turns, so that a busy moment slows
-    all of them. This takes about 2 s per engine, or the time of four batches if that is longer.
+    all of them. This takes about 1 s per engine, or the time of four batches if that is longer.
     """
     images = np.random.default_rng(0).standard_normal((_BATCH, 3, crop, crop)).astype(np.float32)
     best = [0.0] * len(engines)
@@ -184,7 +185,7 @@ def images_per_second(engines: Sequence[Engine], crop: int) -> list[float]:
         engine(images)  # The first call compiles and allocates.
     for _ in range(_ROUNDS):
         for place, engine in enumerate(engines):
-            end = time.perf_counter() + _SECONDS_PER_TURN
+            end = time.perf_counter() + SECONDS_PER_TURN
             while True:
                 start = time.perf_counter()
                 engine(images)

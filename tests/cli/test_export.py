@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.mdmf import mdmf
+from helpers.tracing import known_or_traced
 from helpers.triton_plans import write_plan
 from safetensors.torch import load_file, save_file
 
 from mdmf_deploy.bundle.bank import BankSource
 from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.manifest import MODEL
 from mdmf_deploy.files import file_sha256
 from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
 from mdmf_deploy.runtime import installed
@@ -96,9 +98,18 @@ def test_the_same_weights_give_the_same_bytes(exported: Export, tiny_bundle: Pat
 
 
 def test_a_foreign_head_and_its_own_backbone_file_make_the_same_model(
-    exported: Export, checkpoint: Path, recipe_file: Path, reals: Path, photos: Path, tmp_path: Path
+    exported: Export,
+    checkpoint: Path,
+    recipe_file: Path,
+    reals: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tensors = load_file(checkpoint)
+    # The same tensors are traced to the same graph. Any others are traced anew, and give another file.
+    monkeypatch.setattr("mdmf_deploy.tasks.export.export.trace", known_or_traced(tensors, exported.bundle / MODEL))
+    monkeypatch.setattr("mdmf_deploy.tasks.export.export.installed", lambda: ["onnxruntime"])
     backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
     save_file(backbone, tmp_path / "backbone.safetensors")
     ours = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]

@@ -7,7 +7,7 @@ downloaded backbone is a tiny one, and benchmarks take a fraction of a second.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from helpers.mdmf import mdmf
 from helpers.one_thread import one_thread
 from helpers.running import Scratch
 from helpers.synthetic_photos import synthetic_photo, write_photos
+from helpers.tracing import known_or_traced
 from PIL import Image
 
 from mdmf_deploy.bundle.manifest import MODEL
@@ -31,7 +32,6 @@ from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.benchmark import cold_start, results, samples
 from mdmf_deploy.tasks.benchmark.results import Settings
-from mdmf_deploy.tasks.export.trace import trace
 
 _RECIPE = """
 name = "{name}"
@@ -130,15 +130,7 @@ def scratch(
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MDMF_BUNDLE")
     _shrink(world, monkeypatch)
-    known = _model(tiny_recipe).state_dict()
-
-    def traced(detector: MdmfModel, recipe: Recipe, path: Path, metadata: Mapping[str, str]) -> Path:
-        """Take the tiny bundle's graph for the tiny bundle's model, since tracing takes seconds."""
-        own = detector.state_dict()
-        if own.keys() == known.keys() and all(torch.equal(own[key], known[key]) for key in own):
-            return Path(shutil.copy(tiny_bundle / MODEL, path))
-        return trace(detector, recipe, path, metadata)
-
+    traced = known_or_traced(_model(tiny_recipe).state_dict(), tiny_bundle / MODEL)
     monkeypatch.setattr("mdmf_deploy.tasks.export.export.trace", traced)
     return Scratch(folder, world / "given", tmp_path / "call")
 
