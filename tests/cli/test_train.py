@@ -135,7 +135,7 @@ def test_two_processes_train_one_model_and_one_of_them_logs(data: Path, tmp_path
     for seed in range(300, 330):
         Image.fromarray(synthetic_photo(seed, 100, 97)).save(large / f"{seed}.png")
     options = ["--recipe", tmp_path / "small.toml", "--train-backbone", "-o", tmp_path / "run"]
-    command = [sys.executable, "-m", "mdmf_deploy.cli", "train", large, data / "generated", *options]
+    command = [sys.executable, "-m", "mdmf_deploy", "train", large, data / "generated", *options]
     # The variables that `accelerate launch` sets. The launcher itself takes seconds to import.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
