@@ -51,7 +51,8 @@ class ShippedBundle(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    bundle_id: str | None
+    bundle_id: str | None = None
+    calibration_id: str | None = None
     calibrated: bool
     runtimes: dict[str, str]
     problem: str | None
@@ -138,12 +139,13 @@ def _look_at_bundle(name: str, ready: set[str]) -> ShippedBundle:
         bundle = Bundle.open(name)
         _, calibration = bundle.bank, bundle.calibration
     except MdmfError as error:
-        return ShippedBundle(name=name, bundle_id=None, calibrated=False, runtimes={}, problem=str(error))
+        return ShippedBundle(name=name, calibrated=False, runtimes={}, problem=str(error))
     precision = bundle.manifest.model.precision
     order = {name: why for name, why in preference(bundle).items() if name in ready and bundle.covers(name, precision)}
     return ShippedBundle(
         name=name,
         bundle_id=bundle.bundle_id,
+        calibration_id=bundle.calibration_id,
         calibrated=calibration is not None,
         runtimes=order,
         problem=None,
