@@ -39,7 +39,8 @@ def evaluate(
     bundle: BundleOption = DEFAULT_BUNDLE,
     runtime: Annotated[str, runtime_option("Runtime to evaluate it on.")] = "auto",
     split: Annotated[
-        str | None, typer.Option(help="Recipe (name or .toml) whose split says which images were trained on.")
+        str | None,
+        typer.Option(help="The recipe (name or .toml) that trained the bundle. Its split says on which images."),
     ] = None,
     part: Annotated[SplitPart, typer.Option(help="With --split: the part to evaluate.")] = SplitPart.test,
     condition: Annotated[
@@ -68,7 +69,7 @@ def evaluate(
     Images in the bundle's bank or calibration, and copies, are left out and counted.
     Exit code 3 if some images were unreadable.
 
-    Example: mdmf evaluate data/ --split starter --condition "as is" --condition jpeg:75
+    Example: mdmf evaluate data/ --split dinov2s --condition "as is" --condition jpeg:75
     """
     from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.detection.detector import Detector
@@ -81,11 +82,18 @@ def evaluate(
     conditions = [Condition.parse(text) for text in condition or [AS_IS]]
     if split is None and part is not SplitPart.test:
         raise UsageError(f"--part {part} needs --split, which says what the parts are")
-    fractions = None if split is None else load_recipe(split).training.split
+    recipe = None if split is None else load_recipe(split)
+    fractions = None if recipe is None else recipe.training.split
     tables = []
     with ExitStack() as stack:
         detector = stack.enter_context(Detector(bundle, runtime=runtime))
         samples, audited = audit(find_images(dataset, yes, log), detector.bundle, fractions, part.value)
+        trained_by = detector.bundle.manifest.provenance.recipe
+        if recipe is not None and recipe.name != trained_by:
+            log(
+                f"warning: --split {split} is recipe {recipe.name!r}, but this bundle was trained by {trained_by!r}; "
+                "images that it was trained on may be judged"
+            )
         _log_audit(audited)
         writer = None if output is None else stack.enter_context(open_output(output, _LABELS))
         if detector.caveat:
