@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from enum import StrEnum
@@ -71,6 +70,7 @@ def evaluate(
 
     Example: mdmf evaluate data/ --split dinov2s --condition "as is" --condition jpeg:75
     """
+    from mdmf_deploy.bundle.bundle import suggestion
     from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.outputs import WRITERS, check_ending, open_output
@@ -107,7 +107,7 @@ def evaluate(
     else:
         typer.echo("\n\n".join("\n".join(_lines(table)) for table in tables))
     if output is not None:
-        log_written(f"{len(samples) * len(tables)} rows", output, f"mdmf detect photos/ --bundle {shlex.quote(bundle)}")
+        log_written(f"{len(samples) * len(tables)} rows", output, suggestion("detect", detector.bundle.path))
     worst = min(table.worst_auroc for table in tables)
     if min_auroc is not None and worst < min_auroc:
         raise GateFailed(f"the worst AUROC is {worst:.4f}, below --min-auroc {min_auroc:g}")
