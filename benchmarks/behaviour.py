@@ -341,7 +341,7 @@ def main() -> None:
         if asked.files is not None:
             listed.append(("detect-odd", "detect odd --json"))
         for name, arguments in listed:
-            result = python("-m", "mdmf_deploy.cli", *arguments.split())
+            result = python("-m", "mdmf_deploy", *arguments.split())
             text = documents(result.stdout, name == "benchmark-json") or result.stdout
             if name == "benchmark-csv":
                 text = "timings"

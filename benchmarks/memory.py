@@ -75,7 +75,7 @@ def run(inputs: Path, output: Path, runtime: str) -> tuple[float, float]:
     command = [
         sys.executable,
         "-m",
-        "mdmf_deploy.cli",
+        "mdmf_deploy",
         "detect",
         str(inputs),
         "--runtime",

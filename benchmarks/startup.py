@@ -35,7 +35,7 @@ def run(command: Sequence[str | Path]) -> None:
 def heaviest(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Return the packages whose modules take longest to import, by Python's own -X importtime."""
     log = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "mdmf_deploy.cli", *arguments],
+        [sys.executable, "-X", "importtime", "-m", "mdmf_deploy", *arguments],
         capture_output=True,
         text=True,
         check=True,

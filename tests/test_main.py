@@ -72,7 +72,7 @@ def test_a_signal_before_the_command_line_is_imported_ends_the_process_in_one_li
 
 def test_a_signal_at_any_moment_leaves_no_traceback() -> None:
     """The moments lie after the start of Python itself, whose own imports nobody can guard."""
-    code = "import sys\nprint(flush=True)\nfrom mdmf_deploy.__main__ import main\nmain()"
+    code = "from mdmf_deploy.__main__ import main\nprint(flush=True)\nmain()"
     for moment in range(6):
         process = subprocess.Popen(
             [sys.executable, "-c", code, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -154,7 +154,7 @@ def _mdmf(*arguments: str) -> tuple[float, str]:
     """Run a command. Return its seconds, and a text with its exit code and what it printed."""
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "mdmf_deploy.cli", *arguments],
+        [sys.executable, "-m", "mdmf_deploy", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,23 +183,37 @@ def shipped_name(bundle: Path) -> str | None:
     return folder.stem if folder.parent == shipped(folder.stem).resolve().parent else None
 
 
-def hint(command: str, bundle: Path, *rest: str) -> str:
-    """Return the suggestion `mdmf <command> <bundle> <rest>`, ready for a shell.
+def suggestion(command: str, bundle: Path, *rest: str) -> str:
+    """Return `mdmf <command> <bundle> <rest>`, or `mdmf detect photos/ --bundle <bundle>`, ready for a shell.
 
-    A shipped bundle gets -o, to stay unchanged. So does every bundle that is to be calibrated, because `mdmf calibrate`
-    replaces none without --force. The name after -o is free in the working folder.
+    A shipped bundle that would change gets -o with a name that is free here. So does every bundle that is to be
+    calibrated, because `mdmf calibrate` replaces none without --force.
     """
-    name = shipped_name(bundle)
-    words = (name or str(bundle), *rest)
-    if name is not None or command == "calibrate":
-        words = (*words, "-o", next(name for name in _new_names() if name != bundle.name and not Path(name).exists()))
-    return f"`mdmf {command} {shlex.join(words)}`"
+    if command == "detect":
+        return shlex.join(("mdmf", "detect", "photos/", "--bundle", _argument(bundle), *rest))
+    words: tuple[str, ...] = ("mdmf", command, _argument(bundle), *rest)
+    if shipped_name(bundle) is not None or command == "calibrate":
+        words = (*words, "-o", _free_name(bundle))
+    return shlex.join(words)
 
 
-def _new_names() -> Iterator[str]:
-    yield from ("mine.mdmf", "new.mdmf")
-    for n in count(2):
-        yield f"mine-{n}.mdmf"
+def hint(command: str, bundle: Path, *rest: str) -> str:
+    """Return the suggestion in backquotes, to stand in a sentence."""
+    return f"`{suggestion(command, bundle, *rest)}`"
+
+
+def _argument(bundle: Path) -> str:
+    """Return the word that means this bundle on the command line."""
+    word = shipped_name(bundle) or str(bundle)
+    if shipped_name(bundle) is None and (word.startswith("-") or (word == bundle.name and shipped(word).is_dir())):
+        # Otherwise it would mean an option, or the shipped bundle of this name.
+        return f"./{word}"
+    return word
+
+
+def _free_name(bundle: Path) -> str:
+    names = ("mine.mdmf", "new.mdmf", *(f"mine{n}.mdmf" for n in range(2, 1000)))
+    return next((name for name in names if name != bundle.name and not Path(name).exists()), "NEW.mdmf")
 
 
 def _locate(name_or_path: str | Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Annotated
 
 import typer
@@ -68,7 +67,7 @@ def build(
 
     Example: mdmf bank build starter ~/photos -o mine.mdmf
     """
-    from mdmf_deploy.bundle.bundle import Bundle, hint
+    from mdmf_deploy.bundle.bundle import Bundle, suggestion
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.runtime import open_engine
@@ -115,7 +114,7 @@ def build(
         print_json({**facts, "duplicates": report.duplicates, "errors": report.errors, "dropped": dropped})
     else:
         print_facts({**facts, "duplicates": len(report.duplicates), "unreadable": len(report.errors)})
-    log_written(f"a bank of {facts['images']} images", target, hint("calibrate", target, "REAL_PHOTOS").strip("`"))
+    log_written(f"a bank of {facts['images']} images", target, suggestion("calibrate", target, "REAL_PHOTOS"))
     if report.errors:
         raise typer.Exit(3)
 
@@ -146,7 +145,7 @@ def compress(
 
     Example: mdmf bank compress mine.mdmf --max-error 0.005 -o small.mdmf
     """
-    from mdmf_deploy.bundle.bundle import Bundle, hint
+    from mdmf_deploy.bundle.bundle import Bundle, suggestion
     from mdmf_deploy.tasks.bank.compress import compress_bundle
     from mdmf_deploy.tasks.coverage import verify_again
 
@@ -160,9 +159,9 @@ def compress(
         print_json({**report.facts, "warnings": report.warnings, "notes": report.notes})
     else:
         print_facts(report.facts)
-    following = hint("calibrate", target, "REAL_PHOTOS").strip("`")
+    following = suggestion("calibrate", target, "REAL_PHOTOS")
     if new.calibration is not None:
-        following = f"mdmf detect photos/ --bundle {shlex.quote(str(target))}"
+        following = suggestion("detect", target)
     log_written(f"a bank of {report.points} signatures", target, following)
 
 

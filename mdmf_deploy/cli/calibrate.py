@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,7 +64,7 @@ def calibrate(
 
     Example: mdmf calibrate dinov2s ~/more-photos --fpr 0.01 --fpr 0.05 -o mine.mdmf
     """
-    from mdmf_deploy.bundle.bundle import Bundle
+    from mdmf_deploy.bundle.bundle import Bundle, suggestion
     from mdmf_deploy.bundle.calibration import SIZE_BOUNDS
     from mdmf_deploy.cli.size_groups import group_facts, group_table
     from mdmf_deploy.images.inputs import expand
@@ -123,7 +122,7 @@ def calibrate(
             f"\nuncertain up to p = {calibration.review:g}, or with texture in fewer than "
             f"{calibration.least_evidence:.0%} of the patches; holds for {held}\ncalibration id {new.calibration_id}"
         )
-    log_written(f"the calibration of {n} images", target, f"mdmf detect photos/ --bundle {shlex.quote(str(target))}")
+    log_written(f"the calibration of {n} images", target, suggestion("detect", target))
     if report.errors:
         raise typer.Exit(3)
 

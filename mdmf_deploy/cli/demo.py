@@ -54,7 +54,8 @@ def demo(
         with progress(detector.stream(paths), "detecting", len(paths)) as stream:
             rows = [_named(row, path.relative_to(folder)) for row, path in zip(stream, paths, strict=True)]
         heatmap = _heatmap(output, detector, rows, paths)
-        facts = {"samples": str(folder), "bundle_id": detector.bundle.bundle_id, "runtime": detector.runtime}
+        ids = {"bundle_id": detector.bundle.bundle_id, "calibration_id": detector.bundle.calibration_id}
+        facts = {"samples": str(folder), **ids, "runtime": detector.runtime}
     rows = [_named(row, path.relative_to(folder)) for row, path in zip(rows, paths, strict=True)]
     log(f"the samples and their licences are in {folder}")
     if as_json:

@@ -232,12 +232,12 @@ def _summarise(counts: Counter[str], total: int, skipped: int, seconds: float) -
 
 def _following(detector: Detector) -> str:
     """Return the command that gives the bundle thresholds of the user's own, or "" if it has them."""
-    from mdmf_deploy.bundle.bundle import hint, shipped_name
+    from mdmf_deploy.bundle.bundle import shipped_name, suggestion
 
     bundle = detector.bundle
     if shipped_name(bundle.path) is None and bundle.calibration is not None:
         return ""
-    return hint("calibrate", bundle.path, "REAL_PHOTOS").strip("`")
+    return suggestion("calibrate", bundle.path, "REAL_PHOTOS")
 
 
 def _exit(counts: Counter[str], undecided: Counter[str], fail_on: list[FailOn]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from enum import StrEnum
@@ -43,7 +42,7 @@ def evaluate(
         typer.Option(
             metavar="RECIPE",
             autocompletion=complete_recipe,
-            help="Recipe (name or .toml) whose split says which images were trained on.",
+            help="The recipe (name or .toml) that trained the bundle. Its split says on which images.",
         ),
     ] = None,
     part: Annotated[SplitPart, typer.Option(help="With --split: the part to evaluate.")] = SplitPart.test,
@@ -76,8 +75,9 @@ def evaluate(
     Images in the bundle's bank or calibration, and copies, are left out and counted.
     Exit code 3 if some images were unreadable.
 
-    Example: mdmf evaluate data/ --split starter --condition "as is" --condition jpeg:75
+    Example: mdmf evaluate data/ --split dinov2s --condition "as is" --condition jpeg:75
     """
+    from mdmf_deploy.bundle.bundle import suggestion
     from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.outputs import WRITERS, check_ending, open_output
@@ -89,11 +89,18 @@ def evaluate(
     conditions = [Condition.parse(text) for text in condition or [AS_IS]]
     if split is None and part is not SplitPart.test:
         raise UsageError(f"--part {part} needs --split, which says what the parts are")
-    fractions = None if split is None else load_recipe(split).training.split
+    recipe = None if split is None else load_recipe(split)
+    fractions = None if recipe is None else recipe.training.split
     tables = []
     with ExitStack() as stack:
         detector = stack.enter_context(Detector(bundle, runtime=runtime))
         samples, audited = audit(find_images(dataset, yes, log), detector.bundle, fractions, part.value)
+        trained_by = detector.bundle.manifest.provenance.recipe
+        if recipe is not None and recipe.name != trained_by:
+            log(
+                f"warning: --split {split} is recipe {recipe.name!r}, but this bundle was trained by {trained_by!r}; "
+                "images that it was trained on may be judged"
+            )
         _log_audit(audited)
         writer = None if output is None else stack.enter_context(open_output(output, _LABELS))
         if detector.caveat:
@@ -107,7 +114,7 @@ def evaluate(
     else:
         typer.echo("\n\n".join("\n".join(_lines(table)) for table in tables))
     if output is not None:
-        log_written(f"{len(samples) * len(tables)} rows", output, f"mdmf detect photos/ --bundle {shlex.quote(bundle)}")
+        log_written(f"{len(samples) * len(tables)} rows", output, suggestion("detect", detector.bundle.path))
     worst = min(table.worst_auroc for table in tables)
     if min_auroc is not None and worst < min_auroc:
         raise GateFailed(f"the worst AUROC is {worst:.4f}, below --min-auroc {min_auroc:g}")

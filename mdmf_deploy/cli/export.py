@@ -169,7 +169,7 @@ def export(
         done = export_model(model, photographs, output, precision.value, log)
         bundle = done.bundle
         log_unreadable(done.bank.errors)
-    from mdmf_deploy.bundle.bundle import hint
+    from mdmf_deploy.bundle.bundle import suggestion
 
     written = None
     if triton is not None:
@@ -182,7 +182,7 @@ def export(
     else:
         print_facts(_lines_of(bundle, place, done) | (_lines_of_repository(written, bundle) if written else {}))
     if output is not None:
-        log_written("the bundle", output, hint("calibrate", output, "REAL_PHOTOS").strip("`"))
+        log_written("the bundle", output, suggestion("calibrate", output, "REAL_PHOTOS"))
     if triton is not None:
         log_written("the Triton repository", triton, f"see {triton / 'README.md'}")
     if done and done.bank.errors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from mdmf_deploy.cli.options import Yes, complete_recipe
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.recipe import Recipe
+    from mdmf_deploy.tasks.train.train import TrainingRun
 
 
 def train(
@@ -120,7 +122,15 @@ def train(
         if smoke:
             log_written("the checkpoint of a smoke run, worth nothing,", checkpoint, "the same command without --smoke")
         else:
-            log_written("the checkpoint", checkpoint, f"mdmf export {checkpoint} --reals PHOTOS -o NEW.mdmf")
+            log_written("the checkpoint", checkpoint, _following(checkpoint, run))
+
+
+def _following(checkpoint: Path, run: TrainingRun) -> str:
+    """Return the command that exports the checkpoint. One with adapters needs the backbone's own file beside it."""
+    words = ["mdmf", "export", str(checkpoint), "--reals", "PHOTOS", "-o", "NEW.mdmf"]
+    if run.backbone_weights is not None and run.recipe.training.lora.blocks:
+        words += ["--backbone-weights", str(run.backbone_weights)]
+    return shlex.join(words)
 
 
 def _left_behind(output: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -197,11 +196,11 @@ def _against_checkpoint(
 
 def _following(bundle: Bundle, path: Path) -> str:
     """Return the command to run on a verified bundle."""
-    from mdmf_deploy.bundle.bundle import hint
+    from mdmf_deploy.bundle.bundle import suggestion
 
     if bundle.calibration is None:
-        return hint("calibrate", path, "REAL_PHOTOS").strip("`")
-    return f"mdmf detect photos/ --bundle {shlex.quote(str(path))}"
+        return suggestion("calibrate", path, "REAL_PHOTOS")
+    return suggestion("detect", path)
 
 
 def _print_table(bundle: Bundle, results: list[Verification], probes: bool) -> None:

@@ -81,10 +81,10 @@ def save_model(
 def load_model(path: Path, recipe: Recipe, backbone_weights: Path | None = None) -> MdmfModel:
     """Load a model in float32 from a checkpoint, and from the backbone's own file if one is given.
 
-    A backbone in the checkpoint is then ignored. LoRA factors in the checkpoint are merged into the backbone.
+    LoRA factors in the checkpoint are merged into the backbone.
     Raises CheckpointError naming the file and every missing, extra or misshapen key (the first eight of each), for a
-    checkpoint of another recipe (recipes.py), for one without a backbone if no file is given, and for a file other than
-    the one that the checkpoint names.
+    checkpoint of another recipe (recipes.py), for one without a backbone if no file is given, for one with a backbone
+    if a file is given, and for a file other than the one that the checkpoint names.
     """
     check_recipe(path, recipe)
     tensors, facts = read_tensors(path), read_facts(path)
@@ -94,6 +94,11 @@ def load_model(path: Path, recipe: Recipe, backbone_weights: Path | None = None)
     model = MdmfModel(recipe)
     source = _source_in(facts, path)
     if backbone_weights is not None:
+        if inside:
+            # Training may have changed it. The file would silently take back what was learned.
+            raise CheckpointError(
+                f"{path} holds its own backbone, so no other is read; leave out --backbone-weights {backbone_weights}"
+            )
         _check_source(backbone_weights, source, path)
         load_backbone(model.backbone, backbone_weights)
     elif inside:

@@ -52,7 +52,8 @@ class ShippedBundle(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    bundle_id: str | None
+    bundle_id: str | None = None
+    calibration_id: str | None = None
     calibrated: bool
     runtimes: dict[str, str]
     refused: dict[str, str]
@@ -140,13 +141,14 @@ def _look_at_bundle(name: str, ready: set[str]) -> ShippedBundle:
         bundle = Bundle.open(name)
         _, calibration = bundle.bank, bundle.calibration
     except MdmfError as error:
-        return ShippedBundle(name=name, bundle_id=None, calibrated=False, runtimes={}, refused={}, problem=str(error))
+        return ShippedBundle(name=name, calibrated=False, runtimes={}, refused={}, problem=str(error))
     precision = bundle.manifest.model.precision
     order = {name: why for name, why in preference(bundle).items() if name in ready and bundle.covers(name, precision)}
     refused = {name: why for name in order if (why := why_refused(name, precision)) is not None}
     return ShippedBundle(
         name=name,
         bundle_id=bundle.bundle_id,
+        calibration_id=bundle.calibration_id,
         calibrated=calibration is not None,
         runtimes={name: why for name, why in order.items() if name not in refused},
         refused=refused,

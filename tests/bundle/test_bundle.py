@@ -343,6 +343,6 @@ def test_a_calibration_of_the_other_schema_is_refused(bundle: Bundle) -> None:
 def test_a_hint_can_be_run_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`mdmf calibrate` replaces no bundle, so the name after -o is new in the working folder."""
     monkeypatch.chdir(tmp_path)
-    for expected in ("mine.mdmf", "new.mdmf", "mine-2.mdmf", "mine-3.mdmf"):
+    for expected in ("mine.mdmf", "new.mdmf", "mine2.mdmf", "mine3.mdmf"):
         assert hint("calibrate", Path("a b.mdmf"), "REALS") == f"`mdmf calibrate 'a b.mdmf' REALS -o {expected}`"
         Path(expected).mkdir()

@@ -150,6 +150,14 @@ def test_the_same_bundle_twice_is_refused(tiny_bundle: Path, photos: Path) -> No
     assert "measured twice" in result.stderr
 
 
+def test_a_configuration_names_its_bundle_and_its_calibration(tmp_path: Path) -> None:
+    with opened(["starter"], ["onnxruntime"], [], Settings(), [], tmp_path) as [subject]:
+        about = subject.about
+    shipped = Bundle.open("starter")
+    assert shipped.calibration_id
+    assert (about.bundle_id, about.calibration_id) == (shipped.bundle_id, shipped.calibration_id)
+
+
 def test_bundles_with_the_same_file_name_are_named_by_their_paths(tiny_bundle: Path, tmp_path: Path) -> None:
     same, other = tmp_path / "new" / tiny_bundle.name, tmp_path / "other.mdmf"
     (tmp_path / "lowered").mkdir()

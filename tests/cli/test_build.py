@@ -97,7 +97,7 @@ def test_rtx_with_no_driver_does_not_end_the_process(tiny_bundle: Path, photos: 
     """Deserialising an engine would end it, so the driver is looked for first."""
     needed("tensorrt_rtx")
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    command = ["-m", "mdmf_deploy.cli", "detect", str(photos), "--bundle", str(tiny_bundle), "--runtime", "rtx"]
+    command = ["-m", "mdmf_deploy", "detect", str(photos), "--bundle", str(tiny_bundle), "--runtime", "rtx"]
     answer = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
     assert answer.returncode == 2
     assert answer.stderr.startswith("mdmf: runtime 'rtx': ")

@@ -204,7 +204,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     # Buffered, as it is by default: Python then flushes once more on its way out.
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "mdmf_deploy.cli", "inspect", "starter"],
+        [sys.executable, "-m", "mdmf_deploy", "inspect", "starter"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=buffered,

@@ -61,6 +61,7 @@ def test_json_holds_rows_and_counts(shown: tuple[Path, Result], tmp_path: Path) 
     assert all(tuple(one) == COLUMNS for one in printed["rows"])
     assert Path(printed["heatmap"]).parent == tmp_path / "maps"
     assert Path(printed["samples"], printed["rows"][0]["uri"]).is_file()
+    assert all(one[name] == printed[name] for one in printed["rows"] for name in ("bundle_id", "calibration_id"))
     assert {kind: sum(verdicts.values()) for kind, verdicts in printed["counts"].items()} == {
         "photographs": 6,
         "generated": 6,

@@ -37,7 +37,7 @@ def timeless(lines: str) -> list[dict[str, Any]]:
 
 
 def run(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mdmf_deploy.cli", "detect", *map(str, arguments)]
+    command = [sys.executable, "-m", "mdmf_deploy", "detect", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 

@@ -48,12 +48,18 @@ def test_the_shipped_bundles_are_checked(tiny_bundle: Path, bundle_copy: Path, m
     found = json.loads(mdmf("doctor", "--json").stdout)["bundles"]
     facts = {
         "bundle_id": bundle.Bundle.open(tiny_bundle).bundle_id,
+        "calibration_id": None,
         "calibrated": False,
         "runtimes": {"onnxruntime": "verified"},
         "refused": {},
         "problem": None,
     }
     assert found == [{"name": name, **facts} for name in ("dinov2s", "starter")]
+    monkeypatch.undo()
+    shipped = json.loads(mdmf("doctor", "--json").stdout)["bundles"]
+    assert {one["name"]: one["calibration_id"] for one in shipped} == {
+        name: bundle.Bundle.open(name).calibration_id for name in ("dinov2s", "starter")
+    }
     (bundle_copy / "bank.safetensors").write_bytes(b"damaged")
     monkeypatch.setattr(bundle, "shipped", lambda name: bundle_copy)
     result = mdmf("doctor")

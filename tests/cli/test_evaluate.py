@@ -111,6 +111,21 @@ def test_images_trained_on_are_left_out(dataset: Path, tiny_bundle: Path, tmp_pa
     assert "other parts of the split" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["tiny", "other"])
+def test_the_split_of_another_recipe_is_said_to_prove_nothing(
+    name: str, dataset: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'name = "{name}"\nsummary = "s"\n[backbone]\narchitecture = "starter_vit14"\n'
+        "[training.split]\ntrain = 0.01\nvalidation = 0.01\n"
+    )
+    lines = evaluate(dataset, tiny_bundle, "--split", str(recipe), "--json").stderr.splitlines()
+    warnings = [line for line in lines if line.startswith("mdmf: warning: ")]
+    said = f"mdmf: warning: --split {recipe} is recipe 'other', but this bundle was trained by 'tiny'; "
+    assert warnings == ([] if name == "tiny" else [f"{said}images that it was trained on may be judged"])
+
+
 @pytest.mark.parametrize("ending", ["json", "csv", "parquet"])
 def test_rows_are_written_in_the_formats_of_detect(
     dataset: Path, tiny_bundle: Path, tmp_path: Path, ending: str

@@ -46,7 +46,8 @@ def exported(checkpoint: Path, reals: Path, tmp_path_factory: pytest.TempPathFac
     assert result.exit_code == 0, result.stderr
     assert "tracing" in result.stderr
     bundle_line, triton_line = result.stderr.splitlines()[-2:]
-    assert bundle_line.startswith("mdmf: wrote the bundle to new.mdmf; next: mdmf calibrate new.mdmf REAL_PHOTOS")
+    following = "next: mdmf calibrate new.mdmf REAL_PHOTOS -o mine.mdmf"
+    assert bundle_line == f"mdmf: wrote the bundle to new.mdmf; {following}"
     assert triton_line == "mdmf: wrote the Triton repository to models; next: see models/README.md"
     return Export(folder / "new.mdmf", folder / "models", json.loads(result.stdout))
 

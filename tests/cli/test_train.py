@@ -16,6 +16,7 @@ import torch
 from helpers.backbones import PLAIN
 from helpers.mdmf import mdmf
 from helpers.one_thread import one_thread
+from helpers.suggested import suggested
 from helpers.synthetic_photos import synthetic_photo
 from PIL import Image
 from safetensors.torch import load_file
@@ -111,11 +112,30 @@ def test_pretrained_weights_stay_frozen(data: Path, tmp_path: Path) -> None:
     assert "mean kernel" in result.stderr
     assert "'pooled'" in result.stderr
     assert "features: " in result.stderr
-    assert "next: mdmf export" in result.stderr.splitlines()[-1]
+    again = suggested(result)
+    assert again == ["export", str(tmp_path / "run" / "checkpoint.safetensors"), "--reals", "PHOTOS", "-o", "NEW.mdmf"]
     with (tmp_path / "run" / "history.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "3"]
     trained = load_file(tmp_path / "run" / "checkpoint.safetensors")
     assert all(torch.equal(trained[f"backbone.{k}"], v) for k, v in torch.load(weights, weights_only=True).items())
+
+
+def test_adapters_are_exported_with_the_backbone_they_adapt(data: Path, tmp_path: Path) -> None:
+    from mdmf_deploy.model.architectures import architecture
+    from mdmf_deploy.model.checkpoints import load_model
+    from mdmf_deploy.model.dinov2 import DinoV2
+    from mdmf_deploy.model.recipes import recipe_of
+
+    torch.manual_seed(1)
+    weights, recipe = tmp_path / "its backbone.pth", tmp_path / "adapted.toml"
+    torch.save(DinoV2(architecture("starter_vit14")).state_dict(), weights)
+    recipe.write_text((data / "tiny.toml").read_text() + "lora = { blocks = [3], rank = 2 }\n")
+    images = (data / "real", data / "generated")
+    result = mdmf("train", *images, "--recipe", recipe, "--backbone-weights", weights, "-o", tmp_path / "a run")
+    checkpoint = tmp_path / "a run" / "checkpoint.safetensors"
+    words = ["export", str(checkpoint), "--reals", "PHOTOS", "-o", "NEW.mdmf", "--backbone-weights", str(weights)]
+    assert suggested(result) == words
+    load_model(checkpoint, recipe_of(checkpoint, None), weights)
 
 
 @pytest.mark.parametrize(

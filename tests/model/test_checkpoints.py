@@ -174,6 +174,19 @@ def test_a_missing_or_another_backbone_is_refused_with_what_to_give(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_never_replaces_the_backbone_in_a_checkpoint(
+    named: bool, model: MdmfModel, tiny_recipe: Recipe, weights: Path, tmp_path: Path
+) -> None:
+    """Training may have changed the backbone, also where the metadata name the file that it began with."""
+    path = tmp_path / "whole.safetensors"
+    save_model(path, model, {"backbone": weights_source(weights)} if named else {})
+    with pytest.raises(CheckpointError, match=r"holds its own backbone.*; leave out --backbone-weights ") as caught:
+        load_model(path, tiny_recipe, weights)
+    assert str(path) in str(caught.value)
+    assert str(weights) in str(caught.value)
+
+
 def test_lora_factors_are_merged_into_the_backbone(
     model: MdmfModel, tiny_recipe: Recipe, weights: Path, tmp_path: Path
 ) -> None:

@@ -96,12 +96,14 @@ class ImageSet(msgspec.Struct, frozen=True, kw_only=True):
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle on a runtime in a precision.
 
+    calibration_id: None if the bundle has no thresholds, as one whose precision was lowered.
     derived: how its graph was made from the bundle's own, or None if it is the bundle's own.
     """
 
     name: str
     bundle: str
     bundle_id: str
+    calibration_id: str | None = None
     runtime: str
     precision: str
     derived: str | None = None

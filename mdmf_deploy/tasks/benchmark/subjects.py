@@ -129,7 +129,13 @@ def _about(name: str, among: Sequence[str], bundle: Bundle, runtime: str, derive
         alike = [other for other in among if Path(other).stem == Path(name).stem]
         label = f"{Path(name).stem if len(alike) == 1 else name} {label}"
     return Configuration(
-        name=label, bundle=name, bundle_id=bundle.bundle_id, runtime=runtime, precision=precision, derived=derived
+        name=label,
+        bundle=name,
+        bundle_id=bundle.bundle_id,
+        calibration_id=bundle.calibration_id,
+        runtime=runtime,
+        precision=precision,
+        derived=derived,
     )
 
 

@@ -1,3 +1,0 @@
-from mdmf_deploy.cli import main
-
-main()
