@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -121,6 +122,8 @@ def _split(text: str) -> list[str]:
 
 
 def _log_on_terminal(text: str) -> None:
-    """Print what is being measured, if stderr is a terminal. A moving bar would take time from the measurement."""
-    if sys.stderr.isatty():
-        log(text)
+    """Print what is being measured. A moving bar would take time from the measurement.
+
+    Unless stderr is a terminal, these lines are details.
+    """
+    log(text, logging.INFO if sys.stderr.isatty() else logging.DEBUG)

@@ -17,6 +17,8 @@ import typer
 from mdmf_deploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mdmf_deploy.tasks.bank.build import Duplicate, Unreadable
 
 T = TypeVar("T")
@@ -193,11 +195,17 @@ def progress(items: Iterable[T], description: str, total: int, shown: bool | Non
         yield iter(items)
         return
     # Imported late: most runs show no bar.
-    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True, no_color=not coloured(sys.stderr)), transient=True) as bar:
+    with Progress(console=stderr_console(), transient=True) as bar:
         yield iter(bar.track(items, total, description=description))
+
+
+def stderr_console() -> Console:
+    """Return a console for bars on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, no_color=not coloured(sys.stderr))
 
 
 def _redrawable(stream: IO[str]) -> bool:

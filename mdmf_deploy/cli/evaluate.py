@@ -153,20 +153,28 @@ def _log_audit(audit: Audit) -> None:
 
 
 def _lines(table: Table) -> list[str]:
-    width = max(map(len, [*table.generators, "generator"]))
     uncertain = "" if table.real_uncertain is None else f", {table.real_uncertain} uncertain"
-    lines = [
-        f"{table.condition}: {table.real_images} real images, FPR {_cell(table.fpr).strip()}{uncertain}",
-        f"{'generator':<{width}} {'images':>6} {'uncertain':>9}  {'AUROC':<20}  {'AP':<20}  {'ACC':<20}  TPR",
-    ]
-    for name, row in [*table.generators.items(), ("pooled", table.pooled)]:
-        cells = "  ".join(f"{_cell(estimate):<20}" for estimate in (row.auroc, row.ap, row.acc, row.tpr))
-        unsure = "-" if row.uncertain is None else row.uncertain
-        lines.append(f"{name:<{width}} {row.images:>6} {unsure:>9}  {cells}".rstrip())
-    means = "  ".join(f"{'-' if value is None else f'{value:.3f}':<20}" for value in table.mean.values())
-    lines.insert(-1, f"{'mean':<{width}} {'':>16}  {means}".rstrip())
+    lines = [f"{table.condition}: {table.real_images} real images, FPR {_cell(table.fpr).strip()}{uncertain}"]
+    # Four figures with their intervals do not fit one terminal line.
+    lines += ["", *_block(table, ("images", "AUROC", "AP"), ("auroc", "ap"))]
+    lines += ["", *_block(table, ("uncertain", "ACC", "TPR"), ("acc", "tpr"))]
     if table.unreadable:
         lines.append(f"{len(table.unreadable)} unreadable, left out")
+    return lines
+
+
+def _block(table: Table, titles: tuple[str, str, str], figures: tuple[str, str]) -> list[str]:
+    """Return a count and two figures of every generator, of their mean and of all images pooled."""
+    width = max(map(len, [*table.generators, "generator"]))
+    count, *names = titles
+    lines = [f"{'generator':<{width}} {count:>9}  {names[0]:<20}  {names[1]}"]
+    for name, row in [*table.generators.items(), ("pooled", table.pooled)]:
+        cells = "  ".join(f"{_cell(getattr(row, figure)):<20}" for figure in figures)
+        number = getattr(row, count)
+        lines.append(f"{name:<{width}} {'-' if number is None else number:>9}  {cells}".rstrip())
+    values = (table.mean[figure] for figure in figures)
+    means = "  ".join(f"{'-' if value is None else f'{value:.3f}':<20}" for value in values)
+    lines.insert(-1, f"{'mean':<{width}} {'':>9}  {means}".rstrip())
     return lines
 
 

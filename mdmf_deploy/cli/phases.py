@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mdmf_deploy.cli.console import draws_bars, log, stderr_console
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
@@ -39,24 +41,30 @@ class _Running:
 class PhaseDisplay:
     """Show the phases of a run while it is open.
 
-    console: by default stderr.
+    say: prints a line, above the bars if there are any.
+    console: where to draw bars if it is a terminal. None means stderr, where `draws_bars` allows it.
     clock: seconds that only grow.
     """
 
-    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        from rich.console import Console
+    def __init__(
+        self,
+        say: Callable[[str], None] = log,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._console = Console(stderr=True) if console is None else console
+        self.log = say
         self._clock = clock
+        drawn = draws_bars() if console is None else console.is_terminal
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            console=self._console,
+            console=console or stderr_console(),
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=not drawn,
         )
         self._running: dict[str, _Running] = {}
 
@@ -66,10 +74,6 @@ class PhaseDisplay:
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
-
-    def log(self, line: str) -> None:
-        """Print a line, above the bars if there are any."""
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def follow(self, phase: Phase) -> None:
         """Show how far a phase has come. A phase that is done may come again, as validation does."""

@@ -48,7 +48,7 @@ def test_a_table_for_each_condition_and_a_row_for_each_image(dataset: Path, tiny
     assert [line["generator"] for line in lines[:12]] == [None] * 6 + ["a"] * 3 + ["b"] * 3
     assert all(before["score"] != after["score"] for before, after in zip(lines[:12], lines[12:], strict=True))
     text = evaluate(dataset, tiny_bundle, *arguments).stdout
-    assert [line.split()[0] for line in text.splitlines() if line.strip()].count("mean") == 2
+    assert [line.split()[0] for line in text.splitlines() if line.strip()].count("mean") == 4
     assert f"{report['tables'][0]['pooled']['auroc']['value']:.3f}" in text
 
 

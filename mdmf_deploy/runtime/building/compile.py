@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import time
@@ -16,6 +17,8 @@ from mdmf_deploy.runtime.building.flavours import RTX, new_network, set_flags
 from mdmf_deploy.runtime.building.plans import BuildRequest, Tensor
 from mdmf_deploy.runtime.building.profiles import BatchRange
 from mdmf_deploy.runtime.building.rtx import set_capability
+
+_LOG = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -113,11 +116,11 @@ def new_log(library: Any) -> Any:
 
 @contextmanager
 def shown_progress(library: Any, title: str) -> Iterator[Any]:
-    """Yield a progress monitor that draws bars on stderr, or None if stderr is not a terminal.
+    """Yield a progress monitor that draws bars on stderr, or None if it is no terminal or messages are not wanted.
 
     Its attribute `interrupted` is true once the user has pressed Ctrl-C. The build then ends at its next step.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not _LOG.isEnabledFor(logging.INFO):
         yield None
         return
     from rich.console import Console
