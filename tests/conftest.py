@@ -18,9 +18,29 @@ from mdmf_deploy.bundle.recipe import Backbone, Head, Preprocessing, Recipe
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+# PyTorch's threads wait for work by spinning, which takes the cores from other processes.
+# PyTorch reads this when it is imported. The number of threads stays as it is.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Files that take long. They start first, so that no process is left alone with one at the end.
+_LONG = (
+    "kernels/test_sanitizers.py",
+    "runtime/building/test_rtx_builds.py",
+    "docs/test_long_pages.py",
+    "docs/test_pages.py",
+    "cli/test_train.py",
+    "cli/test_export.py",
+    "tasks/train/test_train.py",
+    "runtime/test_pt.py",
+    "runtime/test_engines.py",
+    "runtime/test_onnx_in_torch.py",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests without a GPU, unless MDMF_REQUIRE_GPU=1 says that their absence is a failure."""
+    """Start long files first. Skip GPU tests without a GPU, unless MDMF_REQUIRE_GPU=1 asks them to fail."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(_LONG)))
     if os.environ.get("MDMF_REQUIRE_GPU") == "1" or shutil.which("nvidia-smi"):
         return
     for item in items:
