@@ -167,9 +167,14 @@ def check_bank(bank: Bank, manifest: Manifest, name: str) -> None:
 
 
 def check_destination(destination: Path) -> None:
-    """Raise BundleError if the destination exists and is not a bundle."""
+    """Raise BundleError if the destination exists and is not a bundle, or lies where nothing can be written."""
     if destination.exists() and not (destination / MANIFEST).is_file():
         raise BundleError(f"{destination} exists and is not a bundle; choose another -o")
+    above = next(folder for folder in destination.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise BundleError(f"{destination}: {above} is a file; choose another -o")
+    if not os.access(above, os.W_OK):
+        raise BundleError(f"{destination}: {above} cannot be written to; choose another -o")
 
 
 def shipped(name: str) -> Path:

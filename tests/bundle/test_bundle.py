@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from helpers.handmade import GRAPH, bank, calibration_of, make_bundle, manifest, record, schema_1
 
-from mdmf_deploy.bundle.bundle import Bundle, hint, write_bundle
+from mdmf_deploy.bundle.bundle import Bundle, check_destination, hint, write_bundle
 from mdmf_deploy.bundle.calibration import Calibration, Pair
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MANIFEST, MODEL, Verification
 from mdmf_deploy.bundle.recipe import Preprocessing
@@ -290,10 +290,6 @@ def test_writing_over_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_destination_that_cannot_be_written_is_an_error_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(BundleError, match="choose a folder you can write to"):
-        make_bundle(tmp_path / "file" / "b.mdmf")
-
     def read_only(*_: object, **__: object) -> str:
         raise PermissionError(30, "Read-only file system")
 
@@ -346,3 +342,15 @@ def test_a_hint_can_be_run_as_it_stands(tmp_path: Path, monkeypatch: pytest.Monk
     for expected in ("mine.mdmf", "new.mdmf", "mine2.mdmf", "mine3.mdmf"):
         assert hint("calibrate", Path("a b.mdmf"), "REALS") == f"`mdmf calibrate 'a b.mdmf' REALS -o {expected}`"
         Path(expected).mkdir()
+
+
+def test_a_place_that_takes_no_bundle_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_destination(tmp_path / "new" / "a.mdmf")
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="file is a file; choose another -o"):
+        check_destination(tmp_path / "file" / "a.mdmf")
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    with pytest.raises(BundleError, match="cannot be written to; choose another -o"):
+        check_destination(tmp_path / "new" / "a.mdmf")
