@@ -46,10 +46,11 @@ def compiler() -> str:
     pytest.skip("no g++ on this machine")
 
 
-def compile_host(kernel: Kernel, source: Path, main: Path, out: Path, *flags: str) -> None:
+def compile_host(kernel: Kernel, source: Path, main: Path, out: Path, *flags: str, precompiled: bool = False) -> None:
     """Compile a kernel for this machine, or copy an earlier build of the same text.
 
     main: the C++ file that includes the kernel's source.
+    precompiled: compile the standard headers once for all kernels with these flags.
     Raises CalledProcessError if it does not compile. The messages of g++ are in the test's log.
     """
     options = [*FLAGS, *flags, f"-DMDMF_WIDTH={kernel.width}", f"-DMDMF_{kernel.operand.upper()}"]
@@ -61,18 +62,30 @@ def compile_host(kernel: Kernel, source: Path, main: Path, out: Path, *flags: st
     kept = BUILT / digest.hexdigest()
     with locked(kept.with_suffix(".lock")):
         if not kept.exists():
-            command = [
-                compiler(),
-                *options,
-                f'-DMDMF_SOURCE="{source}"',
-                str(main),
-                "-o",
-                str(kept.with_suffix(".new")),
-            ]
-            subprocess.run(command, check=True, timeout=300)
+            headers = ["-Winvalid-pch", "-include", str(precompile(*flags))] if precompiled else []
+            command = [compiler(), *headers, *options, f'-DMDMF_SOURCE="{source}"', str(main)]
+            subprocess.run([*command, "-o", str(kept.with_suffix(".new"))], check=True, timeout=300)
             kept.with_suffix(".new").replace(kept)
     os.utime(kept)
     shutil.copy(kept, out)
+
+
+def precompile(*flags: str) -> Path:
+    """Compile standard.hpp with these flags, or find an earlier build. Return the header that stands for it."""
+    header = SHIM / "standard.hpp"
+    options = [flag for flag in (*FLAGS, *flags) if flag not in ("-include", "host.hpp", "-shared")]
+    digest = hashlib.sha256(repr([target(), options]).encode() + header.read_bytes()).hexdigest()
+    kept = BUILT / f"{digest}.hpp"
+    with locked(kept.with_suffix(".lock")):
+        built, new = Path(f"{kept}.gch"), kept.with_suffix(".new")
+        if not built.exists():
+            shutil.copy(header, kept)
+            command = [compiler(), *options, "-x", "c++-header", str(kept), "-o", str(new)]
+            subprocess.run(command, check=True, timeout=300)
+            new.replace(built)
+    os.utime(kept)
+    os.utime(built)
+    return kept
 
 
 @contextmanager
@@ -210,10 +223,9 @@ class Builder:
 
     def _build(self, kernel: Kernel) -> Path:
         out = self._folder / f"{kernel.version}-{kernel.operand}-{kernel.width}.so"
-        shared = ["-O2", "-shared", "-fPIC", "-fno-gnu-unique"]
         # The fortified longjmp of some distributions refuses to jump from one stack to another.
-        fibers = ["-DMDMF_FIBERS", "-U_FORTIFY_SOURCE"]
-        compile_host(kernel, kernel.source, SHIM / "library.cpp", out, *shared, *fibers)
+        flags = ["-O2", "-shared", "-fPIC", "-fno-gnu-unique", "-DMDMF_FIBERS", "-U_FORTIFY_SOURCE"]
+        compile_host(kernel, kernel.source, SHIM / "library.cpp", out, *flags, precompiled=True)
         return out
 
 

@@ -1,7 +1,7 @@
 """The kernels compiled by NVIDIA's own compiler: resources and instructions. Needs wheels, but no GPU.
 
-Tests take every kernel for one architecture, and one kernel of each step for others. With
-MDMF_ALL_KERNELS=1 they take every pair.
+Tests take every step with every operand at one width, and every architecture with one kernel. With MDMF_ALL_KERNELS=1
+they take every pair.
 """
 
 from __future__ import annotations
@@ -33,14 +33,20 @@ def load(path: Path) -> ModuleType:
 SCRIPT = load(Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py")
 ARCHITECTURES: dict[int, int] = SCRIPT.ARCHITECTURES
 EVERY = [(kernel, sm) for kernel in kernels() for sm in ARCHITECTURES if kernel.supports(sm)]
-# The widest kernels of each step have the least room. 8.6 has as little shared memory as any after 7.5.
-EACH = {Kernel("tiled", "fp32", 128), Kernel("tensor", "fp16", 128), Kernel("tensor", "fp16x2", 256)}
-HOPPER = [kernel for kernel in kernels() if kernel.version == "wgmma"]
+# The widest have the least room. Step 4 has other tiles and other arithmetic at each width. 8.6 has as little shared
+# memory as any after 7.5.
+SOME = [(Kernel(version, operand, 256), 86) for version, operand in (("plain", "fp32"), ("tiled", "fp32"))]
+SOME += [(Kernel("tensor", operand, 256), 86) for operand in ("fp16", "bf16", "fp16x2")]
+SOME += [(Kernel("plain", operand, 64), 86) for operand in ("fp16", "bf16")]
+SOME += [(Kernel("wgmma", operand, width), 90) for operand, width in (("fp16", 64), ("bf16", 128), ("fp16x2", 256))]
 # 8.0 and 8.9 compile like 8.6.
-OTHERS = (75, 90, 100, 120)
-SOME = [(k, sm) for k, sm in EVERY if k in HOPPER or sm == 86 or (k in EACH and sm in OTHERS)]
+SOME += [(Kernel("tensor", "fp16", 128), 75), (Kernel("tiled", "fp32", 128), 75), (Kernel("tensor", "bf16", 128), 90)]
+SOME += [(Kernel("tensor", "fp16", 128), 100), (Kernel("tensor", "fp16", 64), 120)]
 if os.environ.get("MDMF_ALL_KERNELS") == "1":
     SOME = EVERY
+HOPPER = [kernel for kernel, _ in SOME if kernel.version == "wgmma"]
+# Kernels of step 3 with the architectures that have other products, asynchronous copies or numbers of registers.
+STEP_3 = [(kernel, sm) for kernel, sm in SOME if kernel.version == "tensor" and sm != 75]
 # Bytes of a block's shared memory that the system keeps, from 8.0 on.
 RESERVED = 1024
 
@@ -108,28 +114,21 @@ def total(counts: Counter[str], start: str) -> int:
     return sum(count for name, count in counts.items() if name.startswith(start))
 
 
+def named(value: Kernel | int) -> str:
+    return f"{value.operand}-{value.width}" if isinstance(value, Kernel) else str(value)
+
+
 MATRIX = {"fp16": "HMMA.16816.F32", "fp16x2": "HMMA.16816.F32", "bf16": "HMMA.16816.F32.BF16"}
 
 
-@pytest.mark.parametrize(
-    ("operand", "width", "sm"),
-    [
-        ("fp16", 128, 80),
-        ("bf16", 128, 90),
-        ("fp16x2", 128, 90),
-        ("fp16x2", 256, 86),
-        ("fp16", 64, 120),
-        ("fp16", 256, 100),
-    ],
-)
-def test_step_3_runs_on_tensor_cores(script: ModuleType, operand: str, width: int, sm: int) -> None:
+@pytest.mark.parametrize(("kernel", "sm"), STEP_3, ids=named)
+def test_step_3_runs_on_tensor_cores(script: ModuleType, kernel: Kernel, sm: int) -> None:
     """It has the intended instructions, as many as the tile scheme needs, and no others in their place."""
-    kernel = Kernel("tensor", operand, width)
     found = instructions(script, kernel, sm)
-    name, accurate = MATRIX[operand], operand == "fp16x2"
+    name, accurate = MATRIX[kernel.operand], kernel.operand == "fp16x2"
     # A product is 16 rows by 8 points to a depth of 16. A warp takes all its rows and twice 8 points. fp16x2 takes 3.
     values = kernel.rows // 8 // 16 * 2
-    products = values * width // 16 * (3 if accurate else 1)
+    products = values * kernel.width // 16 * (3 if accurate else 1)
     assert found[name] == total(found, "HMMA") > 0
     assert found[name] % products == 0
     copies = found[name] // products
@@ -150,10 +149,6 @@ def test_step_3_on_turing(script: ModuleType, operand: str, products: int) -> No
     assert found["HMMA.1688.F32"] % (products * 4 * 128 // 8) == 0
     assert found["MUFU.EX2"] == 3 * 4 * found["HMMA.1688.F32"] // (products * 4 * 128 // 8)
     assert total(found, "LDGSTS") == total(found, "LDL") == total(found, "STL") == 0
-
-
-def named(kernel: Kernel) -> str:
-    return f"{kernel.operand}-{kernel.width}"
 
 
 @pytest.mark.parametrize("kernel", HOPPER, ids=named)

@@ -176,7 +176,7 @@ def test_weights_may_be_negative_and_need_not_add_up_to_1(kernel: HostKernel, op
 
 @each
 def test_the_number_of_slices_changes_rounding_alone(kernel: HostKernel, operand: str) -> None:
-    x, bank = draw(11, 1, 9, 400, 64)
+    x, bank = draw(11, 1, 9, 200, 64)
     prepared = round_bank(bank, kernel.kernel)
     operands, half_norms, _ = kernel.prepare(x, prepared)
     _, magnitude = exact_cross(widened(operands, operand), prepared, operand)
