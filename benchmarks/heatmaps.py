@@ -32,7 +32,9 @@ WITHOUT, BEFORE = "no heat maps", "heat maps before"
 
 def detect(checkout: Path, images: Path, bundle: str, scratch: Path, *options: str) -> float:
     """Return the seconds of one run, without its start."""
-    command = [sys.executable, "-m", "mdmf_deploy", "detect", f"@{images}", "--bundle", bundle]
+    # Older checkouts have no mdmf_deploy.__main__.
+    program = "from mdmf_deploy.cli import main; main()"
+    command = [sys.executable, "-c", program, "detect", f"@{images}", "--bundle", bundle]
     answer = subprocess.run(
         [*command, "-o", str(scratch / "rows.jsonl"), *options],
         capture_output=True,
