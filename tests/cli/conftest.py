@@ -6,8 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.handmade import calibration_of
 
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.recipe import Recipe
+from mdmf_deploy.detection.detector import Detector
+from mdmf_deploy.tasks.calibrate import write_calibration
 
 RECIPE = """
 name = "tiny"
@@ -49,3 +53,15 @@ def reals(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.is_file():
             shutil.copy(path, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_bundle: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with thresholds that make the upper third of the photographs generated."""
+    path = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("calibrated") / "tiny.mdmf"))
+    with Detector(path) as detector:
+        scores = sorted(row.score or 0.0 for row in detector.detect(sorted(photos.iterdir())))
+    bundle = Bundle.open(path)
+    calibration = calibration_of([scores[7]] * 9, bundle_id=bundle.bundle_id)
+    write_calibration(bundle, calibration, path)
+    return path

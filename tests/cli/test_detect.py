@@ -7,50 +7,30 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 import pytest
-from helpers.handmade import calibration_of
 from helpers.mdmf import mdmf
+from helpers.rows import timeless_lines
 from typer.testing import Result
 
-from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.rows import COLUMNS, TIMINGS
 from mdmf_deploy.errors import RuntimeUnavailable
-from mdmf_deploy.tasks.calibrate import write_calibration
 
 
 def detect(*arguments: object, stdin: str | None = None) -> Result:
     return mdmf("detect", *arguments, stdin=stdin)
 
 
-def timeless(lines: str) -> list[dict[str, Any]]:
-    return [{**json.loads(line), **dict.fromkeys(TIMINGS)} for line in lines.splitlines()]
-
-
 def run(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mdmf_deploy", "detect", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-
-
-@pytest.fixture(scope="module")
-def calibrated(tiny_bundle: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with thresholds that make the upper third of the photographs generated."""
-    path = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("calibrated") / "tiny.mdmf"))
-    with Detector(path) as detector:
-        scores = sorted(row.score or 0.0 for row in detector.detect(sorted(photos.iterdir())))
-    bundle = Bundle.open(path)
-    calibration = calibration_of([scores[7]] * 9, bundle_id=bundle.bundle_id)
-    write_calibration(bundle, calibration, path)
-    return path
 
 
 @pytest.fixture
@@ -93,7 +73,7 @@ def test_unreadable_inputs_cost_their_own_rows_and_exit_3(calibrated: Path, mixe
 
 def test_rows_are_the_same_for_every_batch_size_and_run(calibrated: Path, mixed: Path) -> None:
     outputs = [
-        timeless(detect(mixed, mixed, "--bundle", calibrated, "--json", "--batch-size", size).stdout)
+        timeless_lines(detect(mixed, mixed, "--bundle", calibrated, "--json", "--batch-size", size).stdout)
         for size in (32, 32, 1, 7)
     ]
     assert len(outputs[0]) == 28
@@ -101,7 +81,7 @@ def test_rows_are_the_same_for_every_batch_size_and_run(calibrated: Path, mixed:
 
 
 def test_every_output_holds_the_same_rows(calibrated: Path, mixed: Path, tmp_path: Path) -> None:
-    printed = timeless(detect(mixed, "--bundle", calibrated, "--json").stdout)
+    printed = timeless_lines(detect(mixed, "--bundle", calibrated, "--json").stdout)
     assert all(tuple(row) == COLUMNS for row in printed)
     for ending in ("jsonl", "csv", "parquet"):
         path = tmp_path / f"rows.{ending}"
@@ -109,7 +89,7 @@ def test_every_output_holds_the_same_rows(calibrated: Path, mixed: Path, tmp_pat
         assert (result.exit_code, result.stdout) == (3, "")
         assert result.stderr.splitlines()[-1] == f"mdmf: wrote {len(printed)} rows to {path}"
         if ending == "jsonl":
-            assert timeless(path.read_text(encoding="utf-8")) == printed
+            assert timeless_lines(path.read_text(encoding="utf-8")) == printed
         elif ending == "parquet":
             table = pyarrow.parquet.read_table(path).to_pylist()
             assert [{**row, **dict.fromkeys(TIMINGS)} for row in table] == printed
@@ -124,7 +104,7 @@ def test_every_output_holds_the_same_rows(calibrated: Path, mixed: Path, tmp_pat
 def test_a_list_on_stdin(calibrated: Path, photos: Path) -> None:
     names = [photos / "photo02.jpg", photos / "photo01.png"]
     result = detect("-", "--bundle", calibrated, "--json", stdin="\n".join(map(str, names)))
-    assert [row["uri"] for row in timeless(result.stdout)] == [name.as_posix() for name in names]
+    assert [row["uri"] for row in timeless_lines(result.stdout)] == [name.as_posix() for name in names]
 
 
 def test_odd_names_are_written_printably(calibrated: Path, photos: Path, tmp_path: Path) -> None:
@@ -146,7 +126,7 @@ def test_fail_on_is_a_gate(calibrated: Path, photos: Path, tmp_path: Path, verdi
     result = detect(photos, "--bundle", calibrated, "-o", tmp_path / "rows.jsonl", *asked)
     assert result.exit_code == code
     # The gate fails only after every row is written.
-    rows = timeless((tmp_path / "rows.jsonl").read_text())
+    rows = timeless_lines((tmp_path / "rows.jsonl").read_text())
     assert len(rows) == 12
     assert not any(row["verdict"] == "uncertain" for row in rows)
     assert ("mdmf: --fail-on: 4 generated of 12 images" in result.stderr) == (code == 1)
@@ -206,7 +186,7 @@ def test_a_full_disk_costs_heat_maps_not_rows(
     given = sorted(photos.iterdir())[:3]
     result = detect(*given, "--bundle", calibrated, "--heatmaps", tmp_path / "maps", "-o", rows, "-q")
     assert result.exit_code == 0
-    assert len(timeless(rows.read_text())) == 3
+    assert len(timeless_lines(rows.read_text())) == 3
     lost = "mdmf: warning: no heat map of {}: No space left on device"
     assert result.stderr.splitlines() == [lost.format(path) for path in given]
     assert list((tmp_path / "maps").iterdir()) == []
@@ -230,9 +210,9 @@ def test_quiet_prints_only_rows(calibrated: Path, photos: Path) -> None:
 def test_options_reach_the_detector(calibrated: Path, photos: Path) -> None:
     small = detect(photos, "--bundle", calibrated, "--json", "--max-pixels", 100)
     assert small.exit_code == 3
-    assert {row["error_code"] for row in timeless(small.stdout)} == {"too_many_pixels"}
+    assert {row["error_code"] for row in timeless_lines(small.stdout)} == {"too_many_pixels"}
     several = detect(photos, "--bundle", calibrated, "--json", "--crops", 4, "--threads", 1)
-    assert {row["crop"] for row in timeless(several.stdout)} == {"grid 2x2"}
+    assert {row["crop"] for row in timeless_lines(several.stdout)} == {"grid 2x2"}
     assert "thresholds hold for the bundle's crop plan (up to 1 an image), not for 4" in several.stderr
     assert "warning" not in detect(photos, "--bundle", calibrated, "--json", "--crops", 1).stderr
     assert detect(photos, "--bundle", calibrated, "--runtime", "quantum").exit_code == 2
@@ -293,7 +273,7 @@ def test_finished_rows_are_kept_if_the_runtime_fails(
     kept = tmp_path / "rows.partial.jsonl"
     message = f"mdmf: the runtime is gone; the 10 rows finished before are in {kept}"
     assert result.stderr.splitlines()[-1] == message
-    assert len(timeless(kept.read_text())) == 10
+    assert len(timeless_lines(kept.read_text())) == 10
     assert list(tmp_path.iterdir()) == [kept]
 
 
@@ -312,75 +292,6 @@ def test_a_row_that_cannot_be_written_ends_the_stream_before_its_engine_is_close
     result = detect(photos, "--bundle", calibrated, "--batch-size", 1, "--json")
     assert isinstance(result.exception, ZeroDivisionError)
     assert {"MainThread", "mdmf-engine"} & set(running) == {"MainThread"}
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_keeps_what_was_finished(calibrated: Path, photos: Path, tmp_path: Path, number: int) -> None:
-    path = photos / "photo00.jpg"
-    (tmp_path / "list").write_text(f"{path}\n" * 20_000)
-    output = tmp_path / "rows.jsonl"
-    process = run(f"@{tmp_path / 'list'}", "--bundle", calibrated, "-o", output)
-    try:
-        deadline = time.monotonic() + 60
-        while not any(file.stat().st_size for file in tmp_path.glob(".rows.jsonl.*.tmp")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert not output.exists()
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 128 + number
-    rows = timeless(output.read_text())
-    assert 0 < len(rows) < 20_000
-    assert errors.endswith(f"mdmf: interrupted; the {len(rows)} rows finished before are in {output}\n".encode())
-    assert all(row["uri"] == path.as_posix() and row["status"] == "ok" for row in rows)
-    assert f"{len(rows)} of 20000 images".encode() in errors
-    assert b"Traceback" not in errors
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["list", "rows.jsonl"]
-
-
-_SLOW_ENGINE = """
-import sys, time
-from mdmf_deploy.runtime import ort
-call = ort.OrtEngine.__call__
-ort.OrtEngine.__call__ = lambda self, images: (time.sleep(1), call(self, images))[1]
-from mdmf_deploy.cli import main
-main()
-"""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
-@pytest.mark.parametrize("interrupts", [1, 2])
-def test_an_interrupt_during_a_long_call_of_the_engine(
-    calibrated: Path, photos: Path, tmp_path: Path, interrupts: int
-) -> None:
-    (tmp_path / "list").write_text(f"{photos / 'photo00.jpg'}\n" * 2000)
-    output = tmp_path / "rows.jsonl"
-    arguments = ("detect", f"@{tmp_path / 'list'}", "--bundle", calibrated, "--runtime", "onnxruntime", "-o", output)
-    process = subprocess.Popen([sys.executable, "-c", _SLOW_ENGINE, *map(str, arguments)], stderr=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + 60
-        while not any(file.stat().st_size for file in tmp_path.glob(".rows.jsonl.*.tmp")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        for _ in range(interrupts):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.2)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 130
-    rows = timeless(output.read_text())
-    assert 0 < len(rows) < 2000
-    assert f"{len(rows)} of 2000 images".encode() in errors
-    assert b"Traceback" not in errors
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["list", "rows.jsonl"]
 
 
 def test_a_reader_that_leaves_early_is_no_crash(calibrated: Path, photos: Path, tmp_path: Path) -> None:

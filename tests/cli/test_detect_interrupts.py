@@ -1,0 +1,88 @@
+"""`mdmf detect`, interrupted: finished rows are kept, and nothing crashes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.rows import timeless_lines
+
+
+def run(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mdmf_deploy", "detect", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_was_finished(calibrated: Path, photos: Path, tmp_path: Path, number: int) -> None:
+    path = photos / "photo00.jpg"
+    (tmp_path / "list").write_text(f"{path}\n" * 20_000)
+    output = tmp_path / "rows.jsonl"
+    process = run(f"@{tmp_path / 'list'}", "--bundle", calibrated, "-o", output)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(file.stat().st_size for file in tmp_path.glob(".rows.jsonl.*.tmp")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert not output.exists()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 128 + number
+    rows = timeless_lines(output.read_text())
+    assert 0 < len(rows) < 20_000
+    assert errors.endswith(f"mdmf: interrupted; the {len(rows)} rows finished before are in {output}\n".encode())
+    assert all(row["uri"] == path.as_posix() and row["status"] == "ok" for row in rows)
+    assert f"{len(rows)} of 20000 images".encode() in errors
+    assert b"Traceback" not in errors
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["list", "rows.jsonl"]
+
+
+_SLOW_ENGINE = """
+import sys, time
+from mdmf_deploy.runtime import ort
+call = ort.OrtEngine.__call__
+ort.OrtEngine.__call__ = lambda self, images: (time.sleep(1), call(self, images))[1]
+from mdmf_deploy.cli import main
+main()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_an_interrupt_during_a_long_call_of_the_engine(
+    calibrated: Path, photos: Path, tmp_path: Path, interrupts: int
+) -> None:
+    (tmp_path / "list").write_text(f"{photos / 'photo00.jpg'}\n" * 2000)
+    output = tmp_path / "rows.jsonl"
+    arguments = ("detect", f"@{tmp_path / 'list'}", "--bundle", calibrated, "--runtime", "onnxruntime", "-o", output)
+    process = subprocess.Popen([sys.executable, "-c", _SLOW_ENGINE, *map(str, arguments)], stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(file.stat().st_size for file in tmp_path.glob(".rows.jsonl.*.tmp")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for _ in range(interrupts):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    rows = timeless_lines(output.read_text())
+    assert 0 < len(rows) < 2000
+    assert f"{len(rows)} of 2000 images".encode() in errors
+    assert b"Traceback" not in errors
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["list", "rows.jsonl"]
