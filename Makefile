@@ -27,7 +27,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet $(TORCH)
-	$(VENV)/bin/python -m pip install --quiet -e '.[cpu,openvino,export,scale,dev]'
+	$(VENV)/bin/python -m pip install --quiet -e '.[cpu,openvino,export,scale,heif,jxl,video,provenance,dev]'
 	@touch $@
 
 clean:

@@ -22,6 +22,8 @@ from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import decode
 from mdmf_deploy.images.crops import boxes, grid, normalise, squares
 from mdmf_deploy.images.evidence import evidence
+from mdmf_deploy.images.limits import Note
+from mdmf_deploy.images.provenance import Provenance, read_provenance
 
 CHECK_INTERVAL = 1.0
 """Seconds a thread waits before it checks that the main thread is still alive."""
@@ -47,7 +49,8 @@ class Extraction:
     sha256: hash of the file's bytes, or of the shape and RGB pixels of an array or a Pillow image. "" if nothing could
         be read.
     signatures: (n, N, d) of its n crops. None if there is an error or a GPU keeps them.
-    width, height, format, crop, evidence: as in mdmf_deploy.detection.rows.Row. None if they are not known.
+    width, height, format, crop, evidence, notes: as in mdmf_deploy.detection.rows.Row. None if they are not known.
+    provenance: what the file's metadata claim. None if it could not be read, or for pixels.
     ms_read: milliseconds to read and hash.
     ms_decode: milliseconds from bytes to pixels.
     ms_crop: milliseconds from pixels to model input.
@@ -64,6 +67,8 @@ class Extraction:
     format: str | None = None
     crop: str | None = None
     evidence: float | None = None
+    notes: tuple[Note, ...] = ()
+    provenance: Provenance | None = None
     ms_read: float | None = None
     ms_decode: float | None = None
     ms_crop: float | None = None
@@ -99,6 +104,7 @@ def prepare(
     taken = source if isinstance(source, Taken) else take(n, source, limits)
     name, sha256 = taken.uri(n), ""
     ms_read: float | None = None
+    claims: Provenance | None = None
     plan = {"size": preprocessing.crop, "count": crops}
     place = partial(boxes, **plan)
     try:
@@ -110,12 +116,14 @@ def prepare(
             image = _cut(pixels, place(*pixels.shape[:2]), taken.kind)
         else:
             sha256 = hashlib.sha256(data).hexdigest()
+            claims = read_provenance(data)
             ms_read = clock.lap()
             image = decode.decode_boxes(data, place, limits)
     except ImageError as error:
         if ms_read is None:
             return Prepared(Extraction(name, sha256, error, ms_read=clock.lap()), None)
-        return Prepared(Extraction(name, sha256, error, ms_read=ms_read, ms_decode=clock.lap()), None)
+        failed = Extraction(name, sha256, error, provenance=claims, ms_read=ms_read, ms_decode=clock.lap())
+        return Prepared(failed, None)
     ms_decode = clock.lap()
     crop = squares(image.boxes, preprocessing.crop, grid(image.height, image.width, **plan))
     tensor = normalise(crop.pixels, preprocessing)
@@ -127,6 +135,8 @@ def prepare(
         format=image.format,
         crop=crop.kind,
         evidence=evidence(crop.pixels),
+        notes=image.notes,
+        provenance=claims,
         ms_read=ms_read,
         ms_decode=ms_decode,
         ms_crop=clock.lap(),

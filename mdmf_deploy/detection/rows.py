@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from mdmf_deploy.bundle.calibration import Reason, Verdict
+from mdmf_deploy.images.provenance import Claim
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +25,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         judge it. Bundles with the same bundle_id give the same scores. None if the bundle has no calibration.
     width, height: size of the whole image after EXIF orientation, in pixels.
     crop: "center", "reflected" (smaller than the crop, mirrored at its edges), or "grid RxC" (R rows of C crops).
+    notes: codes, with spaces between them, of what a careful reader would say about the file (docs/rows.md).
+    provenance: what the file's own metadata claims, never mixed into the score (mdmf_deploy.images.provenance).
+    provenance_source: where the claim stands, and who signed it.
+    frames: frames of a video that were scored. The score is the mean of theirs.
+    frame_time: seconds from the beginning, in a row that holds one frame of a video.
+    lowest_score, lowest_time, highest_score, highest_time: of a video's frames, and where they lie, in seconds.
     ms_*: milliseconds spent on this image. The time of a batch is divided evenly among its images.
     contributions: (n N,) each patch's share of the score, crop by crop, each row-major over the pool grid. Their mean
         is the score. The tabular outputs leave it out.
@@ -49,6 +56,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     height: int | None = None
     format: str | None = None
     crop: str | None = None
+    notes: str | None = None
+    provenance: Claim | None = None
+    provenance_source: str | None = None
+    frames: int | None = None
+    frame_time: float | None = None
+    lowest_score: float | None = None
+    lowest_time: float | None = None
+    highest_score: float | None = None
+    highest_time: float | None = None
     ms_decode: float | None = None
     ms_engine: float | None = None
     ms_mmd: float | None = None

@@ -11,8 +11,22 @@ _IMAGES: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "tiff": (0, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
     "bmp": (0, (b"BM",)),
     "gif": (0, (b"GIF87a", b"GIF89a")),
+    "jpeg2000": (0, (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")),
+    "jpeg_xl": (0, (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")),
 }
-_NAMES = {"jpeg": "a JPEG", "png": "a PNG", "webp": "a WebP", "tiff": "a TIFF", "bmp": "a BMP", "gif": "a GIF"}
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_NAMES = {
+    "jpeg": "a JPEG",
+    "png": "a PNG",
+    "webp": "a WebP",
+    "tiff": "a TIFF",
+    "bmp": "a BMP",
+    "gif": "a GIF",
+    "avif": "an AVIF image",
+    "heif": "a HEIC image",
+    "jpeg2000": "a JPEG 2000",
+    "jpeg_xl": "a JPEG XL",
+}
 # No pattern matches the beginning of a text.
 _OTHERS: tuple[tuple[str, bytes], ...] = (
     ("an AVIF image", rb"\0\0.{2}ftypavi[fs]"),
@@ -42,11 +56,34 @@ _OTHERS: tuple[tuple[str, bytes], ...] = (
 
 
 def image_format(data: bytes) -> str | None:
-    """Return "jpeg", "png", "webp", "tiff", "bmp" or "gif" for the first bytes of such a file, else None."""
+    """Return the name of an image format, as in containers.PARSERS, for the first bytes of such a file, else None."""
     for format, (offset, magics) in _IMAGES.items():
         if data.startswith(magics, offset) and (format != "webp" or data.startswith(b"RIFF")):
             return format
-    return None
+    brands = _brands(data)
+    if brands & {b"avif", b"avis"}:
+        return "avif"
+    return "heif" if brands & _HEIF_BRANDS else None
+
+
+def video_format(data: bytes) -> str | None:
+    """Return "mp4", "mov", "webm", "mkv" or "avi" for the first bytes of such a file, else None."""
+    if data.startswith(b"RIFF") and data[8:12] == b"AVI ":
+        return "avi"
+    if data.startswith(b"\x1a\x45\xdf\xa3"):
+        return "webm" if b"webm" in data[:64] else "mkv"
+    if data[4:8] == b"ftyp":
+        still = image_format(data) is not None or data[8:12] == b"crx "
+        return None if still else "mov" if data[8:12] == b"qt  " else "mp4"
+    return "mov" if data[4:8] in (b"moov", b"mdat", b"wide", b"pnot") else None
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """Return the brands that an ISO base media file declares (ISO/IEC 14496-12, section 4.3)."""
+    if data[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    return {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
 
 
 def kind_of_file(data: bytes) -> str | None:
@@ -58,3 +95,10 @@ def kind_of_file(data: bytes) -> str | None:
     if format is not None and any(byte < 9 or 13 < byte < 32 for byte in data[:32]):
         return _NAMES[format]
     return next((name for name, pattern in _OTHERS if re.match(pattern, data, re.DOTALL)), None)
+
+
+def unsupported(data: bytes) -> str:
+    """Return the line for a row whose file is in no format that can be decoded here."""
+    kind = kind_of_file(data)
+    what = "these bytes are" if kind is None else f"this is {kind},"
+    return f"{what} not a JPEG, PNG, WebP, TIFF, BMP or GIF; convert the image to one of them"

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.images.decode import READERS, Code, Decoded, ReadLimits, decode, decoder_version, read
+from mdmf_deploy.images.decode import Code, Decoded, ReadLimits, decode, decoder_version, read
+from mdmf_deploy.images.raster import READERS
 
 VALID, BROKEN = valid(), broken()
 FORMATS = {".jpg": "jpeg", ".png": "png", ".webp": "webp", ".tif": "tiff", ".bmp": "bmp", ".gif": "gif"}
@@ -137,7 +138,7 @@ def test_memory_that_runs_out_costs_a_row(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(READERS, "png", exhausted)
     with pytest.raises(ImageError) as caught:
         decode(VALID["png-rgb.png"])
-    assert caught.value.code == "too_many_pixels"
+    assert caught.value.code == "too_much_memory"
 
 
 def test_a_process_that_accepts_truncated_images_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
