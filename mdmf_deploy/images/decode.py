@@ -8,8 +8,8 @@ pages, the first counts. EXIF orientation is applied, and ICC profiles are ignor
   16-bit and 12-bit grey  the highest 8 bits, inverted if the TIFF declares white to be zero
   CMYK, YCCK              (255 - c) * (255 - k) / 255. A JPEG stores them inverted, as Adobe does.
   Lab, float, 32-bit or signed integers: refused ("unsupported_mode"), because they declare no range to map to 8 bits
-A JPEG whose entropy-coded data are complete but damaged decodes as libjpeg decodes it, because Pillow hides libjpeg's
-warnings.
+A JPEG is decoded if its pixels are there (mdmf_deploy.images.jpeg_pixels), whatever markers say. If its data are all
+there but damaged, it decodes as libjpeg decodes it, because Pillow hides libjpeg's warnings.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def decode_boxes(
     if isinstance(container, Jpeg):
         rows = raster.rows_needed(container, place)
         memory = container.memory_for(rows)
-    limits.check_pixels(container.format, container.width, rows)
+    limits.check_pixels(container.format, container.width, container.height, rows)
     limits.check_memory(container.format, memory)
     with DECODING.held(memory, limits.max_memory):
         if container.isolated:

@@ -23,6 +23,7 @@ _MOST_VISITS = 1_000_000_000  # scans x pixels that this process decodes itself.
 _HIGHEST = 65_500  # libjpeg refuses more rows or columns (JPEG_MAX_DIMENSION)
 _SOI, _EOI, _SOS, _APP1, _APP2, _APP14 = 0xD8, 0xD9, 0xDA, 0xE1, 0xE2, 0xEE
 _ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a segment
+_COM, _METADATA = 0xFE, {*range(0xE0, 0xF0)}
 _TABLES = {0xC4, 0xCC, 0xDB, 0xDD}  # DHT, DAC, DQT, DRI
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
@@ -173,7 +174,7 @@ class _Walk:
             segments += 1
             if segments > _MOST_SEGMENTS:
                 raise ImageError("too_slow", f"jpeg: it has more than {_MOST_SEGMENTS} segments; save it again")
-            end = at + self._length(at)
+            end = at + self._length(at, marker)
             if end > len(self._data):
                 # Metadata behind the last scan that are cut hold no pixels.
                 if self._scans:
@@ -317,9 +318,12 @@ class _Walk:
         self._kept += parts
         self._size += sum(map(len, parts))
 
-    def _length(self, at: int) -> int:
+    def _length(self, at: int, marker: int) -> int:
         length = self._data[at] << 8 | self._data[at + 1]
         if length < 2:
+            if marker == _COM or marker in _METADATA:
+                # libjpeg skips the length alone.
+                return 2
             raise ImageError("corrupt", "jpeg: a segment is shorter than its own length field")
         return length
 

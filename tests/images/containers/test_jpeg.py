@@ -45,6 +45,12 @@ def first_picture(data: bytes) -> bytes:
     return data[: data.index(b"\xff\xd9") + 2]
 
 
+def test_a_comment_of_impossible_length_is_skipped() -> None:
+    for length in (b"\0\0", b"\0\1"):
+        spoilt = BASELINE[:2] + b"\xff\xfe" + length + BASELINE[2:]
+        np.testing.assert_array_equal(decode(spoilt).pixels, decode(BASELINE).pixels)
+
+
 SURROUNDED: dict[str, Callable[[bytes], bytes]] = {
     "comments": lambda data: with_segments(data, *[segment(0xFE, b"x" * 100)] * 1000),
     "fill bytes": lambda data: data[:2] + b"\xff" * 1_000_000 + data[2:],
