@@ -8,6 +8,11 @@ pages, the first counts. EXIF orientation is applied, and ICC profiles are ignor
   16-bit and 12-bit grey  the highest 8 bits, inverted if the TIFF declares white to be zero
   CMYK, YCCK              (255 - c) * (255 - k) / 255. A JPEG stores them inverted, as Adobe does.
   Lab, float, 32-bit or signed integers: refused ("unsupported_mode"), because they declare no range to map to 8 bits
+Rules of single formats:
+  PNG        orientation from an eXIf chunk only, like browsers. Chunks without pixels and a bad tRNS don't count.
+  GIF, WebP  the area that the first frame does not cover is transparent, hence white. A frame that reaches over the
+             edges of a GIF's screen enlarges it. Lossless WebP data that end early are "corrupt" if all sizes agree.
+  BMP        a run-length coded one is "truncated" if it ends before its last pixel; what it skips has colour 0
 A JPEG is decoded if its pixels are there (mdmf_deploy.images.jpeg_pixels), whatever markers say. If its data are all
 there but damaged, it decodes as libjpeg decodes it, because Pillow hides libjpeg's warnings.
 """
