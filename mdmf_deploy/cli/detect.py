@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import coloured, draws_bars, log, log_written, progress
+from mdmf_deploy.cli.console import draws_bars, log, log_written, print_row, print_text, progress
 from mdmf_deploy.cli.options import BundleOption, Yes, runtime_option
 from mdmf_deploy.errors import CalibrationError, GateFailed, UsageError
 
@@ -154,7 +154,7 @@ def detect(
 
 def _stdout(as_json: bool) -> Callable[[Row], None]:
     """Return a function that prints each row as it comes."""
-    from mdmf_deploy.detection.rows import TABLE_HEADER, json_line, table_line
+    from mdmf_deploy.detection.rows import TABLE_HEADER, json_line
 
     if as_json:
 
@@ -164,13 +164,12 @@ def _stdout(as_json: bool) -> Callable[[Row], None]:
 
         return print_json
 
-    colour = coloured(sys.stdout)
     header = [TABLE_HEADER]
 
     def print_line(row: Row) -> None:
         while header:
-            print(header.pop())
-        print(table_line(row, colour), flush=True)
+            print_text(header.pop())
+        print_row(row)
 
     return print_line
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-import typer
-
-from mdmf_deploy.cli.console import log, print_json
+from mdmf_deploy.cli.console import log, print_json, print_text
 from mdmf_deploy.images.inputs import Inputs, uri
 
 _SHOWN = 20
@@ -31,7 +29,7 @@ def print_inputs(inputs: Inputs, as_json: bool) -> None:
         )
         return
     for path in inputs.paths:
-        typer.echo(uri(path))
+        print_text(uri(path))
     log(f"{len(inputs.paths)} to read: {_counted(suffixes)}")
     log(f"{inputs.skipped} skipped in folders: {_counted(others)}" if inputs.others else "nothing skipped")
 
