@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
+from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mdmf_deploy
 from mdmf_deploy.text import cell, from_cell, one_line, printable, printable_json
 
 ANY = st.text(st.characters(codec=None))
@@ -99,3 +102,10 @@ def test_ordinary_cells_stay() -> None:
 )
 def test_cells_as_documented(text: str, written: str) -> None:
     assert cell(text) == written
+
+
+def test_every_writer_of_csv_writes_cells() -> None:
+    sources = {path.name: path.read_text(encoding="utf-8") for path in Path(mdmf_deploy.__file__).parent.rglob("*.py")}
+    writers = {name: text for name, text in sources.items() if re.search(r"^import csv$", text, re.MULTILINE)}
+    assert len(writers) == 3
+    assert not [name for name, text in writers.items() if "map(cell, " not in text]
