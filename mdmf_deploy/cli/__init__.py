@@ -32,6 +32,7 @@ COMMANDS = (
     "bank",
     "calibrate",
     "detect",
+    "rows",
     "evaluate",
     "benchmark",
     "inspect",
