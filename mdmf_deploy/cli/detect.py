@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -144,7 +144,7 @@ def detect(
                     if maps is not None:
                         maps.add(row, path)
         finally:
-            _summarise(counts, len(found.paths), found.skipped, time.perf_counter() - start)
+            _summarise(counts, len(found.paths), found.others, time.perf_counter() - start)
     if output is not None:
         log_written(f"{counts.total()} rows", output, _following(detector))
     if heatmaps is not None and any(heatmaps.iterdir()):
@@ -218,14 +218,17 @@ def _warn_of_caveat(detector: Detector, gated: bool) -> None:
     log(f"warning: {detector.caveat}")
 
 
-def _summarise(counts: Counter[str], total: int, skipped: int, seconds: float) -> None:
+def _summarise(counts: Counter[str], total: int, others: Mapping[str, int], seconds: float) -> None:
+    from mdmf_deploy.cli.list_inputs import counted
+
     done = counts.total()
     images = f"{done} image{'s' * (done != 1)}" if done == total else f"{done} of {total} images"
     verdicts = ", ".join(
         f"{count} {'unreadable' if verdict == 'error' else verdict}" for verdict, count in counts.items()
     )
     log(f"{images}: {verdicts or 'none finished'}")
-    also = f"; {skipped} other files in folders skipped" if skipped else ""
+    skipped = sum(others.values())
+    also = f"; {skipped} other files in folders skipped ({counted(others)})" if skipped else ""
     log(f"{seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s{also}")
 
 
