@@ -17,6 +17,8 @@ from mdmf_deploy.cli import app
 from mdmf_deploy.detection.rows import COLUMNS
 from mdmf_deploy.errors import MdmfError
 from mdmf_deploy.images.decode import Code
+from mdmf_deploy.images.limits import Note
+from mdmf_deploy.images.provenance import Claim
 
 # Why tests cannot run a block. Any other reason is a block to run.
 REASONS = {
@@ -142,6 +144,14 @@ def test_every_error_code_is_explained() -> None:
 
 def test_every_reason_is_explained() -> None:
     assert sorted(table("Reasons", r"^\| `(\w+)` \|")) == sorted(get_args(Reason))
+
+
+def test_every_note_is_explained() -> None:
+    assert sorted(table("Notes", r"^\| `(\w+)` \|")) == sorted(get_args(Note))
+
+
+def test_every_claim_of_metadata_is_explained() -> None:
+    assert sorted(table("Provenance", r"^\| `(\w+)` \|")) == sorted(get_args(Claim))
 
 
 def test_every_exit_code_is_explained() -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from mdmf_deploy.bundle.calibration import Reason, Verdict
 from mdmf_deploy.images.provenance import Claim
+from mdmf_deploy.text import one_line, printable_json
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,9 +109,9 @@ def table_line(row: Row, colour: bool = False) -> str:
     reason = f"  ({row.reason})" if row.reason else ""
     if row.status == "error":
         reason = f"  ({row.error_code}: {row.error})"
-    return f"{verdict}  {score:>9}  {p_value:>7}  {threshold:>9}  {size:>11}  {row.uri}{reason}"
+    return f"{verdict}  {score:>9}  {p_value:>7}  {threshold:>9}  {size:>11}  {one_line(row.uri + reason)}"
 
 
 def json_line(row: Row) -> bytes:
     """Return the row as a JSON object with its newline. Numbers read back unchanged and a missing value is null."""
-    return msgspec.json.encode(row.to_dict()) + b"\n"
+    return printable_json(msgspec.json.encode(row.to_dict())) + b"\n"
