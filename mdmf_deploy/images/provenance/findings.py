@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from mdmf_deploy.images.provenance.claims import Finding
-from mdmf_deploy.images.provenance.manifest import manifest_findings
+from mdmf_deploy.images.provenance.manifest import manifest_findings, not_read
 from mdmf_deploy.images.provenance.metadata import Metadata, metadata
 from mdmf_deploy.images.provenance.texts import comment_findings, exif_findings, iptc_findings, png_findings
 from mdmf_deploy.images.provenance.xmp import remote_manifest, xmp_findings
 
 
 def findings(data: bytes) -> list[Finding]:
-    """Return the signed claim first, then those that anyone can write. Raises nothing."""
+    """Return the signed claim first, then those that anyone can write. Raises like manifest_findings."""
     try:
         found = metadata(data)
         unsigned = unsigned_findings(found)
@@ -33,5 +33,5 @@ def unsigned_findings(found: Metadata) -> list[Finding]:
     for comment in found.comments:
         claims += comment_findings(comment)
     if found.manifest is None and any(remote_manifest(packet) for packet in found.xmp):
-        claims.append(Finding("none", "C2PA manifest not read; it is stored elsewhere, and nothing is fetched"))
+        claims.append(not_read("it is stored elsewhere, and nothing is fetched"))
     return claims

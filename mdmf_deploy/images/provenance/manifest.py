@@ -1,198 +1,75 @@
 """Claims in C2PA manifests: whether the signature and the hashes hold, and what was signed (C2PA specification 2.2).
 
 Whether the signer deserves trust is another question, which nothing here answers: there is no list of trusted signers.
+The library that reads manifests runs in a child process, because it is native code and the bytes are a stranger's.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import io
-import json
-from collections.abc import Iterator
-from typing import Any
 
-from mdmf_deploy.errors import install
-from mdmf_deploy.images.provenance.claims import PRECEDENCE, Finding, printable, quoted
-from mdmf_deploy.images.provenance.generators import generator
+import msgspec
+
+from mdmf_deploy.errors import ImageError, install
+from mdmf_deploy.images.budget import DECODING
+from mdmf_deploy.images.limits import DEFAULT_LIMITS
+from mdmf_deploy.images.provenance.claims import Claim, Finding
 from mdmf_deploy.images.provenance.metadata import Metadata
-from mdmf_deploy.images.provenance.source_types import SOURCE_TYPES, source_type
 
 MOST_BYTES = 128 * 2**20
 """Bytes of the largest file whose manifest is read. Its hash covers the whole file."""
 
-_SETTINGS = {
-    "core": {"allow_redirects": False, "allowed_network_hosts": [], "decode_identity_assertions": False},
-    "verify": {
-        "ocsp_fetch": False,
-        "remote_manifest_fetch": False,
-        "verify_after_reading": True,
-        "verify_timestamp_trust": False,
-        "verify_trust": False,
-    },
-}
-"""For the library: fetch nothing, and ask for no trust. Each lock against the network holds alone."""
+_MEMORY = 256 * 2**20  # bytes for the library, beyond the file
 
-_CREDENTIAL_CODES = {"signingCredential.expired", "signingCredential.untrusted"}
-"""Failures that say nothing about the bytes. A certificate expires, and a row must not change with the date."""
 
-# Actions that leave the picture as it was (C2PA specification 2.2, section 18.16.2)
-_NO_EDITS = {
-    "c2pa.converted",
-    "c2pa.created",
-    "c2pa.edited.metadata",
-    "c2pa.opened",
-    "c2pa.published",
-    "c2pa.redacted",
-    "c2pa.repackaged",
-    "c2pa.transcoded",
-    "c2pa.unknown",
-    "c2pa.watermarked",
-    "c2pa.watermarked.bound",
-    "c2pa.watermarked.unbound",
-}
-_MOST_MANIFESTS = 100
-_MOST_CODES = 3
+class Asked(msgspec.Struct, frozen=True):
+    """The media type of a file with a manifest."""
+
+    media_type: str
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The claim of a file's manifest, and the line that says where it stands."""
+
+    claim: Claim
+    source: str
 
 
 def manifest_findings(data: bytes, found: Metadata) -> list[Finding]:
-    """Return the claim of the manifest that the walk over the file found. Raises nothing."""
+    """Return the claim of the manifest that the walk over the file found.
+
+    Raises nothing but Ended, if the thread's owner ends (mdmf_deploy.images.isolation.owners).
+    """
     if found.manifest is None:
         return []
     if importlib.util.find_spec("c2pa") is None:
-        return [_not_read(install("provenance"))]
+        return [not_read(install("provenance"))]
     if len(data) > MOST_BYTES:
-        return [_not_read(f"the file is larger than {MOST_BYTES >> 20} MiB")]
+        return [not_read(f"the file is larger than {MOST_BYTES >> 20} MiB")]
     try:
-        answer = read_manifest(data, found.manifest)
-        claim = next(claim for claim in PRECEDENCE if claim == answer["claim"])
-        return [Finding(claim, answer["source"])]
-    except Exception as error:  # a library that fails must not cost the row its score
-        return [_not_read(type(error).__name__)]
+        answer = _read(data, Asked(found.manifest))
+    except ImageError as error:
+        return [not_read(_REASONS.get(error.code, "the library that reads it failed"))]
+    except (OSError, RuntimeError):
+        return [not_read("no process could be started for it")]
+    return [Finding(answer.claim, answer.source)]
 
 
-def read_manifest(data: bytes, media_type: str) -> dict[str, str]:
-    """Return the `claim` and the `source` of a file's manifest. Safe to run in another process.
-
-    The source is printable. Only the C2PA library reads the bytes, and it opens no file and no socket.
-    """
-    import c2pa
-
-    try:
-        with c2pa.Context.from_dict(_SETTINGS) as context, _reader(media_type, data, context) as reader:
-            finding = judged(json.loads(reader.json()))
-    except c2pa.C2paError as error:
-        finding = _refused(str(error))
-    return {"claim": finding.claim, "source": printable(finding.source, 200)}
+_REASONS = {"too_slow": "it takes too long", "too_much_memory": "it takes too much memory"}
 
 
-def judged(report: dict[str, Any]) -> Finding:
-    """Return the claim of a report, as the library writes it in JSON."""
-    broken = _broken(report)
-    if broken is not None:
-        return Finding("invalid", f"C2PA: {broken}")
-    finding = _claimed(report)
-    signature = report["manifests"][report["active_manifest"]].get("signature_info") or {}
-    signer = signature.get("issuer") or signature.get("common_name")
-    signed = f"signed by {quoted(str(signer))}" if signer else "signed"
-    return Finding(finding.claim, f"C2PA: {finding.source}, {signed}, signature and hashes valid, signer not checked")
-
-
-def _reader(media_type: str, data: bytes, context: Any) -> Any:
-    import c2pa
-
-    return c2pa.Reader(media_type, io.BytesIO(data), context=context)
-
-
-def _not_read(why: str) -> Finding:
+def not_read(why: str) -> Finding:
+    """Return that there is a manifest of which nothing is known."""
     return Finding("none", f"C2PA manifest not read; {why}")
 
 
-def _refused(message: str) -> Finding:
-    kind = message.partition(":")[0].lower()
-    if kind.startswith("remote"):
-        return _not_read("it is stored elsewhere, and nothing is fetched")
-    if kind.startswith("notsupported") or "type is unsupported" in message:
-        return _not_read("c2pa-python does not read this format")
-    return Finding("invalid", f"C2PA: manifest cannot be read ({printable(message, 100)})")
+def _read(data: bytes, asked: Asked) -> Answer:
+    # Imported late, because files without a manifest need no process.
+    from mdmf_deploy.images.isolation.conversation import Allowance, conversation
 
-
-def _broken(report: dict[str, Any]) -> str | None:
-    """Return the codes of the failures if the signature or a hash does not hold, else None."""
-    results = report.get("validation_results") or {}
-    active = results.get("activeManifest") or {}
-    failures = [status["code"] for status in active.get("failure") or ()]
-    for delta in results.get("ingredientDeltas") or ():
-        failures += [status["code"] for status in (delta.get("validationDeltas") or {}).get("failure") or ()]
-    codes = [code for code in dict.fromkeys(map(str, failures)) if code not in _CREDENTIAL_CODES]
-    if report.get("validation_state") in ("Valid", "Trusted"):
-        return None
-    validated = any(status["code"] == "claimSignature.validated" for status in active.get("success") or ())
-    if not codes and validated:
-        return None
-    return ", ".join(printable(code, 60) for code in codes[:_MOST_CODES]) or "signature not validated"
-
-
-def _claimed(report: dict[str, Any]) -> Finding:
-    """Return the claim of the active manifest and the pictures that went into this one, without its signer."""
-    types: list[str] = []
-    edits: list[str] = []
-    program = None
-    for manifest, whole in _history(report):
-        for action in _actions(manifest):
-            kind = str(action.get("action"))
-            agent = action.get("softwareAgent")
-            if kind == "c2pa.created" and program is None:
-                program = generator(str(agent.get("name") if isinstance(agent, dict) else agent))
-            if kind not in _NO_EDITS and whole:
-                edits.append(kind)
-        named = (source_type(value) for value in _source_types(manifest))
-        types += [name for name in named if name and (whole or SOURCE_TYPES[name] == "claims_ai")]
-    by_claim = {claim: name for name in reversed(types) for claim in [SOURCE_TYPES[name]]}
-    if "claims_ai" in by_claim:
-        return Finding("claims_ai", by_claim["claims_ai"])
-    if program is not None:
-        return Finding("claims_ai", f"made by {program}")
-    if "claims_edited" in by_claim:
-        return Finding("claims_edited", by_claim["claims_edited"])
-    if edits and ("claims_capture" in by_claim or not types):
-        capture = f"{by_claim['claims_capture']}, " if "claims_capture" in by_claim else ""
-        return Finding("claims_edited", f"{capture}{quoted(edits[0])}")
-    if "claims_capture" in by_claim:
-        return Finding("claims_capture", by_claim["claims_capture"])
-    return Finding("none", by_claim.get("none", "no source type"))
-
-
-def _history(report: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Yield the active manifest and those of its ingredients, and whether the picture is a version of each.
-
-    It is a version of its parents, and its components are parts of it. Pictures that a model was only given as input
-    are left out.
-    """
-    manifests = report["manifests"]
-    waiting = [(report["active_manifest"], True)]
-    seen: set[str] = set()
-    while waiting and len(seen) < _MOST_MANIFESTS:
-        label, whole = waiting.pop(0)
-        if label in seen or label not in manifests:
-            continue
-        seen.add(label)
-        yield manifests[label], whole
-        for ingredient in manifests[label].get("ingredients") or ():
-            if ingredient.get("relationship") in ("parentOf", "componentOf"):
-                waiting.append((ingredient.get("active_manifest"), whole and ingredient["relationship"] == "parentOf"))
-
-
-def _actions(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for assertion in manifest.get("assertions") or ():
-        if str(assertion.get("label")).startswith("c2pa.actions"):
-            yield from (assertion.get("data") or {}).get("actions") or ()
-
-
-def _source_types(manifest: dict[str, Any]) -> Iterator[str]:
-    """Yield the source types of the actions and of the signed IPTC metadata."""
-    for action in _actions(manifest):
-        yield str(action.get("digitalSourceType") or "")
-    for assertion in manifest.get("assertions") or ():
-        data = assertion.get("data")
-        if isinstance(data, dict):
-            yield str(data.get("Iptc4xmpExt:DigitalSourceType") or "")
+    allowance = Allowance(len(data) + _MEMORY, DEFAULT_LIMITS.max_seconds)
+    with (
+        DECODING.held(2 * len(data), DEFAULT_LIMITS.max_memory),
+        conversation("manifest", data, asked, allowance, "C2PA manifest") as child,
+    ):
+        return child.receive(Answer)
