@@ -51,8 +51,8 @@ def merged(findings: Sequence[Finding]) -> Provenance:
 
 def printable(text: str, most: int) -> str:
     """Return a text in one line of at most `most` characters, without control, invisible or bidirectional ones."""
-    spaced = " ".join(text[: 8 * most].split())
-    shown = "".join(character for character in spaced if character.isprintable())
+    kept = (c if c.isprintable() else " " if c.isspace() else "" for c in text[: 8 * most])
+    shown = " ".join("".join(kept).split())
     return shown if len(shown) <= most else shown[: most - 3] + "..."
 
 

@@ -167,7 +167,7 @@ _XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # XMP specificati
 
 def _bmff(data: bytes, found: Metadata) -> bool:
     """ISO/IEC 14496-12, section 4.2; also the boxes of JPEG XL (ISO/IEC 18181-2) and JPEG 2000."""
-    signed = False
+    signed = listed = False
     for kind, start, end in _visited(boxes(data, 0, len(data))):
         if kind == b"uuid":
             name = data[start : start + 16]
@@ -180,7 +180,8 @@ def _bmff(data: bytes, found: Metadata) -> bool:
             _keep(found.xmp, data, start, end)
         elif kind == b"Exif":
             _keep(found.exif, data, start + 4, end)
-        elif kind == b"meta":
+        elif kind == b"meta" and not listed:
+            listed = True  # a file has one at most
             for item, first, last in items(data, start, end):
                 if item == XMP_ITEM:
                     _keep(found.xmp, data, first, last)

@@ -87,9 +87,17 @@ def comment_findings(comment: bytes) -> list[Finding]:
 
 def _exif_text(value: bytes, tag: int) -> str:
     if tag != USER_COMMENT:
-        return value.decode("utf-8", "replace")
+        return _decoded(value)
     code, text = value[:8], value[8:]  # Exif 3.0, section 4.6.6.5.2: 8 bytes say which code the text is in
     if code != b"UNICODE\0":
-        return (text if code in (b"ASCII\0\0\0", bytes(8)) else value).decode("utf-8", "replace")
+        return _decoded(text if code in (b"ASCII\0\0\0", bytes(8)) else value)
     # The byte order is that of the block, but writers differ. Latin text has its zeros before or after its letters.
     return text.decode("utf-16-be" if text[:200:2].count(0) >= text[1:200:2].count(0) else "utf-16-le", "replace")
+
+
+def _decoded(value: bytes) -> str:
+    """Return a text that should be ASCII, and is UTF-8 or Latin-1 in practice."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
