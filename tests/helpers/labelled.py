@@ -55,11 +55,20 @@ def with_xmp(format: str, xmp: bytes) -> bytes:
 
 
 def with_exif(format: str, tags: dict[int, Any], exif_tags: dict[int, Any] | None = None) -> bytes:
+    return picture(format, exif=_exif(tags, exif_tags or {}))
+
+
+def exif_block(tags: dict[int, Any]) -> bytes:
+    """Return a TIFF structure with these tags."""
+    return _exif(tags, {}).tobytes().removeprefix(b"Exif\0\0")
+
+
+def _exif(tags: dict[int, Any], exif_tags: dict[int, Any]) -> Image.Exif:
     exif = Image.Exif()
     exif.update({315: "somebody"} | tags)  # Pillow leaves out a block without a tag of its own
     if exif_tags:
         exif.get_ifd(0x8769).update(exif_tags)
-    return picture(format, exif=exif)
+    return exif
 
 
 def with_text(keyword: str, text: str, kind: str = "tEXt") -> bytes:
