@@ -103,10 +103,9 @@ def decode(data: bytes, limits: ReadLimits = DEFAULT_LIMITS, *, fit: tuple[int, 
     limits.check_pixels(container.format, *pixels)
     limits.check_memory(container.format, memory + 3 * pixels[0] * pixels[1])
     with DECODING.held(memory, limits.max_memory):
-        if not container.isolated:
-            return raster.whole(container, fit, limits)
-        found = isolation.boxes(container, lambda height, width: [(0, 0, width, height)], limits)
-    return Decoded(found.boxes[0], found.width, found.height, found.format, found.notes)
+        if container.isolated:
+            return isolation.whole(container, limits)
+        return raster.whole(container, fit, limits)
 
 
 def decode_boxes(
