@@ -13,7 +13,6 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
-    ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -21,20 +20,24 @@ from PIL import (
 )
 
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.images import jpeg_rows
+from mdmf_deploy.images import codecs, jpeg_rows
 from mdmf_deploy.images.containers import Container
 from mdmf_deploy.images.crops import Box, Pixels
 from mdmf_deploy.images.limits import Note, ReadLimits
 from mdmf_deploy.images.rgb import LOG, PILLOW_WARNINGS, TURNS, orientation_of, to_rgb, upright
 
 # Opened directly, because Image.open turns MPO into another format and warns at Pillow's pixel limit instead of ours.
-READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "jpeg": JpegImagePlugin.JpegImageFile,
     "png": PngImagePlugin.PngImageFile,
     "webp": WebPImagePlugin.WebPImageFile,
     "tiff": TiffImagePlugin.TiffImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
     "gif": GifImagePlugin.GifImageFile,
+    "avif": codecs.avif,
+    "heif": codecs.heif,
+    "jpeg2000": codecs.jpeg2000,
+    "jpeg_xl": codecs.jpeg_xl,
 }
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _STRIPS_AND_TILES = ((273, 279), (324, 325))  # tags of their offsets and byte counts
@@ -81,7 +84,7 @@ def boxes(container: Container, place: Callable[[int, int], Sequence[Box]], limi
     return guarded(container, lambda source: _boxes(container, source, place, limits))
 
 
-def opened(container: Container, limits: ReadLimits) -> ImageFile.ImageFile:
+def opened(container: Container, limits: ReadLimits) -> Image.Image:
     """Open a container. No pixel is read."""
     return guarded(container, lambda source: _opened(source, container, limits))
 
@@ -120,7 +123,7 @@ class Source(io.BytesIO):
         return data
 
 
-def _opened(source: Source, container: Container, limits: ReadLimits) -> ImageFile.ImageFile:
+def _opened(source: Source, container: Container, limits: ReadLimits) -> Image.Image:
     data, format = container.data, container.format
     if format == "webp":
         # libwebp allocates its canvas as soon as it is opened, and gives no reason when it fails.
@@ -190,7 +193,7 @@ def _as_stored(box: Box, orientation: int, size: tuple[int, int]) -> Box:
     return left, top, right, bottom
 
 
-def _loaded(container: Container, image: ImageFile.ImageFile, rows: int) -> Image.Image:
+def _loaded(container: Container, image: Image.Image, rows: int) -> Image.Image:
     """Load the image as stored, or only a part from the top that contains these rows."""
     if container.format == "jpeg":
         part = jpeg_rows.shortened(container.data, rows)
