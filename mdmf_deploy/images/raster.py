@@ -12,12 +12,11 @@ import numpy as np
 from PIL import (
     BmpImagePlugin,
     Image,
-    ImageFile,
     TiffImagePlugin,
 )
 
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.images import jpeg_pixels
+from mdmf_deploy.images import codecs, jpeg_pixels
 from mdmf_deploy.images.containers import Container
 from mdmf_deploy.images.containers.jpeg import Jpeg
 from mdmf_deploy.images.containers.parts import BAND
@@ -27,12 +26,16 @@ from mdmf_deploy.images.readers import Gif, Png, WebP
 from mdmf_deploy.images.rgb import PILLOW_WARNINGS, TURNS, orientation_of, to_rgb, upright
 
 # Opened directly, because Image.open turns MPO into another format and warns at Pillow's pixel limit instead of ours.
-READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "png": Png,
     "webp": WebP,
     "tiff": TiffImagePlugin.TiffImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
     "gif": Gif,
+    "avif": codecs.avif,
+    "heif": codecs.heif,
+    "jpeg2000": codecs.jpeg2000,
+    "jpeg_xl": codecs.jpeg_xl,
 }
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _STRIPS_AND_TILES = ((273, 279), (324, 325))  # tags of their offsets and byte counts
@@ -79,7 +82,7 @@ def boxes(container: Container, place: Callable[[int, int], Sequence[Box]], limi
     return guarded(container, lambda source: _boxes(container, source, place, limits))
 
 
-def opened(container: Container, limits: ReadLimits) -> ImageFile.ImageFile:
+def opened(container: Container, limits: ReadLimits) -> Image.Image:
     """Open a container. No pixel is read."""
     return guarded(container, lambda source: _opened(source, container, limits))
 
@@ -118,7 +121,7 @@ class Source(io.BytesIO):
         return data
 
 
-def _opened(source: Source, container: Container, limits: ReadLimits) -> ImageFile.ImageFile:
+def _opened(source: Source, container: Container, limits: ReadLimits) -> Image.Image:
     data, format = container.data, container.format
     image = READERS[format](source)
     limits.check_pixels(format, *image.size)
@@ -132,7 +135,7 @@ def _opened(source: Source, container: Container, limits: ReadLimits) -> ImageFi
 
 def _whole(container: Container, source: Source, fit: tuple[int, int] | None, limits: ReadLimits) -> Decoded:
     if isinstance(container, Jpeg):
-        image: ImageFile.ImageFile = jpeg_pixels.load(container, reduction(container, fit))
+        image: Image.Image = jpeg_pixels.load(container, reduction(container, fit))
     else:
         image = _opened(source, container, limits)
         image.load()
