@@ -50,7 +50,7 @@ OTHERS = [
     ("an M4A sound file", BOX + b"M4A \0\0\x02\0M4A mp42"),
     ("a sound file", b"OggS\0\x02" + bytes(22) + b"\x01vorbis"),
     ("a Windows Media file", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11" + bytes(99)),
-    ("a side file of macOS, without the image", b"\0\x05\x16\x07\0\x02\0\0Mac OS X"),
+    ("a side file of macOS", b"\0\x05\x16\x07\0\x02\0\0Mac OS X"),
     ("a gzip file", b"\x1f\x8b\x08\0"),
     ("a PDF", b"%PDF-1.7\n"),
 ]
@@ -160,7 +160,8 @@ SVG = b'<?xml version="1.0"?>\n<!-- a --><!-- b -->\n<svg xmlns="http://www.w3.o
         (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page, not an image: the download failed"),
         (b"\n <!-- saved --> <HTML>", "a web page"),
         ("\ufeff<html>".encode("utf-16"), "a web page"),
-        ("<html>caf\xe9".encode("latin-1"), "a web page"),
+        ("<html>caf\xe9 au lait".encode("latin-1"), "a web page"),
+        (b"BMW is a car", "plain text"),
         (LFS, "a Git LFS pointer, not the image itself; run `git lfs pull`"),
         (b"../../.git/annex/objects/Xk/9f/SHA256E-s1--2.jpg\n", "a git-annex pointer"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML, such as a server's message"),
@@ -181,8 +182,16 @@ SVG = b'<?xml version="1.0"?>\n<!-- a --><!-- b -->\n<svg xmlns="http://www.w3.o
 def test_what_stands_in_place_of_an_image_is_said(data: bytes, words: str) -> None:
     line = unsupported(data)
     assert words in line
+    assert image_format(data) is None
     assert len(line.splitlines()) == 1
     assert holds_pictures(data) == ("SVG" in words or "PNM" in words)
+
+
+def test_matroska_with_sound_alone_is_no_video() -> None:
+    head = b"\x1a\x45\xdf\xa3\x01\0\0\0\0\0\0\x1fB\x82\x88matroska"
+    assert holds_pictures(head + b"\x86\x88A_VORBIS\x86\x85V_VP9")
+    assert holds_pictures(head)
+    assert not holds_pictures(head + b"\x86\x88A_VORBIS")
 
 
 def test_archives_are_named() -> None:
