@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import (
     BmpImagePlugin,
+    GifImagePlugin,
     Image,
     ImageFile,
     JpegImagePlugin,
@@ -24,7 +25,7 @@ from mdmf_deploy.images.containers import Container
 from mdmf_deploy.images.containers.parts import BAND
 from mdmf_deploy.images.crops import Box, Pixels
 from mdmf_deploy.images.limits import Note, ReadLimits
-from mdmf_deploy.images.readers import Gif, Png, WebP
+from mdmf_deploy.images.readers import Png, WebP
 from mdmf_deploy.images.rgb import LOG, PILLOW_WARNINGS, TURNS, orientation_of, to_rgb, upright
 
 # Opened directly, because Image.open turns MPO into another format and warns at Pillow's pixel limit instead of ours.
@@ -34,7 +35,7 @@ READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "webp": WebP,
     "tiff": TiffImagePlugin.TiffImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
-    "gif": Gif,
+    "gif": GifImagePlugin.GifImageFile,
 }
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _STRIPS_AND_TILES = ((273, 279), (324, 325))  # tags of their offsets and byte counts
