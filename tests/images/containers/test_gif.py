@@ -126,6 +126,15 @@ def test_the_end_of_a_cut_block_is_no_pixel() -> None:
     assert decode(screen(12, 9, TABLE) + WHOLE[:11] + bytes([len(codes)]) + codes[:-1]).width == 12
 
 
+def test_an_image_of_many_blocks_is_whole_until_it_is_cut() -> None:
+    indices = np.random.default_rng(3).integers(0, 128, (160, 200), np.uint8)
+    data = screen(200, 160, TABLE) + picture((0, 0, 200, 160), indices.tobytes())
+    np.testing.assert_array_equal(decode(data).pixels, COLOURS[indices])
+    np.testing.assert_array_equal(decode(data[:-2]).pixels, COLOURS[indices])  # without terminator and trailer
+    for missing in (3, 4, 300, 256 * 64, 256 * 64 + 70, len(data) - 256 * 64 - 405, len(data) - 405):
+        assert code(data[:-missing]) == "truncated"
+
+
 def test_too_many_blocks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdmf_deploy.images.containers.gif.MOST_PARTS", 300)
     assert decode(screen(12, 9, TABLE) + b"!\xfe" + sub_blocks(bytes(200), 1) + WHOLE + b";").width == 12
