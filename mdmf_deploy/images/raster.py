@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import (
     BmpImagePlugin,
+    GifImagePlugin,
     Image,
     TiffImagePlugin,
 )
@@ -22,7 +23,7 @@ from mdmf_deploy.images.containers.jpeg import Jpeg
 from mdmf_deploy.images.containers.parts import BAND
 from mdmf_deploy.images.crops import Box, Pixels
 from mdmf_deploy.images.limits import Note, ReadLimits
-from mdmf_deploy.images.readers import Gif, Png, WebP
+from mdmf_deploy.images.readers import Png, WebP
 from mdmf_deploy.images.rgb import PILLOW_WARNINGS, TURNS, orientation_of, to_rgb, upright
 
 # Opened directly, because Image.open turns MPO into another format and warns at Pillow's pixel limit instead of ours.
@@ -31,7 +32,7 @@ READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "webp": WebP,
     "tiff": TiffImagePlugin.TiffImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
-    "gif": Gif,
+    "gif": GifImagePlugin.GifImageFile,
     "avif": codecs.avif,
     "heif": codecs.heif,
     "jpeg2000": codecs.jpeg2000,

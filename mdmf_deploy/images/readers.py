@@ -1,9 +1,4 @@
-"""Pillow's readers of PNG, GIF and WebP, which notice pixels that are not there.
-
-PNG and GIF pack their pixels in a stream with an end of its own. Pillow leaves the rest of the image as it is when the
-stream ends too early, and says nothing. So these readers mark the pixels that are filled last before they decode. If
-the mark is still there, the image may happen to be like it. Then a second decoding with the opposite mark decides.
-"""
+"""Pillow's readers of PNG and WebP, which notice pixels that are not there."""
 
 from __future__ import annotations
 
@@ -12,7 +7,7 @@ from hashlib import shake_128
 from typing import Any
 
 import numpy as np
-from PIL import GifImagePlugin, Image, ImageFile, PngImagePlugin, WebPImagePlugin
+from PIL import Image, PngImagePlugin, WebPImagePlugin
 
 from mdmf_deploy.images.crops import Box
 
@@ -20,25 +15,24 @@ _WIDTH = 64
 _NOISE = shake_128(b"the pixels that are filled last").digest(4 * (_WIDTH + 1))
 
 
-class _Filled(ImageFile.ImageFile):
-    """A file whose `load` raises EOFError if the pixels that are filled last are not there."""
+class Png(PngImagePlugin.PngImageFile):
+    """A PNG, filled row by row.
+
+    Pillow leaves the last rows as they are if the stream of pixels ends before them, and says nothing. So the row that
+    is filled last is marked before. If the mark is still there, the image may happen to be like it. Then a second
+    decoding with the opposite mark decides.
+    """
 
     opposite = False
     place: Box
     mark: Image.Image
 
-    def last_row(self) -> int:
-        """Return the row that is filled last."""
-        raise NotImplementedError
-
-    def last_columns(self) -> slice:
-        """Return which columns of the mark are filled last."""
-        raise NotImplementedError
-
     def load_prepare(self) -> None:
         """Make room for the pixels, and mark the last ones."""
         super().load_prepare()
-        row, left = self.last_row(), max(0, self.width - _WIDTH) // 2 * 2
+        # The last of seven passes fills the odd rows (Adam7, section 8.2).
+        odd = self.height > 1 and self.info.get("interlace")
+        row, left = self.height - 1 - (self.height % 2 if odd else 0), max(0, self.width - _WIDTH) // 2 * 2
         self.place = (left, row, self.width, row + 1)
         blank = Image.new(self.im.mode, (self.width - left, 1))
         noise = _NOISE[: len(blank.tobytes())]
@@ -51,51 +45,25 @@ class _Filled(ImageFile.ImageFile):
         Raises EOFError if some are missing.
         """
         source = self.fp if self.tile else None
-        columns = self.last_columns() if self.tile else slice(0)
         pixels = super().load()
-        if source is None or not self._marked(columns):
+        if source is None or not self._marked():
             return pixels
         assert isinstance(source, io.BytesIO)
         again = type(self)(io.BytesIO(source.getvalue()))
         again.opposite = True
         self.im = Image.new(self.mode, (1, 1)).im  # room for the second decoding
-        super(_Filled, again).load()
-        if again._marked(columns):
+        super(Png, again).load()
+        if again._marked():
             raise EOFError("its last pixels are missing")
         self.im = again.im
         return super().load()
 
-    def _marked(self, columns: slice) -> bool:
+    def _marked(self) -> bool:
+        # In a single row, the odd columns are filled last, by the sixth pass.
+        single = self.height == 1 < self.width and self.info.get("interlace")
+        columns = slice(1, None, 2) if single else slice(None)
         found = np.asarray(self.crop(self.place))
         return np.array_equal(found[0, columns], np.asarray(self.mark)[0, columns])
-
-
-class Png(_Filled, PngImagePlugin.PngImageFile):
-    """A PNG, filled row by row. The last of seven passes fills the odd rows (Adam7, section 8.2)."""
-
-    def last_row(self) -> int:
-        """Return the row that is filled last."""
-        odd = self.height > 1 and self.info.get("interlace")
-        return self.height - 1 - (self.height % 2 if odd else 0)
-
-    def last_columns(self) -> slice:
-        """Return all columns, or the odd ones of a single row, which the sixth pass fills."""
-        single = self.height == 1 < self.width and self.info.get("interlace")
-        return slice(1, None, 2) if single else slice(None)
-
-
-class Gif(_Filled, GifImagePlugin.GifImageFile):
-    """A GIF, filled pixel by pixel. If it is interlaced, the odd rows come last (appendix E)."""
-
-    def last_row(self) -> int:
-        """Return the row that is filled last."""
-        assert isinstance(self.tile[0].args, tuple)
-        odd = self.height > 1 and self.tile[0].args[1]
-        return self.height - 1 - (self.height % 2 if odd else 0)
-
-    def last_columns(self) -> slice:
-        """Return the last column."""
-        return slice(-1, None)
 
 
 class WebP(WebPImagePlugin.WebPImageFile):

@@ -27,18 +27,18 @@ def png_of(*chunks: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def scan_lines(values: NDArray[Any], depth: int, interlace: bool = False) -> bytes:
+def scan_lines(values: NDArray[Any], depth: int, interlace: bool = False) -> list[bytes]:
     """Return the unfiltered scan lines of a PNG.  values: (H, W, channels)."""
     parts = [values[r::rs, c::cs] for r, c, rs, cs in PASSES] if interlace else [values]
-    lines = b""
+    lines = []
     for part in parts:
         for row in part if part.size else ():
             samples = row.reshape(-1)
             if depth == 16:
-                lines += b"\0" + samples.astype(">u2").tobytes()
+                lines.append(b"\0" + samples.astype(">u2").tobytes())
             else:
                 bits = np.unpackbits(samples.astype(np.uint8)[:, None], axis=1)[:, 8 - depth :]
-                lines += b"\0" + np.packbits(bits).tobytes()
+                lines.append(b"\0" + np.packbits(bits).tobytes())
     return lines
 
 

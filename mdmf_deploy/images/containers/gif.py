@@ -93,7 +93,7 @@ def _image(data: bytes, at: int, colours: bytes, control: bytes, parts: Iterator
         height=canvas[1],
         orientation=1,
         memory=pillow_bytes(width, height, 1) + rgb_bytes(*canvas) + len(kept) + SLACK,
-        offset=(left, top),
+        offset=None if canvas == (width, height) else (left, top),
     )
 
 
@@ -116,6 +116,12 @@ def _blocks(data: bytes, at: int, parts: Iterator[int]) -> tuple[bytes, int]:
     for _ in parts:
         if at >= len(data):
             return data[begin:], at
+        # Most writers fill their blocks, so that many can be skipped at once.
+        lengths = data[at : at + 256 * 64 : 256]
+        full = min(len(lengths) - len(lengths.lstrip(b"\xff")), (len(data) - at) // 256)
+        if full:
+            at += 256 * full
+            continue
         length = data[at]
         if not length:
             return data[begin:at], at + 1

@@ -126,7 +126,7 @@ def _container(
         # libwebp holds two canvases of 4 bytes a pixel, and Pillow two copies of the picture. Alpha takes one more.
         # Both copy the file.
         memory=max(17 * pixels, 12 * pixels + rgb_bytes(width, height)) + 3 * len(still.data) + SLACK,
-        offset=offset,
+        offset=None if (width, height) == (still.width, still.height) else offset,
     )
 
 

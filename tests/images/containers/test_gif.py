@@ -33,7 +33,16 @@ def test_the_area_that_no_frame_covers_is_white() -> None:
     image = decode(data)
     assert (image.width, image.height) == (20, 30)
     np.testing.assert_array_equal(image.pixels, expected)
-    boxes = [(0, 0, 20, 30), (3, 5, 9, 11), (0, 0, 5, 7), (17, 0, 20, 30), (6, 8, 9, 12), (10, 10, 20, 30)]
+    boxes = [
+        (0, 0, 20, 30),
+        (3, 5, 9, 11),
+        (0, 0, 5, 7),
+        (17, 0, 20, 30),
+        (0, 0, 3, 3),
+        (18, 20, 20, 30),
+        (6, 8, 9, 12),
+        (10, 10, 20, 30),
+    ]
     found = decode_boxes(data, lambda height, width: boxes).boxes
     for (left, top, right, bottom), pixels in zip(boxes, found, strict=True):
         np.testing.assert_array_equal(pixels, expected[top:bottom, left:right])
@@ -64,17 +73,6 @@ def test_every_missing_pixel_is_noticed(size: tuple[int, int], interlaced: bool)
                 assert code(data) == "truncated"
             else:
                 np.testing.assert_array_equal(decode(data).pixels, COLOURS[pixels])
-
-
-@pytest.mark.parametrize("width", [1, 2, 3, 4])
-def test_an_image_that_happens_to_end_like_any_mark_is_whole(width: int) -> None:
-    for last in range(128):
-        for transparent in (None, last, 5):
-            before = screen(width, 1, TABLE) + control(transparent)
-            data = before + picture((0, 0, width, 1), bytes([*[3] * (width - 1), last])) + b";"
-            expected = [255] * 3 if transparent == last else COLOURS[last]
-            np.testing.assert_array_equal(decode(data).pixels[0, -1], expected)
-        assert code(before + picture((0, 0, width, 1), bytes([3] * (width - 1))) + b";") == "truncated"
 
 
 def test_the_last_control_before_the_image_decides_what_is_transparent() -> None:
@@ -126,6 +124,15 @@ def test_the_end_of_a_cut_block_is_no_pixel() -> None:
         cut = WHOLE[:11] + bytes([len(codes)]) + codes[:kept]
         assert code(screen(12, 9, TABLE) + cut) == "truncated"
     assert decode(screen(12, 9, TABLE) + WHOLE[:11] + bytes([len(codes)]) + codes[:-1]).width == 12
+
+
+def test_an_image_of_many_blocks_is_whole_until_it_is_cut() -> None:
+    indices = np.random.default_rng(3).integers(0, 128, (160, 200), np.uint8)
+    data = screen(200, 160, TABLE) + picture((0, 0, 200, 160), indices.tobytes())
+    np.testing.assert_array_equal(decode(data).pixels, COLOURS[indices])
+    np.testing.assert_array_equal(decode(data[:-2]).pixels, COLOURS[indices])  # without terminator and trailer
+    for missing in (3, 4, 300, 256 * 64, 256 * 64 + 70, len(data) - 256 * 64 - 405, len(data) - 405):
+        assert code(data[:-missing]) == "truncated"
 
 
 def test_too_many_blocks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

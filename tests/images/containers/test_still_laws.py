@@ -10,7 +10,7 @@ from typing import TypeVar, get_args
 
 import numpy as np
 import pytest
-from helpers.bad_inputs import encoded, photo, rgba
+from helpers.bad_inputs import encoded, oriented, photo, rgba
 from helpers.stills import bmp_of, control, extended, frame, picture, riff, riff_chunk, screen, webp_chunks
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +18,7 @@ from PIL import Image
 
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images.containers import parse
-from mdmf_deploy.images.decode import Code, ReadLimits, decode
+from mdmf_deploy.images.decode import Code, ReadLimits, decode, decode_boxes
 from mdmf_deploy.images.limits import DEFAULT_LIMITS
 
 Found = TypeVar("Found")
@@ -105,6 +105,19 @@ def test_what_a_parser_keeps_is_a_file_of_the_same_pixels(name: str) -> None:
     assert again.data == found.data
     if found.offset is None:
         assert (again.width, again.height) == (found.width, found.height)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_bands_make_no_difference(orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = (oriented("PNG", orientation), oriented("WEBP", orientation))
+    boxes = [(3, 1, 29, 30), (0, 0, 32, 32), (5, 6, 6, 7)]
+    whole = [decode(data).pixels for data in files]
+    monkeypatch.setattr("mdmf_deploy.images.raster.BAND", 48 * 5)
+    for data, pixels in zip(files, whole, strict=True):
+        np.testing.assert_array_equal(decode(data).pixels, pixels)
+        found = decode_boxes(data, lambda height, width: boxes).boxes
+        for (left, top, right, bottom), part in zip(boxes, found, strict=True):
+            np.testing.assert_array_equal(part, pixels[top:bottom, left:right])
 
 
 MEASURE = """
