@@ -172,6 +172,33 @@ def test_no_cut_file_passes_for_a_whole_one(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_a_file_whose_end_never_came_does_not_pass(format: str) -> None:
+    data = written(PHOTO, format)
+    for end in range(data.index(b"mdat") + 8, len(data) - 200, 1999):
+        assert code_of(data[:end] + bytes(len(data) - end)) in ("truncated", "corrupt")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_coded_picture_must_hold_one(format: str) -> None:
+    """The table says that the data are there, and the units of the codec say that they are not."""
+    data = written(PHOTO, format)
+    _, item = items_of(data)
+    item.masks = []
+    for part in (item.data[: len(item.data) // 2], item.data[:-1], item.data[:20]):
+        item.data = part
+        assert code_of(heif_items.written([item], data[8:12])) == "truncated"
+
+
+@AVIF
+def test_an_avif_is_never_scaled_to_the_size_it_claims() -> None:
+    data = written(FLAT, "avif")
+    size = (160).to_bytes(4, "big") + (96).to_bytes(4, "big")
+    for claimed in ((80, 48), (320, 192), (160, 97)):
+        lie = claimed[0].to_bytes(4, "big") + claimed[1].to_bytes(4, "big")
+        assert code_of(data.replace(size, lie)) == "corrupt"
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_sizes_are_checked_before_the_codec_sees_anything(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(raster.READERS, format, lambda source: pytest.fail("the codec saw a bomb"))
     data = written(PHOTO, format)
