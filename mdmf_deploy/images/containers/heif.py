@@ -150,6 +150,8 @@ def _flat(items: Items, number: int) -> Item:
     for _ in range(8):
         if item.kind != b"iden":
             item.properties += transforms
+            if len(item.properties) > 255:
+                break
             return item
         transforms = [found for found in item.properties if found.kind in (b"irot", b"imir", b"clap")] + transforms
         if len(item.tiles) != 1:
@@ -220,7 +222,7 @@ def _check_grid(items: list[Item], width: int, height: int) -> None:
             raise ImageError("corrupt", "heif: its grid has no size")
         rows, columns = body[2] + 1, body[3] + 1
         size = int.from_bytes(body[4 : 4 + wide], "big"), int.from_bytes(body[4 + wide : 4 + 2 * wide], "big")
-        if len(grid.tiles) != rows * columns:
+        if len(grid.tiles) != rows * columns or len(grid.tiles) > MOST_ITEMS:
             raise ImageError("corrupt", f"heif: its grid has {len(grid.tiles)} tiles and needs {rows * columns}")
         tiles = {_size(by_number[number]) for number in grid.tiles}
         tile = next(iter(tiles))

@@ -322,6 +322,13 @@ def test_a_cut_at_any_byte_of_the_structure_never_raises_anything_else() -> None
         only_image_errors(data[:end])
 
 
+def test_floods_of_table_entries_are_refused() -> None:
+    start = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    extents = (1).to_bytes(2, "big") + bytes(4) + (60_000).to_bytes(2, "big") + bytes(8) * 60_000
+    places = boxes.made(b"iloc", b"\1\0\0\0\x44\0", (9).to_bytes(2, "big"), extents * 9)
+    assert code_of(start + boxes.made(b"meta", bytes(4), places)) == "corrupt"
+
+
 def test_boxes_without_end_are_refused() -> None:
     data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0\0\0\x08free" * (boxes.MOST_BOXES + 1)
     assert code_of(data) == "corrupt"

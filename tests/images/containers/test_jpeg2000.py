@@ -182,6 +182,14 @@ def test_comments_cost_nothing() -> None:
     assert plain == parse(plain.data, DEFAULT_LIMITS)
 
 
+def test_floods_of_small_parts_are_refused() -> None:
+    data = written(PHOTO, no_jp2=True)
+    start, tile = data.index(b"\xff\x52"), data.index(b"\xff\x90")
+    assert code_of(data[:start] + b"\xff\x64\0\2" * 70_000 + data[start:]) == "corrupt"
+    part = b"\xff\x90\0\x0a\0\0\0\0\0\x0e\0\0\xff\x93"
+    assert code_of(data[:tile] + part * 270_000 + data[tile:]) == "corrupt"
+
+
 SEEDS = [written(PHOTO, tile_size=(32, 32)), written(GREY, no_jp2=True), written(np.dstack([PHOTO, ALPHA]))]
 
 
