@@ -214,9 +214,59 @@ def test_a_grid_whose_tiles_do_not_make_up_the_picture_is_corrupt(monkeypatch: p
     assert tile in data
     assert code_of(data.replace(tile, (32).to_bytes(4, "big") * 2)) == "corrupt"
     assert code_of(data.replace(tile, (40_000).to_bytes(4, "big") * 2)) == "corrupt"
+    narrow = data.replace((160).to_bytes(2, "big") + (96).to_bytes(2, "big"), (158).to_bytes(2, "big") + b"\0\x60")
+    assert narrow != data
+    assert code_of(narrow) == "corrupt"
     grid = bytes([0, 0, 1, 2]) + (160).to_bytes(2, "big") + (96).to_bytes(2, "big")
     assert grid in data
     assert code_of(data.replace(grid, bytes([0, 0, 200, 200]) + grid[4:])) == "corrupt"
+
+
+def sized(width: int, height: int) -> heif_items.Property:
+    return heif_items.Property(b"ispe", bytes(4) + width.to_bytes(4, "big") + height.to_bytes(4, "big"))
+
+
+def gridded(size: tuple[int, int], tile: tuple[int, int], *more: heif_items.Property) -> bytes:
+    """Return a file of one tile in a grid of one, with these sizes."""
+    _, item = items_of(written(PHOTO))
+    hidden = heif_items.Item(2, b"hvc1", [sized(*tile), *(p for p in item.properties if p.kind == b"hvcC")], item.data)
+    body = bytes([0, 1, 0, 0]) + size[0].to_bytes(4, "big") + size[1].to_bytes(4, "big")
+    return heif_items.written([heif_items.Item(1, b"grid", [sized(*size), *more], body, [2]), hidden], b"heic")
+
+
+def test_neither_a_tile_nor_a_small_window_hides_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
+    np.testing.assert_array_equal(decode(gridded((150, 90), (160, 96))).pixels, PHOTO[:90, :150])
+    monkeypatch.setitem(raster.READERS, "heif", lambda source: pytest.fail("the codec saw a bomb"))
+    assert code_of(gridded((160, 96), (40_000, 40_000))) == "too_many_pixels"
+    window = heif_items.Property(b"clap", clap(100, 60, (0, 1), (0, 1)), True)
+    assert code_of(gridded((40_000, 40_000), (40_000, 40_000), window)) == "too_many_pixels"
+
+
+def test_items_that_share_bytes_cost_them_once_and_overlaps_are_corrupt() -> None:
+    _, item = items_of(written(PHOTO[:64, :64]))
+    tiles = [heif_items.Item(n, b"hvc1", item.properties, item.data) for n in range(2, 102)]
+    body = bytes([0, 0, 9, 9]) + (640).to_bytes(2, "big") * 2
+    grid = heif_items.Item(1, b"grid", [sized(640, 640)], body, [tile.number for tile in tiles])
+    data = heif_items.written([grid, *tiles], b"heic")
+    assert len(data) < 2 * len(item.data) + 9999
+    np.testing.assert_array_equal(decode(data).pixels, np.tile(PHOTO[:64, :64], (10, 10, 1)))
+    place = data[data.index(b"iloc") + 4 + 8 + 16 + 8 :][:8]
+    assert int.from_bytes(place[4:], "big") == len(item.data)
+    overlapping = data
+    for n in range(1, 90):
+        other = (int.from_bytes(place[:4], "big") + n).to_bytes(4, "big") + (len(item.data) - n).to_bytes(4, "big")
+        overlapping = overlapping.replace(place, other, 1)
+    with pytest.raises(ImageError, match="overlap"):
+        decode(overlapping)
+
+
+def test_the_matrix_that_the_file_names_makes_rgb() -> None:
+    data = written(PHOTO)
+    at = data.index(b"colrnclx") + 8
+    other = data[: at + 4] + b"\0\x09" + data[at + 6 :]
+    expected = np.asarray(pillow_heif.open_heif(io.BytesIO(other)).to_pillow())
+    assert (expected != PHOTO).any()
+    np.testing.assert_array_equal(decode(other).pixels, expected)
 
 
 @AVIF
@@ -275,6 +325,7 @@ def test_only_what_pixels_depend_on_is_kept(format: str) -> None:
 
 
 def test_no_option_of_a_library_changes() -> None:
+    pillow_heif.options.DECODE_THREADS += 1  # so that a value that was left behind shows
     before = dict(vars(pillow_heif.options)), list(Image.ID), dict(Image.EXTENSION)
     decode(written(PHOTO))
     assert before == (dict(vars(pillow_heif.options)), list(Image.ID), dict(Image.EXTENSION))
