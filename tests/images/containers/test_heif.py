@@ -17,7 +17,7 @@ from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images import raster
 from mdmf_deploy.images.containers import boxes, heif, heif_items, parse
 from mdmf_deploy.images.decode import decode, decode_boxes
-from mdmf_deploy.images.limits import DEFAULT_LIMITS
+from mdmf_deploy.images.limits import DEFAULT_LIMITS, ReadLimits
 
 pillow_heif = pytest.importorskip("pillow_heif")
 AVIF = pytest.mark.skipif(importlib.util.find_spec("PIL._avif") is None, reason="this Pillow cannot read AVIF")
@@ -250,6 +250,10 @@ def test_items_that_share_bytes_cost_them_once_and_overlaps_are_corrupt() -> Non
     data = heif_items.written([grid, *tiles], b"heic")
     assert len(data) < 2 * len(item.data) + 9999
     np.testing.assert_array_equal(decode(data).pixels, np.tile(PHOTO[:64, :64], (10, 10, 1)))
+    grid.properties.append(heif_items.Property(b"clap", clap(100, 60, (0, 1), (0, 1)), True))
+    with pytest.raises(ImageError) as caught:
+        decode(heif_items.written([grid, *tiles], b"heic"), ReadLimits(max_pixels=100_000))
+    assert caught.value.code == "too_many_pixels"
     place = data[data.index(b"iloc") + 4 + 8 + 16 + 8 :][:8]
     assert int.from_bytes(place[4:], "big") == len(item.data)
     overlapping = data
