@@ -1,7 +1,7 @@
 """Readers of the formats that few files have: HEIF, AVIF, JPEG 2000 and JPEG XL. Their libraries are imported late.
 
-Each reader takes the bytes of a Container. No reader registers anything with Pillow, and none starts threads, because
-images are decoded in parallel.
+Each reader takes the bytes of a Container. No reader registers anything with Pillow. Images are decoded in parallel,
+so no library may start a thread per core. Only libde265 starts one, and waits for it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def heif(source: io.BytesIO) -> Image.Image:
     """
     import pillow_heif
 
-    with _set(pillow_heif.options, "DECODE_THREADS", 1):
+    with _set(pillow_heif.options, "DECODE_THREADS", 0):
         picture = pillow_heif.open_heif(source)[0]
         data = picture.data  # the size may change now
     return Image.frombytes(picture.mode, picture.size, data, "raw", picture.mode, picture.stride)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mdmf_deploy.errors import ImageError
 
-MOST_BOXES = 2**20
+MOST_BOXES = 2**17
 """Boxes in one box. Nothing that a camera or program writes comes near."""
 
 

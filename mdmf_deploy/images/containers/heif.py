@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from mdmf_deploy.errors import ImageError, install
 from mdmf_deploy.images.containers import Container
 from mdmf_deploy.images.containers.boxes import Box, boxes, name_of
+from mdmf_deploy.images.containers.heif_coded import check_av1, check_hevc
 from mdmf_deploy.images.containers.heif_items import KEPT, MOST_ITEMS, Item, Items, Property, written
 from mdmf_deploy.images.containers.heif_tracks import first_sample
 from mdmf_deploy.images.limits import ReadLimits
@@ -63,6 +64,11 @@ def parse(data: bytes, limits: ReadLimits) -> Container:
     largest = max((_size(tile) for tile in tiles.values()), key=lambda size: size[0] * size[1])
     limits.check_pixels(f"{format} tile", *largest)
     _check_reader(format)
+    for item in tiles.values():
+        if format == "avif":
+            check_av1(item.data, _size(item))
+        else:
+            check_hevc(item.data, item.find(b"hvcC") or b"")
     for item in items:
         item.properties = [found for found in item.properties if _kept(found)]
     orientation, window = _transform(picture, width, height)
@@ -144,6 +150,8 @@ def _flat(items: Items, number: int) -> Item:
     for _ in range(8):
         if item.kind != b"iden":
             item.properties += transforms
+            if len(item.properties) > 255:
+                break
             return item
         transforms = [found for found in item.properties if found.kind in (b"irot", b"imir", b"clap")] + transforms
         if len(item.tiles) != 1:
@@ -214,7 +222,7 @@ def _check_grid(items: list[Item], width: int, height: int) -> None:
             raise ImageError("corrupt", "heif: its grid has no size")
         rows, columns = body[2] + 1, body[3] + 1
         size = int.from_bytes(body[4 : 4 + wide], "big"), int.from_bytes(body[4 + wide : 4 + 2 * wide], "big")
-        if len(grid.tiles) != rows * columns:
+        if len(grid.tiles) != rows * columns or len(grid.tiles) > MOST_ITEMS:
             raise ImageError("corrupt", f"heif: its grid has {len(grid.tiles)} tiles and needs {rows * columns}")
         tiles = {_size(by_number[number]) for number in grid.tiles}
         tile = next(iter(tiles))

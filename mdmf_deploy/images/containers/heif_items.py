@@ -16,7 +16,7 @@ MOST_ITEMS = 60_000
 KEPT = frozenset({b"ispe", b"pixi", b"av1C", b"hvcC", b"colr", b"irot", b"imir", b"clap", b"auxC", b"a1op", b"lsel"})
 """Properties that pixels depend on. The bodies of others are not copied."""
 
-_MOST_ENTRIES = 2**20
+_MOST_ENTRIES = 2**19
 _CUT = "truncated", "heif: it ends before the data of its picture do"
 
 

@@ -15,6 +15,8 @@ from mdmf_deploy.images.containers.boxes import Box, Fields, boxes, children, ma
 from mdmf_deploy.images.limits import ReadLimits
 
 _SOC, _SIZ, _COD, _COC, _COM, _SOT, _EOC = 0xFF4F, 0xFF51, 0xFF52, 0xFF53, 0xFF64, 0xFF90, 0xFFD9
+# More than any writer makes, and few enough to walk over in a moment.
+_MOST_SEGMENTS, _MOST_PARTS = 2**16, 2**18
 _SIGNATURE = made(b"jP  ", b"\r\n\x87\n")
 _COLOURS = {16: "sRGB", 17: "grey", 18: "sYCC", 20: "e-sRGB", 21: "ROMM-RGB"}
 _ICC_SPACES = (b"RGB ", b"GRAY")
@@ -151,7 +153,7 @@ def _codestream(data: bytes, start: int, end: int, limits: ReadLimits) -> tuple[
     header: _Header | None = None
     siz = b""
     styles: list[bytes] = []
-    while True:
+    for _ in range(_MOST_SEGMENTS):
         marker, length = int.from_bytes(data[at : at + 2], "big"), int.from_bytes(data[at + 2 : at + 4], "big")
         if at + 4 > end or (marker != _SOT and at + 2 + length > end):
             raise ImageError("truncated", "jpeg2000: it ends inside its header")
@@ -170,6 +172,8 @@ def _codestream(data: bytes, start: int, end: int, limits: ReadLimits) -> tuple[
         if marker != _COM:
             kept.append(segment)
         at += 2 + length
+    else:
+        raise ImageError("corrupt", f"jpeg2000: its header has more than {_MOST_SEGMENTS} segments")
     header = _header(siz, styles)
     kept.append(_tile_parts(data, at, end, header.tiles))
     return header, b"".join(kept)
@@ -180,6 +184,7 @@ def _tile_parts(data: bytes, start: int, end: int, tiles: int) -> bytes:
     at = start
     parts: dict[int, int] = {}
     expected: dict[int, int] = {}
+    count = 0
     while end - at >= 12 and data[at : at + 2] == b"\xff\x90":
         tile, length = int.from_bytes(data[at + 4 : at + 6], "big"), int.from_bytes(data[at + 6 : at + 10], "big")
         if length == 0:  # the last one: up to the end marker
@@ -193,7 +198,10 @@ def _tile_parts(data: bytes, start: int, end: int, tiles: int) -> bytes:
         parts[tile] = parts.get(tile, 0) + 1
         expected[tile] = max(expected.get(tile, 0), data[at + 11])
         at += length
-    if len(parts) < tiles or any(count < expected[tile] for tile, count in parts.items()):
+        count += 1
+        if count > _MOST_PARTS:
+            raise ImageError("corrupt", f"jpeg2000: it has more than {_MOST_PARTS} tile-parts")
+    if len(parts) < tiles or any(found < expected[tile] for tile, found in parts.items()):
         code = "truncated" if end - at < 12 else "corrupt"
         raise ImageError(code, f"jpeg2000: only {len(parts)} of its {tiles} tiles are there, or not all of them whole")
     return data[start:at] + b"\xff\xd9"

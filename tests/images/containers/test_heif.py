@@ -17,7 +17,7 @@ from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images import raster
 from mdmf_deploy.images.containers import boxes, heif, heif_items, parse
 from mdmf_deploy.images.decode import decode, decode_boxes
-from mdmf_deploy.images.limits import DEFAULT_LIMITS
+from mdmf_deploy.images.limits import DEFAULT_LIMITS, ReadLimits
 
 pillow_heif = pytest.importorskip("pillow_heif")
 AVIF = pytest.mark.skipif(importlib.util.find_spec("PIL._avif") is None, reason="this Pillow cannot read AVIF")
@@ -172,6 +172,33 @@ def test_no_cut_file_passes_for_a_whole_one(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_a_file_whose_end_never_came_does_not_pass(format: str) -> None:
+    data = written(PHOTO, format)
+    for end in range(data.index(b"mdat") + 8, len(data) - 200, 1999):
+        assert code_of(data[:end] + bytes(len(data) - end)) in ("truncated", "corrupt")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_coded_picture_must_hold_one(format: str) -> None:
+    """The table says that the data are there, and the units of the codec say that they are not."""
+    data = written(PHOTO, format)
+    _, item = items_of(data)
+    item.masks = []
+    for part in (item.data[: len(item.data) // 2], item.data[:-1], item.data[:20]):
+        item.data = part
+        assert code_of(heif_items.written([item], data[8:12])) == "truncated"
+
+
+@AVIF
+def test_an_avif_is_never_scaled_to_the_size_it_claims() -> None:
+    data = written(FLAT, "avif")
+    size = (160).to_bytes(4, "big") + (96).to_bytes(4, "big")
+    for claimed in ((80, 48), (320, 192), (160, 97)):
+        lie = claimed[0].to_bytes(4, "big") + claimed[1].to_bytes(4, "big")
+        assert code_of(data.replace(size, lie)) == "corrupt"
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_sizes_are_checked_before_the_codec_sees_anything(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(raster.READERS, format, lambda source: pytest.fail("the codec saw a bomb"))
     data = written(PHOTO, format)
@@ -187,9 +214,63 @@ def test_a_grid_whose_tiles_do_not_make_up_the_picture_is_corrupt(monkeypatch: p
     assert tile in data
     assert code_of(data.replace(tile, (32).to_bytes(4, "big") * 2)) == "corrupt"
     assert code_of(data.replace(tile, (40_000).to_bytes(4, "big") * 2)) == "corrupt"
+    narrow = data.replace((160).to_bytes(2, "big") + (96).to_bytes(2, "big"), (158).to_bytes(2, "big") + b"\0\x60")
+    assert narrow != data
+    assert code_of(narrow) == "corrupt"
     grid = bytes([0, 0, 1, 2]) + (160).to_bytes(2, "big") + (96).to_bytes(2, "big")
     assert grid in data
     assert code_of(data.replace(grid, bytes([0, 0, 200, 200]) + grid[4:])) == "corrupt"
+
+
+def sized(width: int, height: int) -> heif_items.Property:
+    return heif_items.Property(b"ispe", bytes(4) + width.to_bytes(4, "big") + height.to_bytes(4, "big"))
+
+
+def gridded(size: tuple[int, int], tile: tuple[int, int], *more: heif_items.Property) -> bytes:
+    """Return a file of one tile in a grid of one, with these sizes."""
+    _, item = items_of(written(PHOTO))
+    hidden = heif_items.Item(2, b"hvc1", [sized(*tile), *(p for p in item.properties if p.kind == b"hvcC")], item.data)
+    body = bytes([0, 1, 0, 0]) + size[0].to_bytes(4, "big") + size[1].to_bytes(4, "big")
+    return heif_items.written([heif_items.Item(1, b"grid", [sized(*size), *more], body, [2]), hidden], b"heic")
+
+
+def test_neither_a_tile_nor_a_small_window_hides_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
+    np.testing.assert_array_equal(decode(gridded((150, 90), (160, 96))).pixels, PHOTO[:90, :150])
+    monkeypatch.setitem(raster.READERS, "heif", lambda source: pytest.fail("the codec saw a bomb"))
+    assert code_of(gridded((160, 96), (40_000, 40_000))) == "too_many_pixels"
+    window = heif_items.Property(b"clap", clap(100, 60, (0, 1), (0, 1)), True)
+    assert code_of(gridded((40_000, 40_000), (40_000, 40_000), window)) == "too_many_pixels"
+
+
+def test_items_that_share_bytes_cost_them_once_and_overlaps_are_corrupt() -> None:
+    _, item = items_of(written(PHOTO[:64, :64]))
+    tiles = [heif_items.Item(n, b"hvc1", item.properties, item.data) for n in range(2, 102)]
+    body = bytes([0, 0, 9, 9]) + (640).to_bytes(2, "big") * 2
+    grid = heif_items.Item(1, b"grid", [sized(640, 640)], body, [tile.number for tile in tiles])
+    data = heif_items.written([grid, *tiles], b"heic")
+    assert len(data) < 2 * len(item.data) + 9999
+    np.testing.assert_array_equal(decode(data).pixels, np.tile(PHOTO[:64, :64], (10, 10, 1)))
+    grid.properties.append(heif_items.Property(b"clap", clap(100, 60, (0, 1), (0, 1)), True))
+    with pytest.raises(ImageError) as caught:
+        decode(heif_items.written([grid, *tiles], b"heic"), ReadLimits(max_pixels=100_000))
+    assert caught.value.code == "too_many_pixels"
+    place = data[data.index(b"iloc") + 4 + 8 + 16 + 8 :][:8]
+    assert int.from_bytes(place[4:], "big") == len(item.data)
+    overlapping = data
+    for n in range(1, 90):
+        other = (int.from_bytes(place[:4], "big") + n).to_bytes(4, "big") + (len(item.data) - n).to_bytes(4, "big")
+        overlapping = overlapping.replace(place, other, 1)
+    with pytest.raises(ImageError, match="overlap"):
+        decode(overlapping)
+
+
+def test_the_matrix_that_the_file_names_makes_rgb() -> None:
+    data = written(PHOTO)
+    at = data.index(b"colrnclx") + 8
+    other = data[: at + 4] + b"\0\x09" + data[at + 6 :]
+    expected = np.asarray(pillow_heif.open_heif(io.BytesIO(other)).to_pillow())
+    assert (expected != PHOTO).any()
+    np.testing.assert_array_equal(decode(other).pixels, expected)
 
 
 @AVIF
@@ -248,6 +329,7 @@ def test_only_what_pixels_depend_on_is_kept(format: str) -> None:
 
 
 def test_no_option_of_a_library_changes() -> None:
+    pillow_heif.options.DECODE_THREADS += 1  # so that a value that was left behind shows
     before = dict(vars(pillow_heif.options)), list(Image.ID), dict(Image.EXTENSION)
     decode(written(PHOTO))
     assert before == (dict(vars(pillow_heif.options)), list(Image.ID), dict(Image.EXTENSION))
@@ -293,6 +375,13 @@ def test_a_cut_at_any_byte_of_the_structure_never_raises_anything_else() -> None
     data = SEEDS[1]
     for end in range(12, data.index(b"mdat") + 40):
         only_image_errors(data[:end])
+
+
+def test_floods_of_table_entries_are_refused() -> None:
+    start = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    extents = (1).to_bytes(2, "big") + bytes(4) + (60_000).to_bytes(2, "big") + bytes(8) * 60_000
+    places = boxes.made(b"iloc", b"\1\0\0\0\x44\0", (9).to_bytes(2, "big"), extents * 9)
+    assert code_of(start + boxes.made(b"meta", bytes(4), places)) == "corrupt"
 
 
 def test_boxes_without_end_are_refused() -> None:

@@ -109,7 +109,9 @@ def test_profiles_of_another_colour_space_are_refused(space: bytes) -> None:
 def test_signed_and_deep_colours_are_refused(depth: int) -> None:
     data = written(PHOTO, no_jp2=True)
     assert data[42:45] == bytes([7, 1, 1])
-    assert code_of(data[:42] + bytes([depth, 1, 1]) * 3 + data[51:]) == "unsupported_mode"
+    with pytest.raises(ImageError, match="signed" if depth >= 0x80 else "bits") as caught:
+        decode(data[:42] + bytes([depth, 1, 1]) * 3 + data[51:])
+    assert caught.value.code == "unsupported_mode"
     assert code_of(data[:42] + bytes([7, 2, 2]) + data[45:]) == "unsupported_mode"
 
 
@@ -180,6 +182,14 @@ def test_comments_cost_nothing() -> None:
     plain = parse(written(PHOTO, comment="a"), DEFAULT_LIMITS)
     assert plain.data == parse(written(PHOTO, comment="b" * 60_000), DEFAULT_LIMITS).data
     assert plain == parse(plain.data, DEFAULT_LIMITS)
+
+
+def test_floods_of_small_parts_are_refused() -> None:
+    data = written(PHOTO, no_jp2=True)
+    start, tile = data.index(b"\xff\x52"), data.index(b"\xff\x90")
+    assert code_of(data[:start] + b"\xff\x64\0\2" * 70_000 + data[start:]) == "corrupt"
+    part = b"\xff\x90\0\x0a\0\0\0\0\0\x0e\0\0\xff\x93"
+    assert code_of(data[:tile] + part * 270_000 + data[tile:]) == "corrupt"
 
 
 SEEDS = [written(PHOTO, tile_size=(32, 32)), written(GREY, no_jp2=True), written(np.dstack([PHOTO, ALPHA]))]
