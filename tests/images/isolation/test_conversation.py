@@ -226,6 +226,28 @@ def test_a_forked_process_has_children_of_its_own(tmp_path: Path) -> None:
     assert (printed, errors, parent.returncode) == ("2400\n2400\n48\n", "", 0)
 
 
+def test_a_forked_process_does_not_keep_children_alive(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(TIFF)
+    code = (
+        "import os, time\n"
+        f"decode(Path({str(tmp_path / 'a.tif')!r}).read_bytes())\n"
+        "child = os.fork()\n"
+        "if child:\n"
+        "    print(child, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with script(code, tmp_path) as parent:
+        assert parent.stdout is not None
+        forked = int(parent.stdout.readline())
+        try:
+            (child,) = decoding(parent.pid)
+            parent.kill()
+            assert gone(child)
+        finally:
+            parent.kill()
+            os.kill(forked, signal.SIGKILL)
+
+
 def frame(kind: Kind, message: msgspec.Struct | None = None, length: int | None = None) -> bytes:
     body = b"" if message is None else msgspec.msgpack.encode(message)
     return kind.value + (len(body) if length is None else length).to_bytes(8, "little") + body
