@@ -20,11 +20,15 @@ LEAST, SPARE = 64 * 2**20, 32 * 2**20
 """Bytes that every image may take, and bytes beyond a container's own bound, for the codecs' small tables."""
 
 _BAND = 256  # rows of a whole image that are converted at once
-# How libtiff and its JPEG decoder say that pixels are missing. Pillow hides it if they go on with grey or old rows.
+# How libtiff says that pixels are missing. A zlib error without words means that its input has ended.
 _SHORT = re.compile(
-    r"premature end of (?:jpeg|input) file|not enough data|read error (?:on|at) (?:strip|tile|scanline)|unexpected end",
+    r"premature end of (?:jpeg|input) file|not enough data|read error (?:on|at) (?:strip|tile|scanline)"
+    r"|unexpected end|ZLib error: \.$",
     re.I,
 )
+
+# How Pillow says that it has no name for a layout of pixels.
+_MODE = re.compile("unknown (?:pixel mode|data organization)|unrecognized (?:raw|image) mode")
 
 
 def boxes(container: Container, place: Callable[[int, int], Sequence[Box]], limits: ReadLimits) -> DecodedBoxes:
@@ -75,6 +79,9 @@ def _decoded(
     except ImageError as error:
         if error.code == "corrupt":
             _refuse_short(container.format, getattr(error, "__notes__", ()))
+            if _MODE.search(str(error)):
+                text = f"{container.format}: its pixel layout cannot be read here; convert it to 8-bit RGB"
+                raise ImageError("unsupported_mode", text) from error
         raise
     _refuse_short(container.format, child.messages)
     return size, found.notes
