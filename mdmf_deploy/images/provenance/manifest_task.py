@@ -12,7 +12,7 @@ from mdmf_deploy.images.provenance.claims import MOST_CHARACTERS, Finding, print
 from mdmf_deploy.images.provenance.manifest import Answer, Asked, not_read
 from mdmf_deploy.images.provenance.report import judged
 
-_SETTINGS = {
+SETTINGS: dict[str, dict[str, object]] = {
     "core": {"allow_redirects": False, "allowed_network_hosts": [], "decode_identity_assertions": False},
     "verify": {
         "ocsp_fetch": False,
@@ -22,7 +22,10 @@ _SETTINGS = {
         "verify_trust": False,
     },
 }
-"""For the library: fetch nothing, and ask for no trust. Each lock against the network holds alone."""
+"""For the library: fetch nothing, and ask for no trust.
+
+The list of hosts and the two switches each keep it from the network without the other.
+"""
 
 
 def read(payload: bytes, channel: Channel) -> None:
@@ -35,7 +38,7 @@ def read_manifest(data: bytes, media_type: str) -> Finding:
     """Return the claim of a file's manifest."""
     try:
         with (
-            c2pa.Context.from_dict(_SETTINGS) as context,
+            c2pa.Context.from_dict(SETTINGS) as context,
             c2pa.Reader(media_type, io.BytesIO(data), context=context) as reader,
         ):
             return judged(json.loads(reader.json()))

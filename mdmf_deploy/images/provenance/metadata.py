@@ -79,7 +79,7 @@ def _jpeg(data: bytes, found: Metadata) -> bool:
             _keep(found.iptc, data, at + 2, at + size)
         elif marker == 0xFE:
             _keep(found.comments, data, at + 2, at + size)
-        at += max(size, 2)
+        at += size
     return signed
 
 

@@ -248,35 +248,50 @@ def test_a_manifest_cut_anywhere_is_invalid_or_not_there(signed_jpeg: bytes) -> 
         assert found.claim in ("invalid", "none")
 
 
+def read_without_sockets(files: dict[str, bytes], change: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Read manifests in a process that is killed at its first socket, after a change to the library's settings."""
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    code = (
+        f"import sys; sys.path.insert(0, {str(HELPERS)!r})\n"
+        "import json, pathlib, without_sockets\n"
+        "from mdmf_deploy.images.provenance import read_provenance\n"
+        "from mdmf_deploy.images.provenance.manifest_task import SETTINGS, read_manifest\n"
+        "without_sockets.forbid_sockets()\n"
+        f"{change}\n"
+        "files = {path.name: path.read_bytes() for path in pathlib.Path(sys.argv[1]).iterdir()}\n"
+        "found = {name: read_manifest(data, 'image/jpeg').source for name, data in files.items()}\n"
+        "found |= {f'{name}, in a child': read_provenance(data).source for name, data in files.items()}\n"
+        "print(json.dumps(found))\n"
+    )
+    return subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=False)
+
+
+SWITCHES_ON = "SETTINGS['verify'].update(ocsp_fetch=True, remote_manifest_fetch=True)"
+ANY_HOST = "SETTINGS['core'].pop('allowed_network_hosts')"
+
+
 def test_nothing_is_fetched(tmp_path: Path, signed_jpeg: bytes) -> None:
-    """The process is killed at its first socket. With the library's own settings it is."""
     if not supported():
         pytest.skip("sockets can be forbidden on Linux alone")
     elsewhere = signed_picture("JPEG", AI, url=NOWHERE + "a.c2pa", embedded=False)
     files = {"elsewhere": elsewhere, "both": signed_picture("JPEG", AI, url=NOWHERE + "a.c2pa"), "inside": signed_jpeg}
-    for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
-    code = (
-        f"import sys; sys.path.insert(0, {str(HELPERS)!r})\n"
-        "import io, json, pathlib, c2pa, without_sockets\n"
-        "from mdmf_deploy.images.provenance import read_provenance\n"
-        "from mdmf_deploy.images.provenance.manifest_task import read_manifest\n"
-        "without_sockets.forbid_sockets()\n"
-        "files = {path.name: path.read_bytes() for path in pathlib.Path(sys.argv[1]).iterdir()}\n"
-        "found = {name: read_provenance(data).source for name, data in files.items()}\n"
-        "found['library'] = read_manifest(files['elsewhere'], 'image/jpeg').source\n"
-        "print(json.dumps(found), flush=True)\n"
-        "c2pa.Reader('image/jpeg', io.BytesIO(files['elsewhere']))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
-    holds, fetched = f"C2PA: trainedAlgorithmicMedia, {HOLDS}", "it is stored elsewhere, and nothing is fetched"
-    assert json.loads(done.stdout) == {
-        "elsewhere": f"C2PA manifest not read; {fetched}",
-        "library": f"C2PA manifest not read; {fetched}",
-        "both": holds,
-        "inside": holds,
-    }, done.stderr
-    assert done.returncode < 0, "the guard did not notice a fetch"
+    holds = f"C2PA: trainedAlgorithmicMedia, {HOLDS}"
+    not_read = "C2PA manifest not read; it is stored elsewhere, and nothing is fetched"
+    wanted = {"elsewhere": not_read, "both": holds, "inside": holds}
+    for change in ("", SWITCHES_ON, ANY_HOST):
+        done = read_without_sockets(files, change, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == wanted | {f"{name}, in a child": text for name, text in wanted.items()}
+
+
+@pytest.mark.parametrize("name", ["elsewhere", "inside"])
+def test_the_process_of_that_test_would_notice(name: str, tmp_path: Path, signed_jpeg: bytes) -> None:
+    """A manifest that is elsewhere is fetched without the settings, and so is a certificate's status."""
+    if not supported():
+        pytest.skip("sockets can be forbidden on Linux alone")
+    data = signed_jpeg if name == "inside" else signed_picture("JPEG", AI, url=NOWHERE + "a.c2pa", embedded=False)
+    assert read_without_sockets({name: data}, f"{SWITCHES_ON}\n{ANY_HOST}", tmp_path).returncode < 0
 
 
 def test_a_picture_without_a_manifest_never_starts_a_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers.labelled import VOCABULARY, packet, picture, with_exif, with_segment, with_text, with_xmp
+from helpers.labelled import VOCABULARY, exif_block, packet, picture, with_exif, with_segment, with_text, with_xmp
 
 from mdmf_deploy.images.provenance import Claim, Provenance, read_provenance
 from mdmf_deploy.images.provenance.source_types import SOURCE_TYPES
@@ -216,3 +216,11 @@ def test_a_claim_behind_the_pixels_of_a_png_is_found() -> None:
     start = data.index(b"tEXt") - 4
     moved = data[:start] + data[end:-12] + data[start:end] + data[-12:]
     assert read_provenance(moved).claim == "claims_ai"
+
+
+@pytest.mark.parametrize("size", range(40, 44))
+def test_a_part_of_any_length_hides_no_later_one(size: int) -> None:
+    exif = b"Exif\0\0" + exif_block({}).ljust(size, b"\0")
+    for format in ("WEBP", "JPEG"):
+        data = picture(format, exif=exif, xmp=packet(DigitalSourceType="digitalCapture"))
+        assert read_provenance(data) == Provenance("claims_capture", "XMP: digitalCapture")
