@@ -83,11 +83,6 @@ def boxes(container: Container, place: Callable[[int, int], Sequence[Box]], limi
     return guarded(container, lambda source: _boxes(container, source, place, limits))
 
 
-def opened(container: Container, limits: ReadLimits) -> Image.Image:
-    """Open a container. No pixel is read."""
-    return guarded(container, lambda source: _opened(source, container, limits))
-
-
 _T = TypeVar("_T")
 
 
@@ -179,7 +174,7 @@ def _cut(container: Container, image: Image.Image, box: Box, orientation: int) -
     height, turn = bottom - top, TURNS.get(orientation)
     across, down = upright((right - left, height), orientation)
     pixels = np.empty((down, across, 3), np.uint8)
-    rows = max(1, BAND // (right - left))
+    rows = max(1, BAND // max(1, right - left))
     for upper in range(0, height, rows):
         lower = min(height, upper + rows)
         rgb = _on_canvas(container, image, (left, top + upper, right, top + lower))
