@@ -44,12 +44,19 @@ class Run:
         return [{name: value for name, value in row.items() if name not in TIMINGS} for row in self.rows]
 
 
-def detected(inputs: Path, checkout: Path, *options: str, threads: int = 8, seconds: float = 1800.0) -> Run:
-    """Run `mdmf detect` on a file or folder. Rows go into a file beside it, which is removed."""
+def detected(
+    inputs: Path, checkout: Path, *options: str, threads: int = 8, seconds: float = 1800.0, fill: int | None = None
+) -> Run:
+    """Run `mdmf detect` on a file or folder. Rows go into a file beside it, which is removed.
+
+    fill: the byte, 0 to 254, with which glibc fills new memory, so that pixels which nobody wrote differ between runs.
+    """
     output = inputs.with_name(f"{inputs.name}.rows.jsonl")
     command = [sys.executable, "-P", "-m", "mdmf_deploy", "detect", str(inputs), "-o", str(output)]
     command += ["--bundle", "starter", "--runtime", "onnxruntime", "--threads", str(threads), *options]
     environment = os.environ | {"PYTHONPATH": str(checkout)}
+    if fill is not None:
+        environment["MALLOC_PERTURB_"] = str(255 - fill)
     start = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace")
     with Watch(process.pid, itself=True) as watch:

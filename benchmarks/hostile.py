@@ -6,9 +6,9 @@
     python benchmarks/hostile.py --large [--folder FOLDER]
 
 --mutated damages files of every format that the libraries here can write: bits, bytes, lengths, ends, chunks. It runs
-    the folder twice and compares the rows. --folder keeps the files, in a folder that must not exist.
---costly decodes each kind of tests/helpers/costly.py alone in a process, for 30 seconds and with 4 GiB of address space
-    at most.
+    the folder twice, with new memory filled with another byte, and compares the rows. --folder keeps the files.
+--costly decodes each kind of tests/helpers/costly.py alone in a process, with 30 seconds of a core and 4 GiB of address
+    space at most.
 --cuts cuts JPEGs, saved again as baseline and as progressive ones, at 10, 30, 50 and 90% of their scans, and closes
     them with an end marker. It also takes only the end marker away.
 --large makes JPEGs of 108, 200 and 280 megapixels. --folder keeps them for another run.
@@ -90,7 +90,7 @@ def mutations(folder: Path, count: int, seed: int, checkout: Path) -> None:
         way, data = mutated(files[name], others, np.random.default_rng([seed, n]))
         stem, _, suffix = name.rpartition(".")
         (folder / f"{stem}-{n:05}-{way}.{suffix}").write_bytes(data)
-    first, second = (detected(folder, checkout) for _ in range(2))
+    first, second = (detected(folder, checkout, fill=fill) for fill in (0, 170))
     print(table(_codes(first), ("format", "files", "codes")))
     slowest, which = first.slowest
     print(
@@ -142,12 +142,13 @@ def costly(folder: Path, scale: float, only: str, checkout: Path) -> None:
         path = folder / name
         path.write_bytes(kind.make(scale))
         size = path.stat().st_size
-        [cost, *_], _ = costs([path], checkout=checkout, seconds=30.0)
+        [cost, *_], _ = costs([path], checkout=checkout, seconds=150.0, cpu=30)
         path.unlink()
         peak = "" if cost.peak is None else f"{cost.peak / 1e6:.0f}"
         right = "" if cost.code in kind.codes else f"not {' or '.join(sorted(kind.codes))}"
-        rows.append((path.stem, f"{size:,}", cost.code, number(cost.seconds), peak, right))
-    print(table(rows, ("kind", "bytes", "code", "seconds", "peak MB", "")))
+        seconds = f"{cost.cpu:.2f}"
+        rows.append((path.stem, f"{size:,}", cost.code, seconds, peak, right))
+    print(table(rows, ("kind", "bytes", "code", "seconds of a core", "peak MB", "")))
 
 
 def cuts(folder: Path, photographs: Path, count: int, checkout: Path) -> None:
