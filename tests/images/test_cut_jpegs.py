@@ -72,6 +72,24 @@ def test_a_progressive_jpeg_that_is_cut_within_a_scan_is_truncated(name: str, sc
     assert list(outcomes(closed)) == ["truncated"] * 2
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_restart_markers_and_fill_bytes_stand_for_no_pixels(name: str) -> None:
+    """libjpeg takes a restart marker for the end of the data and goes on in grey."""
+    for tail in (b"\xff\xd0", b"\xff\xd0\xff\xd1\xff\xd2", b"\xff\xd0" * 300, b"\xff" * 9):
+        for share in (0.1, 0.5):
+            closed = cut(FILES[name], share).removesuffix(b"\xff\xd9") + tail + b"\xff\xd9"
+            assert (tail, list(outcomes(closed))) == (tail, ["truncated"] * 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}])
+def test_the_pixels_below_the_boxes_count_too(options: dict[str, int]) -> None:
+    """A large JPEG's rows below the lowest box are not decoded."""
+    data = encoded(photo(1000, 900), "JPEG", quality=85, **options)
+    for share in (0.3, 0.6, 0.8, 0.95):
+        assert list(outcomes(cut(data, share))) == ["truncated"] * 2
+    assert list(outcomes(data)) == ["ok", "ok"]
+
+
 @pytest.mark.parametrize("name", PROGRESSIVE)
 def test_a_progressive_jpeg_that_lacks_whole_scans_is_scored_with_a_note(name: str) -> None:
     data = FILES[name]
