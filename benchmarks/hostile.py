@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,8 @@ def mutations(folder: Path, count: int, seed: int, checkout: Path) -> None:
         stem, _, suffix = name.rpartition(".")
         (folder / f"{stem}-{n:05}-{way}.{suffix}").write_bytes(data)
     first, second = (detected(folder, checkout, fill=fill) for fill in (0, 170))
+    if not first.rows:
+        sys.exit("\n".join([f"mdmf detect exited with {first.code} and wrote no rows", *first.messages[-5:]]))
     print(table(_codes(first), ("format", "files", "codes")))
     slowest, which = first.slowest
     print(
@@ -134,7 +137,8 @@ def _equal(first: Run, second: Run) -> str:
 
 
 def costly(folder: Path, scale: float, only: str, checkout: Path) -> None:
-    rows = []
+    headings = ("kind", "bytes", "code", "seconds of a core", "peak MB", "")
+    print(table([], headings), end="")
     for name, kind in KINDS.items():
         needed = NEEDS.get(group(name))
         if only not in name or (needed and not find_spec(needed)):
@@ -147,8 +151,8 @@ def costly(folder: Path, scale: float, only: str, checkout: Path) -> None:
         peak = "" if cost.peak is None else f"{cost.peak / 1e6:.0f}"
         right = "" if cost.code in kind.codes else f"not {' or '.join(sorted(kind.codes))}"
         seconds = f"{cost.cpu:.2f}"
-        rows.append((path.stem, f"{size:,}", cost.code, seconds, peak, right))
-    print(table(rows, ("kind", "bytes", "code", "seconds of a core", "peak MB", "")))
+        row = (path.stem, f"{size:,}", cost.code, seconds, peak, right)
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def cuts(folder: Path, photographs: Path, count: int, checkout: Path) -> None:
