@@ -102,6 +102,9 @@ def _lacks_rows_below(jpeg: Jpeg, height: int, used: int) -> bool:
     """
     if "no_end_marker" in jpeg.notes:
         return not _is_whole(jpeg)
+    if jpeg.scans[0].intervals >= _BLOCKS:
+        # The structure shows that all intervals are there. Only the last of them may be short.
+        return False
     below = jpeg.rows - height - jpeg.unit
     if below <= 0:
         return False

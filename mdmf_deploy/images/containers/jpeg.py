@@ -24,7 +24,8 @@ _HIGHEST = 65_500  # libjpeg refuses more rows or columns (JPEG_MAX_DIMENSION)
 _SOI, _EOI, _SOS, _APP1, _APP2, _APP14 = 0xD8, 0xD9, 0xDA, 0xE1, 0xE2, 0xEE
 _ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a segment
 _COM, _METADATA = 0xFE, {*range(0xE0, 0xF0)}
-_TABLES = {0xC4, 0xCC, 0xDB, 0xDD}  # DHT, DAC, DQT, DRI
+_TABLES = {0xC4, 0xCC, 0xDB}  # DHT, DAC, DQT
+_DRI = 0xDD
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 _ARITHMETIC = {0xC9, 0xCA}
@@ -35,6 +36,9 @@ _MULTI_PASS = {_PROGRESSIVE, 0xCA}
 _NEXT_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
 # The end of entropy-coded data: a marker other than a restart. A stuffed FF and fill bytes belong to the data.
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_RESTARTS = re.compile(rb"\xff([\xd0-\xd7])")
+_EMPTY_INTERVAL = re.compile(rb"\xff[\xd0-\xd7]\xff+[\xd0-\xd7]")
+_TURNS = bytes(range(0xD0, 0xD8))
 # The description of the profile of XYB colours, in UTF-16.
 _XYB = "XYB".encode("utf-16-be")
 
@@ -46,6 +50,7 @@ class Scan:
     first, last: the range of its coefficients in zigzag order, 0 to 63.
     refines: whether an earlier scan gave the higher bits of the coefficients.
     low_bits: how many low bits of the coefficients it leaves to later scans.
+    intervals: into how many parts restart markers divide it. All of them are there.
     """
 
     start: int
@@ -55,6 +60,7 @@ class Scan:
     last: int
     refines: bool
     low_bits: int
+    intervals: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,17 +109,9 @@ class Jpeg(Container):
         """Return whether a scan that refines averages, with one bit a block and no code, is too short."""
         if not (scan.refines and scan.first == 0) or self.kind in _ARITHMETIC:
             return False
-        across, down = (max(factors) for factors in zip(*self.sampling.values(), strict=True))
-        blocks = 0
-        for component in scan.components:
-            horizontal, vertical = self.sampling.get(component, (1, 1))
-            if len(scan.components) > 1:
-                units = -(-self.width // (8 * across)) * -(-self.height // (8 * down))
-                blocks += units * horizontal * vertical
-            else:
-                blocks += -(-self.width * horizontal // (8 * across)) * -(-self.height * vertical // (8 * down))
+        units, blocks = _units(self.width, self.height, self.sampling, scan.components)
         coded = self.data[scan.start : scan.end]
-        return 8 * (len(coded) - coded.count(b"\xff\0")) < blocks
+        return 8 * (len(coded) - coded.count(b"\xff\0")) < units * blocks
 
     def with_height(self, rows: int, data: bytes | None = None) -> Jpeg:
         """Return a JPEG that declares so many rows.  data: its bytes, if they differ behind the frame header."""
@@ -151,7 +149,9 @@ class _Walk:
         self._kept: list[bytes | memoryview] = [data[:2]]
         self._size = 2
         self._frame: int | None = None
-        self._frame_header = b""
+        self._width = self._height = 0
+        self._sampling: dict[int, tuple[int, int]] = {}
+        self._interval = 0
         self._kind = 0
         self._scans: list[Scan] = []
         self._orientation: int | None = None
@@ -185,11 +185,11 @@ class _Walk:
     def jpeg(self) -> Jpeg:
         if self._frame is None:
             raise ImageError(*(("corrupt", "jpeg: it has no frame") if self._ended else _CUT))
-        width, height, sampling = self._read_frame()
+        width, height, sampling = self._width, self._height, self._sampling
         if not self._scans:
             raise ImageError(*_CUT)
         notes: list[Note] = [] if self._ended else ["no_end_marker"]
-        lacking = self._lacking(sampling)
+        lacking = self._lacking()
         if lacking == "components":
             raise ImageError("truncated", "jpeg: it lacks the scan of a colour")
         if lacking == "detail":
@@ -224,7 +224,8 @@ class _Walk:
         if marker in _FRAMES:
             if self._frame is not None:
                 raise ImageError("corrupt", "jpeg: it has two frames")
-            self._kind, self._frame, self._frame_header = marker, self._size + 2, data[at:end]
+            self._kind, self._frame = marker, self._size + 2
+            self._read_frame(data[at:end])
         elif marker == _APP1:
             if self._orientation is None and data.startswith(b"Exif\0", at + 2):
                 self._orientation = orientation_in(data[at + 2 : end])
@@ -246,6 +247,8 @@ class _Walk:
             # JFIF's says that three components are YCbCr.
             if not data.startswith(b"JFIF\0", at + 2):
                 return end
+        elif marker == _DRI:
+            self._interval = int.from_bytes(data[at + 2 : at + 4], "big")
         elif marker not in _TABLES:
             return end
         self._keep(bytes((0xFF, marker)), memoryview(data)[at:end])
@@ -265,46 +268,63 @@ class _Walk:
         first, last, bits = data[end - 3 : end]
         found = _END_OF_SCAN.search(data, end)
         stop = len(data) if found is None else found.start()
-        # Trailing fill bytes would hide the next marker from the decoder's view.
+        components = tuple(data[at + 3 : end - 3 : 2])
+        stop, intervals = self._divided(components, end, stop)
         self._keep(b"\xff\xda", memoryview(data)[at:end])
         start = self._size
         self._keep(memoryview(data)[end:stop])
-        components = tuple(data[at + 3 : end - 3 : 2])
-        self._scans.append(Scan(start, self._size, components, first, last, bits > 15, bits & 15))
-        if self._lacking(_sampling(self._frame_header)) is None:
+        self._scans.append(Scan(start, self._size, components, first, last, bits > 15, bits & 15, intervals))
+        if self._lacking() is None:
             # Nothing that follows holds pixels, whatever it is.
             self._complete = True
             self._ended = data.find(b"\xff\xd9", stop) >= 0
         return stop
 
-    def _read_frame(self) -> tuple[int, int, dict[int, tuple[int, int]]]:
-        header, kind = self._frame_header, self._kind
-        if kind not in _DECODABLE:
+    def _divided(self, components: tuple[int, ...], start: int, stop: int) -> tuple[int, int]:
+        """Return where the data of a scan end, and into how many intervals restart markers divide them (E.1.4).
+
+        libjpeg takes a marker that is out of turn for the end of the data, and goes on in grey.
+        """
+        if not self._interval:
+            found = _RESTARTS.search(self._data, start, stop)
+            return (stop if found is None else found.start()), 1
+        coded = self._data[start:stop]
+        turns = b"".join(_RESTARTS.findall(coded))
+        units, _ = _units(self._width, self._height, self._sampling, components)
+        expected = -(-units // self._interval) - 1
+        in_turn = turns == (_TURNS * (len(turns) // 8 + 1))[: len(turns)]
+        # Some encoders write one more behind the last interval.
+        if not in_turn or len(turns) not in (expected, expected + 1) or _EMPTY_INTERVAL.search(coded):
+            raise ImageError("truncated", "jpeg: its restart markers show that pixels are missing; get the whole file")
+        return stop, expected + 1
+
+    def _read_frame(self, header: bytes) -> None:
+        """Read a frame header (B.2.2)."""
+        if self._kind not in _DECODABLE:
             raise ImageError("unsupported_mode", "jpeg that is lossless or hierarchical; save it as an ordinary JPEG")
         if len(header) < 8 or len(header) != 8 + 3 * header[7]:
             raise ImageError("corrupt", "jpeg: the header of its frame has a wrong length")
-        precision, height, width, count = (
-            header[2],
-            *(int.from_bytes(header[n : n + 2], "big") for n in (3, 5)),
-            header[7],
-        )
+        precision, count = header[2], header[7]
+        height, width = int.from_bytes(header[3:5], "big"), int.from_bytes(header[5:7], "big")
         if precision != 8:
             raise ImageError("unsupported_mode", f"jpeg of {precision} bits a sample; save it with 8")
         if count not in (1, 3, 4):
             raise ImageError("unsupported_mode", f"jpeg of {count} components; save it as grey, colour or CMYK")
         if not (0 < width <= _HIGHEST and 0 < height <= _HIGHEST):
             raise ImageError("corrupt", f"jpeg of {width} x {height} pixels; each side must be 1 to {_HIGHEST}")
-        sampling = _sampling(header)
+        sampling = {header[at]: (header[at + 1] >> 4, header[at + 1] & 15) for at in range(8, len(header), 3)}
         if len(sampling) != count or any(not 1 <= f <= 4 for factors in sampling.values() for f in factors):
             raise ImageError("corrupt", "jpeg: its components or their sampling make no sense")
-        return width, height, sampling
+        self._width, self._height, self._sampling = width, height, sampling
 
-    def _lacking(self, sampling: dict[int, tuple[int, int]]) -> str | None:
+    def _lacking(self) -> str | None:
         """Return "components" if one has no averages, "detail" if finer scans are missing, else None."""
         if self._kind not in _MULTI_PASS:
-            return None if sampling.keys() <= {c for scan in self._scans for c in scan.components} else "components"
+            return (
+                None if self._sampling.keys() <= {c for scan in self._scans for c in scan.components} else "components"
+            )
         # The low bits that are still unknown of each coefficient. 16 means all.
-        unknown = {component: [16] * 64 for component in sampling}
+        unknown = {component: [16] * 64 for component in self._sampling}
         for scan in self._scans:
             for component in scan.components:
                 for k in range(scan.first, min(scan.last, 63) + 1):
@@ -328,9 +348,16 @@ class _Walk:
         return length
 
 
-def _sampling(header: bytes) -> dict[int, tuple[int, int]]:
-    """Return component -> sampling factors of a frame header (B.2.2)."""
-    return {header[at]: (header[at + 1] >> 4, header[at + 1] & 15) for at in range(8, len(header) - 2, 3)}
+def _units(
+    width: int, height: int, sampling: dict[int, tuple[int, int]], components: tuple[int, ...]
+) -> tuple[int, int]:
+    """Return the number of coded units of a scan, and the blocks in each (A.2)."""
+    across, down = (max(factors) for factors in zip(*sampling.values(), strict=True))
+    factors = [sampling.get(component, (1, 1)) for component in components]
+    if len(components) > 1:
+        return -(-width // (8 * across)) * -(-height // (8 * down)), sum(h * v for h, v in factors)
+    [(horizontal, vertical)] = factors or [(1, 1)]
+    return -(-width * horizontal // (8 * across)) * -(-height * vertical // (8 * down)), 1
 
 
 _CUT = ("truncated", "jpeg: it ends before its first scan")

@@ -184,3 +184,23 @@ def test_the_limit_counts_the_rows_that_are_decoded(mode: str) -> None:
         decode(data, few)
     assert caught.value.code == "too_many_pixels"
     assert decode(data, few, fit=(250, 190)).pixels.shape[:2] == (188, 250)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_restart_markers_have_to_come_in_turn(progressive: bool) -> None:
+    data = encoded(photo(300, 200), "JPEG", progressive=progressive, restart_marker_blocks=5)
+    plain = decode(data).pixels
+    # Some encoders write one more at the end.
+    places = [at for at in range(len(data)) if data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7]
+    for at in places[3:60:7]:
+        for spoilt in (
+            data[:at] + data[at + 2 :],  # one is gone
+            data[:at] + data[at : at + 2] + data[at:],  # one comes twice
+            data[: at + 1] + bytes((0xD0 + (data[at + 1] + 3) % 8,)) + data[at + 2 :],  # one is another
+        ):
+            with pytest.raises(ImageError) as caught:
+                decode(spoilt)
+            assert caught.value.code == "truncated"
+    if not progressive:
+        following = bytes((0xFF, 0xD0 + (data[places[-1] + 1] + 1) % 8))
+        np.testing.assert_array_equal(decode(data[:-2] + following + data[-2:]).pixels, plain)
