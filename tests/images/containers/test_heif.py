@@ -311,21 +311,6 @@ def test_an_old_pillow_is_told_from_a_damaged_avif(monkeypatch: pytest.MonkeyPat
     assert caught.value.code == "unsupported_format"
 
 
-@AVIF
-@pytest.mark.parametrize("cover", [True, False])
-def test_of_a_sequence_the_first_picture_counts(cover: bool) -> None:
-    file = io.BytesIO()
-    frames = [Image.fromarray(pixels) for pixels in (FLAT, FLAT[::-1], 255 - FLAT)]
-    frames[0].save(file, "AVIF", save_all=True, append_images=frames[1:], quality=100, subsampling="4:4:4", speed=10)
-    data = file.getvalue()
-    if not cover:  # only the track
-        meta = next(box for box in boxes.boxes(data, 0, len(data), "heif") if box.kind == b"meta")
-        data = data[: meta.start - 4] + b"free" + data[meta.start :]
-    image = decode(data)
-    assert image.format == "avif"
-    close(image.pixels, FLAT)
-
-
 @pytest.mark.parametrize("format", FORMATS)
 def test_only_what_pixels_depend_on_is_kept(format: str) -> None:
     plain, exif = written(PHOTO, format), written(PHOTO, format, exif=tags(x0128=1), xmp=b"<x:xmpmeta/>" * 9999)
