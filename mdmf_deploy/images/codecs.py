@@ -73,7 +73,7 @@ def jpeg_xl(source: io.BytesIO) -> Image.Image:
     """
     decoder = _jpeg_xl_decoder()
     try:
-        _, info, data, _, _ = decoder(num_threads=0)(source.getvalue())
+        _, info, data = decoder(num_threads=0)(source.getvalue())[:3]
     except RuntimeError as error:
         raise ImageError("corrupt", "jpeg_xl: it is damaged or ends early (libjxl does not say which)") from error
     return Image.frombytes(info.mode, (info.width, info.height), data)

@@ -285,11 +285,11 @@ def _span(length: list[int], offset: list[int], side: int) -> tuple[int, int]:
 def _memory(format: str, items: list[Item], largest: tuple[int, int]) -> int:
     """Return an upper bound of the bytes that decoding takes.
 
-    Measured: 10 to 12 bytes a pixel, 15 to 16 with more than 8 bits a sample, and 12 more with transparency.
+    Measured: 10 to 14 bytes a pixel, 15 to 16 with more than 8 bits a sample, and 12 more with transparency.
     """
     width, height = _size(items[0])
     masked = any(item.masks for item in items)
-    per_pixel = (18 if any(_deep(format, item) for item in items) else 14) + (12 if masked else 0)
+    per_pixel = (20 if any(_deep(format, item) for item in items) else 16) + (12 if masked else 0)
     tile = 16 * largest[0] * largest[1] if items[0].kind == b"grid" else 0
     return (8 << 20) + width * height * per_pixel + tile + 2 * sum(len(item.data) for item in items)
 

@@ -60,8 +60,10 @@ def parse(data: bytes, limits: ReadLimits) -> Container:
         )
     if header.components > 4:
         raise ImageError("unsupported_mode", f"jpeg2000 of {header.components} components has no documented 8-bit RGB")
-    if header.subsampled and (header.components != 3 or (colours is not None and colours != "sYCC")):
-        raise ImageError("unsupported_mode", "jpeg2000 with components of unequal size is read as YCbCr only")
+    if header.subsampled and (header.components != 3 or colours != "sYCC"):
+        raise ImageError(
+            "unsupported_mode", "jpeg2000 with components of unequal size is read only if it says that it is YCbCr"
+        )
     return Container(
         format="jpeg2000",
         data=kept,

@@ -94,6 +94,31 @@ def test_sycc_is_converted_as_pillow_converts_ycbcr() -> None:
     np.testing.assert_allclose(decode(data).pixels.astype(int), expected, atol=1)
 
 
+def joined(components: list[np.ndarray], steps: list[int]) -> bytes:
+    """Return a codestream of components that are 1 / steps as large. Each has one packet, so packets are joined."""
+    streams = [written(pixels, no_jp2=True, num_resolutions=1) for pixels in components]
+    packets = b"".join(stream[stream.index(b"\xff\x93") + 2 : -2] for stream in streams)
+    first = streams[0]
+    size, style, tile = 4 + 2 + 36, first.index(b"\xff\x52"), first.index(b"\xff\x90")
+    depths = b"".join(bytes([7, step, step]) for step in steps)
+    length = (38 + len(depths)).to_bytes(2, "big")
+    head = first[:4] + length + first[6 : size - 2] + len(steps).to_bytes(2, "big") + depths + first[style:tile]
+    start = first[tile : tile + 6] + (14 + len(packets)).to_bytes(4, "big") + first[tile + 10 : tile + 12]
+    return head + start + b"\xff\x93" + packets + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_subsampled_chroma_is_spread_and_needs_to_be_declared(step: int) -> None:
+    blue, red = (np.kron(PHOTO[:6, :10, channel], np.ones((8, 8), np.uint8)) for channel in (1, 2))
+    expected = np.asarray(Image.merge("YCbCr", [Image.fromarray(part) for part in (GREY, blue, red)]).convert("RGB"))
+    stream = joined([GREY, blue[::step, ::step], red[::step, ::step]], [1, step, step])
+    found = decode(boxed(ihdr(3) + colr(18), stream)).pixels
+    np.testing.assert_allclose(found.astype(int), expected, atol=1)
+    if step == 2:
+        assert code_of(boxed(ihdr(3) + colr(16), stream)) == "unsupported_mode"
+        assert code_of(stream) == "unsupported_mode"
+
+
 @pytest.mark.parametrize("space", [12, 14, 11, 9, 13])
 def test_cmyk_lab_and_the_like_are_refused(space: int) -> None:
     assert code_of(boxed(ihdr(3) + colr(space), written(PHOTO, no_jp2=True))) == "unsupported_mode"
