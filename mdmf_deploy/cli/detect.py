@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import coloured, draws_bars, log, log_written, progress
+from mdmf_deploy.cli.console import draws_bars, log, log_written, print_row, print_text, progress
 from mdmf_deploy.cli.options import BundleOption, Yes, runtime_option
 from mdmf_deploy.errors import CalibrationError, GateFailed, UsageError
 
@@ -144,7 +144,7 @@ def detect(
                     if maps is not None:
                         maps.add(row, path)
         finally:
-            _summarise(counts, len(found.paths), found.skipped, time.perf_counter() - start)
+            _summarise(counts, len(found.paths), found.others, time.perf_counter() - start)
     if output is not None:
         log_written(f"{counts.total()} rows", output, _following(detector))
     if heatmaps is not None and any(heatmaps.iterdir()):
@@ -154,7 +154,7 @@ def detect(
 
 def _stdout(as_json: bool) -> Callable[[Row], None]:
     """Return a function that prints each row as it comes."""
-    from mdmf_deploy.detection.rows import TABLE_HEADER, json_line, table_line
+    from mdmf_deploy.detection.rows import TABLE_HEADER, json_line
 
     if as_json:
 
@@ -164,13 +164,12 @@ def _stdout(as_json: bool) -> Callable[[Row], None]:
 
         return print_json
 
-    colour = coloured(sys.stdout)
     header = [TABLE_HEADER]
 
     def print_line(row: Row) -> None:
         while header:
-            print(header.pop())
-        print(table_line(row, colour), flush=True)
+            print_text(header.pop())
+        print_row(row)
 
     return print_line
 
@@ -219,14 +218,17 @@ def _warn_of_caveat(detector: Detector, gated: bool) -> None:
     log(f"warning: {detector.caveat}")
 
 
-def _summarise(counts: Counter[str], total: int, skipped: int, seconds: float) -> None:
+def _summarise(counts: Counter[str], total: int, others: Mapping[str, int], seconds: float) -> None:
+    from mdmf_deploy.cli.list_inputs import counted
+
     done = counts.total()
     images = f"{done} image{'s' * (done != 1)}" if done == total else f"{done} of {total} images"
     verdicts = ", ".join(
         f"{count} {'unreadable' if verdict == 'error' else verdict}" for verdict, count in counts.items()
     )
     log(f"{images}: {verdicts or 'none finished'}")
-    also = f"; {skipped} other files in folders skipped" if skipped else ""
+    skipped = sum(others.values())
+    also = f"; {skipped} other files in folders skipped ({counted(others)})" if skipped else ""
     log(f"{seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s{also}")
 
 

@@ -26,6 +26,7 @@ from mdmf_deploy.images.pixels import Colour
 from mdmf_deploy.mmd import Reduction, score_images
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.runtime import Engine, open_engine, stays_on_device
+from mdmf_deploy.text import one_line
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.on_gpu import Fused
@@ -322,7 +323,7 @@ class Detector:
             sha256=extraction.sha256 or None,
             status="error",
             error_code=error.code if error else None,
-            error=str(error) if error else None,
+            error=one_line(str(error)) if error else None,
             bundle_id=self._bundle_id,
             calibration_id=self._calibration_id,
             runtime=self._engine.name,

@@ -67,7 +67,7 @@ def test_unreadable_inputs_cost_their_own_rows_and_exit_3(calibrated: Path, mixe
     codes = {Path(row["uri"]).name: row["error_code"] for row in rows if row["status"] == "error"}
     assert codes == {"cut.jpg": "truncated", "zero.png": "empty", "nowhere.jpg": "missing", "notes.txt": "empty"}
     assert "4 unreadable" in result.stderr
-    assert result.stderr.rstrip().endswith("; 2 other files in folders skipped")
+    assert result.stderr.rstrip().endswith("; 2 other files in folders skipped (.md 1, .txt 1)")
     assert "cut.jpg  (truncated: jpeg: it ends early" in detect(mixed / "cut.jpg", "--bundle", calibrated).stdout
 
 
