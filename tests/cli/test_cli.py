@@ -91,7 +91,7 @@ def test_help_names_values_for_people_within_80_columns(path: tuple[str, ...], m
             assert parameter.shell_complete(typer.Context(COMMANDS[path]), "")
 
 
-@pytest.mark.parametrize("group", [(), *{path[:-1] for path in COMMANDS if len(path) > 1}], ids=" ".join)
+@pytest.mark.parametrize("group", [(), *sorted({path[:-1] for path in COMMANDS if len(path) > 1})], ids=" ".join)
 def test_summaries_of_commands_are_whole(group: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     listed = mdmf(*group, "--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0]
