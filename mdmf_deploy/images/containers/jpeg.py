@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images.containers import Container
 from mdmf_deploy.images.containers.exif import orientation_in
+from mdmf_deploy.images.containers.parts import MOST_PARTS, too_many_parts
 from mdmf_deploy.images.limits import Note, ReadLimits
 
 MOST_SCANS = 100
 """Each scan costs a pass over all coefficients, and encoders write 1 to about 15. libtiff stops at 100 as well."""
 
-_MOST_SEGMENTS = 200_000
 _SMALL = 500_000  # pixels. Decoding all of them takes less time than looking whether the rest is there.
 _MOST_VISITS = 1_000_000_000  # scans x pixels that this process decodes itself. It takes seconds.
 _HIGHEST = 65_500  # libjpeg refuses more rows or columns (JPEG_MAX_DIMENSION)
@@ -172,8 +172,8 @@ class _Walk:
                 self._ended = True
                 return
             segments += 1
-            if segments > _MOST_SEGMENTS:
-                raise ImageError("too_slow", f"jpeg: it has more than {_MOST_SEGMENTS} segments; save it again")
+            if segments > MOST_PARTS:
+                raise too_many_parts("jpeg")
             end = at + self._length(at, marker)
             if end > len(self._data):
                 # Metadata behind the last scan that are cut hold no pixels.
