@@ -143,8 +143,7 @@ def _size(name: bytes, head: bytes, length: int) -> tuple[int, int]:
             raise corrupt("webp", "no header of lossless pixels")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (6, 8))
-    # Bits of the first byte: 0 for a key frame, a profile of 0 to 3, and 1 for a frame to show.
-    if head[0] & 0b11001 != 0b10000 or head[3:6] != b"\x9d\x01\x2a" or not width or not height:
+    if head[3:6] != b"\x9d\x01\x2a" or not width or not height:
         raise corrupt("webp", "no header of lossy pixels")
     if 10 + (_three(head, 0) >> 5) > length:
         raise truncated("webp", "in its pixels")

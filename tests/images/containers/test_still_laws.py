@@ -44,7 +44,7 @@ def files() -> dict[str, bytes]:
         "webp-part": riff(extended(30, 20, 2), frame(4, 6, 9, 7, riff_chunk(b"VP8L", lossless))),
         "bmp": encoded(SMALL, "BMP"),
         "bmp-palette": encoded(Image.fromarray(SMALL).quantize(8), "BMP"),
-        "bmp-runs": bmp_of(4, 2, 8, b"\4\1\0\0\0\4\1\2\3\4\0\1", compression=1, extra=bytes(1024)),
+        "bmp-runs": bmp_of(4, 2, 4, b"\4\x12\0\0\0\4\x12\x34\0\1", compression=2, extra=bytes(64)),
     }
 
 

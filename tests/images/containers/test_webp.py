@@ -111,6 +111,8 @@ def test_lossless_pixels_that_end_early_are_an_error_if_all_sizes_agree() -> Non
         riff(riff_chunk(b"VP8X", b"")),
         riff(riff_chunk(b"junk", b"1234"), riff_chunk(b"VP8 ", LOSSY)),
         riff(riff_chunk(b"VP8 ", b"\1" + LOSSY[1:])),  # no key frame
+        riff(riff_chunk(b"VP8 ", bytes([LOSSY[0] | 0b1000]) + LOSSY[1:])),  # a profile that is none
+        riff(riff_chunk(b"VP8 ", bytes([LOSSY[0] & 0b1111]) + LOSSY[1:])),  # a frame that is not to be shown
         riff(riff_chunk(b"VP8L", b"\0" + LOSSLESS[1:])),
     ],
 )
