@@ -152,7 +152,7 @@ def test_the_next_call_of_an_engine_does_not_overwrite_unread_signatures(names_s
     exact = CpuReduction()(engine(crops), bundle.bank).mmd2
     fused = Fused(engine, CudaReduction(), bundle.bank)
     # No score is asked for before the last batch was queued.
-    batches = [fused([crops[start : start + 1], crops[start + 1 : start + 2]], 2) for start in (0, 2, 4)]
+    batches = [fused([crops[start : start + 2]], [1, 1]) for start in (0, 2, 4)]
     # With a known stream two batches run at a time, and the third takes the place of the first.
     assert device.launched.count("mdmf_prepare") == (1 if names_stream else 3)
     engine.stream.synchronize()
