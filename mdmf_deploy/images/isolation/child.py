@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from numpy.typing import NDArray
 
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images.isolation.tasks import TASKS
@@ -44,9 +45,9 @@ class Channel:
         """Send a struct, for Conversation.receive."""
         self._wire.send(Kind.message, msgspec.msgpack.encode(message))
 
-    def send_array(self, array: Any) -> None:
+    def send_array(self, array: NDArray[Any]) -> None:
         """Send the bytes of a C-contiguous array, for Conversation.array."""
-        self._wire.send(Kind.array, memoryview(array))
+        self._wire.send(Kind.array, array.data if array.nbytes else b"")
 
     def ask(self, message: msgspec.Struct, type: type[_T]) -> _T:
         """Send a struct and return the parent's answer."""

@@ -37,7 +37,10 @@ _ENVIRONMENT = {
 
 
 class Child:
-    """A process that serves one request after another. One thread talks to it at a time; any may kill it."""
+    """A process that serves one request after another. One thread talks to it at a time; any may kill it.
+
+    used: whether it has served a request.
+    """
 
     def __init__(self) -> None:
         self._printed = _scratch_file()
@@ -62,6 +65,7 @@ class Child:
         assert self._process.stdout is not None
         for pipe in (self._process.stdin, self._process.stdout):
             _widen(pipe.fileno())
+        self.used = False
         self.wire = Wire(self._process.stdout.fileno(), self._process.stdin.fileno())
 
     def alive(self) -> bool:
@@ -149,8 +153,18 @@ class Children:
                 self._starting -= 1
                 self._changed.notify()
 
+    def renewed(self, child: Child) -> Child:
+        """End a child and return a new one in its place."""
+        child.end()
+        new = Child()
+        with self._changed:
+            self._busy.discard(child)
+            self._busy.add(new)
+        return new
+
     def give_back(self, child: Child, usable: bool) -> None:
         """Let another request use the child, or end it."""
+        child.used = True
         if not usable:
             child.end()
         with self._changed:

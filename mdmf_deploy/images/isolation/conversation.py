@@ -6,7 +6,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
@@ -52,7 +52,7 @@ class Conversation:
     """
 
     def __init__(self, child: Child, allowance: Allowance, label: str) -> None:
-        self._child, self._allowance, self._label = child, allowance, label
+        self.child, self._allowance, self._label = child, allowance, label
         self.messages: tuple[str, ...] = ()
         self.begun = self.over = self.usable = self.slow = False
 
@@ -72,14 +72,30 @@ class Conversation:
         if length != array.nbytes:
             raise Garbled(f"{length} bytes, expected {array.nbytes}")
         if length:
-            self._child.wire.fill(memoryview(array.data).cast("B"))
+            self.child.wire.fill(memoryview(array.data).cast("B"))
 
     def send(self, message: msgspec.Struct) -> None:
         """Send a struct that the task asks for."""
         self._send(Kind.message, msgspec.msgpack.encode(message))
 
-    def begin(self, request: Request) -> None:
-        """Wait until the child has imported the task."""
+    def begin(self, request: Request, renewed: Callable[[Child], Child]) -> None:
+        """Wait until the child has imported the task. A child that has died since its last request is renewed."""
+        try:
+            self._begin(request)
+        except EOFError:
+            if not self.child.used or self.slow or owner().ended:
+                raise
+            self.child = renewed(self.child)
+            self._begin(request)
+
+    def kill(self) -> None:
+        self.child.kill()
+
+    def _begin(self, request: Request) -> None:
+        if owner().ended:
+            raise Ended
+        if self.slow:
+            raise EOFError
         self._send(Kind.request, msgspec.msgpack.encode(request))
         self._body(Kind.ready)
         self.begun = True
@@ -94,7 +110,7 @@ class Conversation:
 
     def collect(self) -> None:
         """Take over what was printed."""
-        lines = (" ".join(line.split()) for line in self._child.printed().splitlines())
+        lines = (" ".join(line.split()) for line in self.child.printed().splitlines())
         printable = ("".join(c if c.isprintable() else "?" for c in line)[:_LINE] for line in lines if line)
         self.messages = tuple(dict.fromkeys(printable))[:_LINES]
         for message in self.messages:
@@ -112,7 +128,7 @@ class Conversation:
     def died(self) -> Exception:
         """Return the error for a child that has gone."""
         self.over = True
-        code = self._child.exit_code()
+        code = self.child.exit_code()
         self.collect()
         if owner().ended:
             return Ended()
@@ -153,19 +169,19 @@ class Conversation:
 
     def _send(self, kind: Kind, body: bytes) -> None:
         try:
-            self._child.wire.send(kind, body)
+            self.child.wire.send(kind, body)
         except EOFError:
             # The child may have said why before it went. Whoever reads next learns it.
             LOG.debug("%s: the child process stopped listening", self._label)
 
     def _body(self, kind: Kind) -> bytes:
-        return self._child.wire.body(self._expect(kind))
+        return self.child.wire.body(self._expect(kind))
 
     def _expect(self, kind: Kind) -> int:
         """Return the length of the next frame, which must be of this kind."""
-        found, length = self._child.wire.next()
+        found, length = self.child.wire.next()
         if found is Kind.failure:
-            raise self.failed(msgspec.msgpack.decode(self._child.wire.body(length, MESSAGE), type=Failure))
+            raise self.failed(msgspec.msgpack.decode(self.child.wire.body(length, MESSAGE), type=Failure))
         if found is not kind:
             raise Garbled(f"{found.name}, expected {kind.name}")
         return length
@@ -178,12 +194,11 @@ def conversation(
     """Run a task in a child process (see the package)."""
     request = Request(task, allowance.memory, allowance.seconds, len(payload), msgspec.msgpack.encode(parameters))
     mine, pool = owner(), children()
-    child = pool.take(mine)
-    talk = Conversation(child, allowance, label)
+    talk = Conversation(pool.take(mine), allowance, label)
     try:
-        with mine.stopping(child.kill), _Watch(talk, child) as watch:
+        with mine.stopping(talk.kill), _Watch(talk) as watch:
             try:
-                talk.begin(request)
+                talk.begin(request, pool.renewed)
                 watch.allow(allowance.seconds)
                 talk.give(payload)
                 yield talk
@@ -197,7 +212,7 @@ def conversation(
                 raise talk.judged(error) from error
             talk.collect()
     finally:
-        pool.give_back(child, talk.over and talk.usable)
+        pool.give_back(talk.child, talk.over and talk.usable)
 
 
 class _Watch:
@@ -206,8 +221,8 @@ class _Watch:
     It counts at most two ticks at once, so that a parent that was stopped for a while does not blame the child.
     """
 
-    def __init__(self, talk: Conversation, child: Child) -> None:
-        self._talk, self._child = talk, child
+    def __init__(self, talk: Conversation) -> None:
+        self._talk = talk
         self._changed = threading.Condition()
         self._over = False
         self._thread = threading.Thread(target=self._run, name="mdmf-watch", daemon=True)
@@ -239,7 +254,7 @@ class _Watch:
                 self._last = now
                 if self._left <= 0 and not self._over:
                     self._talk.slow = True
-                    self._child.kill()
+                    self._talk.kill()
                     return
 
 

@@ -20,9 +20,10 @@ LEAST, SPARE = 64 * 2**20, 32 * 2**20
 """Bytes that every image may take, and bytes beyond a container's own bound, for the codecs' small tables."""
 
 _BAND = 256  # rows of a whole image that are converted at once
-# How libtiff and its JPEG decoder say that pixels are missing. Pillow hides it if they go on with grey or old rows.
+# How libtiff says that pixels are missing. A zlib error without words means that its input has ended.
 _SHORT = re.compile(
-    r"premature end of (?:jpeg|input) file|not enough data|read error (?:on|at) (?:strip|tile|scanline)|unexpected end",
+    r"premature end of (?:jpeg|input) file|not enough data|read error (?:on|at) (?:strip|tile|scanline)"
+    r"|unexpected end|ZLib error: \.$",
     re.I,
 )
 
