@@ -18,13 +18,12 @@ from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import coloured, draws_bars, log, log_written, progress
 from mdmf_deploy.cli.options import BundleOption, Yes, runtime_option
 from mdmf_deploy.errors import CalibrationError, GateFailed, UsageError
-from mdmf_deploy.images.limits import FRAMES, MOST_FRAMES
+from mdmf_deploy.images.limits import DEFAULT_LIMITS, FRAMES, MOST_FRAMES, ReadLimits
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.outputs.heatmaps import HeatmapPool
     from mdmf_deploy.detection.rows import Row
-    from mdmf_deploy.images.decode import ReadLimits
 
 _UNREADABLE = 3
 _TOO_FEW = "no_calibration_for_this_size"
@@ -92,7 +91,17 @@ def detect(
         int | None,
         typer.Option(min=1, help="Threads for decoding, the runtime and the reduction, each; by default one per core."),
     ] = None,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images without decoding them.")] = 100_000_000,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Refuse larger images without decoding them.")
+    ] = DEFAULT_LIMITS.max_pixels,
+    max_memory: Annotated[
+        int,
+        typer.Option(min=1, metavar="MIB", help="Refuse images that need more MiB to decode. All threads share it."),
+    ] = DEFAULT_LIMITS.max_memory >> 20,
+    max_seconds: Annotated[
+        float,
+        typer.Option(min=0.1, help="Stop decoding after this, in formats that are decoded in a process of their own."),
+    ] = DEFAULT_LIMITS.max_seconds,
     list_inputs: Annotated[
         bool,
         typer.Option("--list-inputs", help="Print what would be read and count what is skipped. Scores nothing."),
@@ -128,9 +137,8 @@ def detect(
         write = _stdout(as_json) if output is None else stack.enter_context(_file(output))
 
         from mdmf_deploy.detection.detector import Detector
-        from mdmf_deploy.images.decode import ReadLimits
 
-        limits = ReadLimits(max_pixels=max_pixels)
+        limits = ReadLimits(max_pixels=max_pixels, max_memory=max_memory << 20, max_seconds=max_seconds)
         detector = stack.enter_context(
             Detector(bundle, runtime, threads, batch_size=batch_size, crops=crops, limits=limits, frames=frames)
         )

@@ -23,6 +23,7 @@ from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import decode
 from mdmf_deploy.images.crops import Pixels, boxes, grid, normalise, squares
 from mdmf_deploy.images.evidence import evidence
+from mdmf_deploy.images.isolation.owners import Owner
 from mdmf_deploy.images.limits import Note
 from mdmf_deploy.images.magic import video_format
 from mdmf_deploy.images.provenance import Provenance, read_provenance
@@ -223,7 +224,8 @@ class Feed:
         self._queue: SimpleQueue[Future[Prepared] | None] = SimpleQueue()
         self._head: Future[Prepared] | None = None
         self._closed = False
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mdmf-decode")
+        self._owner = Owner()
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mdmf-decode", initializer=self._owner.adopt)
         # A daemon: an iterable that waits for its next source for ever must not keep the process alive.
         self._thread = threading.Thread(target=self._iterate, args=(sources,), name="mdmf-sources", daemon=True)
 
@@ -254,13 +256,14 @@ class Feed:
     def close(self) -> None:
         """Stop taking sources and end the threads. A later peek returns None.
 
-        Sources in work are finished and waiting ones are dropped. If the iterable is itself waiting for its next
-        source, its thread is left behind and ends once that source comes.
+        Sources in work are finished, but those that a child process decodes are dropped at once, like waiting ones. If
+        the iterable is itself waiting for its next source, its thread is left behind and ends once that source comes.
         """
         self._closed = True
         self._video_room.close()
         self._room.release()
         self._queue.put(None)
+        self._owner.end()
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._thread.is_alive():
             self._thread.join(_CLOSE_TIMEOUT)

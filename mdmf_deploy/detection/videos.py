@@ -16,6 +16,8 @@ from mdmf_deploy.detection.sources import Taken
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images import decode, video
 from mdmf_deploy.images.evidence import evidence
+from mdmf_deploy.images.isolation import video as isolated
+from mdmf_deploy.images.isolation.owners import Ended
 from mdmf_deploy.images.magic import unsupported
 from mdmf_deploy.images.raster import Decoded
 from mdmf_deploy.images.video import SampledVideo, VideoPlan
@@ -56,13 +58,13 @@ class VideoRoom:
         self._held: dict[int, int] = {}
 
     def hold(self, n: int, needed: int) -> None:
-        """Wait until there is room for the crops of source number n. Raises ImageError once it is closed."""
+        """Wait until there is room for the crops of source number n. Raises Ended once it is closed."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or n <= self._next or sum(self._held.values()) + needed <= self._most
             )
             if self._closed:
-                raise ImageError("unreadable", "reading was stopped; score the video again")
+                raise Ended
             self._held[n] = needed
 
     def passed(self) -> None:
@@ -104,13 +106,13 @@ def sample_video(taken: Taken, format: str, plan: VideoPlan, limits: decode.Read
     """Decode a video's frames and cut their crops. Raises ImageError as mdmf_deploy.images.video.sample does."""
     assert isinstance(taken.source, bytes | str | Path)
     with _as_file(taken.source) as path:
-        return video.sample(path, format, plan, limits)
+        return isolated.sample(path, format, plan, limits)
 
 
 def decode_frame(source: bytes | str | Path, format: str, seconds: float, limits: decode.ReadLimits) -> Decoded:
     """Decode the whole frame that was scored at this time. Raises ImageError as `sample_video` does."""
     with _as_file(source) as path:
-        return video.frame_at(path, format, seconds, limits)
+        return isolated.frame_at(path, format, seconds, limits)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from mdmf_deploy.images.budget import DECODING
 from mdmf_deploy.images.containers import Container, parse
 from mdmf_deploy.images.crops import Box
 from mdmf_deploy.images.inputs import uri, why_missing
+from mdmf_deploy.images.isolation.owners import Ended, owner
 from mdmf_deploy.images.limits import DEFAULT_LIMITS, Code, ReadLimits
 from mdmf_deploy.images.raster import Decoded, DecodedBoxes
 
@@ -84,6 +85,8 @@ def sha256_of_video(path: str | Path, limits: ReadLimits = DEFAULT_LIMITS) -> st
             part = file.read(1 << 20)
             if not part:
                 return digest.hexdigest()
+            if owner().ended:
+                raise Ended
             digest.update(part)
     raise ImageError("too_many_bytes", f"{uri(path)} is larger than the {limits.max_video_bytes} bytes of a video")
 
@@ -123,10 +126,9 @@ def decode(data: bytes, limits: ReadLimits = DEFAULT_LIMITS, *, fit: tuple[int, 
     limits.check_pixels(container.format, container.width, container.height)
     limits.check_memory(container.format, container.memory)
     with DECODING.held(container.memory, limits.max_memory):
-        if not container.isolated:
-            return raster.whole(container, fit, limits)
-        found = isolation.boxes(container, lambda height, width: [(0, 0, width, height)], limits)
-    return Decoded(found.boxes[0], found.width, found.height, found.format, found.notes)
+        if container.isolated:
+            return isolation.whole(container, limits)
+        return raster.whole(container, fit, limits)
 
 
 def decode_boxes(

@@ -28,16 +28,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.errors import ImageError
-from mdmf_deploy.images.crops import Crop, Pixels, boxes, grid, squares
+from mdmf_deploy.images.crops import Pixels, boxes, grid, squares
 from mdmf_deploy.images.limits import Note, ReadLimits
 from mdmf_deploy.images.raster import Decoded
 from mdmf_deploy.images.video_tracks import outline
 
-_SEEK_GAP = 100
+SEEK_GAP = 100
 """Frames between samples from which on seeking is cheaper than decoding all (benchmarks/video.py)."""
 
 _LEAST_SECONDS = 60.0
-_DECODER_THREADS = 1  # several videos are decoded at a time, and each further thread holds more frames
+_DECODER_THREADS = 2  # several videos are decoded at a time, and each further thread holds more frames
 _MOST_COUNT = 1 << 40
 _IMPORTING = threading.Lock()
 _STEPS_BACK = (0, 32, 128, 512)  # frames, while a seek lands behind the frame that is looked for
@@ -100,19 +100,22 @@ def sample(path: str, format: str, plan: VideoPlan, limits: ReadLimits) -> Sampl
     """
     with _Capture(path, format, plan.frames, limits) as capture:
         targets = _targets(capture.count, plan.frames)
-        crops: list[Crop] = []
+        crops: NDArray[np.uint8] | None = None
         times: list[float] = []
-        size: tuple[int, int] | None = None
+        size = 0, 0
         missing = 0
         for found in _visits(capture, targets):
             frame = None if found is None else capture.frame()
-            if frame is None or (size is not None and frame.shape[:2] != size):
+            if frame is None or (crops is not None and frame.shape[:2] != size):
                 missing += 1
                 continue
-            size = height, width = frame.shape[0], frame.shape[1]
-            crops.append(_cut(frame, height, width, plan))
+            size = frame.shape[0], frame.shape[1]
+            cut = _cut(frame, *size, plan)
+            if crops is None:
+                crops = np.empty((len(targets), *cut.shape), np.uint8)
+            crops[len(times)] = cut
             times.append(capture.time)
-    if size is None:
+    if crops is None:
         raise _why_nothing(path, format)
     if 2 * len(times) < len(times) + missing:
         raise ImageError(
@@ -121,8 +124,8 @@ def sample(path: str, format: str, plan: VideoPlan, limits: ReadLimits) -> Sampl
             "file, or convert it",
         )
     return SampledVideo(
-        np.stack([crop.pixels for crop in crops]),
-        crops[0].kind,
+        crops[: len(times)],
+        kind_of(*size, plan),
         tuple(times),
         size[1],
         size[0],
@@ -156,7 +159,7 @@ def _visits(capture: _Capture, targets: Sequence[int]) -> Iterator[int | None]:
 
     A target that the last frame answers as well is left out.
     """
-    seeks = capture.count > _SEEK_GAP * len(targets)
+    seeks = capture.count > SEEK_GAP * len(targets)
     for target in targets:
         if capture.number >= target:
             continue
@@ -168,11 +171,19 @@ def _visits(capture: _Capture, targets: Sequence[int]) -> Iterator[int | None]:
         yield target if capture.number >= target else None
 
 
-def _cut(frame: Pixels, height: int, width: int, plan: VideoPlan) -> Crop:
+def kind_of(height: int, width: int, plan: VideoPlan) -> str:
+    """Return the kind of the crops of a frame, as mdmf_deploy.images.crops.squares names it."""
+    rows, columns = grid(height, width, plan.size, plan.crops)
+    if rows * columns > 1:
+        return f"grid {rows}x{columns}"
+    return "reflected" if min(height, width) < plan.size else "center"
+
+
+def _cut(frame: Pixels, height: int, width: int, plan: VideoPlan) -> Pixels:
     """Cut the crops of a BGR frame, and turn them to RGB."""
     place = partial(boxes, size=plan.size, count=plan.crops)
     parts = [frame[top:bottom, left:right, ::-1] for left, top, right, bottom in place(height, width)]
-    return squares(parts, plan.size, grid(height, width, plan.size, plan.crops))
+    return squares(parts, plan.size, grid(height, width, plan.size, plan.crops)).pixels
 
 
 def _why_nothing(path: str, format: str) -> ImageError:
@@ -256,7 +267,7 @@ class _Capture:
                 return
 
     def _open(self) -> None:
-        cv2 = self._cv2 = _cv2()
+        cv2 = self._cv2 = opencv()
         options = [cv2.CAP_PROP_HW_ACCELERATION, cv2.VIDEO_ACCELERATION_NONE]
         options += [cv2.CAP_PROP_N_THREADS, _DECODER_THREADS]
         try:
@@ -291,7 +302,7 @@ class _Capture:
         return value if math.isfinite(value) else 0.0
 
 
-def _cv2() -> Any:
+def opencv() -> Any:
     """Import OpenCV. Neither it nor FFmpeg write messages, because they name no file."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
