@@ -37,7 +37,7 @@ SEEK_GAP = 100
 """Frames between samples from which on seeking is cheaper than decoding all (benchmarks/video.py)."""
 
 _LEAST_SECONDS = 60.0
-_DECODER_THREADS = 2  # several videos are decoded at a time, and each further thread holds more frames
+DECODER_THREADS = 2  # several videos are decoded at a time, and each further thread holds more frames
 _MOST_COUNT = 1 << 40
 _IMPORTING = threading.Lock()
 _STEPS_BACK = (0, 32, 128, 512)  # frames, while a seek lands behind the frame that is looked for
@@ -269,7 +269,7 @@ class _Capture:
     def _open(self) -> None:
         cv2 = self._cv2 = opencv()
         options = [cv2.CAP_PROP_HW_ACCELERATION, cv2.VIDEO_ACCELERATION_NONE]
-        options += [cv2.CAP_PROP_N_THREADS, _DECODER_THREADS]
+        options += [cv2.CAP_PROP_N_THREADS, DECODER_THREADS]
         try:
             self._video = cv2.VideoCapture(self._path, cv2.CAP_FFMPEG, options)
             opened = self._video.isOpened()
@@ -292,10 +292,11 @@ class _Capture:
     def _take_position(self) -> None:
         """Set the number and the time by the frame's own time, or by counting if times do not advance."""
         seconds = self._get("POS_MSEC") / 1000
-        if not seconds > self.time:
-            seconds = (self.number + 1) / self._rate
-        self.number = max(self.number + 1, self.number_at(seconds))
-        self.time = seconds
+        if seconds > self.time:
+            # Several frames have one number where they are closer than on average.
+            self.number, self.time = self.number_at(seconds), seconds
+        else:
+            self.number, self.time = self.number + 1, (self.number + 1) / self._rate
 
     def _get(self, name: str) -> float:
         value = float(self._video.get(getattr(self._cv2, f"CAP_PROP_{name}")))

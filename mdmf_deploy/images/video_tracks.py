@@ -106,8 +106,9 @@ def _track_types(file: BinaryIO, start: int, end: int) -> set[str]:
 def _elements(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield the ID of each element, where its data begin, and their size (RFC 8794, sections 4 to 6)."""
     for _ in range(_MOST_PARTS):
-        head = _at(file, at, 12)
-        if at >= end or not head or not head[0]:
+        # No system seeks as far as a damaged size may say.
+        head = _at(file, at, 12) if at < end else b""
+        if not head or not head[0]:
             return
         id_length = 9 - head[0].bit_length()
         rest = head[id_length:]
