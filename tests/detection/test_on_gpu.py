@@ -16,6 +16,7 @@ import pytest
 from fakes.gpu_engine import PATCHES, WIDTH, GpuEngine
 from fakes.host_tensorrt import HostTensorRt
 from fakes.on_host import host_device
+from helpers.clips import write_clip
 from helpers.rows import timeless
 
 from mdmf_deploy import Detector
@@ -142,6 +143,18 @@ def test_an_image_of_several_crops_scores_as_on_the_cpu(engines: list[GpuEngine]
     assert runs[0] == runs[1]
     assert [row.crop for row in wanted] == ["grid 2x2", "center", "grid 1x2"]
     assert [engine.on_host > 0 for engine in engines] == [True, False, False]
+
+
+def test_a_video_scores_as_on_the_cpu(engines: list[GpuEngine], device: Any, tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    clip = write_clip(tmp_path / "a.mkv", 7, size=(300, 250))
+    with Detector("starter", "onnxruntime", frames=7) as detector:
+        [wanted] = detector.detect(clip)
+    with Detector("starter", frames=7, batch_size=3) as detector:
+        [row] = detector.detect(clip)
+    assert (row.frames, row.highest_time, engines[-1].on_host) == (7, wanted.highest_time, 0)
+    assert row.score == pytest.approx(wanted.score, rel=1e-6)
+    assert row.contributions == pytest.approx(wanted.contributions, abs=2e-6)
 
 
 @pytest.mark.parametrize("names_stream", [True, False])
