@@ -152,7 +152,7 @@ def _check_enough(report: CalibrationReport, target: Path, force: bool) -> None:
     calibration, shortage = report.calibration, report.shortage
     if shortage is None:
         return
-    one_group = len(calibration.scores) >= images_needed(calibration.fpr)
+    one_group = bool(report.images) and len(calibration.scores) >= images_needed(calibration.fpr)
     advice = "give more images or a larger --fpr" + (", or --size-bound inf for one group of all sizes" * one_group)
     if not force:
         raise CalibrationError(f"{shortage}; {advice}, or --force to write it all the same")

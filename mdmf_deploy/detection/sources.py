@@ -81,7 +81,7 @@ class Taken:
             raise self.source
         if isinstance(self.source, str | Path):
             return decode.read_start(self.source)
-        return self.source[:64] if isinstance(self.source, bytes) else b""
+        return self.source[:4096] if isinstance(self.source, bytes) else b""
 
     def pixels(self, name: str) -> NDArray[np.uint8]:
         """Return the pixels of an array or image, (H, W, 3) RGB. Raises ImageError if they have no such form."""

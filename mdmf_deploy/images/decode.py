@@ -71,7 +71,7 @@ def read(path: str | Path, limits: ReadLimits = DEFAULT_LIMITS) -> bytes:
     raise ImageError("too_many_bytes", f"{uri(path)} is larger than the {limits.max_bytes} bytes allowed")
 
 
-def read_start(path: str | Path, count: int = 64) -> bytes:
+def read_start(path: str | Path, count: int = 4096) -> bytes:
     """Read the first bytes of a regular file. Raises ImageError as `read` does, but never too_many_bytes."""
     with _opened(path) as (file, _):
         return file.read(count)

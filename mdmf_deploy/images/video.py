@@ -37,6 +37,7 @@ SEEK_GAP = 100
 """Frames between samples from which on seeking is cheaper than decoding all (benchmarks/video.py)."""
 
 _LEAST_SECONDS = 60.0
+_SAME_TIME = 1e-4  # seconds
 DECODER_THREADS = 2  # several videos are decoded at a time, and each further thread holds more frames
 _MOST_COUNT = 1 << 40
 _IMPORTING = threading.Lock()
@@ -139,11 +140,16 @@ def frame_at(path: str, format: str, seconds: float, limits: ReadLimits) -> Deco
 
     Raises ImageError as `sample` does, and truncated if there is no such frame.
     """
-    with _Capture(path, format, 1, limits) as capture:
-        target = capture.number_at(seconds)
-        for found in _visits(capture, [target]):
-            frame = None if found is None else capture.frame()
-            if frame is not None and abs(capture.time - seconds) < 1e-3:
+    # If a seek goes astray, all frames up to this one are decoded.
+    for seeks in (True, False):
+        with _Capture(path, format, 1, limits) as capture:
+            target = capture.number_at(seconds)
+            if seeks and target > SEEK_GAP:
+                capture.jump(target)
+            while capture.time < seconds - _SAME_TIME and capture.grab():
+                pass
+            frame = capture.frame() if abs(capture.time - seconds) <= _SAME_TIME else None
+            if frame is not None:
                 height, width = frame.shape[:2]
                 return Decoded(np.ascontiguousarray(frame[..., ::-1]), width, height, format)
     raise ImageError("truncated", f"{format}: its frame at {seconds:.3f} s cannot be read again")

@@ -138,6 +138,13 @@ def test_a_varying_rate_is_sampled_evenly_in_time(mp4: Path, changed: Callable[[
     assert [int(seconds * RATE / 10 + 1e-6) for seconds in found.times] == list(range(7))
 
 
+def test_a_frame_that_is_shown_for_long_counts_once(mp4: Path, changed: Callable[[bytes], Path]) -> None:
+    found = sampled(changed(at_rates(mp4.read_bytes(), [(1, 40), (29, 1)])))
+    assert found.times[0] == pytest.approx(40 / RATE, abs=1e-3)
+    assert list(found.times) == sorted(set(found.times))
+    assert (1 < len(found.times) < 10, found.notes) == (True, ())
+
+
 def test_deep_pixels_become_8_bit(tmp_path: Path) -> None:
     module = cv2()
     levels = np.random.default_rng(0).integers(0, 1 << 16, (48, 64), dtype=np.uint16)
