@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -76,17 +77,26 @@ def write_clips(folder: Path, seconds: int) -> list[Path]:
         top, left = n % 128, (2 * n) % 128
         writer.write(np.ascontiguousarray(texture[top : top + HEIGHT, left : left + WIDTH]))
     writer.release()
-    sparse.write_bytes(with_fewer_key_frames(dense.read_bytes()))
+    shutil.copyfile(dense, sparse)
+    leave_few_key_frames(sparse)
     return [dense, sparse]
 
 
-def with_fewer_key_frames(data: bytes) -> bytes:
-    """Keep every 20th entry of an MP4's sync sample table (ISO/IEC 14496-12, section 8.6.2)."""
-    at = data.rindex(b"stss") + 8
-    count = int.from_bytes(data[at : at + 4], "big")
-    entries = [data[at + 4 + 4 * n : at + 8 + 4 * n] for n in range(0, count, SPARSE)]
-    table_of = len(entries).to_bytes(4, "big") + b"".join(entries)
-    return data[:at] + table_of.ljust(4 + 4 * count, b"\0") + data[at + 4 + 4 * count :]
+def leave_few_key_frames(clip: Path) -> None:
+    """Keep every 20th entry of an MP4's sync sample table (ISO/IEC 14496-12, section 8.6.2), which is at its end.
+
+    Only the end is read: the peak of a process that starts counts what the one that started it held.
+    """
+    with clip.open("r+b") as file:
+        file.seek(-(1 << 20), os.SEEK_END)
+        start = file.tell()
+        data = file.read()
+        at = data.rindex(b"stss") + 8
+        count = int.from_bytes(data[at : at + 4], "big")
+        entries = [data[at + 4 + 4 * n : at + 8 + 4 * n] for n in range(0, count, SPARSE)]
+        kept = len(entries).to_bytes(4, "big") + b"".join(entries)
+        file.seek(start + at)
+        file.write(kept.ljust(4 + 4 * count, b"\0"))
 
 
 def sample(clip: Path, frames: int, gap: int, threads: int) -> tuple[float, float]:
@@ -105,7 +115,7 @@ def sample(clip: Path, frames: int, gap: int, threads: int) -> tuple[float, floa
 
 
 def detect(clip: Path, frames: int) -> tuple[float, float]:
-    """Return seconds, and the megabytes of this process's part without the decoder's child."""
+    """Return seconds, and the megabytes of the larger of the process and its child that decodes."""
     command = [sys.executable, "-m", "mdmf_deploy", "detect", str(clip), "--frames", str(frames), "-q"]
     command += ["--runtime", "onnxruntime", "--bundle", "starter", "--crops", "5", "--json"]
     start = time.perf_counter()

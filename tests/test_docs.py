@@ -17,6 +17,8 @@ from mdmf_deploy.cli import app
 from mdmf_deploy.detection.rows import COLUMNS
 from mdmf_deploy.errors import MdmfError
 from mdmf_deploy.images.decode import Code
+from mdmf_deploy.images.limits import Note
+from mdmf_deploy.images.provenance import Claim
 
 # Why tests cannot run a block. Any other reason is a block to run.
 REASONS = {
@@ -125,9 +127,9 @@ def test_papers_that_code_cites_are_among_the_references() -> None:
     assert {author for author in authors if author not in references} == set()
 
 
-def table(title: str, pattern: str) -> list[str]:
-    """First cells of the table below a heading of docs/rows.md."""
-    text = (ROOT / "docs" / "rows.md").read_text(encoding="utf-8")
+def table(title: str, pattern: str, page: str = "rows.md") -> list[str]:
+    """First cells of the table below a heading of a page in docs."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     section = text[text.index(f"## {title}\n") + 3 :].partition("\n## ")[0]
     return re.findall(pattern, section, re.MULTILINE)
 
@@ -143,6 +145,14 @@ def test_every_error_code_is_explained() -> None:
 
 def test_every_reason_is_explained() -> None:
     assert sorted(table("Reasons", r"^\| `(\w+)` \|")) == sorted(get_args(Reason))
+
+
+def test_every_note_is_explained() -> None:
+    assert sorted(table("Notes", r"^\| `(\w+)` \|")) == sorted(get_args(Note))
+
+
+def test_every_claim_of_metadata_is_explained() -> None:
+    assert sorted(table("Claims", r"^\| `(?!provenance)(\w+)` \|", "provenance.md")) == sorted(get_args(Claim))
 
 
 def test_every_exit_code_is_explained() -> None:

@@ -12,7 +12,7 @@ import mdmf_deploy
 PACKAGE = Path(mdmf_deploy.__file__).parent
 # From the ground up. Packages of one layer do not import each other.
 LAYERS = (
-    {"errors", "interrupts"},
+    {"errors", "interrupts", "text"},
     {"files"},
     {"hardware"},
     {"bundle"},

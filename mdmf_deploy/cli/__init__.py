@@ -14,11 +14,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from mdmf_deploy.cli.console import behave, log, log_traceback
+from mdmf_deploy.cli.console import behave, log, log_traceback, print_text
 from mdmf_deploy.cli.kept import kept, watch_nothing
 from mdmf_deploy.cli.manners import Color, Command, LogFile, Quiet, Verbose, behave_as, with_manners
 from mdmf_deploy.errors import MdmfError, install
 from mdmf_deploy.interrupts import exit_code, raised
+from mdmf_deploy.text import one_line
 
 # In the order of --help: a first look, from a recipe to verdicts, then commands that inspect and measure.
 COMMANDS = (
@@ -31,6 +32,7 @@ COMMANDS = (
     "bank",
     "calibrate",
     "detect",
+    "rows",
     "evaluate",
     "benchmark",
     "inspect",
@@ -95,6 +97,11 @@ def _explained() -> Iterator[None]:
         text = error.strerror or " ".join(map(str, error.args))
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         _fail(_with_notes(f"{where}{text}", error), _IO_ERROR)
+    except Exception as error:
+        # Typer prints its own errors about arguments, which may be names of files that a shell has put in.
+        if hasattr(error, "format_message") and isinstance(message := vars(error).get("message"), str):
+            vars(error)["message"] = one_line(message)
+        raise
 
 
 def _log_interrupt(interrupt: KeyboardInterrupt) -> None:
@@ -112,7 +119,7 @@ def _with_notes(text: str, error: BaseException, *others: str) -> str:
 
 
 def _fail(text: str, exit_code: int) -> NoReturn:
-    log(" ".join(text.splitlines()), logging.ERROR)
+    log(text, logging.ERROR)
     raise typer.Exit(exit_code)
 
 
@@ -132,7 +139,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from mdmf_deploy import __version__
 
-        typer.echo(f"mdmf {__version__}")
+        print_text(f"mdmf {__version__}")
         raise typer.Exit
 
 

@@ -15,6 +15,8 @@ from mdmf_deploy.cli.console import (
     log_written,
     print_facts,
     print_json,
+    print_lines,
+    print_text,
     progress,
 )
 from mdmf_deploy.cli.options import (
@@ -201,16 +203,13 @@ def inspect(
             "compression": _compression(audit.compression, audit.signatures),
         }
     )
-    print("\nimages  folder")
-    for folder, count in audit.folders.items():
-        print(f"{count:>6}  {folder}")
+    print_lines(["", "images  folder", *(f"{count:>6}  {folder}" for folder, count in audit.folders.items())])
     if audit.quantiles:
-        print("\nleave-one-image-out scores")
-        print("  ".join(f"{100 * float(q):>8g}%" for q in audit.quantiles))
-        print("  ".join(f"{value:>9.6f}" for value in audit.quantiles.values()))
-        print(f"\noutliers that look generated: {len(audit.outliers)}")
-        for outlier in audit.outliers:
-            print(f"{outlier.score:>9.6f}  z {outlier.z:5.1f}  {outlier.uri}")
+        print_text("\nleave-one-image-out scores")
+        print_text("  ".join(f"{100 * float(q):>8g}%" for q in audit.quantiles))
+        print_text("  ".join(f"{value:>9.6f}" for value in audit.quantiles.values()))
+        print_text(f"\noutliers that look generated: {len(audit.outliers)}")
+        print_lines(f"{outlier.score:>9.6f}  z {outlier.z:5.1f}  {outlier.uri}" for outlier in audit.outliers)
 
 
 def _compression(compression: dict[str, object], m: int) -> str:

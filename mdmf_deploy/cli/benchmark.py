@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import log, log_written, print_json
+from mdmf_deploy.cli.console import log, log_written, print_json, print_lines
 from mdmf_deploy.cli.kept import watch
 from mdmf_deploy.cli.options import BUNDLE_VARIABLE, Yes, complete_bundle, runtime_option
 from mdmf_deploy.tasks.benchmark import BATCH_SIZE
@@ -107,7 +107,7 @@ def benchmark(
     if output is not None:
         write_output(output, to_bytes(report, output.suffix.lower()))
     if not as_json:
-        typer.echo("\n".join(lines(report)))
+        print_lines(lines(report))
     else:
         print_json(report)
         for warning in report.noise.warnings:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdmf_deploy.cli.console import log, log_written, print_json
+from mdmf_deploy.cli.console import log, log_written, print_json, print_lines
 from mdmf_deploy.cli.options import AsJson, BundleArgument
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def build(
 
         print_json({"engines": [{"path": str(plan.path), **to_builtins(plan.card)} for plan in plans]})
     else:
-        typer.echo("\n".join(line for plan in plans for line in _lines(plan)))
+        print_lines(line for plan in plans for line in _lines(plan))
     if built:
         runtime = flavour if profile == "default" else f"{flavour}:{profile}"
         what, where = ("the engine", plans[0].path) if len(plans) == 1 else ("the engines", plans[0].path.parent)

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdmf_deploy.cli.console import log, log_duplicates, log_list, log_unreadable, log_written, print_json, progress
+from mdmf_deploy.cli.console import (
+    log,
+    log_duplicates,
+    log_list,
+    log_unreadable,
+    log_written,
+    print_json,
+    print_lines,
+    print_text,
+    progress,
+)
 from mdmf_deploy.cli.options import AsJson, BundleArgument, OutputBundle, Yes, destination, runtime_option
 from mdmf_deploy.images.limits import FRAMES, MOST_FRAMES
 
@@ -125,13 +135,13 @@ def calibrate(
             }
         )
     else:
-        print(
+        print_text(
             f"{scored}; left out: {len(report.in_bank)} in the bank, {len(report.featureless)} without texture, "
             f"{len(report.duplicates)} duplicates, {len(report.errors)} unreadable, {inputs.skipped} other files\n"
         )
-        print("\n".join(group_table([*groups, *([] if videos is None else [videos])])))
+        print_lines(group_table([*groups, *([] if videos is None else [videos])]))
         held = ", ".join(f"{pair.runtime} {pair.precision}" for pair in calibration.holds_for)
-        print(
+        print_text(
             f"\nuncertain up to p = {calibration.review:g}, or with texture in fewer than "
             f"{calibration.least_evidence:.0%} of the patches; holds for {held}\ncalibration id {new.calibration_id}"
         )

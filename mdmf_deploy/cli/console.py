@@ -1,4 +1,8 @@
-"""Text for the user: results on stdout, messages and progress on stderr."""
+"""Text for the user: results on stdout, messages and progress on stderr.
+
+Everything that a command prints passes through here, because names, messages of libraries and manifests may hold
+characters that a terminal obeys (mdmf_deploy.text).
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,12 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import typer
 
 from mdmf_deploy.errors import UsageError
+from mdmf_deploy.text import one_line, printable, printable_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mdmf_deploy.detection.rows import Row
     from mdmf_deploy.tasks.bank.build import Duplicate, Unreadable
 
 T = TypeVar("T")
@@ -80,7 +86,21 @@ class _Stderr(logging.Handler):
     """Prints messages on whatever is stderr at the time, without tracebacks."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"mdmf: {record.getMessage()}", file=sys.stderr)
+        print(f"mdmf: {one_line(record.getMessage())}", file=sys.stderr)
+
+
+class _LogLine(logging.Formatter):
+    """A message's time, level, logger and text, in one line, and a traceback below it if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the name is logging's)
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return printable(super().formatException(ei))
 
 
 class _LogFile(logging.FileHandler):
@@ -89,7 +109,7 @@ class _LogFile(logging.FileHandler):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.setLevel(logging.DEBUG)
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.setFormatter(_LogLine())
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name is logging's)
         pass
@@ -119,7 +139,7 @@ def log_traceback() -> None:
     """Print the traceback of the present exception on stderr, and keep it in the log file."""
     import traceback
 
-    traceback.print_exc()
+    print(printable(traceback.format_exc()), end="", file=sys.stderr)
     for handler in _PACKAGE.handlers:
         if isinstance(handler, _LogFile):
             record = _LOG.makeRecord(_LOG.name, logging.ERROR, "", 0, "bug", (), sys.exc_info())
@@ -150,22 +170,46 @@ def log_duplicates(duplicates: Iterable[Duplicate]) -> None:
     log_list("duplicate, left out", [f"{duplicate.uri} is {duplicate.kept}" for duplicate in duplicates])
 
 
+def print_text(text: str) -> None:
+    """Print a text on stdout, a line or several."""
+    print(printable(text))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines on stdout. A line stays one, whatever it holds."""
+    for line in lines:
+        print(one_line(line))
+
+
+def print_row(row: Row) -> None:
+    """Print a row as a line of the table on stdout, coloured if stdout is."""
+    from mdmf_deploy.detection.rows import table_line
+
+    print(table_line(row, coloured(sys.stdout)), flush=True)
+
+
+def print_file(text: str) -> None:
+    """Print the text of a file on stdout, unchanged unless stdout is a terminal."""
+    typer.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
+
+
 def print_json(value: object) -> None:
     """Print one JSON document on stdout, in UTF-8 whatever the terminal's encoding."""
     import msgspec
 
     try:
-        typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+        document = msgspec.json.format(msgspec.json.encode(value), indent=2)
     except UnicodeEncodeError:
         # A bundle's path need not be UTF-8. Only escapes can hold such a path.
-        typer.echo(json.dumps(msgspec.to_builtins(value), indent=2))
+        document = json.dumps(msgspec.to_builtins(value), indent=2).encode()
+    typer.echo(printable_json(document))
 
 
 def print_facts(facts: dict[str, object]) -> None:
     """Print names and values in two columns on stdout. The value None is a dash."""
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {'-' if value is None else value}")
+        print(one_line(f"{name:<{width}}  {'-' if value is None else value}"))
 
 
 def coloured(stream: IO[str]) -> bool:
@@ -195,10 +239,11 @@ def progress(items: Iterable[T], description: str, total: int, shown: bool | Non
         yield iter(items)
         return
     # Imported late: most runs show no bar.
+    from rich.markup import escape
     from rich.progress import Progress
 
     with Progress(console=stderr_console(), transient=True) as bar:
-        yield iter(bar.track(items, total, description=description))
+        yield iter(bar.track(items, total, description=escape(one_line(description))))
 
 
 def stderr_console() -> Console:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import coloured, log, log_written, print_json, progress
+from mdmf_deploy.cli.console import log, log_written, print_json, print_row, print_text, progress
 from mdmf_deploy.cli.options import AsJson, BundleOption, runtime_option
 from mdmf_deploy.errors import ImageError, UsageError
 
@@ -65,7 +64,7 @@ def demo(
         print_json(facts | {"heatmap": heatmap and str(heatmap), "counts": counts(rows), "rows": shown})
     else:
         _print_table(rows)
-        typer.echo(f"\n{closing(rows)}")
+        print_text(f"\n{closing(rows)}")
     if heatmap is not None:
         log_written("the heat map of the highest score", heatmap, "mdmf detect FOLDER_OF_YOUR_OWN")
     if any(row.verdict == "error" for row in rows):
@@ -129,10 +128,11 @@ def _named(row: Row, name: Path) -> Row:
 
 
 def _print_table(rows: Sequence[Row]) -> None:
-    from mdmf_deploy.detection.rows import TABLE_HEADER, table_line
+    from mdmf_deploy.detection.rows import TABLE_HEADER
 
-    colour = coloured(sys.stdout)
-    print("\n".join([TABLE_HEADER, *(table_line(row, colour) for row in rows)]))
+    print_text(TABLE_HEADER)
+    for row in rows:
+        print_row(row)
 
 
 def _heatmap(folder: Path, detector: Detector, rows: Sequence[Row], paths: Sequence[Path]) -> Path | None:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import coloured, draws_bars, log, log_written, progress
+from mdmf_deploy.cli.console import draws_bars, log, log_written, print_row, print_text, progress
 from mdmf_deploy.cli.options import BundleOption, Yes, runtime_option
 from mdmf_deploy.errors import CalibrationError, GateFailed, UsageError
 from mdmf_deploy.images.limits import DEFAULT_LIMITS, FRAMES, MOST_FRAMES, ReadLimits
@@ -166,7 +166,7 @@ def detect(
                             maps.add(row, path)
                     done += 1
         finally:
-            _summarise(counts, (done, len(found.paths)), found.skipped, time.perf_counter() - start)
+            _summarise(counts, (done, len(found.paths)), found.others, time.perf_counter() - start)
     if output is not None:
         log_written(f"{counts.total()} rows", output, _following(detector))
     if heatmaps is not None and any(heatmaps.iterdir()):
@@ -176,7 +176,7 @@ def detect(
 
 def _stdout(as_json: bool) -> Callable[[Row], None]:
     """Return a function that prints each row as it comes."""
-    from mdmf_deploy.detection.rows import TABLE_HEADER, json_line, table_line
+    from mdmf_deploy.detection.rows import TABLE_HEADER, json_line
 
     if as_json:
 
@@ -186,13 +186,12 @@ def _stdout(as_json: bool) -> Callable[[Row], None]:
 
         return print_json
 
-    colour = coloured(sys.stdout)
     header = [TABLE_HEADER]
 
     def print_line(row: Row) -> None:
         while header:
-            print(header.pop())
-        print(table_line(row, colour), flush=True)
+            print_text(header.pop())
+        print_row(row)
 
     return print_line
 
@@ -246,8 +245,10 @@ def _group(row: Row) -> str:
     return row.size_group or ("videos" if row.frame_time is None else "frames of videos")
 
 
-def _summarise(counts: Counter[str], of: tuple[int, int], skipped: int, seconds: float) -> None:
+def _summarise(counts: Counter[str], of: tuple[int, int], others: Mapping[str, int], seconds: float) -> None:
     """Print how many inputs were done.  of: the inputs done, and all of them."""
+    from mdmf_deploy.cli.list_inputs import counted
+
     done, total = of
     images = f"{done} image{'s' * (done != 1)}" if done == total else f"{done} of {total} images"
     verdicts = ", ".join(
@@ -255,7 +256,8 @@ def _summarise(counts: Counter[str], of: tuple[int, int], skipped: int, seconds:
     )
     rows = f", {counts.total()} rows" if counts.total() != done else ""
     log(f"{images}{rows}: {verdicts or 'none finished'}")
-    also = f"; {skipped} other files in folders skipped" if skipped else ""
+    skipped = sum(others.values())
+    also = f"; {skipped} other files in folders skipped ({counted(others)})" if skipped else ""
     log(f"{seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s{also}")
 
 

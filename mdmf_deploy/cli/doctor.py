@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mdmf_deploy.cli.console import print_json
+from mdmf_deploy.cli.console import print_json, print_lines
 from mdmf_deploy.cli.layout import wrapped
 from mdmf_deploy.cli.options import AsJson
 
@@ -28,7 +28,7 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print_json(diagnosis)
     else:
-        typer.echo("\n".join(_lines(diagnosis)))
+        print_lines(_lines(diagnosis))
     if not diagnosis.can_run:
         raise typer.Exit(1)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import log, log_written, print_json, progress
+from mdmf_deploy.cli.console import log, log_written, print_json, print_lines, progress
 from mdmf_deploy.cli.options import AsJson, BundleOption, Yes, complete_recipe, runtime_option
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def evaluate(
     if as_json:
         print_json({**ids, "audit": audited, "tables": tables})
     else:
-        typer.echo("\n\n".join("\n".join(_lines(table)) for table in tables))
+        for n, table in enumerate(tables):
+            print_lines([""] * (n > 0) + _lines(table))
     if output is not None:
         log_written(f"{len(samples) * len(tables)} rows", output, suggestion("detect", detector.bundle.path))
     worst = min(table.worst_auroc for table in tables)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import print_json
+from mdmf_deploy.cli.console import print_json, print_lines
 from mdmf_deploy.cli.layout import joined, wrapped
 from mdmf_deploy.cli.options import AsJson, BundleOrDefault
 
@@ -32,7 +30,7 @@ def inspect(
     if as_json:
         print_json(facts)
     else:
-        typer.echo("\n".join(_lines(facts)))
+        print_lines(_lines(facts))
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class PhaseDisplay:
         self._clock = clock
         drawn = draws_bars() if console is None else console.is_terminal
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

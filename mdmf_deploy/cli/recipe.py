@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mdmf_deploy.cli.console import print_json
+from mdmf_deploy.cli.console import print_file, print_json, print_lines
 from mdmf_deploy.cli.options import AsJson, complete_recipe
 
 app = typer.Typer(no_args_is_help=True, help="List recipes and show one.")
@@ -31,9 +31,8 @@ def list_recipes(as_json: AsJson = False) -> None:
     names, backbones = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
     for name, backbone, summary in rows:
         first, *more = textwrap.wrap(summary, _WIDTH - names - backbones) or [""]
-        typer.echo(f"{name:<{names}}{backbone:<{backbones}}{first}")
-        for line in more:
-            typer.echo(" " * (names + backbones) + line)
+        print_lines([f"{name:<{names}}{backbone:<{backbones}}{first}"])
+        print_lines(" " * (names + backbones) + line for line in more)
 
 
 @app.command()
@@ -55,4 +54,4 @@ def show(
     if as_json:
         print_json(loaded)
     else:
-        typer.echo(recipe_path(recipe).read_text(encoding="utf-8"), nl=False)
+        print_file(recipe_path(recipe).read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdmf_deploy.cli.console import log, log_written
+from mdmf_deploy.cli.console import log, log_written, print_text
 from mdmf_deploy.cli.options import Yes, complete_recipe
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def train(
             interrupt.add_note(_left_behind(output))
             raise
     if processes().is_main_process:
-        typer.echo(str(checkpoint))
+        print_text(str(checkpoint))
         if smoke:
             log_written("the checkpoint of a smoke run, worth nothing,", checkpoint, "the same command without --smoke")
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdmf_deploy.cli.console import log, log_written, print_json
+from mdmf_deploy.cli.console import log, log_written, print_json, print_text
 from mdmf_deploy.cli.options import AsJson, BundleArgument, Force, Yes, complete_recipe, destination, runtime_option
 
 if TYPE_CHECKING:
@@ -207,10 +207,10 @@ def _print_table(bundle: Bundle, results: list[Verification], probes: bool) -> N
     from mdmf_deploy.tasks.verify import NOT_JUDGED_ON_PROBES, limits_by_figure
 
     def row(name: str, values: list[str], limit: str = "") -> None:
-        print(f"{name:<22}{''.join(f'{value:>14}' for value in values)}  {limit}".rstrip())
+        print_text(f"{name:<22}{''.join(f'{value:>14}' for value in values)}  {limit}".rstrip())
 
     first = results[0]
-    print(f"{bundle.path}, {first.precision}, against {first.reference}\n")
+    print_text(f"{bundle.path}, {first.precision}, against {first.reference}\n")
     row("figure", [result.runtime for result in results], "limit")
     row("max signature error", [f"{result.max_signature_error:.3g}" for result in results])
     row("mean signature error", [f"{result.mean_signature_error:.3g}" for result in results])
@@ -221,7 +221,7 @@ def _print_table(bundle: Bundle, results: list[Verification], probes: bool) -> N
         row(name.replace("_", " "), [f"{getattr(result, name):.6g}" for result in results], judged)
     row("images per second", [f"{result.images_per_second or 0:.3g}" for result in results])
     row("", ["passed" if result.passed else "failed" for result in results])
-    print(
+    print_text(
         f"\nscores change in units of {first.score_spread:.3g}, the spread of real scores\n"
         f"threshold {first.threshold:.6g}\n"
         "speed of the runtime alone, one crop an image, batches of 8"

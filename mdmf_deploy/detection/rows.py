@@ -8,6 +8,7 @@ import msgspec
 
 from mdmf_deploy.bundle.calibration import Reason, Verdict
 from mdmf_deploy.images.provenance import Claim
+from mdmf_deploy.text import one_line, printable_json
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +97,8 @@ _COLOURS: dict[Verdict, str] = {
 def table_line(row: Row, colour: bool = False) -> str:
     """Return the row as one line under TABLE_HEADER. It ends with the reason for a verdict that needs one.
 
-    The image comes last because its path has no known width. It is never cut.
+    After that comes the claim of the file's metadata, if there is one. The image comes before them, because its path
+    has no known width. It is never cut.
     """
     verdict = f"{row.verdict:<12}"
     if colour:
@@ -108,9 +110,11 @@ def table_line(row: Row, colour: bool = False) -> str:
     reason = f"  ({row.reason})" if row.reason else ""
     if row.status == "error":
         reason = f"  ({row.error_code}: {row.error})"
-    return f"{verdict}  {score:>9}  {p_value:>7}  {threshold:>9}  {size:>11}  {row.uri}{reason}"
+    claim = "" if row.provenance in (None, "none") else f"  [{row.provenance}: {row.provenance_source}]"
+    end = one_line(row.uri + reason + claim)
+    return f"{verdict}  {score:>9}  {p_value:>7}  {threshold:>9}  {size:>11}  {end}"
 
 
 def json_line(row: Row) -> bytes:
     """Return the row as a JSON object with its newline. Numbers read back unchanged and a missing value is null."""
-    return msgspec.json.encode(row.to_dict()) + b"\n"
+    return printable_json(msgspec.json.encode(row.to_dict())) + b"\n"

@@ -12,6 +12,7 @@ from mdmf_deploy.bundle.calibration import Judgement
 from mdmf_deploy.detection.feed import Extraction, ImageScore
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError
+from mdmf_deploy.text import one_line
 
 
 class Verdicts:
@@ -114,7 +115,7 @@ class Verdicts:
             self._facts(extraction, scored),
             status="error",
             error_code=error.code if error else None,
-            error=str(error) if error else None,
+            error=one_line(str(error)) if error else None,
         )
 
     def _facts(self, extraction: Extraction, scored: ImageScore | None) -> Row:

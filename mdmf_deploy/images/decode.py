@@ -1,15 +1,28 @@
 """The decode policy: the bytes of an image file become 8-bit RGB. No rule depends on pixel values.
 
-Formats: JPEG, PNG, WebP, TIFF, BMP and GIF, recognised by their first bytes, never by name. Of an animation or several
-pages, the first counts. EXIF orientation is applied, and ICC profiles are ignored. Conversion to 8-bit RGB:
+Formats: JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, HEIC, JPEG 2000 and JPEG XL, recognised by their first bytes, never by
+name. AVIF needs Pillow 11.3, HEIC the extra heif and JPEG XL the extra jxl. Of an animation or several pages, the first
+counts. An animated JPEG XL is refused, because its decoder returns the last frame. EXIF orientation is applied, except
+to HEIC, AVIF and JPEG XL, which have an orientation of their own. ICC profiles are ignored. Conversion to 8-bit RGB:
   grey, 1-bit, palette    repeated, or looked up
   alpha, colour keys      laid over white: (a * c + (255 - a) * 255) / 255, rounded to the nearest
   16-bit colour           the high byte, v >> 8. The colour key of a 16-bit colour PNG is ignored.
   16-bit and 12-bit grey  the highest 8 bits, inverted if the TIFF declares white to be zero
+  HEIC of 10 or 12 bits   the highest 8 bits
+  AVIF of 10 or 12 bits   scaled to 0 to 255 and rounded by libavif, while it makes RGB of YCbCr
+  JPEG 2000               of 8 bits, or grey of up to 16. Deeper colour is refused, because Pillow wraps its white.
+  JPEG XL                 of integers. Libjxl makes 8 bits of what is deeper.
   CMYK, YCCK              (255 - c) * (255 - k) / 255. A JPEG stores them inverted, as Adobe does.
-  Lab, float, 32-bit or signed integers: refused ("unsupported_mode"), because they declare no range to map to 8 bits
-A JPEG whose entropy-coded data are complete but damaged decodes as libjpeg decodes it, because Pillow hides libjpeg's
-warnings.
+  Lab, float, 32-bit or signed integers: refused ("unsupported_mode"), because they declare no range to map to 8 bits.
+  So are CMYK in JPEG 2000 and JPEG XL, and premultiplied alpha in them.
+Rules of single formats:
+  PNG        orientation from an eXIf chunk only, like browsers. Chunks without pixels and a bad tRNS don't count.
+  GIF, WebP  the area that the first frame does not cover is transparent, hence white. A frame that reaches over the
+             edges of a GIF's screen enlarges it. Lossless WebP data that end early are "corrupt" if all sizes agree.
+  BMP        a run-length coded one is "truncated" if it ends before its last pixel; what it skips has colour 0
+A JPEG is decoded if its pixels are there (mdmf_deploy.images.jpeg_pixels), whatever markers say. If its data are all
+there but damaged, it decodes as libjpeg decodes it, because Pillow hides libjpeg's warnings. Damage inside the coded
+data of HEIC, AVIF and JPEG 2000 may pass as well, because they hold no checksum.
 """
 
 from __future__ import annotations
@@ -25,11 +38,12 @@ from typing import BinaryIO
 import PIL
 from PIL import ImageFile, features
 
-from mdmf_deploy.errors import ImageError, UsageError
+from mdmf_deploy.errors import ImageError, UsageError, version
 from mdmf_deploy.files import refuse_url
 from mdmf_deploy.images import isolation, raster
 from mdmf_deploy.images.budget import DECODING
 from mdmf_deploy.images.containers import Container, parse
+from mdmf_deploy.images.containers.jpeg import Jpeg
 from mdmf_deploy.images.crops import Box
 from mdmf_deploy.images.inputs import uri, why_missing
 from mdmf_deploy.images.isolation.owners import Ended, owner
@@ -50,13 +64,29 @@ __all__ = [
 ]
 
 
+# Pillow's name for a library -> its own
+_LIBRARIES = (
+    ("libjpeg_turbo", "libjpeg-turbo"),
+    ("webp", "libwebp"),
+    ("libtiff", "libtiff"),
+    ("jpg_2000", "OpenJPEG"),
+    ("avif", "libavif"),
+)
+
+
 def decoder_version() -> str:
     """Return the decoders and their versions. Another version of a lossy codec may give other pixels."""
     parts = [f"Pillow {PIL.__version__}"]
-    for feature, name in (("libjpeg_turbo", "libjpeg-turbo"), ("webp", "libwebp"), ("libtiff", "libtiff")):
-        version = features.version(feature)
-        if version:
-            parts.append(f"{name} {version}")
+    for feature, name in _LIBRARIES:
+        # Pillow before 11.3 does not know AVIF, and warns.
+        known = feature in {*features.modules, *features.codecs, *features.features}
+        found = features.version(feature) if known else None
+        if found:
+            parts.append(f"{name} {found}")
+    for package in ("pillow-heif", "pillow-jxl-plugin"):
+        found = version(package)
+        if found:
+            parts.append(f"{package} {found}")
     return ", ".join(parts)
 
 
@@ -123,9 +153,13 @@ def decode(data: bytes, limits: ReadLimits = DEFAULT_LIMITS, *, fit: tuple[int, 
     Raises UsageError if this process lets Pillow accept truncated images.
     """
     container = _parsed(data, limits)
-    limits.check_pixels(container.format, container.width, container.height)
-    limits.check_memory(container.format, container.memory)
-    with DECODING.held(container.memory, limits.max_memory):
+    # A JPEG may be reduced while it is decoded.
+    zoom = raster.reduction(container, fit)
+    pixels = (-(-container.width // zoom), -(-container.height // zoom))
+    memory = container.memory // zoom**2
+    limits.check_pixels(container.format, *pixels)
+    limits.check_memory(container.format, memory + 3 * pixels[0] * pixels[1])
+    with DECODING.held(memory, limits.max_memory):
         if container.isolated:
             return isolation.whole(container, limits)
         return raster.whole(container, fit, limits)
@@ -136,12 +170,16 @@ def decode_boxes(
 ) -> DecodedBoxes:
     """Decode only the boxes that `place(height, width)` returns. Pixels and errors are those of `decode`.
 
-    The rows of a baseline JPEG below the lowest box are not decoded (mdmf_deploy.images.jpeg_rows).
+    The rows of a baseline JPEG below the lowest box are not decoded (mdmf_deploy.images.containers.jpeg).
     """
     container = _parsed(data, limits)
-    limits.check_pixels(container.format, container.width, container.height)
-    limits.check_memory(container.format, container.memory)
-    with DECODING.held(container.memory, limits.max_memory):
+    rows, memory = container.height, container.memory
+    if isinstance(container, Jpeg):
+        rows = raster.rows_needed(container, place)
+        memory = container.memory_for(rows)
+    limits.check_pixels(container.format, container.width, container.height, rows)
+    limits.check_memory(container.format, memory)
+    with DECODING.held(memory, limits.max_memory):
         if container.isolated:
             return isolation.boxes(container, place, limits)
         return raster.boxes(container, place, limits)

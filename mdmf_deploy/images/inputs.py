@@ -3,8 +3,8 @@
 The kinds of argument, tried in this order:
   "-"        a list of paths on standard input, as described in lists.py
   "@FILE"    the same list in FILE (write "./@name" for a path that begins with "@")
-  a folder   every file below it with an image extension, hidden or not, sorted by the bytes of its path. Other files
-             are counted as skipped. Links are followed, each real folder once.
+  a folder   every file below it whose name or content says image or video, hidden or not, sorted by the bytes of its
+             path. Other files are counted as skipped. Links are followed, each real folder once.
   a file     always an input, whatever its name, even if it does not exist (its own row then reports that)
   a URL      an input, too, whose own row says that nothing is read from the network
   a glob     only if no path of that very name exists. Each match counts as if it were named itself.
@@ -17,8 +17,8 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,18 +26,13 @@ from pathlib import Path, PurePath
 
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import refuse_url
+from mdmf_deploy.images.listing import skipped_as
 from mdmf_deploy.images.lists import read_list
 from mdmf_deploy.images.places import Guard
-
-IMAGE_EXTENSIONS = frozenset(
-    {".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-)
-"""Lower-case suffixes that make a folder's files inputs. Their format is recognised by content alone."""
+from mdmf_deploy.text import escaped, is_printable
 
 MANY = 100_000
 """Folders with more files than this are announced before anything is read."""
-
-_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +40,8 @@ class Inputs:
     """The inputs of a run.
 
     paths: in the order of the arguments, with each folder sorted.
-    others: lower-case suffix ("" for none) -> number of files in folders that have it and are no inputs.
+    others: lower-case suffix ("" for none, "._*" for side files of macOS) -> number of files in folders that have it
+        and are no inputs.
     """
 
     paths: tuple[Path, ...]
@@ -91,9 +87,12 @@ def uri(path: str | Path) -> str:
     r"""Return a path as one line of valid UTF-8. `from_uri` gives the path back.
 
     The path is unchanged, with two exceptions. A backslash is written `\\`. Each byte of a control character, of a line
-    or paragraph separator, or of a name that is not UTF-8 is written `\xNN`.
+    or paragraph separator, of an invisible character (such as one that turns text around, or joins two emoji), or of a
+    name that is not UTF-8 is written `\xNN`.
     """
-    text = "".join(_escaped(character) for character in Path(path).as_posix())
+    text = Path(path).as_posix()
+    if not text.isprintable() or "\\" in text:
+        text = "".join(map(_escaped, text))
     return re.sub(r"^(https?|ftps?|s3|gs|file):/(?=[^/])", lambda m: f"{m[1]}://{'/' * (m[1] == 'file')}", text)
 
 
@@ -110,9 +109,7 @@ def from_uri(text: str) -> Path:
 def _escaped(character: str) -> str:
     if character == "\\":
         return "\\\\"
-    if unicodedata.category(character) in _UNPRINTABLE:
-        return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
-    return character
+    return character if is_printable(character) else escaped(character)
 
 
 def why_missing(path: str | Path) -> str:
@@ -160,8 +157,8 @@ class _Search:
         paths = self._walk(name, f"{source}: " if source else "")
         if not paths:
             raise UsageError(
-                f"no images in {uri(name)} ({self.others.total() - before} other files skipped); "
-                f"images end in one of {' '.join(sorted(IMAGE_EXTENSIONS))}"
+                f"no images in {uri(name)} ({self.others.total() - before} other files skipped): neither the name nor "
+                "the content of a file says image or video; name files themselves to score them anyway"
             )
         return paths
 
@@ -223,7 +220,7 @@ class _Search:
 
         A subfolder that cannot be listed is returned like an image, so that it costs a row and is not silently skipped.
         The entries of a folder that can be listed but not searched cannot be inspected, so each one named like an image
-        costs a row.
+        costs a row. So does a file named like an image that has another content, or none.
         """
         self._refuse_whole_disk(Path(top), self._guard.why(top), source)
         paths: list[Path] = []
@@ -251,12 +248,13 @@ class _Search:
                 paths.append(folder)
                 continue
             for entry in entries:
-                if os.path.isdir(entry):  # noqa: PTH112 (Path.is_dir raises below a folder that cannot be searched)
+                target = _status(entry)
+                if target is not None and stat.S_ISDIR(target.st_mode):
                     waiting.append(entry)
-                elif entry.suffix.lower() in IMAGE_EXTENSIONS:
+                elif (suffix := skipped_as(entry, target)) is None:
                     paths.append(entry)
                 else:
-                    others[entry.suffix.lower()] += 1
+                    others[suffix] += 1
             if not announced and len(paths) + others.total() > MANY:
                 announced = self._told = True
                 self._tell(f"{uri(top)} holds more than {MANY:,} files; still counting")
@@ -265,6 +263,14 @@ class _Search:
         self._images += len(paths)
         self.others += others
         return sorted(paths, key=os.fsencode)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Return what the system says about a file, with links followed, or None if it says nothing."""
+    try:
+        return os.stat(path)  # noqa: PTH116 (tells a folder that cannot be searched from one without the file)
+    except OSError:
+        return None
 
 
 def _standard_input() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,28 +13,30 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
     TiffImagePlugin,
-    WebPImagePlugin,
 )
 
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.images import jpeg_rows
+from mdmf_deploy.images import codecs, jpeg_pixels
 from mdmf_deploy.images.containers import Container
+from mdmf_deploy.images.containers.jpeg import Jpeg
+from mdmf_deploy.images.containers.parts import BAND
 from mdmf_deploy.images.crops import Box, Pixels
 from mdmf_deploy.images.limits import Note, ReadLimits
-from mdmf_deploy.images.rgb import LOG, PILLOW_WARNINGS, TURNS, orientation_of, to_rgb, upright
+from mdmf_deploy.images.readers import Png, WebP
+from mdmf_deploy.images.rgb import PILLOW_WARNINGS, TURNS, orientation_of, to_rgb, upright
 
 # Opened directly, because Image.open turns MPO into another format and warns at Pillow's pixel limit instead of ours.
-READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
-    "jpeg": JpegImagePlugin.JpegImageFile,
-    "png": PngImagePlugin.PngImageFile,
-    "webp": WebPImagePlugin.WebPImageFile,
+READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "png": Png,
+    "webp": WebP,
     "tiff": TiffImagePlugin.TiffImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
     "gif": GifImagePlugin.GifImageFile,
+    "avif": codecs.avif,
+    "heif": codecs.heif,
+    "jpeg2000": codecs.jpeg2000,
+    "jpeg_xl": codecs.jpeg_xl,
 }
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _STRIPS_AND_TILES = ((273, 279), (324, 325))  # tags of their offsets and byte counts
@@ -81,7 +83,7 @@ def boxes(container: Container, place: Callable[[int, int], Sequence[Box]], limi
     return guarded(container, lambda source: _boxes(container, source, place, limits))
 
 
-def opened(container: Container, limits: ReadLimits) -> ImageFile.ImageFile:
+def opened(container: Container, limits: ReadLimits) -> Image.Image:
     """Open a container. No pixel is read."""
     return guarded(container, lambda source: _opened(source, container, limits))
 
@@ -100,7 +102,7 @@ def guarded(container: Container, work: Callable[[Source], _T]) -> _T:
     except (MemoryError, Image.DecompressionBombError) as error:
         raise ImageError("too_much_memory", f"{container.format}: its pixels do not fit into memory") from error
     except Exception as error:  # hostile bytes raise almost anything: SyntaxError, struct.error, OverflowError, ...
-        if source.short or isinstance(error, EOFError) or "truncated" in str(error).lower():
+        if source.short or isinstance(error, EOFError) or re.search("truncated|not enough", str(error).lower()):
             raise ImageError("truncated", f"{container.format}: it ends early ({_one_line(error)})") from error
         raise ImageError("corrupt", f"{container.format}: it is damaged ({_one_line(error)})") from error
 
@@ -120,13 +122,8 @@ class Source(io.BytesIO):
         return data
 
 
-def _opened(source: Source, container: Container, limits: ReadLimits) -> ImageFile.ImageFile:
+def _opened(source: Source, container: Container, limits: ReadLimits) -> Image.Image:
     data, format = container.data, container.format
-    if format == "webp":
-        # libwebp allocates its canvas as soon as it is opened, and gives no reason when it fails.
-        limits.check_pixels(format, *_webp_size(data))
-        source.short = int.from_bytes(data[4:8], "little") + 8 > len(data)
-        source.in_header = False
     image = READERS[format](source)
     limits.check_pixels(format, *image.size)
     source.in_header = False
@@ -138,37 +135,105 @@ def _opened(source: Source, container: Container, limits: ReadLimits) -> ImageFi
 
 
 def _whole(container: Container, source: Source, fit: tuple[int, int] | None, limits: ReadLimits) -> Decoded:
-    image = _opened(source, container, limits)
-    stored = image.size
-    if fit is not None and container.format == "jpeg":
-        width, height = upright(stored, orientation_of(image))
-        zoom = min(fit[0] / width, fit[1] / height)
-        image.draft(image.mode, (math.ceil(stored[0] * zoom), math.ceil(stored[1] * zoom)))
-    image.load()
+    if isinstance(container, Jpeg):
+        image: Image.Image = jpeg_pixels.load(container, reduction(container, fit))
+    else:
+        image = _opened(source, container, limits)
+        image.load()
+    stored = (container.width, container.height)
     orientation = _orientation(container, image)
-    turn = TURNS.get(orientation)
-    rgb = to_rgb(image, image, _depth(container), container.format)
-    pixels = _copied(rgb if turn is None else rgb.transpose(turn))
-    return Decoded(pixels, *upright(stored, orientation), container.format, container.notes)
+    pixels = _cut(container, image, (0, 0, *_canvas(container, image)), orientation)
+    width, height = upright(stored if container.offset is None else _canvas(container, image), orientation)
+    return Decoded(pixels, width, height, container.format, container.notes)
 
 
 def _boxes(
     container: Container, source: Source, place: Callable[[int, int], Sequence[Box]], limits: ReadLimits
 ) -> DecodedBoxes:
+    if isinstance(container, Jpeg):
+        return _jpeg_boxes(container, place)
     image = _opened(source, container, limits)
-    if container.format != "jpeg" and container.orientation is None:
+    if container.orientation is None:
         # Some formats store their orientation behind the pixels.
         image.load()
-    orientation = _orientation(container, image)
-    turn = TURNS.get(orientation)
-    width, height = upright(image.size, orientation)
-    stored = [_as_stored(box, orientation, image.size) for box in place(height, width)]
-    loaded = _loaded(container, image, max(bottom for _, _, _, bottom in stored))
-    boxes = []
-    for box in stored:
-        rgb = to_rgb(loaded.crop(box), image, _depth(container), container.format)
-        boxes.append(np.asarray(rgb if turn is None else rgb.transpose(turn)))
-    return DecodedBoxes(tuple(boxes), width, height, container.format, container.notes)
+    orientation, canvas = _orientation(container, image), _canvas(container, image)
+    width, height = upright(canvas, orientation)
+    stored = [_as_stored(box, orientation, canvas) for box in place(height, width)]
+    image.load()
+    boxes = tuple(_cut(container, image, box, orientation) for box in stored)
+    return DecodedBoxes(boxes, width, height, container.format, container.notes)
+
+
+def _canvas(container: Container, image: Image.Image) -> tuple[int, int]:
+    """Return the width and height that boxes refer to, as stored."""
+    return image.size if container.offset is None else (container.width, container.height)
+
+
+def _cut(container: Container, image: Image.Image, box: Box, orientation: int) -> Pixels:
+    """Return (h, w, 3) of a box of the image as stored, turned upright.
+
+    It is converted in bands that fit the cache. At 12 megapixels this takes a third of the time of doing it at once,
+    and no other copy of the whole image is ever made.
+    """
+    left, top, right, bottom = box
+    height, turn = bottom - top, TURNS.get(orientation)
+    across, down = upright((right - left, height), orientation)
+    pixels = np.empty((down, across, 3), np.uint8)
+    rows = max(1, BAND // (right - left))
+    for upper in range(0, height, rows):
+        lower = min(height, upper + rows)
+        rgb = _on_canvas(container, image, (left, top + upper, right, top + lower))
+        first, last = (height - lower, height - upper) if orientation in (3, 4, 6, 7) else (upper, lower)
+        where = slice(first, last)
+        part = pixels[where] if orientation < 5 else pixels[:, where]
+        part[...] = np.asarray(rgb if turn is None else rgb.transpose(turn))
+    return pixels
+
+
+def _on_canvas(container: Container, image: Image.Image, box: Box) -> Image.Image:
+    """Return a box of the image as stored in RGB. The pixels that the file lacks are white, like transparent ones."""
+    if container.offset is None:
+        return to_rgb(image.crop(box), image, _depth(container), container.format)
+    x, y = container.offset
+    left, top = max(box[0], x), max(box[1], y)
+    right, bottom = min(box[2], x + image.width), min(box[3], y + image.height)
+    white = Image.new("RGB", (box[2] - box[0], box[3] - box[1]), "white")
+    if left < right and top < bottom:
+        part = image.crop((left - x, top - y, right - x, bottom - y))
+        rgb = to_rgb(part, image, _depth(container), container.format)
+        white.paste(rgb, (left - box[0], top - box[1]))
+    return white
+
+
+def _jpeg_boxes(jpeg: Jpeg, place: Callable[[int, int], Sequence[Box]]) -> DecodedBoxes:
+    stored = _stored_boxes(jpeg, place)
+    image = jpeg_pixels.load_top(jpeg, _lowest(jpeg, stored))
+    orientation = jpeg.orientation or 1
+    parts = tuple(_cut(jpeg, image, box, orientation) for box in stored)
+    return DecodedBoxes(parts, *upright((jpeg.width, jpeg.height), orientation), "jpeg", jpeg.notes)
+
+
+def rows_needed(jpeg: Jpeg, place: Callable[[int, int], Sequence[Box]]) -> int:
+    """Return how many rows of a JPEG, from the top as stored, are decoded for the boxes that `place` returns."""
+    return _lowest(jpeg, _stored_boxes(jpeg, place))
+
+
+def reduction(container: Container, fit: tuple[int, int] | None) -> int:
+    """Return by how much an image is reduced while it is decoded: 1, 2, 4 or 8.  fit: as in `decode`."""
+    if fit is None or not isinstance(container, Jpeg):
+        return 1
+    width, height = upright((container.width, container.height), container.orientation or 1)
+    return next((zoom for zoom in (8, 4, 2) if width >= zoom * fit[0] or height >= zoom * fit[1]), 1)
+
+
+def _stored_boxes(jpeg: Jpeg, place: Callable[[int, int], Sequence[Box]]) -> list[Box]:
+    size, orientation = (jpeg.width, jpeg.height), jpeg.orientation or 1
+    width, height = upright(size, orientation)
+    return [_as_stored(box, orientation, size) for box in place(height, width)]
+
+
+def _lowest(jpeg: Jpeg, stored: Sequence[Box]) -> int:
+    return jpeg.height_for(max(bottom for _, _, _, bottom in stored))
 
 
 def _orientation(container: Container, image: Image.Image) -> int:
@@ -190,21 +255,6 @@ def _as_stored(box: Box, orientation: int, size: tuple[int, int]) -> Box:
     return left, top, right, bottom
 
 
-def _loaded(container: Container, image: ImageFile.ImageFile, rows: int) -> Image.Image:
-    """Load the image as stored, or only a part from the top that contains these rows."""
-    if container.format == "jpeg":
-        part = jpeg_rows.shortened(container.data, rows)
-        if part is not None:
-            try:
-                short = JpegImagePlugin.JpegImageFile(io.BytesIO(part))
-                short.load()
-                return short
-            except Exception as error:  # decoding the whole file gives the proper error
-                LOG.debug("decoding all rows, since the first %d failed: %s", rows, error)
-    image.load()
-    return image
-
-
 def _pixels_end(image: TiffImagePlugin.TiffImageFile) -> int:
     """Return the offset behind the last strip or tile, according to the header."""
     return max(
@@ -212,32 +262,6 @@ def _pixels_end(image: TiffImagePlugin.TiffImageFile) -> int:
         for offsets, counts in _STRIPS_AND_TILES
         for offset, count in zip(image.tag_v2.get(offsets, (0,)), image.tag_v2.get(counts, (0,)), strict=False)
     )
-
-
-def _copied(image: Image.Image) -> Pixels:
-    """Return (H, W, 3) of an RGB image, copied in bands that fit the cache.
-
-    At 12 megapixels this takes a third of the time of one numpy.asarray.
-    """
-    width, height = image.size
-    pixels = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, 64):
-        bottom = min(height, top + 64)
-        pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
-    return pixels
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Return the canvas size in a WebP's first chunk, or (0, 0) if it is cut (RFC 9649, sections 2.5 to 2.7)."""
-    chunk, head = data[12:16], data[20:30]
-    if chunk == b"VP8X" and len(head) == 10:
-        return int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1
-    if chunk == b"VP8L" and len(head) >= 5:
-        bits = int.from_bytes(head[1:5], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if chunk == b"VP8 " and len(head) == 10:
-        return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
-    return 0, 0
 
 
 def _one_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mdmf_deploy.cli.console import log_list, print_facts, print_json, progress
+from mdmf_deploy.cli.console import behave, log_list, print_facts, print_json, progress
 
 
 def test_json_is_valid_utf_8_whatever_the_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +31,7 @@ def test_facts_are_aligned_and_a_missing_value_is_a_dash(capsys: pytest.CaptureF
 
 
 def test_a_long_list_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    behave()
     log_list("warning", [f"{n}" for n in range(12)])
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == ["mdmf: warning: 0", "mdmf: warning: 1"]

@@ -17,6 +17,8 @@ import pyarrow.parquet
 import pytest
 from helpers.mdmf import mdmf
 from helpers.rows import timeless_lines
+from helpers.tiffs import slow_tiff
+from PIL import Image
 from typer.testing import Result
 
 from mdmf_deploy.detection.detector import Detector
@@ -67,7 +69,7 @@ def test_unreadable_inputs_cost_their_own_rows_and_exit_3(calibrated: Path, mixe
     codes = {Path(row["uri"]).name: row["error_code"] for row in rows if row["status"] == "error"}
     assert codes == {"cut.jpg": "truncated", "zero.png": "empty", "nowhere.jpg": "missing", "notes.txt": "empty"}
     assert "4 unreadable" in result.stderr
-    assert result.stderr.rstrip().endswith("; 2 other files in folders skipped")
+    assert result.stderr.rstrip().endswith("; 2 other files in folders skipped (.md 1, .txt 1)")
     assert "cut.jpg  (truncated: jpeg: it ends early" in detect(mixed / "cut.jpg", "--bundle", calibrated).stdout
 
 
@@ -216,6 +218,15 @@ def test_options_reach_the_detector(calibrated: Path, photos: Path) -> None:
     assert "thresholds hold for the bundle's crop plan (up to 1 an image), not for 4" in several.stderr
     assert "warning" not in detect(photos, "--bundle", calibrated, "--json", "--crops", 1).stderr
     assert detect(photos, "--bundle", calibrated, "--runtime", "quantum").exit_code == 2
+
+
+def test_the_limits_on_memory_and_time_are_options(calibrated: Path, tmp_path: Path) -> None:
+    Image.effect_noise((1000, 800), 50).convert("RGB").save(tmp_path / "a.tif")
+    (tmp_path / "b.tif").write_bytes(slow_tiff())
+    result = detect(tmp_path, "--bundle", calibrated, "--json", "--max-memory", 1, "--max-seconds", 0.2)
+    assert [row["error_code"] for row in timeless_lines(result.stdout)] == ["too_much_memory", "too_much_memory"]
+    result = detect(tmp_path, "--bundle", calibrated, "--json", "--max-memory", 1000, "--max-seconds", 0.2)
+    assert [row["error_code"] for row in timeless_lines(result.stdout)] == [None, "too_slow"]
 
 
 @pytest.mark.parametrize(

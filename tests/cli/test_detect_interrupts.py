@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.child_processes import busy_child, gone, needs_proc
 from helpers.rows import timeless_lines
+from helpers.tiffs import slow_tiff
 
 
 def run(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
@@ -86,3 +88,21 @@ def test_an_interrupt_during_a_long_call_of_the_engine(
     assert f"{len(rows)} of 2000 images".encode() in errors
     assert b"Traceback" not in errors
     assert sorted(file.name for file in tmp_path.iterdir()) == ["list", "rows.jsonl"]
+
+
+@needs_proc
+def test_an_interrupt_does_not_wait_for_an_image_that_takes_minutes(calibrated: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow.tif").write_bytes(slow_tiff())
+    process = run(tmp_path / "slow.tif", "--bundle", calibrated, "--max-seconds", 600)
+    try:
+        child = busy_child(process.pid)
+        process.send_signal(signal.SIGINT)
+        rows, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert gone(child)
+    assert not rows
+    assert b"0 of 1 images" in errors
+    assert b"Traceback" not in errors

@@ -114,7 +114,7 @@ def test_quotes_are_dropped_with_a_hint(photos: Path, tiny_bundle: Path) -> None
 
 
 def test_listing_inputs_shows_what_is_read_and_what_is_skipped(photos: Path, tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.jpg", "c.png", "x.heic", "y.HEIC", "notes.txt", "README"):
+    for name in ("b.JPG", "a.jpg", "c.png", "x.xmp", "y.XMP", "notes.txt", "README"):
         (tmp_path / name).touch()
     result = mdmf("detect", "--list-inputs", tmp_path, tmp_path / "none.jpg")
     assert result.exit_code == 0
@@ -122,14 +122,14 @@ def test_listing_inputs_shows_what_is_read_and_what_is_skipped(photos: Path, tmp
     assert result.stdout.splitlines() == read
     assert result.stderr.splitlines() == [
         "mdmf: 4 to read: .jpg 3, .png 1",
-        "mdmf: 4 skipped in folders: .heic 2, (none) 1, .txt 1",
+        "mdmf: 4 skipped in folders: .xmp 2, (none) 1, .txt 1",
     ]
     result = mdmf("detect", "--list-inputs", "--json", tmp_path, tmp_path / "none.jpg")
     assert json.loads(result.stdout) == {
         "inputs": read,
         "by_suffix": {".jpg": 3, ".png": 1},
         "skipped": 4,
-        "skipped_by_suffix": {".heic": 2, "(none)": 1, ".txt": 1},
+        "skipped_by_suffix": {".xmp": 2, "(none)": 1, ".txt": 1},
     }
     assert mdmf("detect", "--list-inputs", tmp_path / "a.jpg").stderr.endswith("mdmf: nothing skipped\n")
 

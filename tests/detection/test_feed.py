@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.tiffs import slow_tiff
 from PIL import Image
 
 from mdmf_deploy.bundle.recipe import Preprocessing
@@ -19,6 +20,7 @@ from mdmf_deploy.detection.feed import Extraction, Feed, Prepared, prepare
 from mdmf_deploy.detection.sources import Source
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.images import crops, decode
+from mdmf_deploy.images.isolation.owners import Ended
 
 PLAN = Preprocessing(crop=28)
 
@@ -232,4 +234,24 @@ def test_closing_finishes_sources_in_work_and_drops_waiting_ones() -> None:
     threading.Timer(0.05, go.set).start()
     feed.close()
     assert made == [0]
+    assert not running()
+
+
+def test_closing_ends_what_a_child_process_decodes() -> None:
+    begun = threading.Event()
+    raised: list[type[BaseException]] = []
+
+    def slow(n: int, source: Source) -> Prepared:
+        begun.set()
+        try:
+            decode.decode(slow_tiff(), decode.ReadLimits(max_seconds=60))
+        except BaseException as error:
+            raised.append(type(error))
+        return named(n, source)
+
+    feed = Feed(["a"], slow, 1, 1)
+    feed.start()
+    assert begun.wait(20)
+    feed.close()
+    assert raised == [Ended]
     assert not running()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import threading
 from pathlib import Path
@@ -18,6 +19,7 @@ from fakes.quadrants import CROP, Quadrants
 from helpers.clips import LOSSLESS, frame, index_first, write_clip
 from helpers.rows import timeless
 from helpers.synthetic_photos import synthetic_photo
+from jsonschema import Draft202012Validator
 from PIL import Image
 
 from mdmf_deploy.bundle.bundle import Bundle
@@ -27,6 +29,8 @@ from mdmf_deploy.detection import videos as videos_module
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.outputs.heatmaps import HeatmapFolder, HeatmapOptions
 from mdmf_deploy.detection.pipeline import extract
+from mdmf_deploy.detection.rows import json_line
+from mdmf_deploy.detection.schema import row_schema
 from mdmf_deploy.detection.sources import Named
 from mdmf_deploy.detection.videos import VideoRoom
 from mdmf_deploy.errors import UsageError
@@ -35,6 +39,7 @@ from mdmf_deploy.images.isolation.owners import Ended
 from mdmf_deploy.tasks.calibrate import Rates, calibrate, write_calibration
 
 SIZE = (150, 130)
+VALIDATOR = Draft202012Validator(row_schema())
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +266,8 @@ def test_videos_alone_judge_videos(bundle_copy: Path, clip: Path, photos: Path) 
             [other] = detector.detect(clip)
         assert (found.verdict, found.p_value, found.size_group) == (verdict, p, "videos")
         assert (other.verdict, other.reason) == ("uncalibrated", "other_frames")
+        for one in (row, *each, found, other):
+            VALIDATOR.validate(json.loads(json_line(one)))
 
 
 def test_a_video_without_texture_is_uncertain(

@@ -22,10 +22,11 @@ def tiff_file(
     """Return a TIFF with one directory for each page, behind the pixels, which begin at START.
 
     Tags: tag -> (field type, values). Tag 330 names pages by number, and pages named so are not in the chain.
+    Larger values of it are offsets.
     loop: whether the last directory points at the first.
     """
     count, pointer, inline = ("Q", "Q", 8) if big else ("H", "I", 4)
-    inner = {number for page in pages for number in page.get(330, (4, ()))[1]}
+    inner = {number for page in pages for number in page.get(330, (4, ()))[1] if number < len(pages)}
     body = bytearray(START) + pixels + bytes(len(pixels) % 2)
     places: dict[int, int] = {}
     # Backwards, so that every directory knows where the next one is.
@@ -34,7 +35,7 @@ def tiff_file(
     for number in [*sorted(inner), *reversed(chain)]:
         records = b""
         for tag, (kind, values) in sorted(pages[number].items()):
-            numbers = [places[value] for value in values] if tag == 330 else list(values)
+            numbers = [places.get(value, value) for value in values] if tag == 330 else list(values)
             packed = struct.pack(f"{order}{len(numbers)}{LETTERS[kind]}", *numbers)
             if len(packed) > inline:
                 at = len(body)

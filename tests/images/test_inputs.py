@@ -31,9 +31,7 @@ def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
 
 
 def test_a_folder_gives_its_images_sorted_by_bytes_and_counts_the_rest(tmp_path: Path) -> None:
-    made(
-        tmp_path, "b.jpg", "B.PNG", "a/z.webp", "a/notes.txt", "a-1.tiff", "é.gif", "README", "deep/er/x.JPEG", "x.ico"
-    )
+    made(tmp_path, "b.jpg", "B.PNG", "a/z.webp", "a/notes.txt", "a-1.tiff", "é.gif", "README", "deep/er/x.JPEG", "x.ts")
     found = expand([str(tmp_path)])
     assert names(found, tmp_path) == ["B.PNG", "a-1.tiff", "a/z.webp", "b.jpg", "deep/er/x.JPEG", "é.gif"]
     assert found.skipped == 3
@@ -273,9 +271,9 @@ def test_a_url_is_an_input_that_names_itself(url: str, tmp_path: Path, monkeypat
 
 
 def test_other_files_are_counted_by_suffix(tmp_path: Path) -> None:
-    made(tmp_path, "a.jpg", "b.HEIC", "c.heic", "in/d.txt", "in/README", ".DS_Store")
+    made(tmp_path, "a.jpg", "b.XMP", "c.xmp", "in/d.txt", "in/README", ".DS_Store")
     found = expand([str(tmp_path), str(tmp_path / "in/README"), str(tmp_path / "*")])
-    assert found.others == {".heic": 2, ".txt": 2, "": 3}
+    assert found.others == {".xmp": 2, ".txt": 2, "": 3}
     assert found.skipped == 7
 
 
@@ -304,3 +302,81 @@ def test_a_uri_is_one_line_of_utf_8_and_gives_the_path_back(name: bytes) -> None
     assert text.encode("utf-8").decode("utf-8") == text
     assert len(text.splitlines()) <= 1
     assert from_uri(text) == path
+
+
+def test_a_folder_as_people_send_it_gives_a_row_for_every_picture(tmp_path: Path) -> None:
+    box = b"\0\0\0\x18ftyp"
+    for n in range(5):
+        (tmp_path / f"{n}.HEIC").write_bytes(box + b"heic\0\0\0\0mif1heic")
+        (tmp_path / f"{n}.avif").write_bytes(box + b"avif\0\0\0\0mif1avif")
+        (tmp_path / f"{n}.jpg").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0")
+    for n in range(2):
+        (tmp_path / f"{n}.dng").write_bytes(b"II*\0\x08\0\0\0")
+    (tmp_path / "clip.mp4").write_bytes(box + b"isom\0\0\x02\0isomiso2")
+    (tmp_path / "notes.txt").write_text("a text\n")
+    found = expand([str(tmp_path)])
+    assert len(found.paths) == 18
+    assert found.others == {".txt": 1}
+
+
+def test_content_makes_an_input_whatever_the_name(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0")
+    (tmp_path / "photo.jpg~").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    (tmp_path / "a.txt").write_bytes(b"\0\0\0\x18ftypqt  \0\0\0\0qt  ")
+    (tmp_path / "b.ts").write_bytes(b"export const a = 1;\n")
+    (tmp_path / "c.ts").write_bytes((b"G\x40\0\x10" + bytes(184)) * 4)
+    (tmp_path / "d.xmp").write_bytes(b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>')
+    (tmp_path / "e.dat").touch()
+    found = expand([str(tmp_path)])
+    assert names(found, tmp_path) == ["IMG_1", "a.txt", "c.ts", "photo.jpg~"]
+    assert found.others == {".ts": 1, ".xmp": 1, ".dat": 1}
+
+
+def test_side_files_of_macos_are_skipped_unless_named(tmp_path: Path) -> None:
+    made(tmp_path, "a.jpg", "._c.jpg")
+    side = b"\0\x05\x16\x07\0\x02\0\0Mac OS X        "
+    for name in ("._a.jpg", "._notes", "b.jpg"):
+        (tmp_path / name).write_bytes(side)
+    found = expand([str(tmp_path)])
+    assert names(found, tmp_path) == ["._c.jpg", "a.jpg", "b.jpg"]
+    assert found.others == {"._*": 2}
+    assert len(expand([str(tmp_path / "._a.jpg")]).paths) == 1
+
+
+def test_only_files_of_unknown_names_are_opened_and_no_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, "a.jpg", "b.HEIC", "c.nef", "d.mp4", "e.txt", "f", "locked.bin")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    opened: list[str] = []
+    plain = os.open
+
+    def noting(path: Path, *rest: int) -> int:
+        opened.append(Path(path).name)
+        if Path(path).name == "locked.bin":
+            raise PermissionError(13, "Permission denied")
+        return plain(path, *rest)
+
+    monkeypatch.setattr(os, "open", noting)
+    found = expand([str(tmp_path)])
+    assert sorted(opened) == ["e.txt", "f", "locked.bin"]
+    assert names(found, tmp_path) == ["a.jpg", "b.HEIC", "c.nef", "d.mp4", "pipe.jpg"]
+    assert found.others == {".txt": 1, "": 2, ".bin": 1}
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, "a.jpg", "b.dat")
+
+    def failing(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "read", failing)
+    assert names(expand([str(tmp_path)]), tmp_path) == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    "character", ["\u202e", "\u200b", "\u200d", "\ufeff", "\u00ad", "\u2066", "\U000e0041", "\x9b", "\x7f"]
+)
+def test_characters_that_hide_or_turn_text_are_escaped(character: str) -> None:
+    name = f"a{character}gpj.exe"
+    assert uri(name) == "a" + "".join(f"\\x{byte:02x}" for byte in character.encode()) + "gpj.exe"
+    assert from_uri(uri(name)) == Path(name)

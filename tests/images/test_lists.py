@@ -121,13 +121,13 @@ def files() -> Iterator[tuple[str, bytes]]:
     yield "a ZIP archive", buffer.getvalue()
     yield "a HEIC image", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
     yield "an AVIF image", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1"
-    yield "an MP4 or QuickTime file", b"\0\0\0\x18ftypisom\0\0\x02\0isomiso2"
+    yield "an MP4 video", b"\0\0\0\x18ftypisom\0\0\x02\0isomiso2"
     yield "a gzip file", b"\x1f\x8b\x08\0\0\0\0\0\0\x03"
     yield "a program", b"\x7fELF\x02\x01\x01\0"
     yield "a program", b"MZ\x90\0\x03\0\0\0"
     yield "a tar archive", b"a.jpg".ljust(257, b"\0") + b"ustar\x0000"
     yield "a SQLite database", b"SQLite format 3\0\x10\0"
-    yield "a sound or video file", b"RIFF\x24\0\0\0WAVEfmt "
+    yield "a sound file", b"RIFF\x24\0\0\0WAVEfmt "
 
 
 @pytest.mark.parametrize(("name", "data"), list(files()), ids=lambda value: value if isinstance(value, str) else "")

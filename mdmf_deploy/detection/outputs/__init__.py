@@ -17,6 +17,7 @@ from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import RuntimeUnavailable, UsageError, install
 from mdmf_deploy.files import replace_durably
 from mdmf_deploy.interrupts import at_stake, held_back
+from mdmf_deploy.text import cell
 
 if TYPE_CHECKING:
     import pyarrow
@@ -174,7 +175,10 @@ class JsonlWriter:
 
 
 class CsvWriter:
-    """CSV (RFC 4180, except that a line ends in a bare newline), UTF-8, with a header. A missing value is empty."""
+    """CSV (RFC 4180, except that a line ends in a bare newline), UTF-8, with a header. A missing value is empty.
+
+    Texts are written as mdmf_deploy.text.cell says, so that no spreadsheet takes one for a formula.
+    """
 
     by_row = True
 
@@ -193,7 +197,7 @@ class CsvWriter:
     def _write(self, values: Iterable[object]) -> None:
         self._line.seek(0)
         self._line.truncate()
-        self._csv.writerow(values)
+        self._csv.writerow(map(cell, values))
         self._file.write(self._line.getvalue().encode())
 
 

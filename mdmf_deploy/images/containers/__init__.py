@@ -40,6 +40,8 @@ class Container:
     memory: an upper bound of the bytes that decoding the whole image takes.
     isolated: whether it is decoded in a child process, because its structure does not bound what decoding costs.
     notes: what a careful reader would say about the file.
+    offset: left and top of the pixels in `data`, if they cover only a part of the width and height; the rest is
+        transparent.
     """
 
     format: str
@@ -50,6 +52,7 @@ class Container:
     memory: int
     isolated: bool = False
     notes: tuple[Note, ...] = ()
+    offset: tuple[int, int] | None = None
 
 
 def parse(data: bytes, limits: ReadLimits) -> Container:

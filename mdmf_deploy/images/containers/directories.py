@@ -140,21 +140,31 @@ def directories(data: bytes, file: Layout, most: int, fields: int) -> Iterator[D
 
 
 def only(data: bytes, file: Layout, entries: dict[int, Entry]) -> bytes:
-    """Return the file with these entries in its only directory. All other bytes keep their place."""
-    records = []
+    """Return a classic TIFF with these entries in its only directory. All other bytes keep their place.
+
+    Pillow does not read a big-endian BigTIFF.  Raises ImageError too_many_bytes for a file beyond 4 GiB.
+    """
+    order = file.order
+    if len(data) + sum(entry.size + 16 for entry in entries.values()) >= 2**32:
+        raise ImageError("too_many_bytes", f"tiff: {len(data)} bytes are more than a classic TIFF can hold")
+    behind = bytearray(len(data) % 2)  # values begin at even offsets
+    records = bytearray()
     for tag, entry in sorted(entries.items()):
-        if entry.size <= file.inline:
-            value = data[entry.at : entry.at + entry.size].ljust(file.inline, b"\0")
+        kind = {16: 4, 18: 13}.get(entry.kind, entry.kind)
+        if entry.size > file.inline and kind == entry.kind:
+            value = struct.pack(order + "I", entry.at)
         else:
-            value = struct.pack(file.order + ("Q" if file.big else "I"), entry.at)
-        records.append(struct.pack(file.order + ("HHQ" if file.big else "HHI"), tag, entry.kind, entry.count) + value)
-    count, pointer, at = ("Q", "Q", 8) if file.big else ("H", "I", 4)
-    gap = len(data) % 2  # directories begin at even offsets
-    first = struct.pack(file.order + pointer, len(data) + gap)
-    head = struct.pack(file.order + count, len(records))
-    end = bytes(struct.calcsize(file.order + pointer))
-    rest = memoryview(data)[at + len(first) :]
-    return b"".join((data[:at], first, rest, bytes(gap), head, *records, end))
+            value = data[entry.at : entry.at + entry.size]
+            if kind != entry.kind:
+                value = values(data, file, entry, entry.count).astype(order + "u4").tobytes()
+            if len(value) > 4:
+                at = len(data) + len(behind)
+                behind += value + bytes(len(value) % 2)
+                value = struct.pack(order + "I", at)
+        records += struct.pack(order + "HHI", tag, kind, entry.count) + value.ljust(4, b"\0")
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", len(data) + len(behind))
+    behind += struct.pack(order + "H", len(entries)) + records + bytes(4)
+    return b"".join((head, memoryview(data)[len(head) :], behind))
 
 
 def _count(data: bytes, file: Layout, at: int) -> int:

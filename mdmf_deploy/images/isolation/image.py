@@ -27,6 +27,9 @@ _SHORT = re.compile(
     re.I,
 )
 
+# How Pillow says that it has no name for a layout of pixels.
+_MODE = re.compile("unknown (?:pixel mode|data organization)|unrecognized (?:raw|image) mode")
+
 
 def boxes(container: Container, place: Callable[[int, int], Sequence[Box]], limits: ReadLimits) -> DecodedBoxes:
     """Decode the boxes of a container (see the package)."""
@@ -61,7 +64,15 @@ def _decoded(
     container: Container, plan: Callable[[Size], list[Box]], parts: list[Pixels], limits: ReadLimits
 ) -> tuple[Size, tuple[Note, ...]]:
     """Fill `parts`, to which `plan` adds one for each of the boxes that it returns."""
-    asked = Asked(container.format, container.width, container.height, container.orientation, container.notes, limits)
+    asked = Asked(
+        container.format,
+        container.width,
+        container.height,
+        container.orientation,
+        container.notes,
+        limits,
+        type(container) is not Container,
+    )
     allowance = Allowance(max(LEAST, min(container.memory, limits.max_memory)) + SPARE, limits.max_seconds)
     try:
         with conversation("image", container.data, asked, allowance, container.format) as child:
@@ -76,6 +87,9 @@ def _decoded(
     except ImageError as error:
         if error.code == "corrupt":
             _refuse_short(container.format, getattr(error, "__notes__", ()))
+            if _MODE.search(str(error)):
+                text = f"{container.format}: its pixel layout cannot be read here; convert it to 8-bit RGB"
+                raise ImageError("unsupported_mode", text) from error
         raise
     _refuse_short(container.format, child.messages)
     return size, found.notes

@@ -17,6 +17,7 @@ from mdmf_deploy.runtime.building.flavours import RTX, new_network, set_flags
 from mdmf_deploy.runtime.building.plans import BuildRequest, Tensor
 from mdmf_deploy.runtime.building.profiles import BatchRange
 from mdmf_deploy.runtime.building.rtx import set_capability
+from mdmf_deploy.text import one_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -126,9 +127,9 @@ def shown_progress(library: Any, title: str) -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        progress.add_task(title, total=None)
+        progress.add_task(one_line(title), total=None)
         yield new_monitor(library, progress)
 
 

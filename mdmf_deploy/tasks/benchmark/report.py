@@ -20,6 +20,7 @@ from mdmf_deploy.tasks.benchmark.headline import headline
 from mdmf_deploy.tasks.benchmark.results import Benchmark, Latency, Result, StageTable
 from mdmf_deploy.tasks.benchmark.statistics import Spread
 from mdmf_deploy.tasks.benchmark.tables import Section, facts, number, sections
+from mdmf_deploy.text import cell
 
 WIDTH = 80
 ENDINGS = (".json", ".csv", ".html")
@@ -137,7 +138,7 @@ def _csv(benchmark: Benchmark) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Figure._fields)
-    writer.writerows(figures(benchmark))
+    writer.writerows(map(cell, figure) for figure in figures(benchmark))
     return text.getvalue()
 
 

@@ -12,15 +12,16 @@ from pathlib import Path
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import cache_folder
 from mdmf_deploy.tasks.train.validate import Record
+from mdmf_deploy.text import cell
 
 
 def write_csv(path: Path, history: Sequence[Record]) -> None:
     """Write one line per logged step. Columns come in order of first appearance, and are empty if not measured."""
     columns = list(dict.fromkeys(name for record in history for name in record))
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(history)
+        writer = csv.writer(file)
+        writer.writerow(map(cell, columns))  # some hold names of folders
+        writer.writerows([record.get(name, "") for name in columns] for record in history)
 
 
 def write_plot(path: Path, history: Sequence[Record], title: str) -> None:

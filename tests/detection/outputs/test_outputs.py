@@ -24,6 +24,7 @@ from mdmf_deploy.detection.outputs import WRITERS, open_output, parquet, rows_to
 from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import MdmfError, RuntimeUnavailable, UsageError
 from mdmf_deploy.interrupts import SIGNALS, raised
+from mdmf_deploy.text import from_cell
 
 NUMBERS = ("score", "p_value", "threshold", "ms_decode", "ms_engine", "ms_mmd")
 ROW = Row(
@@ -77,7 +78,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     types = dict.fromkeys(NUMBERS, float) | {"width": int, "height": int}
-    return [{name: None if text == "" else types.get(name, str)(text) for name, text in line.items()} for line in lines]
+    return [
+        {name: None if text == "" else types.get(name, from_cell)(text) for name, text in line.items()}
+        for line in lines
+    ]
 
 
 def writer_class(ending: str) -> type:
@@ -99,6 +103,21 @@ def test_rows_read_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, e
     found = read(path)
     assert found == [as_columns(row) for row in written]
     assert all(tuple(row) == COLUMNS for row in found)
+
+
+def test_no_text_of_a_csv_is_a_formula_and_numbers_stay(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    evil = [f"{sign}cmd|' /C calc'!A0" for sign in ("=", "+", "-", "@", "\t=", "'", " =", "a;=")]
+    with open_output(path, ("condition",)) as writer:
+        for text in evil:
+            writer.write(Row(uri=text, error=text, notes=text, score=-0.5, ms_mmd=-1e-9), text)
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    for line, text in zip(lines, evil, strict=True):
+        for name in ("uri", "error", "notes", "condition"):
+            assert not any(part.lstrip(" ")[:1] in "=+-@\t" for part in line[name].split(";"))
+            assert from_cell(line[name]) == text
+        assert (line["score"], line["ms_mmd"]) == ("-0.5", "-1e-09")
 
 
 @pytest.mark.parametrize("ending", WRITERS)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from helpers.bad_inputs import encoded, photo
+from helpers.child_processes import busy_child, decoding, gone, needs_proc
 from helpers.tiffs import slow_tiff
 from PIL import Image
 
@@ -28,11 +28,11 @@ from mdmf_deploy.images.isolation.owners import Ended, Owner
 from mdmf_deploy.images.isolation.wire import Done, Failure, Kind
 from mdmf_deploy.images.limits import DEFAULT_LIMITS, ReadLimits
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="finds processes in /proc")
+pytestmark = needs_proc
 
 TIFF = encoded(photo(), "TIFF")
 # Longer than any test would wait.
-PATIENT = ReadLimits(max_seconds=600)
+PATIENT = ReadLimits(max_seconds=60)
 
 
 def contained(data: bytes, side: tuple[int, int] = (48, 32), memory: int = 0) -> Container:
@@ -49,32 +49,6 @@ def decodes() -> bool:
     return (isolation.boxes(contained(TIFF), corner, DEFAULT_LIMITS).boxes[0] == photo()[:8, :8]).all()
 
 
-def pids(of: int | None = None) -> set[int]:
-    """The processes that are children of this one, or of another, and decode."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            if int(parent) == (of or os.getpid()) and b"isolation.child" in (folder / "cmdline").read_bytes():
-                found.add(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
-def gone(pid: int) -> bool:
-    """Wait until a process has ended."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            if (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]) == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.01)
-    return False
-
-
 @pytest.mark.parametrize(
     ("number", "code", "words"),
     [
@@ -88,7 +62,7 @@ def test_a_child_that_ends_costs_one_request(number: int, code: str, words: str)
     children().end()
 
     def kill(height: int, width: int) -> list[Box]:
-        (pid,) = pids()
+        (pid,) = decoding()
         os.kill(pid, number)
         assert gone(pid)
         return corner(height, width)
@@ -102,7 +76,7 @@ def test_a_child_that_ends_costs_one_request(number: int, code: str, words: str)
 
 def test_a_child_that_dies_idle_costs_nothing() -> None:
     assert decodes()
-    for pid in pids():
+    for pid in decoding():
         os.kill(pid, signal.SIGKILL)
         assert gone(pid)
     assert decodes()
@@ -111,11 +85,11 @@ def test_a_child_that_dies_idle_costs_nothing() -> None:
 def test_a_child_is_used_again_after_an_error_in_a_file() -> None:
     children().end()
     assert decodes()
-    before = pids()
+    before = decoding()
     with pytest.raises(ImageError):
         isolation.boxes(contained(TIFF[:3000]), corner, DEFAULT_LIMITS)
     assert decodes()
-    assert pids() == before
+    assert decoding() == before
 
 
 def test_a_child_is_not_used_again_after_an_error_of_the_caller() -> None:
@@ -133,6 +107,30 @@ def test_decoding_too_long_is_too_slow() -> None:
         isolation.boxes(contained(slow_tiff(), (8000, 8000), 2**30), corner, ReadLimits(max_seconds=0.2))
     assert caught.value.code == "too_slow"
     assert decodes()
+
+
+def test_the_system_bounds_each_request_anew() -> None:
+    """The parent may be stopped, or its watching thread late. Then the system ends the child."""
+    children().end()
+    most: list[tuple[int, int]] = []
+
+    def look(height: int, width: int) -> list[Box]:
+        (pid,) = decoding()
+        lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+        soft = {line[:26].strip(): line[26:].split()[0] for line in lines}
+        most.append((int(soft["Max cpu time"]), int(soft["Max data size"]) >> 20))
+        return corner(height, width)
+
+    for seconds, memory in ((20, 1), (4000, 300), (20, 1)):
+        container = contained(TIFF, memory=memory << 20)
+        isolation.boxes(container, look, ReadLimits(max_seconds=seconds))
+    (cpu, data), (longer, larger), again = most
+    assert 20 <= cpu < 40
+    assert 4000 <= longer < 4020
+    assert 96 <= data < 200  # with the child's own
+    assert 200 < larger - data < 300
+    assert abs(again[0] - cpu) <= 1
+    assert abs(again[1] - data) < 30
 
 
 def test_memory_beyond_the_allowance_is_refused() -> None:
@@ -171,7 +169,7 @@ def test_an_interrupt_of_the_main_thread_ends_the_child() -> None:
     threading.Timer(0.3, signal.pthread_kill, [main, signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
         isolation.boxes(contained(slow_tiff(), (8000, 8000), 2**30), corner, PATIENT)
-    assert not pids()
+    assert not decoding()
     assert decodes()
 
 
@@ -194,34 +192,9 @@ def script(code: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def busy_child(of: int) -> int:
-    """Wait until a parent's child has begun to decode."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for pid in pids(of):
-            ticks = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-            if ticks / os.sysconf("SC_CLK_TCK") > 0.4:  # starting takes less than half of this
-                return pid
-        time.sleep(0.01)
-    raise AssertionError("no child is at work")
-
-
-def test_the_system_ends_a_child_whose_parent_is_stopped(tmp_path: Path) -> None:
-    with script("slow(0.6)", tmp_path) as parent:
-        try:
-            child = busy_child(parent.pid)
-            parent.send_signal(signal.SIGSTOP)
-            assert gone(child)
-            parent.send_signal(signal.SIGCONT)
-            printed, errors = parent.communicate(timeout=60)
-        finally:
-            parent.kill()
-    assert (printed, errors) == ("too_slow\n", "")
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_child_ends_with_its_parent(tmp_path: Path, number: int) -> None:
-    with script("slow(600)", tmp_path) as parent:
+    with script("slow(60)", tmp_path) as parent:
         try:
             child = busy_child(parent.pid)
             assert os.getsid(child) != os.getsid(parent.pid)  # so a terminal's Ctrl-C does not reach it
@@ -232,10 +205,47 @@ def test_a_child_ends_with_its_parent(tmp_path: Path, number: int) -> None:
 
 
 def test_a_forked_process_has_children_of_its_own(tmp_path: Path) -> None:
-    code = "import os\nslow(0.1)\nchild = os.fork()\nslow(0.1)\nif child:\n    os.waitpid(child, 0)\n    slow(0.1)\n"
+    """On the pipes of its parent's children, it would take the answers to its parent's requests."""
+    (tmp_path / "a.tif").write_bytes(TIFF)
+    code = (
+        "import os\n"
+        "def small():\n"
+        f"    return decode(Path({str(tmp_path / 'a.tif')!r}).read_bytes()).width\n"
+        "assert small() == 48\n"
+        "child = os.fork()\n"
+        "print(sum(small() for _ in range(50)), flush=True)\n"
+        "if child:\n"
+        "    os.waitpid(child, 0)\n"
+        "    print(small())\n"
+    )
     with script(code, tmp_path) as parent:
-        printed, errors = parent.communicate(timeout=60)
-    assert (printed, errors, parent.returncode) == (4 * "too_slow\n", "", 0)
+        try:
+            printed, errors = parent.communicate(timeout=60)
+        finally:
+            parent.kill()
+    assert (printed, errors, parent.returncode) == ("2400\n2400\n48\n", "", 0)
+
+
+def test_a_forked_process_does_not_keep_children_alive(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(TIFF)
+    code = (
+        "import os, time\n"
+        f"decode(Path({str(tmp_path / 'a.tif')!r}).read_bytes())\n"
+        "child = os.fork()\n"
+        "if child:\n"
+        "    print(child, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with script(code, tmp_path) as parent:
+        assert parent.stdout is not None
+        forked = int(parent.stdout.readline())
+        try:
+            (child,) = decoding(parent.pid)
+            parent.kill()
+            assert gone(child)
+        finally:
+            parent.kill()
+            os.kill(forked, signal.SIGKILL)
 
 
 def frame(kind: Kind, message: msgspec.Struct | None = None, length: int | None = None) -> bytes:

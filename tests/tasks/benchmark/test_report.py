@@ -146,6 +146,12 @@ def test_csv_has_a_line_for_every_figure(both: Benchmark) -> None:
     assert {row["section"] for row in read} >= {"stages", "single-stream", "cold start", "memory"}
 
 
+def test_no_name_in_the_csv_is_a_formula(both: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = Figure("=evil.mdmf", "offline", "-1 MP", "throughput", "1/s", -2.0)
+    monkeypatch.setattr("mdmf_deploy.tasks.benchmark.report.figures", lambda _: [figure])
+    assert to_bytes(both, ".csv").splitlines()[1] == b"'=evil.mdmf,offline,'-1 MP,throughput,1/s,-2.0,,"
+
+
 def test_text_holds_the_figures_in_aligned_columns(both: Benchmark) -> None:
     text = list(lines(both))
     whole = "\n".join(text)

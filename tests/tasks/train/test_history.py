@@ -9,7 +9,7 @@ import pytest
 from helpers.libraries import needed
 
 from mdmf_deploy.files import cache_folder
-from mdmf_deploy.tasks.train.history import write_plot
+from mdmf_deploy.tasks.train.history import write_csv, write_plot
 
 HISTORY = [{"step": 1.0, "loss": 0.5, "power": 1.0}, {"step": 2.0, "loss": 0.4, "power": 2.0}]
 
@@ -28,3 +28,8 @@ def test_a_cache_that_cannot_be_written_costs_no_plot(tmp_path: Path, monkeypatc
     monkeypatch.setenv("MDMF_CACHE", str(tmp_path / "file"))
     write_plot(tmp_path / "plot.png", HISTORY, "a run")
     assert (tmp_path / "plot.png").is_file()
+
+
+def test_no_name_of_a_folder_is_a_formula(tmp_path: Path) -> None:
+    write_csv(tmp_path / "history.csv", [{"step": 1.0, "auroc_a;=b": -0.5}, {"step": 2.0, "loss": 3.0}])
+    assert (tmp_path / "history.csv").read_text().splitlines() == ["step,auroc_a;'=b,loss", "1.0,-0.5,", "2.0,,3.0"]
