@@ -26,6 +26,7 @@ REASONS = {
     "needs a GPU",
     "needs a head trained elsewhere",
     "needs strace",
+    "needs the extra for videos",
     "needs the images it was judged on",
     "needs the network",
     "needs the network and the CUDA toolkit",

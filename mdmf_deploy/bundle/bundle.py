@@ -18,7 +18,7 @@ from mdmf_deploy.bundle.manifest import (
     CALIBRATION,
     MANIFEST,
     MODEL,
-    SCHEMA_VERSION,
+    VIDEO_SCHEMA,
     FileEntry,
     Manifest,
     Verification,
@@ -248,8 +248,8 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         # Check the version first, because a newer manifest may lack a key that this version expects.
         version = msgspec.json.decode(data, type=Version).schema_version
-        if version > SCHEMA_VERSION:
-            raise BundleError(f"{path}: schema {version} is newer than {SCHEMA_VERSION}; upgrade mdmf-deploy")
+        if version > VIDEO_SCHEMA:
+            raise BundleError(f"{path}: schema {version} is newer than {VIDEO_SCHEMA}; upgrade mdmf-deploy")
         if version < 1:
             raise BundleError(f"{path}: schema {version} is not known; export the bundle again")
         return msgspec.json.decode(data, type=Manifest)

@@ -11,122 +11,47 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
 
 import msgspec
 
-from mdmf_deploy.bundle.conformal import images_needed, p_value, threshold
-from mdmf_deploy.bundle.manifest import SCHEMA_VERSION
+from mdmf_deploy.bundle.conformal import images_needed
+from mdmf_deploy.bundle.groups import (
+    LEAST_EVIDENCE,
+    SIZE_BOUNDS,
+    VIDEOS,
+    Group,
+    Judgement,
+    Pair,
+    Reason,
+    Scored,
+    Threshold,
+    Verdict,
+    VideoGroup,
+    check_rates,
+    check_rule,
+    judged,
+)
+from mdmf_deploy.bundle.manifest import SCHEMA_VERSION, VIDEO_SCHEMA
 from mdmf_deploy.errors import CalibrationError
 
-Verdict = Literal["real", "generated", "uncertain", "uncalibrated", "error"]
-Reason = Literal[
-    "featureless", "no_calibration_for_this_size", "borderline", "not_verified", "no_thresholds", "other_crops"
+__all__ = [
+    "LEAST_EVIDENCE",
+    "SIZE_BOUNDS",
+    "VIDEOS",
+    "Calibration",
+    "Group",
+    "Judgement",
+    "Pair",
+    "Reason",
+    "Scored",
+    "Threshold",
+    "Verdict",
+    "VideoGroup",
 ]
-
-LEAST_EVIDENCE = 0.25
-"""The least share of patches with texture on which a verdict may rest. This figure is ours."""
-
-SIZE_BOUNDS = (0.5, 2.0, 8.0)
-"""The default upper bounds of size groups in megapixels. One more group holds all larger images."""
-
-
-class Judgement(NamedTuple):
-    """A calibration's verdict on one image. The fields are those of mdmf_deploy.detection.rows.Row."""
-
-    p_value: float | None
-    threshold: float | None
-    verdict: Verdict
-    reason: Reason | None = None
-    size_group: str | None = None
-
-
-class Pair(msgspec.Struct, frozen=True, order=True):
-    """A runtime and the precision of the graph it runs. Thresholds hold for such pairs."""
-
-    runtime: str
-    precision: str
-
-
-class Threshold(msgspec.Struct, frozen=True):
-    """score: p <= fpr iff an image's score is above it. None means infinity: too few images for this rate."""
-
-    fpr: float
-    score: float | None
-
-
-class Scored(NamedTuple):
-    """A real image that may calibrate.
-
-    sha256: of its bytes.
-    pixels: width x height of the whole image.
-    evidence: the share of its patches with texture, at least LEAST_EVIDENCE.
-    """
-
-    sha256: str
-    score: float
-    pixels: int
-    evidence: float
-
-
-class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The scores of n >= 0 real images of one range of sizes.
-
-    above, up_to: megapixels, width x height of the whole image. Its images have more than `above`, and at most `up_to`
-        or, if that is None, any number.
-    scores: (n,) ascending.
-    image_sha256: (n,) of the same images, in the same order.
-    thresholds: the first one decides. The others are for the reader.
-    """
-
-    above: float
-    up_to: float | None
-    scores: tuple[float, ...]
-    image_sha256: tuple[str, ...]
-    thresholds: tuple[Threshold, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.scores) != len(self.image_sha256):
-            raise ValueError(f"{self.name}: {len(self.scores)} scores of {len(self.image_sha256)} images")
-        if not all(map(math.isfinite, self.scores)) or any(a > b for a, b in pairwise(self.scores)):
-            raise ValueError(f"{self.name}: scores must be finite and ascending")
-        for entry in self.thresholds:
-            if not 0.0 < entry.fpr < 1.0 or entry.score != threshold(self.scores, entry.fpr):
-                raise ValueError(f"{self.name}: the threshold at {entry.fpr} is not that of the scores")
-
-    @classmethod
-    def of(
-        cls, scored: Iterable[tuple[float, str]], fprs: Sequence[float], above: float = 0.0, up_to: float | None = None
-    ) -> Group:
-        """Make the group of sizes above `above` and up to `up_to` megapixels.  scored: (score, SHA-256) of each image.
-
-        Raises ValueError unless scores are finite.
-        """
-        ordered = sorted(scored)
-        scores = tuple(score for score, _ in ordered)
-        return cls(
-            above=above,
-            up_to=up_to,
-            scores=scores,
-            image_sha256=tuple(sha256 for _, sha256 in ordered),
-            thresholds=tuple(Threshold(fpr, threshold(scores, fpr)) for fpr in fprs),
-        )
-
-    @property
-    def name(self) -> str:
-        """The group as rows and tables show it, such as "0.5 to 2 MP"."""
-        if self.up_to is None:
-            return f"above {self.above:g} MP" if self.above else "all sizes"
-        return f"{self.above:g} to {self.up_to:g} MP" if self.above else f"up to {self.up_to:g} MP"
-
-    @property
-    def decides(self) -> float | None:
-        """The threshold that decides. None means that the group has too few images, so it gives no verdict."""
-        return self.thresholds[0].score
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Scores of real images that are not in the bank, at least one. Checks itself at birth.
+    """Scores of real images or videos that are not in the bank, at least one. Checks itself at birth.
 
     bundle_id: the bundle that scored them.
     measured_on: the runtime that scored them.
@@ -139,6 +64,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         that it covers now.
     carried: a bound on the change of MMD if the images were scored with another bank, else 0. `scores` are then upper
         bounds of the scores with this bank, so p-values are at least as large as after calibrating again.
+    videos: real videos, apart from the images. All other fields but bundle_id and holds_for are the images'.
     """
 
     bundle_id: str
@@ -148,21 +74,17 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     review: float
     holds_for: tuple[Pair, ...]
     carried: float = 0.0
+    videos: VideoGroup | None = None
 
     def __post_init__(self) -> None:
-        if not any(group.scores for group in self.groups):
+        if self.videos is None and not any(group.scores for group in self.groups):
             raise ValueError("it has no score; expected at least one")
         ends = [0.0, *(math.inf if group.up_to is None else group.up_to for group in self.groups)]
         if [group.above for group in self.groups] != ends[:-1] or ends[-1] != math.inf or not _ascend(ends):
             raise ValueError("size groups must follow one another from 0 to any number of megapixels")
         if not self.fprs or any(tuple(entry.fpr for entry in g.thresholds) != self.fprs for g in self.groups):
             raise ValueError("expected at least one threshold, and the same false positive rates in all groups")
-        if not self.fpr <= self.review < 1.0:
-            raise ValueError(f"review rate {self.review} must be at least {self.fpr} and below 1")
-        if not LEAST_EVIDENCE <= self.least_evidence <= 1.0:
-            raise ValueError(f"least_evidence {self.least_evidence} must be {LEAST_EVIDENCE} to 1")
-        if not (math.isfinite(self.carried) and self.carried >= 0.0):
-            raise ValueError(f"carried {self.carried} must be finite and at least 0")
+        check_rule(self.fpr, self.review, self.least_evidence, self.carried)
 
     @classmethod
     def from_images(
@@ -175,13 +97,14 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         measured_on: Pair,
         holds_for: Sequence[Pair],
         bounds: Sequence[float] = SIZE_BOUNDS,
+        videos: VideoGroup | None = None,
     ) -> Calibration:
         """Make a calibration.  fprs: the first one decides.  bounds: upper bounds of the size groups but the last.
 
-        Raises CalibrationError if there is no image, a rate is not in (0, 1), or bounds are not ascending.
+        Raises CalibrationError if there is neither an image nor a video, a rate is not in (0, 1), or bounds are not
+        ascending.
         """
-        if any(not 0.0 < fpr < 1.0 for fpr in fprs):
-            raise CalibrationError(f"false positive rates {', '.join(map(str, fprs))}: each must be between 0 and 1")
+        check_rates(fprs)
         images = list(images)
         edges = [0.0, *bounds, math.inf]
         if not _ascend(edges):
@@ -204,6 +127,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 least_evidence=max([LEAST_EVIDENCE, min((image.evidence for image in images), default=0.0)]),
                 review=review,
                 holds_for=tuple(sorted(holds_for)),
+                videos=videos,
             )
         except ValueError as error:
             raise CalibrationError(f"calibration: {error}") from error
@@ -261,15 +185,32 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise CalibrationError(f"score {score} is not finite; run `mdmf verify` on this runtime")
         if Pair(runtime, precision) not in self.holds_for:
             return Judgement(None, None, "uncalibrated", "not_verified")
+        if not any(group.scores for group in self.groups):
+            return Judgement(None, None, "uncalibrated", "no_thresholds")
         group = self.group(pixels)
-        if not evidence >= self.least_evidence:
-            return Judgement(None, None, "uncertain", "featureless", group.name)
-        p = p_value(score, group.scores) if group.scores else None
-        if p is None or group.decides is None:
-            return Judgement(p, None, "uncertain", "no_calibration_for_this_size", group.name)
-        if self.fpr < p <= self.review:
-            return Judgement(p, group.decides, "uncertain", "borderline", group.name)
-        return Judgement(p, group.decides, "generated" if p <= self.fpr else "real", None, group.name)
+        return judged(score, evidence, group, group.name, self.least_evidence, self.review)
+
+    def judge_video(self, score: float, evidence: float, frames: int, runtime: str, precision: str) -> Judgement:
+        """Return the verdict on one video, as `judge` does for an image. Photographs say nothing about it.
+
+        frames: how many were scored. "uncalibrated" without calibration videos, or if they had another number.
+        Raises CalibrationError if the score is not finite.
+        """
+        if not math.isfinite(score):
+            raise CalibrationError(f"score {score} is not finite; run `mdmf verify` on this runtime")
+        if Pair(runtime, precision) not in self.holds_for:
+            return Judgement(None, None, "uncalibrated", "not_verified")
+        videos = self.videos
+        if videos is None:
+            return Judgement(None, None, "uncalibrated", "no_video_thresholds")
+        if frames != videos.frames:
+            return Judgement(None, None, "uncalibrated", "other_frames")
+        return judged(score, evidence, videos.group, VIDEOS, videos.least_evidence, videos.review)
+
+    @property
+    def schema(self) -> int:
+        """The schema of a bundle with this calibration."""
+        return SCHEMA_VERSION if self.videos is None else VIDEO_SCHEMA
 
     def to_bytes(self) -> bytes:
         """Return calibration.json. Every float reads back to the last bit."""

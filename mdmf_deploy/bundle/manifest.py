@@ -12,6 +12,8 @@ from mdmf_deploy.bundle.recipe import GateLimits, Precision, Preprocessing
 from mdmf_deploy.files import file_sha256
 
 SCHEMA_VERSION = 2
+# A bundle with thresholds for videos, which earlier versions cannot read. All others stay at SCHEMA_VERSION.
+VIDEO_SCHEMA = 3
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx.data"

@@ -18,7 +18,7 @@ from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import draws_bars, log, log_written, print_row, print_text, progress
 from mdmf_deploy.cli.options import BundleOption, Yes, runtime_option
 from mdmf_deploy.errors import CalibrationError, GateFailed, UsageError
-from mdmf_deploy.images.limits import DEFAULT_LIMITS, ReadLimits
+from mdmf_deploy.images.limits import DEFAULT_LIMITS, FRAMES, MOST_FRAMES, ReadLimits
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.detector import Detector
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mdmf_deploy.detection.rows import Row
 
 _UNREADABLE = 3
+_TOO_FEW = "no_calibration_for_this_size"
 
 
 class HeatmapFormat(StrEnum):
@@ -79,6 +80,12 @@ def detect(
         int | None,
         typer.Option(min=1, help="Most crops per image, in place of the bundle's plan. Withholds verdicts."),
     ] = None,
+    frames: Annotated[
+        int, typer.Option(min=1, max=MOST_FRAMES, help="Frames of a video, evenly over its length.")
+    ] = FRAMES,
+    each_frame: Annotated[
+        bool, typer.Option("--each-frame", help="Give a row for each frame of a video. Frames get no verdict.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Most crops given to the runtime at once.")] = 8,
     threads: Annotated[
         int | None,
@@ -101,7 +108,10 @@ def detect(
     ] = False,
     yes: Yes = False,
 ) -> None:
-    """Judge whether images are real or generated. Every input gets one row, in input order, whatever happens.
+    """Judge whether images and videos are real or generated.
+
+    Every input gets one row, in input order, whatever happens. A video's score is the mean of its frames' scores, and
+    its heat map is that of its highest frame.
 
     Rows go to stdout or to -o, everything else to stderr. Exit code 1 if --fail-on refuses a verdict, otherwise 2 if
     the calibration has too few images of some input's size for --fail-on to be judged, otherwise 3 if some inputs were
@@ -130,7 +140,7 @@ def detect(
 
         limits = ReadLimits(max_pixels=max_pixels, max_memory=max_memory << 20, max_seconds=max_seconds)
         detector = stack.enter_context(
-            Detector(bundle, runtime, threads, batch_size=batch_size, crops=crops, limits=limits)
+            Detector(bundle, runtime, threads, batch_size=batch_size, crops=crops, limits=limits, frames=frames)
         )
         _warn_of_caveat(detector, bool(fail_on))
         look = (heatmap_format, heatmap_scale)
@@ -140,20 +150,23 @@ def detect(
         shown = draws_bars() and not (output is None and sys.stdout.isatty())
         counts: Counter[str] = Counter()
         undecided: Counter[str] = Counter()
+        done = 0
         start = time.perf_counter()
         try:
             # If a row cannot be written, the stream must end before its engine is closed.
-            stream = stack.enter_context(closing(detector.stream(found.paths)))
+            stream = stack.enter_context(closing(detector.stream_by_source(found.paths, each_frame=each_frame)))
             pairs = zip(found.paths, stream, strict=True)
             with maps or nullcontext(), progress(pairs, "detecting", len(found.paths), shown) as watched:
-                for path, row in watched:
-                    write(row)
-                    counts[row.verdict] += 1
-                    undecided[row.size_group or ""] += row.reason == "no_calibration_for_this_size"
-                    if maps is not None:
-                        maps.add(row, path)
+                for path, rows in watched:
+                    for row in rows:
+                        write(row)
+                        counts[row.verdict] += 1
+                        undecided[_group(row)] += row.verdict == "uncalibrated" or row.reason == _TOO_FEW
+                        if maps is not None:
+                            maps.add(row, path)
+                    done += 1
         finally:
-            _summarise(counts, len(found.paths), found.others, time.perf_counter() - start)
+            _summarise(counts, (done, len(found.paths)), found.others, time.perf_counter() - start)
     if output is not None:
         log_written(f"{counts.total()} rows", output, _following(detector))
     if heatmaps is not None and any(heatmaps.iterdir()):
@@ -227,15 +240,22 @@ def _warn_of_caveat(detector: Detector, gated: bool) -> None:
     log(f"warning: {detector.caveat}")
 
 
-def _summarise(counts: Counter[str], total: int, others: Mapping[str, int], seconds: float) -> None:
+def _group(row: Row) -> str:
+    """Return the size group of a row, or "frames of videos" or "videos" without one."""
+    return row.size_group or ("videos" if row.frame_time is None else "frames of videos")
+
+
+def _summarise(counts: Counter[str], of: tuple[int, int], others: Mapping[str, int], seconds: float) -> None:
+    """Print how many inputs were done.  of: the inputs done, and all of them."""
     from mdmf_deploy.cli.list_inputs import counted
 
-    done = counts.total()
+    done, total = of
     images = f"{done} image{'s' * (done != 1)}" if done == total else f"{done} of {total} images"
     verdicts = ", ".join(
         f"{count} {'unreadable' if verdict == 'error' else verdict}" for verdict, count in counts.items()
     )
-    log(f"{images}: {verdicts or 'none finished'}")
+    rows = f", {counts.total()} rows" if counts.total() != done else ""
+    log(f"{images}{rows}: {verdicts or 'none finished'}")
     skipped = sum(others.values())
     also = f"; {skipped} other files in folders skipped ({counted(others)})" if skipped else ""
     log(f"{seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s{also}")
@@ -258,7 +278,8 @@ def _exit(counts: Counter[str], undecided: Counter[str], fail_on: list[FailOn]) 
     if fail_on and undecided:
         raise CalibrationError(
             f"--fail-on cannot be judged for {undecided.total()} of {counts.total()} images: too few calibration "
-            f"photographs of their size ({', '.join(undecided)}); calibrate with more, or add --fail-on uncertain"
+            f"photographs of their size, or videos ({', '.join(undecided)}); calibrate with more, or add --fail-on "
+            "uncertain"
         )
     if counts["error"]:
         raise typer.Exit(_UNREADABLE)

@@ -93,7 +93,7 @@ def evaluate(
     fractions = None if recipe is None else recipe.training.split
     tables = []
     with ExitStack() as stack:
-        detector = stack.enter_context(Detector(bundle, runtime=runtime))
+        detector = stack.enter_context(Detector(bundle, runtime=runtime, frames=None))
         samples, audited = audit(find_images(dataset, yes, log), detector.bundle, fractions, part.value)
         trained_by = detector.bundle.manifest.provenance.recipe
         if recipe is not None and recipe.name != trained_by:

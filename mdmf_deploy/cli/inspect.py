@@ -37,7 +37,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     """Return what `mdmf inspect --json` prints: a summary, the manifest, its ids, and facts of bank and calibration."""
     import msgspec
 
-    from mdmf_deploy.cli.size_groups import group_facts
+    from mdmf_deploy.cli.size_groups import group_facts, video_facts
 
     bank, calibration = bundle.bank, bundle.calibration
     facts: dict[str, Any] = {"path": str(bundle.path), "bundle_id": bundle.bundle_id}
@@ -53,6 +53,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     facts["calibration"] = calibration and {
         "images": len(calibration.scores),
         "groups": group_facts(calibration),
+        "videos": video_facts(calibration),
         "least_evidence": calibration.least_evidence,
         "review": calibration.review,
         "measured_on": msgspec.to_builtins(calibration.measured_on),
@@ -79,13 +80,16 @@ def _summary(facts: dict[str, Any]) -> list[str]:
 def _calibrated(calibration: dict[str, Any] | None) -> str:
     if calibration is None:
         return "It has no calibration, so it gives scores without verdicts; run `mdmf calibrate`."
-    groups = calibration["groups"]
+    groups, videos = calibration["groups"], calibration["videos"]
+    also = f"{videos['images']} videos of {videos['frames']} frames each" if videos else ""
+    if also and not calibration["images"]:
+        return f"It is calibrated on {also} alone, so images are uncalibrated."
     deciding = [(group["size_group"], group["thresholds"][0]) for group in groups if group["thresholds"]]
     few = [name for name, entry in deciding if entry["threshold"] is None]
     rate = f"at a false positive rate of {100 * deciding[0][1]['fpr']:.3g}% " if deciding else ""
     text = (
         f"It is calibrated {rate}on {calibration['images']} photographs in {len(groups)} size "
-        f"group{'s' * (len(groups) != 1)}"
+        f"group{'s' * (len(groups) != 1)}{' and on ' * bool(also)}{also}"
     )
     return f"{text}; too few for {joined(few)}, so images of that size are uncertain." if few else f"{text}."
 
@@ -157,10 +161,12 @@ def _calibration_lines(calibration: dict[str, Any] | None, calibration_id: str |
     if calibration is None:
         return ["calibration   none, so verdicts are 'uncalibrated'; run `mdmf calibrate`"]
     held = ", ".join(f"{pair['runtime']} {pair['precision']}" for pair in calibration["holds_for"])
-    text = f"{calibration['images']} real images; holds for {held or 'nothing: run `mdmf verify`'}"
+    videos = calibration["videos"]
+    also = f" and {videos['images']} real videos of {videos['frames']} frames" if videos else ""
+    text = f"{calibration['images']} real images{also}; holds for {held or 'nothing: run `mdmf verify`'}"
     rule = (
         f"uncertain up to p = {calibration['review']:g}, or with texture in fewer than "
         f"{calibration['least_evidence']:.0%} of the patches"
     )
-    table = [f"  {line}" for line in group_table(calibration["groups"])]
+    table = [f"  {line}" for line in group_table(calibration["groups"] + [videos] * bool(videos))]
     return [*wrapped(text, "calibration   "), f"  id {calibration_id}", *table, *wrapped(rule, "  ")]

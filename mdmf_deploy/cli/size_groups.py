@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mdmf_deploy.bundle.calibration import Calibration
+    from mdmf_deploy.bundle.calibration import Calibration, Group
 
 
 def group_facts(calibration: Calibration) -> list[dict[str, Any]]:
@@ -14,25 +14,45 @@ def group_facts(calibration: Calibration) -> list[dict[str, Any]]:
     interval: holds the threshold's false positive rate with 95% confidence.
     images_missing: how many more images the group needs before any can be called generated at this rate.
     """
-    from mdmf_deploy.bundle.conformal import fpr_interval, images_needed
-
     return [
         {
             "size_group": group.name,
             "above_megapixels": group.above,
             "up_to_megapixels": group.up_to,
             "images": len(group.scores),
-            "thresholds": [
-                {
-                    "fpr": entry.fpr,
-                    "threshold": entry.score,
-                    "interval": fpr_interval(len(group.scores), entry.fpr),
-                    "images_missing": max(0, images_needed(entry.fpr) - len(group.scores)),
-                }
-                for entry in group.thresholds
-            ],
+            "thresholds": _thresholds(group),
         }
         for group in calibration.groups
+    ]
+
+
+def video_facts(calibration: Calibration) -> dict[str, Any] | None:
+    """Return the same facts of the group of videos, and the frames that it holds for, or None if there is none."""
+    videos = calibration.videos
+    if videos is None:
+        return None
+    return {
+        "size_group": "videos",
+        "frames": videos.frames,
+        "images": len(videos.scores),
+        "thresholds": _thresholds(videos.group),
+        "least_evidence": videos.least_evidence,
+        "review": videos.review,
+        "measured_on": {"runtime": videos.measured_on.runtime, "precision": videos.measured_on.precision},
+    }
+
+
+def _thresholds(group: Group) -> list[dict[str, Any]]:
+    from mdmf_deploy.bundle.conformal import fpr_interval, images_needed
+
+    return [
+        {
+            "fpr": entry.fpr,
+            "threshold": entry.score,
+            "interval": fpr_interval(len(group.scores), entry.fpr),
+            "images_missing": max(0, images_needed(entry.fpr) - len(group.scores)),
+        }
+        for entry in group.thresholds
     ]
 
 
@@ -43,7 +63,8 @@ def group_table(facts: list[dict[str, Any]]) -> list[str]:
     for group in facts:
         for entry in group["thresholds"]:
             low, high = entry["interval"]
-            threshold, note = "none", f"uncertain; needs {entry['images_missing']} more images"
+            what = "videos" if "frames" in group else "images"
+            threshold, note = "none", f"uncertain; needs {entry['images_missing']} more {what}"
             if entry["threshold"] is not None:
                 threshold, note = f"{entry['threshold']:.6f}", f"{low:.5f} to {high:.5f}"
             lines.append(

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, cast, get_args
 from weakref import WeakSet
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.bundle.bundle import Bundle, hint
-from mdmf_deploy.bundle.calibration import Judgement
+from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection.feed import Extraction, ImageScore
 from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.sources import Named, Source, is_one, take
-from mdmf_deploy.errors import ImageError, MdmfError, UsageError
+from mdmf_deploy.detection.verdicts import Verdicts
+from mdmf_deploy.errors import MdmfError, UsageError
 from mdmf_deploy.images.decode import ReadLimits
+from mdmf_deploy.images.limits import FRAMES, MOST_FRAMES
 from mdmf_deploy.images.pixels import Colour
 from mdmf_deploy.mmd import Reduction, score_images
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.runtime import Engine, open_engine, stays_on_device
-from mdmf_deploy.text import one_line
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.on_gpu import Fused
@@ -51,6 +49,7 @@ class Detector:
         alone its thresholds hold.
     limits: the most bytes and pixels an image may have.
     reduction: "cpu", "cuda" or "auto". "auto" means cuda if the runtime can leave the signatures on a GPU.
+    frames: the most frames taken of a video, 1 to 100. Its score is the mean of theirs. None refuses videos.
     Raises BundleError if the bundle is missing or damaged, RuntimeUnavailable if the runtime or the reduction is.
 
     Importing this module routes the warnings of Pillow's readers through mdmf_deploy.images, in the whole process.
@@ -67,24 +66,27 @@ class Detector:
         crops: int | None = None,
         limits: ReadLimits | None = None,
         reduction: str = "auto",
+        frames: int | None = FRAMES,
     ) -> None:
         start = time.perf_counter()
         self.bundle = Bundle.open(bundle)
-        self._bundle_id, self._calibration_id = self.bundle.bundle_id, self.bundle.calibration_id
-        self._calibration = self.bundle.calibration
+        # Read now, so that a damaged bundle fails before an engine is opened.
+        bundle_id, _ = self.bundle.bundle_id, self.bundle.calibration
         self._bank = self.bundle.bank
         self._threads, self._batch_size, self._limits = threads, batch_size, limits
-        self._planned = self.bundle.manifest.preprocessing.crops
-        self._crops = self._planned if crops is None else crops
+        self._crops = self.bundle.manifest.preprocessing.crops if crops is None else crops
+        if frames is not None and not 1 <= frames <= MOST_FRAMES:
+            raise UsageError(f"frames must be 1 to {MOST_FRAMES}, got {frames}")
+        self._frames = frames
         seconds = time.perf_counter() - start
-        _LOG.debug("read bundle %s, id %s, in %.2f s", self.bundle.path, self._bundle_id, seconds)
+        _LOG.debug("read bundle %s, id %s, in %.2f s", self.bundle.path, bundle_id, seconds)
         self._held = ExitStack()
         self._asked = runtime
         self._streams: WeakSet[Generator[list[Extraction], None, None]] = WeakSet()
         self._closed = False
         self._engine = open_engine(runtime, self.bundle, threads)
         self._held.callback(self._engine.close)
-        self._covered = self.bundle.covers(self._engine.name, self._engine.precision)
+        self._verdicts = Verdicts(self.bundle, self._engine.name, self._engine.precision, self._crops)
         try:
             self._reduction, self._fused = self._reduce_by(reduction)
         except BaseException:
@@ -96,14 +98,20 @@ class Detector:
         return f"<Detector {self.bundle.path.name} on {self._engine.name} {self._engine.precision}{state}>"
 
     def detect(
-        self, sources: Source | Iterable[Source], *, name: str | None = None, colour: Colour = "rgb"
+        self,
+        sources: Source | Iterable[Source],
+        *,
+        name: str | None = None,
+        colour: Colour = "rgb",
+        each_frame: bool = False,
     ) -> list[Row]:
         """Return one row per source, in order. A single source gives a list of one row.
 
-        sources: in any mixture, paths of image files, the bytes of such files, file objects open for reading bytes,
-            Pillow images, and uint8 arrays: grey (H, W), colour (H, W, 3), or colour and alpha (H, W, 4).
+        sources: in any mixture, paths of image and video files, the bytes of such files, file objects open for reading
+            bytes, Pillow images, and uint8 arrays: grey (H, W), colour (H, W, 3), or colour and alpha (H, W, 4).
         name: the uri of a single source's row. Among several, write Named(source, name).
         colour: the order of the arrays' channels, "rgb" or, as OpenCV has it, "bgr".
+        each_frame: give a row for each frame of a video instead of one for all of it.
         Pixels are converted as a file's are: alpha is laid over white, and the EXIF orientation that a Pillow image
         still carries is applied. An unreadable source gets a row with status "error" and an error_code (docs/rows.md
         lists the codes).
@@ -123,10 +131,15 @@ class Detector:
         'missing'
         >>> detector.close()
         """
-        return list(self.stream(sources, name=name, colour=colour))
+        return list(self.stream(sources, name=name, colour=colour, each_frame=each_frame))
 
     def stream(
-        self, sources: Source | Iterable[Source], *, name: str | None = None, colour: Colour = "rgb"
+        self,
+        sources: Source | Iterable[Source],
+        *,
+        name: str | None = None,
+        colour: Colour = "rgb",
+        each_frame: bool = False,
     ) -> Generator[Row, None, None]:
         """Yield the rows of `detect` one by one. Sources are taken as they are needed, so there may be any number.
 
@@ -139,6 +152,23 @@ class Detector:
         ...         print(row.uri, row.status)
         photo.jpg ok
         nowhere.jpg error
+        """
+        grouped = self.stream_by_source(sources, name=name, colour=colour, each_frame=each_frame)
+        return _flat(grouped)
+
+    def stream_by_source(
+        self,
+        sources: Source | Iterable[Source],
+        *,
+        name: str | None = None,
+        colour: Colour = "rgb",
+        each_frame: bool = False,
+    ) -> Generator[tuple[Row, ...], None, None]:
+        """Yield the rows of `stream`, together for each source: one, or with each_frame one for each frame of a video.
+
+        >>> with Detector("dinov2s") as detector:
+        ...     print([len(rows) for rows in detector.stream_by_source(["photo.jpg", "nowhere.jpg"])])
+        [1, 1]
         """
         self._check_open()
         if colour not in get_args(Colour):
@@ -160,10 +190,11 @@ class Detector:
             crops=self._crops,
             workers=self._threads,
             limits=self._limits,
+            frames=self._frames,
             fused=self._fused,
         )
         self._streams.add(batches)
-        return self._rows(batches)
+        return self._rows(batches, each_frame)
 
     @property
     def runtime(self) -> str:
@@ -183,30 +214,7 @@ class Detector:
     @property
     def caveat(self) -> str | None:
         """The reason why no image gets a verdict, and the command to run. None if all is well."""
-        name, precision = self._engine.name, self._engine.precision
-        # `mdmf calibrate` verifies as well, so it comes first.
-        if self._calibration is None:
-            asked = () if self._covered or self._asked == "auto" else ("--runtime", self._asked)
-            return (
-                "verdicts are withheld (uncalibrated): this bundle has no thresholds; "
-                f"run {hint('calibrate', self.bundle.path, 'REAL_PHOTOS', *asked)}"
-            )
-        if not self._covered:
-            return (
-                f"verdicts are withheld (uncalibrated): {name} {precision} is not verified for this bundle; "
-                f"run {hint('verify', self.bundle.path, '--runtime', name)}"
-            )
-        if self._crops != self._planned:
-            return (
-                "verdicts are withheld (uncalibrated): thresholds hold for the bundle's crop plan "
-                f"(up to {self._planned} an image), not for {self._crops}; leave out --crops"
-            )
-        if self._calibration.shortage is not None:
-            return (
-                f"no image can be called real or generated: {self._calibration.shortage}; "
-                f"run {hint('calibrate', self.bundle.path, 'REAL_PHOTOS')} with more"
-            )
-        return None
+        return self._verdicts.caveat(self._asked)
 
     def close(self) -> None:
         """Free the engine and the reduction's memory, and end all streams. Closing twice does nothing more.
@@ -260,16 +268,15 @@ class Detector:
     ) -> None:
         self.close()
 
-    def _rows(self, batches: Generator[list[Extraction], None, None]) -> Generator[Row, None, None]:
+    def _rows(
+        self, batches: Generator[list[Extraction], None, None], each_frame: bool
+    ) -> Generator[tuple[Row, ...], None, None]:
         with closing(batches):
             self._check_open()
             for batch in batches:
                 scores = self._scores(batch)
                 for n, extraction in enumerate(batch):
-                    if n in scores:
-                        yield self._row(extraction, scores[n])
-                    else:
-                        yield self._error_row(extraction, extraction.error)
+                    yield self._verdicts.rows(extraction, scores.get(n), each_frame)
                     self._check_open()
 
     def _scores(self, batch: list[Extraction]) -> dict[int, ImageScore]:
@@ -283,76 +290,8 @@ class Detector:
             scores[n] = ImageScore(score, contributions.ravel().tolist(), batch[n].ms_engine, ms_mmd)
         return scores
 
-    def _row(self, extraction: Extraction, scored: ImageScore) -> Row:
-        engine, score = self._engine, scored.score
-        extraction = replace(extraction, ms_engine=scored.ms_engine)
-        if not math.isfinite(score):
-            text = f"its score on {engine.name} is {score}; run `mdmf verify`, which says whether that may be used"
-            return self._error_row(extraction, ImageError("not_finite", text))
-        judgement = self._judge(score, extraction)
-        return Row(
-            uri=extraction.uri,
-            sha256=extraction.sha256,
-            score=score,
-            evidence=extraction.evidence,
-            p_value=judgement.p_value,
-            verdict=judgement.verdict,
-            reason=judgement.reason,
-            threshold=judgement.threshold,
-            size_group=judgement.size_group,
-            bundle_id=self._bundle_id,
-            calibration_id=self._calibration_id,
-            runtime=engine.name,
-            precision=engine.precision,
-            width=extraction.width,
-            height=extraction.height,
-            format=extraction.format,
-            crop=extraction.crop,
-            notes=" ".join(extraction.notes) or None,
-            provenance=extraction.provenance.claim if extraction.provenance else None,
-            provenance_source=extraction.provenance.source if extraction.provenance else None,
-            ms_decode=_ms_prepared(extraction),
-            ms_engine=extraction.ms_engine,
-            ms_mmd=scored.ms_mmd,
-            contributions=tuple(scored.contributions),
-        )
 
-    def _error_row(self, extraction: Extraction, error: ImageError | None) -> Row:
-        return Row(
-            uri=extraction.uri,
-            sha256=extraction.sha256 or None,
-            status="error",
-            error_code=error.code if error else None,
-            error=one_line(str(error)) if error else None,
-            bundle_id=self._bundle_id,
-            calibration_id=self._calibration_id,
-            runtime=self._engine.name,
-            precision=self._engine.precision,
-            width=extraction.width,
-            height=extraction.height,
-            format=extraction.format,
-            crop=extraction.crop,
-            notes=" ".join(extraction.notes) or None,
-            provenance=extraction.provenance.claim if extraction.provenance else None,
-            provenance_source=extraction.provenance.source if extraction.provenance else None,
-            evidence=extraction.evidence,
-            ms_decode=_ms_prepared(extraction),
-            ms_engine=extraction.ms_engine,
-        )
-
-    def _judge(self, score: float, extraction: Extraction) -> Judgement:
-        if self._calibration is None:
-            return Judgement(None, None, "uncalibrated", "no_thresholds")
-        if not self._covered:
-            return Judgement(None, None, "uncalibrated", "not_verified")
-        # The mean of several crops varies less than one crop's score, so thresholds hold for one plan only.
-        if self._crops != self._planned:
-            return Judgement(None, None, "uncalibrated", "other_crops")
-        pixels = (extraction.width or 0) * (extraction.height or 0)
-        return self._calibration.judge(
-            score, extraction.evidence or 0.0, pixels, self._engine.name, self._engine.precision
-        )
-
-
-def _ms_prepared(extraction: Extraction) -> float:
-    return sum(ms for ms in (extraction.ms_read, extraction.ms_decode, extraction.ms_crop) if ms is not None)
+def _flat(grouped: Generator[tuple[Row, ...], None, None]) -> Generator[Row, None, None]:
+    with closing(grouped):
+        for rows in grouped:
+            yield from rows

@@ -18,17 +18,21 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.sources import Source, Taken, take
+from mdmf_deploy.detection.videos import VideoFrames, VideoRoom, check_video, hash_video, sample_video
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import decode
-from mdmf_deploy.images.crops import boxes, grid, normalise, squares
+from mdmf_deploy.images.crops import Pixels, boxes, grid, normalise, squares
 from mdmf_deploy.images.evidence import evidence
 from mdmf_deploy.images.isolation.owners import Owner
 from mdmf_deploy.images.limits import Note
+from mdmf_deploy.images.magic import video_format
 from mdmf_deploy.images.provenance import Provenance, read_provenance
+from mdmf_deploy.images.video import SampledVideo, VideoPlan
 
 CHECK_INTERVAL = 1.0
 """Seconds a thread waits before it checks that the main thread is still alive."""
 
+_ALL = slice(None)
 _CLOSE_TIMEOUT = 1.0  # seconds that close() waits for an iterable that is itself waiting
 
 
@@ -49,9 +53,10 @@ class Extraction:
         "file:<n>", "array:<n>" or "image:<n>" for source n, from 0.
     sha256: hash of the file's bytes, or of the shape and RGB pixels of an array or a Pillow image. "" if nothing could
         be read.
-    signatures: (n, N, d) of its n crops. None if there is an error or a GPU keeps them.
+    signatures: (n, N, d) of its n crops, of a video's frame after frame. None if there is an error or a GPU keeps them.
     width, height, format, crop, evidence, notes: as in mdmf_deploy.detection.rows.Row. None if they are not known.
     provenance: what the file's metadata claim. None if it could not be read, or for pixels.
+    frames: of a video. All of them have as many crops.
     ms_read: milliseconds to read and hash.
     ms_decode: milliseconds from bytes to pixels.
     ms_crop: milliseconds from pixels to model input.
@@ -70,6 +75,7 @@ class Extraction:
     evidence: float | None = None
     notes: tuple[Note, ...] = ()
     provenance: Provenance | None = None
+    frames: VideoFrames | None = None
     ms_read: float | None = None
     ms_decode: float | None = None
     ms_crop: float | None = None
@@ -82,23 +88,43 @@ class Prepared:
     """A source ready for the engine.
 
     extraction: its facts so far, without signatures.
-    tensor: model input, (n, 3, S, S). None if the extraction holds an error.
+    tensor: model input, (n, 3, S, S). None if the extraction holds an error, or for a video.
+    pixels: a video's crops, (n, S, S, 3), a quarter of their size as model input.
     """
 
     extraction: Extraction
     tensor: NDArray[np.float32] | None
+    pixels: Pixels | None = None
 
     @property
     def crops(self) -> int:
-        return 0 if self.tensor is None else len(self.tensor)
+        """The number of crops. None of them is left if the extraction holds an error."""
+        kept = self.pixels if self.tensor is None else self.tensor
+        return 0 if kept is None else len(kept)
+
+    def model_input(self, preprocessing: Preprocessing, crops: slice = _ALL) -> NDArray[np.float32]:
+        """Return some of the crops, (k, 3, S, S), normalised."""
+        if self.tensor is not None:
+            return self.tensor[crops]
+        assert self.pixels is not None
+        return normalise(self.pixels[crops], preprocessing)
 
 
 def prepare(
-    n: int, source: Source | Taken, preprocessing: Preprocessing, crops: int, limits: decode.ReadLimits
+    n: int,
+    source: Source | Taken,
+    preprocessing: Preprocessing,
+    crops: int,
+    limits: decode.ReadLimits,
+    frames: int | None = None,
+    room: VideoRoom | None = None,
 ) -> Prepared:
     """Read, decode, crop and normalise source number n on the calling thread.
 
-    Takes at most `crops` crops. An unreadable source gives an extraction with an error.
+    crops: the most of an image, or of one frame of a video.
+    frames: the most of a video. None means that a video is refused, with an error.
+    room: where the crops of a video wait, if the source is one of several.
+    An unreadable source gives an extraction with an error.
     Raises UsageError for a source of another type.
     """
     clock = _Clock()
@@ -109,6 +135,17 @@ def prepare(
     plan = {"size": preprocessing.crop, "count": crops}
     place = partial(boxes, **plan)
     try:
+        start = taken.start()
+        format = video_format(start)
+        if format is not None:
+            sha256 = hash_video(taken, limits)
+            ms_read = clock.lap()
+            check_video(start, frames)
+            wanted = VideoPlan(frames or 1, preprocessing.crop, crops)
+            if room is not None:
+                room.hold(n, wanted.most_bytes)
+            clock.lap()
+            return _prepared_video(name, sha256, sample_video(taken, format, wanted, limits), ms_read, clock)
         data = taken.data(limits)
         if data is None:
             pixels = taken.pixels(name)
@@ -145,11 +182,32 @@ def prepare(
     return Prepared(extraction, tensor)
 
 
+def _prepared_video(name: str, sha256: str, sampled: SampledVideo, ms_read: float, clock: _Clock) -> Prepared:
+    ms_decode = clock.lap()
+    frames = VideoFrames.of(sampled)
+    extraction = Extraction(
+        name,
+        sha256,
+        width=sampled.width,
+        height=sampled.height,
+        format=sampled.format,
+        crop=sampled.crop,
+        evidence=frames.mean_evidence,
+        notes=sampled.notes,
+        frames=frames,
+        ms_read=ms_read,
+        ms_decode=ms_decode,
+        ms_crop=clock.lap(),
+    )
+    return Prepared(extraction, None, sampled.crops.reshape(-1, *sampled.crops.shape[2:]))
+
+
 class Feed:
     """Yield one Prepared per source, in order.
 
     One thread iterates the sources, so that a late source does not delay the ones before it. `workers` more threads
     call `prepare` on them. ahead: how many sources are taken before they are asked for, at most.
+    room: gets to know which source is next, and is closed with the feed.
     """
 
     def __init__(
@@ -158,8 +216,10 @@ class Feed:
         prepare: Callable[[int, Source | Taken], Prepared],
         workers: int,
         ahead: int,
+        room: VideoRoom | None = None,
     ) -> None:
         self._prepare = prepare
+        self._video_room = room or VideoRoom()
         self._room = threading.Semaphore(ahead)
         self._queue: SimpleQueue[Future[Prepared] | None] = SimpleQueue()
         self._head: Future[Prepared] | None = None
@@ -190,6 +250,7 @@ class Feed:
     def pop(self) -> None:
         """Remove the source that was last peeked at, and make room for another."""
         self._head = None
+        self._video_room.passed()
         self._room.release()
 
     def close(self) -> None:
@@ -199,6 +260,7 @@ class Feed:
         the iterable is itself waiting for its next source, its thread is left behind and ends once that source comes.
         """
         self._closed = True
+        self._video_room.close()
         self._room.release()
         self._queue.put(None)
         self._owner.end()

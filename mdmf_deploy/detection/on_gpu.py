@@ -7,7 +7,7 @@ waits between them, so the next batch is copied in and started while this one is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,15 +57,13 @@ class Fused:
         self._engine, self._reduction, self._bank = engine, reduction, bank
         self._stream: int | None = None
 
-    def __call__(self, images: Sequence[NDArray[np.float32]], batch_size: int) -> PendingBatch:
-        """Queue at least one image, each of n >= 1 crops, (n, 3, crop, crop).
+    def __call__(self, parts: Iterable[NDArray[np.float32]], crops: Sequence[int]) -> PendingBatch:
+        """Queue the crops of at least one image, in parts of (n, 3, crop, crop) for one call of the engine each.
 
-        batch_size: the most crops given to the engine at once.
+        crops: how many crops each image has, at least 1. They lie in the parts one after the other.
         Raises OutOfMemory and the engine's own errors.
         """
-        crops = np.concatenate(images)
-        parts = [self._queue(crops[at : at + batch_size]) for at in range(0, len(crops), batch_size)]
-        return PendingBatch(parts, [len(image) for image in images])
+        return PendingBatch([self._queue(part) for part in parts], crops)
 
     def _queue(self, crops: NDArray[np.float32]) -> PendingPart:
         start = time.perf_counter()

@@ -5,7 +5,8 @@
 
 Memory does not grow with the number of sources. At most two batches of signatures wait for the caller and one batch is
 with the engine. The prepared sources that wait fill two batches if each has one crop, and never more than eight. There
-is always room for one per decoding thread.
+is always room for one per decoding thread. A video waits as its crops' bytes, of which there is a bound of its own
+(mdmf_deploy.detection.videos.ROOM), and they are normalised batch by batch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -21,10 +22,12 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.feed import CHECK_INTERVAL, Extraction, Feed, Prepared, check_main_thread, prepare
 from mdmf_deploy.detection.sources import Source, Taken
+from mdmf_deploy.detection.videos import VideoRoom
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.decode import ReadLimits
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from mdmf_deploy.detection.on_gpu import Fused
 
 ExtractBatch = Callable[[list[Prepared]], list[Extraction]]
+ModelInputs = Callable[[list[Prepared]], Iterator[NDArray[np.float32]]]
 
 
 def extract(
@@ -46,6 +50,7 @@ def extract(
     workers: int | None = None,
     limits: ReadLimits | None = None,
     max_wait: float = 0.2,
+    frames: int | None = None,
 ) -> Generator[Extraction, None, None]:
     """Yield one Extraction per source, in order. An unreadable source costs only its own.
 
@@ -53,6 +58,7 @@ def extract(
     crops: the most crops taken of one image. None means the preprocessing's.
     workers: decoding threads. None means one per core, at most 8.
     max_wait: seconds after its first image at which a batch goes to the engine, full or not.
+    frames: the most frames taken of a video. None means that videos are refused, each with an error.
     The sources are iterated in one thread and the engine is called in another. All threads end with the iterator, also
     after an error or `close`. The exception is an iterable that never comes back (see Feed.close).
     Raises UsageError for a source of another type or a count below 1. Errors of the engine pass through.
@@ -66,6 +72,7 @@ def extract(
         workers=workers,
         limits=limits,
         max_wait=max_wait,
+        frames=frames,
     )
     return _flat(batches)
 
@@ -80,6 +87,7 @@ def extract_batches(
     workers: int | None = None,
     limits: ReadLimits | None = None,
     max_wait: float = 0.2,
+    frames: int | None = None,
     fused: Fused | None = None,
 ) -> Generator[list[Extraction], None, None]:
     """Yield the extractions of `extract` batch by batch.
@@ -91,12 +99,16 @@ def extract_batches(
     for name, count in (("batch_size", batch_size), ("crops", crops), ("workers", workers)):
         if count < 1:
             raise UsageError(f"{name} must be at least 1, got {count}")
-    ready = partial(prepare, preprocessing=preprocessing, crops=crops, limits=limits or ReadLimits())
+    room = VideoRoom()
+    ready = partial(
+        prepare, preprocessing=preprocessing, crops=crops, limits=limits or ReadLimits(), frames=frames, room=room
+    )
     ahead = max(workers, min(2 * batch_size, 8 * batch_size // crops))
-    extract_batch = partial(_extract, engine=engine, batch_size=batch_size)
+    inputs = partial(_model_inputs, preprocessing=preprocessing, batch_size=batch_size)
+    extract_batch = partial(_extract, engine=engine, inputs=inputs)
     if fused is not None:
-        extract_batch = partial(_extract_and_score, fused=fused, batch_size=batch_size)
-    return _run(Feed(sources, ready, workers, ahead), extract_batch, batch_size, max_wait)
+        extract_batch = partial(_extract_and_score, fused=fused, inputs=inputs)
+    return _run(Feed(sources, ready, workers, ahead, room), extract_batch, batch_size, max_wait)
 
 
 def _flat(batches: Generator[list[Extraction], None, None]) -> Generator[Extraction, None, None]:
@@ -183,20 +195,37 @@ class _EngineThread:
         return batch
 
 
-def _extract(batch: list[Prepared], engine: Engine, batch_size: int) -> list[Extraction]:
-    """Extract a batch. An image with more crops than batch_size is given to the engine in parts."""
-    tensors = [prepared.tensor for prepared in batch if prepared.tensor is not None]
-    if not tensors:
+def _model_inputs(
+    ready: list[Prepared], preprocessing: Preprocessing, batch_size: int
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the crops of a batch, normalised, at most batch_size at a time. There is at least one source.
+
+    Only a source that is alone in its batch may have more crops than batch_size.
+    """
+    if len(ready) > 1:
+        yield np.concatenate([prepared.model_input(preprocessing) for prepared in ready])
+        return
+    for at in range(0, ready[0].crops, batch_size):
+        yield ready[0].model_input(preprocessing, slice(at, at + batch_size))
+
+
+def _extract(batch: list[Prepared], engine: Engine, inputs: ModelInputs) -> list[Extraction]:
+    """Extract a batch. A source with more crops than a batch is given to the engine in parts."""
+    ready = [prepared for prepared in batch if prepared.crops]
+    if not ready:
         return [prepared.extraction for prepared in batch]
-    stacked = np.concatenate(tensors)
-    start = time.perf_counter()
-    parts = [engine(stacked[at : at + batch_size]) for at in range(0, len(stacked), batch_size)]
-    ms_engine = 1e3 * (time.perf_counter() - start) / len(tensors)
+    seconds = 0.0
+    parts = []
+    for crops in inputs(ready):
+        start = time.perf_counter()
+        parts.append(engine(crops))
+        seconds += time.perf_counter() - start
+    ms_engine = 1e3 * seconds / len(ready)
     signatures = np.concatenate(parts)
     at = 0
     extracted = []
     for prepared in batch:
-        if prepared.tensor is None:
+        if not prepared.crops:
             extracted.append(prepared.extraction)
             continue
         # A copy, because a view of one image would keep the whole batch in memory.
@@ -206,16 +235,16 @@ def _extract(batch: list[Prepared], engine: Engine, batch_size: int) -> list[Ext
     return extracted
 
 
-def _extract_and_score(batch: list[Prepared], fused: Fused, batch_size: int) -> list[Extraction]:
+def _extract_and_score(batch: list[Prepared], fused: Fused, inputs: ModelInputs) -> list[Extraction]:
     """Hand a batch to the GPU without waiting for it."""
-    tensors = [prepared.tensor for prepared in batch if prepared.tensor is not None]
-    if not tensors:
+    ready = [prepared for prepared in batch if prepared.crops]
+    if not ready:
         return [prepared.extraction for prepared in batch]
-    pending = fused(tensors, batch_size)
+    pending = fused(inputs(ready), [prepared.crops for prepared in ready])
     places = itertools.count()
     return [
         prepared.extraction
-        if prepared.tensor is None
+        if not prepared.crops
         else replace(prepared.extraction, gpu_score=partial(pending.score, next(places)))
         for prepared in batch
     ]

@@ -34,7 +34,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     lowest_score, lowest_time, highest_score, highest_time: of a video's frames, and where they lie, in seconds.
     ms_*: milliseconds spent on this image. The time of a batch is divided evenly among its images.
     contributions: (n N,) each patch's share of the score, crop by crop, each row-major over the pool grid. Their mean
-        is the score. The tabular outputs leave it out.
+        is the score. Those of a video's row are its highest frame's. The tabular outputs leave it out.
     """
 
     uri: str

@@ -75,6 +75,14 @@ class Taken:
             return decode.read(self.source, limits)
         return self.source if isinstance(self.source, bytes) else None
 
+    def start(self) -> bytes:
+        """Return the first bytes of the file, or b"" for pixels. Raises ImageError if they cannot be read."""
+        if isinstance(self.source, ImageError):
+            raise self.source
+        if isinstance(self.source, str | Path):
+            return decode.read_start(self.source)
+        return self.source[:4096] if isinstance(self.source, bytes) else b""
+
     def pixels(self, name: str) -> NDArray[np.uint8]:
         """Return the pixels of an array or image, (H, W, 3) RGB. Raises ImageError if they have no such form."""
         if isinstance(self.source, Image.Image):

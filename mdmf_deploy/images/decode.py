@@ -27,10 +27,13 @@ data of HEIC, AVIF and JPEG 2000 may pass as well, because they hold no checksum
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import PIL
 from PIL import ImageFile, features
@@ -43,6 +46,7 @@ from mdmf_deploy.images.containers import Container, parse
 from mdmf_deploy.images.containers.jpeg import Jpeg
 from mdmf_deploy.images.crops import Box
 from mdmf_deploy.images.inputs import uri, why_missing
+from mdmf_deploy.images.isolation.owners import Ended, owner
 from mdmf_deploy.images.limits import DEFAULT_LIMITS, Code, ReadLimits
 from mdmf_deploy.images.raster import Decoded, DecodedBoxes
 
@@ -55,6 +59,8 @@ __all__ = [
     "decode_boxes",
     "decoder_version",
     "read",
+    "read_start",
+    "sha256_of_video",
 ]
 
 
@@ -89,6 +95,35 @@ def read(path: str | Path, limits: ReadLimits = DEFAULT_LIMITS) -> bytes:
 
     Raises ImageError missing, not_a_file, unreadable or too_many_bytes.
     """
+    with _opened(path) as (file, size):
+        if size <= limits.max_bytes:
+            return file.read(size)
+    raise ImageError("too_many_bytes", f"{uri(path)} is larger than the {limits.max_bytes} bytes allowed")
+
+
+def read_start(path: str | Path, count: int = 4096) -> bytes:
+    """Read the first bytes of a regular file. Raises ImageError as `read` does, but never too_many_bytes."""
+    with _opened(path) as (file, _):
+        return file.read(count)
+
+
+def sha256_of_video(path: str | Path, limits: ReadLimits = DEFAULT_LIMITS) -> str:
+    """Return the hash of a regular file that may be larger than the memory. Raises ImageError as `read` does."""
+    digest = hashlib.sha256()
+    with _opened(path) as (file, size):
+        while size <= limits.max_video_bytes:
+            part = file.read(1 << 20)
+            if not part:
+                return digest.hexdigest()
+            if owner().ended:
+                raise Ended
+            digest.update(part)
+    raise ImageError("too_many_bytes", f"{uri(path)} is larger than the {limits.max_video_bytes} bytes of a video")
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file, and yield it with its size. Raises ImageError for all that goes wrong in the block."""
     name = uri(path)
     try:
         _regular(Path(path).stat().st_mode, name)
@@ -97,8 +132,7 @@ def read(path: str | Path, limits: ReadLimits = DEFAULT_LIMITS) -> bytes:
         with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor has no path)
             status = os.fstat(descriptor)
             _regular(status.st_mode, name)
-            if status.st_size <= limits.max_bytes:
-                return file.read(status.st_size)
+            yield file, status.st_size
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError("missing", why_missing(path)) from error
     except (OSError, ValueError) as error:
@@ -108,7 +142,6 @@ def read(path: str | Path, limits: ReadLimits = DEFAULT_LIMITS) -> bytes:
             raise ImageError("missing", refused) from error
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError("unreadable", f"{name} cannot be read: {reason}") from error
-    raise ImageError("too_many_bytes", f"{name} is larger than the {limits.max_bytes} bytes allowed")
 
 
 def decode(data: bytes, limits: ReadLimits = DEFAULT_LIMITS, *, fit: tuple[int, int] | None = None) -> Decoded:

@@ -27,17 +27,19 @@ Code = Literal[
 Note = Literal[
     "no_end_marker",  # a JPEG without its end marker, all pixels of which are there
     "scans_missing",  # a progressive JPEG whose finer scans are not there, so that its pixels are coarse
+    "frames_missing",  # a video of which some of the frames asked for cannot be read
 ]
 """Every code in the notes of a row. They are stable."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """Bounds on one image.
+    """Bounds on one image, or on one frame of a video.
 
     max_pixels: that have to be decoded. That is width x height, or only the rows down to the lowest crop x width of a
         baseline JPEG.
     max_bytes: of the file.
+    max_video_bytes: of a video's file, which is never read into memory as a whole.
     max_memory: bytes that decoding may take. All threads of a process together take no more than this for images that
         need much.
     max_seconds: that decoding may take, for formats whose cost cannot be told from their structure.
@@ -45,6 +47,7 @@ class ReadLimits:
 
     max_pixels: int = 128_000_000
     max_bytes: int = 512 * 2**20
+    max_video_bytes: int = 8 * 2**30
     max_memory: int = 2**30
     max_seconds: float = 10.0
 
@@ -67,5 +70,8 @@ class ReadLimits:
                 "MiB allowed; raise --max-memory to read it",
             )
 
+
+FRAMES, MOST_FRAMES = 10, 100
+"""Frames of a video that are scored by default, as in the paper's study of OpenSora, and at most."""
 
 DEFAULT_LIMITS = ReadLimits()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mdmf_deploy.bundle.bundle import Bundle, hint, write_bundle
-from mdmf_deploy.bundle.calibration import LEAST_EVIDENCE, SIZE_BOUNDS, Calibration, Pair, Scored
+from mdmf_deploy.bundle.calibration import LEAST_EVIDENCE, SIZE_BOUNDS, Calibration, Pair, Scored, VideoGroup
 from mdmf_deploy.bundle.conformal import images_needed
-from mdmf_deploy.bundle.manifest import CALIBRATION, SCHEMA_VERSION
+from mdmf_deploy.bundle.manifest import CALIBRATION
 from mdmf_deploy.errors import CalibrationError
+from mdmf_deploy.images.limits import FRAMES
 from mdmf_deploy.mmd import score_images
 from mdmf_deploy.mmd.cpu import CpuReduction
 from mdmf_deploy.tasks.bank.build import Duplicate, Unreadable
@@ -33,6 +34,8 @@ class CalibrationReport:
     duplicates: copies of another one.
     featureless: those with too little texture to say anything.
     errors: those without a score.
+    short: videos with fewer frames than asked for, or with frames that cannot be read.
+    images, videos: how many were scored now. The other part of the calibration is the bundle's former one.
     """
 
     calibration: Calibration
@@ -40,19 +43,36 @@ class CalibrationReport:
     duplicates: tuple[Duplicate, ...]
     featureless: tuple[str, ...]
     errors: tuple[Unreadable, ...]
+    short: tuple[str, ...] = ()
+    images: int = 0
+    videos: int = 0
+
+    @property
+    def shortage(self) -> str | None:
+        """A clause that says what is missing, if nothing that was scored now can get a verdict. Else None."""
+        calibration = self.calibration
+        images = calibration.shortage if self.images else None
+        videos = calibration.videos.shortage if self.videos and calibration.videos is not None else None
+        return "; ".join(part for part in (images, videos) if part is not None) or None
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A line that names the sizes whose images will get no verdict, or none."""
+        """Lines that name what will get no verdict: images, sizes of images, and videos."""
+        calibration, lines = self.calibration, []
+        if self.images and calibration.shortage is not None:
+            lines.append(f"no image can be called real or generated: {calibration.shortage}")
+        elif self.images and calibration.undecided:
+            lines.append(self._undecided())
+        if self.videos and calibration.videos is not None and calibration.videos.shortage is not None:
+            lines.append(f"no video can be called real or generated: {calibration.videos.shortage}")
+        return tuple(lines)
+
+    def _undecided(self) -> str:
         calibration = self.calibration
-        if calibration.shortage is not None:
-            return (f"no image can be called real or generated: {calibration.shortage}",)
         small = calibration.undecided
-        if not small:
-            return ()
         return (
             f"images of some sizes will be uncertain ({', '.join(small)}): at a false positive rate of "
-            f"{calibration.fpr:g} each size needs {images_needed(calibration.fpr)} calibration images",
+            f"{calibration.fpr:g} each size needs {images_needed(calibration.fpr)} calibration images"
         )
 
 
@@ -71,16 +91,19 @@ class Rates:
     fprs: false positive rates. The first one decides.
     review: p-values up to this are "uncertain". None means default_review.
     size_bounds: upper bounds of the size groups in megapixels, ascending. Larger images form one more group.
+    frames: taken of each video. Thresholds for videos hold for no other number.
     """
 
     fprs: Sequence[float]
     review: float | None = None
     size_bounds: Sequence[float] = SIZE_BOUNDS
+    frames: int = FRAMES
 
 
 def calibrate(bundle: Bundle, engine: Engine, sources: Iterable[Source], rates: Rates) -> CalibrationReport:
-    """Score held-out real images, and find the thresholds of each size for these false positive rates.
+    """Score held-out real images and videos, and find the thresholds of each size, and of videos, for these rates.
 
+    Without videos, the thresholds for videos stay that the bundle has, and without images those for images.
     Images whose bytes are in the bank would score too low. They are left out and reported. So are images without
     texture, which get no verdict either.
     Raises CalibrationError if verification does not cover the engine, or no image is left.
@@ -88,7 +111,8 @@ def calibrate(bundle: Bundle, engine: Engine, sources: Iterable[Source], rates: 
     check_covered(bundle, engine)
     from mdmf_deploy.detection.pipeline import extract
 
-    return gather_calibration(bundle, engine, extract(sources, engine, bundle.manifest.preprocessing), rates)
+    extracted = extract(sources, engine, bundle.manifest.preprocessing, frames=rates.frames)
+    return gather_calibration(bundle, engine, extracted, rates)
 
 
 def check_covered(bundle: Bundle, engine: Engine) -> None:
@@ -109,7 +133,9 @@ def gather_calibration(
     duplicates: list[Duplicate] = []
     featureless: list[str] = []
     errors: list[Unreadable] = []
-    scored: list[Scored] = []
+    short: list[str] = []
+    images: list[Scored] = []
+    videos: list[Scored] = []
     first: dict[str, str] = {}
     banked = bundle.bank.hashes
     for image in extracted:
@@ -127,23 +153,53 @@ def gather_calibration(
                 errors.append(Unreadable(image.uri, "not_finite", f"its score on {engine.name} is {score}"))
             elif evidence < LEAST_EVIDENCE:
                 featureless.append(image.uri)
+            elif image.frames is not None and len(image.frames.times) != rates.frames:
+                short.append(image.uri)
             else:
-                scored.append(Scored(image.sha256, score, (image.width or 0) * (image.height or 0), evidence))
-    if not scored:
+                scored = Scored(image.sha256, score, (image.width or 0) * (image.height or 0), evidence)
+                (images if image.frames is None else videos).append(scored)
+    if not images and not videos:
         raise CalibrationError(
             f"no image is left to calibrate on ({len(in_bank)} are in the bank, {len(featureless)} have no texture, "
-            f"{len(errors)} unreadable); give real images with texture that the bank has not seen"
+            f"{len(errors)} unreadable{_too_short(short)}); give real images with texture that the bank has not seen"
         )
-    calibration = Calibration.from_images(
-        scored,
-        rates.fprs,
-        default_review(rates.fprs[0]) if rates.review is None else rates.review,
-        bundle_id=bundle.bundle_id,
-        measured_on=Pair(engine.name, engine.precision),
-        holds_for=[Pair(*pair) for pair in bundle.covered],
-        bounds=rates.size_bounds,
+    return CalibrationReport(
+        _calibration(bundle, Pair(engine.name, engine.precision), images, videos, rates),
+        tuple(in_bank),
+        tuple(duplicates),
+        tuple(featureless),
+        tuple(errors),
+        tuple(short),
+        len(images),
+        len(videos),
     )
-    return CalibrationReport(calibration, tuple(in_bank), tuple(duplicates), tuple(featureless), tuple(errors))
+
+
+def _too_short(short: Sequence[str]) -> str:
+    return f", {len(short)} are videos of too few frames" if short else ""
+
+
+def _calibration(
+    bundle: Bundle, pair: Pair, images: Sequence[Scored], videos: Sequence[Scored], rates: Rates
+) -> Calibration:
+    """Calibrate anew by what was scored. The bundle's thresholds for what was not scored stay."""
+    before = bundle.calibration
+    review = default_review(rates.fprs[0]) if rates.review is None else rates.review
+    group = None if before is None else before.videos
+    if videos:
+        group = VideoGroup.of(videos, rates.frames, rates.fprs, review, pair)
+    if not images and before is not None:
+        return msgspec.structs.replace(before, videos=group)
+    return Calibration.from_images(
+        images,
+        rates.fprs,
+        review,
+        bundle_id=bundle.bundle_id,
+        measured_on=pair,
+        holds_for=[Pair(*covered) for covered in bundle.covered],
+        bounds=rates.size_bounds,
+        videos=group,
+    )
 
 
 def write_calibration(bundle: Bundle, calibration: Calibration, destination: Path) -> Bundle:
@@ -157,6 +213,6 @@ def write_calibration(bundle: Bundle, calibration: Calibration, destination: Pat
             f"calibration for bundle {calibration.bundle_id[:12]} does not belong to {bundle.path} "
             f"({bundle.bundle_id[:12]}); run `mdmf calibrate` on it"
         )
-    # A bundle of an older schema gets this one with its new calibration.
-    manifest = msgspec.structs.replace(bundle.manifest, schema_version=SCHEMA_VERSION)
+    # A bundle of an older schema gets the present one with its new calibration.
+    manifest = msgspec.structs.replace(bundle.manifest, schema_version=calibration.schema)
     return write_bundle(destination, manifest, {**bundle.files(), CALIBRATION: calibration.to_bytes()})

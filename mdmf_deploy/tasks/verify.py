@@ -279,6 +279,8 @@ def scale_in(bundle: Bundle) -> Scale:
     Raises BankError if there is none of these, or the bank has a single image.
     """
     calibration = bundle.calibration
+    if calibration is not None and not calibration.scores:
+        calibration = None  # calibrated on videos alone
     if calibration is None and bundle.bank.compression.get("method") != "none":
         return _recorded_scale(bundle)
     if calibration is None:

@@ -79,8 +79,8 @@ def test_a_flipped_bit_in_the_manifest_is_an_error_or_changes_the_id(bundle: Bun
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 3}, "schema 3 is newer"),
-        ({"schema_version": 3, "model": 7}, "schema 3 is newer"),
+        ({"schema_version": 4}, "schema 4 is newer"),
+        ({"schema_version": 4, "model": 7}, "schema 4 is newer"),
         ({"schema_version": 0}, "schema 0 is not known"),
         ({"model": {}}, "missing required field"),
         ({"preprocessing": {"crop": 1}}, "crop"),

@@ -387,5 +387,5 @@ def test_options_reach_the_pipeline_and_the_reduction(tiny_bundle: Path, monkeyp
     limits = ReadLimits(max_pixels=5)
     with Detector(tiny_bundle, threads=3, batch_size=5, crops=2, limits=limits) as detector:
         assert detector.detect([]) == []
-    assert asked == {"batch_size": 5, "crops": 2, "workers": 3, "limits": limits, "fused": None}
+    assert asked == {"batch_size": 5, "crops": 2, "workers": 3, "limits": limits, "frames": 10, "fused": None}
     assert threads == [3]

@@ -16,6 +16,7 @@ import pytest
 from fakes.gpu_engine import PATCHES, WIDTH, GpuEngine
 from fakes.host_tensorrt import HostTensorRt
 from fakes.on_host import host_device
+from helpers.clips import write_clip
 from helpers.rows import timeless
 
 from mdmf_deploy import Detector
@@ -144,6 +145,18 @@ def test_an_image_of_several_crops_scores_as_on_the_cpu(engines: list[GpuEngine]
     assert [engine.on_host > 0 for engine in engines] == [True, False, False]
 
 
+def test_a_video_scores_as_on_the_cpu(engines: list[GpuEngine], device: Any, tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    clip = write_clip(tmp_path / "a.mkv", 7, size=(300, 250))
+    with Detector("starter", "onnxruntime", frames=7) as detector:
+        [wanted] = detector.detect(clip)
+    with Detector("starter", frames=7, batch_size=3) as detector:
+        [row] = detector.detect(clip)
+    assert (row.frames, row.highest_time, engines[-1].on_host) == (7, wanted.highest_time, 0)
+    assert row.score == pytest.approx(wanted.score, rel=1e-6)
+    assert row.contributions == pytest.approx(wanted.contributions, abs=2e-6)
+
+
 @pytest.mark.parametrize("names_stream", [True, False])
 def test_the_next_call_of_an_engine_does_not_overwrite_unread_signatures(names_stream: bool, device: Any) -> None:
     bundle = Bundle.open("starter")
@@ -152,7 +165,7 @@ def test_the_next_call_of_an_engine_does_not_overwrite_unread_signatures(names_s
     exact = CpuReduction()(engine(crops), bundle.bank).mmd2
     fused = Fused(engine, CudaReduction(), bundle.bank)
     # No score is asked for before the last batch was queued.
-    batches = [fused([crops[start : start + 1], crops[start + 1 : start + 2]], 2) for start in (0, 2, 4)]
+    batches = [fused([crops[start : start + 2]], [1, 1]) for start in (0, 2, 4)]
     # With a known stream two batches run at a time, and the third takes the place of the first.
     assert device.launched.count("mdmf_prepare") == (1 if names_stream else 3)
     engine.stream.synchronize()

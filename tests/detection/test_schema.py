@@ -77,7 +77,8 @@ def test_every_row_is_valid(bundle_copy: Path, photos: Path, tmp_path: Path, mon
     for row in rows:
         VALIDATOR.validate(json.loads(json_line(row)))
     assert {row.verdict for row in rows} == set(get_args(Verdict))
-    assert {row.reason for row in rows} >= set(get_args(Reason))
+    # Those of videos are tested in test_videos.py, since not everyone has OpenCV.
+    assert {row.reason for row in rows} >= set(get_args(Reason)) - {"no_video_thresholds", "other_frames", "one_frame"}
     # Those of a file that cannot be opened, and of costly ones, are tested where they arise.
     assert {row.error_code for row in rows} >= set(get_args(Code)) - {"unreadable", "too_much_memory", "too_slow"}
     video = msgspec.structs.replace(

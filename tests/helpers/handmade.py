@@ -25,6 +25,7 @@ from mdmf_deploy.bundle.manifest import (
     Verification,
 )
 from mdmf_deploy.bundle.recipe import Preprocessing
+from mdmf_deploy.detection.videos import VideoFrames
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.mmd.reference import uniform_bank
 
@@ -43,6 +44,7 @@ class FakeExtraction(NamedTuple):
     width: int = 640
     height: int = 480
     evidence: float = 0.9
+    frames: VideoFrames | None = None
 
 
 PAIR = Pair("onnxruntime", "fp32")

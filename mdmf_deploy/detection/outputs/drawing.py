@@ -78,11 +78,13 @@ class ColourScale:
 
     @classmethod
     def of(cls, row: Row) -> ColourScale:
-        """Centre the scale on the row's threshold, or on its score if it has none, wide enough for all contributions.
+        """Centre the scale on the row's threshold, or on the mean if it has none, wide enough for all contributions.
 
         Raises UsageError for a row without a score.
         """
-        centre, name = (row.score, "mean") if row.threshold is None else (row.threshold, "threshold")
+        # The contributions of a video's row are those of its highest frame.
+        mean = row.score if row.highest_score is None else row.highest_score
+        centre, name = (mean, "mean") if row.threshold is None else (row.threshold, "threshold")
         if centre is None or not row.contributions:
             raise UsageError(f"{row.uri}: no score, so no heat map")
         half = max(abs(value - centre) for value in row.contributions)
@@ -257,6 +259,8 @@ def _compose(row: Row, whole: Image.Image, part: Image.Image, scale: ColourScale
 
 def _evidence(row: Row) -> str:
     words = [f"score {row.score:.6f}"]
+    if row.highest_score is not None and row.highest_time is not None:
+        words.append(f"highest frame {row.highest_score:.6f} at {row.highest_time:.2f} s")
     if row.threshold is not None and row.score is not None:
         words.append(f"{'above' if row.score > row.threshold else 'not above'} the threshold {row.threshold:.6f}")
     if row.p_value is not None:

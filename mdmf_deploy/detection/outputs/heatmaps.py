@@ -1,4 +1,4 @@
-"""Heat maps to files: threads read each scored image again, draw its map (drawing.py) and write it."""
+"""Heat maps to files: threads read each scored image or frame again, draw its map (drawing.py) and write it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from PIL import Image
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection.outputs.drawing import PANEL, ColourScale, Picture, crops_of, draw
 from mdmf_deploy.detection.rows import Row
+from mdmf_deploy.detection.videos import decode_frame
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.files import atomic_file
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.crops import boxes
-from mdmf_deploy.images.decode import ReadLimits, decode, decode_boxes, read
+from mdmf_deploy.images.decode import ReadLimits, decode, decode_boxes, read, sha256_of_video
 
 # name -> ending, options of Pillow's save.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -168,10 +169,8 @@ class HeatmapPool:
 
 def _write(path: Path, row: Row, source: Path, options: HeatmapOptions) -> Path:
     scale = ColourScale.of(row) if options.scale is None else options.scale.around(row)
-    data = read(source, options.limits)
-    if hashlib.sha256(data).hexdigest() != row.sha256:
-        raise ImageError("unreadable", f"{row.uri} changed while it was scored; its heat map would be of another")
-    page = draw(_picture(data, row, options), row, options.pool, options.crop, scale)
+    picture = _frame(source, row, options) if _seconds(row) is not None else _image(source, row, options)
+    page = draw(picture, row, options.pool, options.crop, scale)
     buffer = io.BytesIO()
     page.save(buffer, **FORMATS[options.format][1])
     # Not flushed to the disk: a map can be drawn again, and a flush takes longer than drawing.
@@ -180,8 +179,27 @@ def _write(path: Path, row: Row, source: Path, options: HeatmapOptions) -> Path:
     return path
 
 
-def _picture(data: bytes, row: Row, options: HeatmapOptions) -> Picture:
-    """Decode no more pixels than the map shows."""
+def _seconds(row: Row) -> float | None:
+    """Return the time of the frame whose contributions a row has, or None for an image."""
+    return row.highest_time if row.frame_time is None else row.frame_time
+
+
+def _frame(source: Path, row: Row, options: HeatmapOptions) -> Picture:
+    """Decode the frame of a video that the map shows."""
+    _check_unchanged(sha256_of_video(source, options.limits), row)
+    frame = decode_frame(source, row.format or "", _seconds(row) or 0.0, options.limits)
+    return Picture.of(frame.pixels, options.crop, crops_of(row, options.pool))
+
+
+def _check_unchanged(sha256: str, row: Row) -> None:
+    if sha256 != row.sha256:
+        raise ImageError("unreadable", f"{row.uri} changed while it was scored; its heat map would be of another")
+
+
+def _image(source: Path, row: Row, options: HeatmapOptions) -> Picture:
+    """Decode no more pixels of an image than the map shows."""
+    data = read(source, options.limits)
+    _check_unchanged(hashlib.sha256(data).hexdigest(), row)
     count = crops_of(row, options.pool)
     whole = decode(data, options.limits, fit=PANEL)
     if whole.pixels.shape[:2] == (whole.height, whole.width):

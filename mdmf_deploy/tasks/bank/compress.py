@@ -25,7 +25,7 @@ import numpy as np
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, check_bank, hint, write_bundle
-from mdmf_deploy.bundle.calibration import Calibration, Group, Threshold
+from mdmf_deploy.bundle.calibration import Calibration, Group, Threshold, VideoGroup
 from mdmf_deploy.bundle.conformal import threshold
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, SCHEMA_VERSION, FileEntry, Manifest, Verification
 from mdmf_deploy.errors import BankError, UsageError
@@ -157,7 +157,7 @@ def compress_bundle(
 def mmd_spread(bundle: Bundle) -> float | None:
     """Return the standard deviation of MMD, not squared, over the calibration images, or None without a calibration."""
     calibration = bundle.calibration
-    if calibration is None:
+    if calibration is None or not calibration.scores:
         return None
     return float(np.std(np.sqrt(np.maximum(calibration.scores, 0.0))))
 
@@ -234,7 +234,7 @@ def _write(old: _Old, destination: Path, fitted: Fitted) -> Compressed:
     manifest = msgspec.structs.replace(
         before,
         # The calibration is carried over in this schema.
-        schema_version=SCHEMA_VERSION,
+        schema_version=SCHEMA_VERSION if old.bundle.calibration is None else old.bundle.calibration.schema,
         files={**before.files, BANK: entry},
         verification=records,
     )
@@ -291,6 +291,15 @@ def carry_calibration(calibration: Calibration, mmd: float, bundle_id: str) -> C
         bundle_id=bundle_id,
         groups=tuple(_raised(group, mmd) for group in calibration.groups),
         carried=calibration.carried + mmd,
+        videos=None if calibration.videos is None else _raised_videos(calibration.videos, mmd),
+    )
+
+
+def _raised_videos(videos: VideoGroup, mmd: float) -> VideoGroup:
+    # A video's score is a mean of squared MMD. Its root changes by no more than theirs (Minkowski's inequality).
+    raised = _raised(videos.group, mmd)
+    return msgspec.structs.replace(
+        videos, scores=raised.scores, thresholds=raised.thresholds, carried=videos.carried + mmd
     )
 
 

@@ -67,7 +67,7 @@ def opened(
         subjects: list[Subject] = []
         for name, bundle, derived, chosen in plain:
             for runtime in chosen:
-                detector = Detector(bundle.path, runtime, settings.threads, batch_size=settings.batch_size)
+                detector = Detector(bundle.path, runtime, settings.threads, batch_size=settings.batch_size, frames=None)
                 stack.callback(detector.close)
                 # Keep the build profile in the name: two profiles make two configurations of one runtime.
                 ran = runtime if ":" in runtime else detector.runtime
