@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.sources import Source, Taken, take
-from mdmf_deploy.detection.videos import VideoFrames, VideoRoom, check_video, hash_video, sample_video
+from mdmf_deploy.detection.videos import VideoFrames, VideoRoom, check_video, hash_video, sample_video, video_provenance
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import decode
 from mdmf_deploy.images.crops import Pixels, boxes, grid, normalise, squares
@@ -139,13 +139,15 @@ def prepare(
         format = video_format(start)
         if format is not None:
             sha256 = hash_video(taken, limits)
+            claims = video_provenance(taken, limits)
             ms_read = clock.lap()
             check_video(start, frames)
             wanted = VideoPlan(frames or 1, preprocessing.crop, crops)
             if room is not None:
                 room.hold(n, wanted.most_bytes)
             clock.lap()
-            return _prepared_video(name, sha256, sample_video(taken, format, wanted, limits), ms_read, clock)
+            sampled = sample_video(taken, format, wanted, limits)
+            return _prepared_video(Extraction(name, sha256, provenance=claims, ms_read=ms_read), sampled, clock)
         data = taken.data(limits)
         if data is None:
             pixels = taken.pixels(name)
@@ -182,12 +184,11 @@ def prepare(
     return Prepared(extraction, tensor)
 
 
-def _prepared_video(name: str, sha256: str, sampled: SampledVideo, ms_read: float, clock: _Clock) -> Prepared:
+def _prepared_video(extraction: Extraction, sampled: SampledVideo, clock: _Clock) -> Prepared:
     ms_decode = clock.lap()
     frames = VideoFrames.of(sampled)
-    extraction = Extraction(
-        name,
-        sha256,
+    extraction = replace(
+        extraction,
         width=sampled.width,
         height=sampled.height,
         format=sampled.format,
@@ -195,7 +196,6 @@ def _prepared_video(name: str, sha256: str, sampled: SampledVideo, ms_read: floa
         evidence=frames.mean_evidence,
         notes=sampled.notes,
         frames=frames,
-        ms_read=ms_read,
         ms_decode=ms_decode,
         ms_crop=clock.lap(),
     )

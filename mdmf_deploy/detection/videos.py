@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from mdmf_deploy.images.evidence import evidence
 from mdmf_deploy.images.isolation import video as isolated
 from mdmf_deploy.images.isolation.owners import Ended
 from mdmf_deploy.images.magic import unsupported
+from mdmf_deploy.images.provenance import Provenance, read_provenance
+from mdmf_deploy.images.provenance.manifest import MOST_BYTES
 from mdmf_deploy.images.raster import Decoded
 from mdmf_deploy.images.video import SampledVideo, VideoPlan
 
@@ -87,6 +89,17 @@ def hash_video(taken: Taken, limits: decode.ReadLimits) -> str:
         return hashlib.sha256(taken.source).hexdigest()
     assert isinstance(taken.source, str | Path)
     return decode.sha256_of_video(taken.source, limits)
+
+
+def video_provenance(taken: Taken, limits: decode.ReadLimits) -> Provenance | None:
+    """Return what a video's metadata claim. None for a file that is too large to be read as a whole."""
+    try:
+        data = taken.data(replace(limits, max_bytes=MOST_BYTES))
+    except ImageError as error:
+        if error.code == "too_many_bytes":
+            return None
+        raise
+    return None if data is None or len(data) > MOST_BYTES else read_provenance(data)
 
 
 def check_video(start: bytes, frames: int | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.clips import write_clip
 from helpers.labelled import AI, packet, picture, signed, with_segment, with_text, with_xmp
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,3 +81,16 @@ def test_the_table_shows_a_claim_last_and_only_if_there_is_one() -> None:
 def test_no_control_character_gets_into_the_table(text: str) -> None:
     found = merged([Finding("claims_ai", text)])
     assert table_line(Row(uri="a.png", provenance=found.claim, provenance_source=found.source)).isprintable()
+
+
+def test_a_video_has_claims_as_well(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    plain = tmp_path / "plain.mp4"
+    write_clip(plain)
+    claiming = tmp_path / "claiming.mp4"
+    claiming.write_bytes(signed(plain.read_bytes(), "video/mp4", AI))
+    with Detector(tiny_bundle, frames=2) as detector:
+        bare, row, again = detector.detect([plain, claiming, claiming.read_bytes()])
+    assert bare.provenance == "none"
+    assert row.provenance == again.provenance == "claims_ai"
+    assert (row.score, row.verdict) == (bare.score, bare.verdict)
