@@ -5,7 +5,7 @@ FROM python:${PYTHON}-slim AS build
 WORKDIR /src
 COPY . .
 RUN python -m venv /opt/mdmf \
-    && /opt/mdmf/bin/pip install --no-cache-dir '.[cpu,openvino]' \
+    && /opt/mdmf/bin/pip install --no-cache-dir '.[cpu,openvino,heif,video,provenance]' \
     && /opt/mdmf/bin/pip uninstall --yes pip
 
 FROM python:${PYTHON}-slim
