@@ -25,7 +25,7 @@ from synthetic_jpegs import write_jpegs
 
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.feed import prepare
-from mdmf_deploy.images import jpeg_rows
+from mdmf_deploy.images.containers import parse
 from mdmf_deploy.images.crops import boxes, center_crop, normalise, squares
 from mdmf_deploy.images.decode import ReadLimits, decode, decode_boxes, read
 
@@ -115,7 +115,7 @@ def stages(name: str, path: Path) -> None:
         {
             "read the file": lambda: read(path),
             "sha256 of its bytes": lambda: hashlib.sha256(data).hexdigest(),
-            "look for the end of the scan": lambda: jpeg_rows.shortened(data, 400),
+            "walk over its segments": lambda: parse(data, ReadLimits()),
             "decode": lambda: ours(data),
             "crop to float32": lambda: normalise(crop, PLAN),
             "all of it (mdmf_deploy.detection.feed.prepare)": lambda: prepare(0, path, PLAN, 1, ReadLimits()),

@@ -8,8 +8,8 @@ pages, the first counts. EXIF orientation is applied, and ICC profiles are ignor
   16-bit and 12-bit grey  the highest 8 bits, inverted if the TIFF declares white to be zero
   CMYK, YCCK              (255 - c) * (255 - k) / 255. A JPEG stores them inverted, as Adobe does.
   Lab, float, 32-bit or signed integers: refused ("unsupported_mode"), because they declare no range to map to 8 bits
-A JPEG whose entropy-coded data are complete but damaged decodes as libjpeg decodes it, because Pillow hides libjpeg's
-warnings.
+A JPEG is decoded if its pixels are there (mdmf_deploy.images.jpeg_pixels), whatever markers say. If its data are all
+there but damaged, it decodes as libjpeg decodes it, because Pillow hides libjpeg's warnings.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mdmf_deploy.files import refuse_url
 from mdmf_deploy.images import isolation, raster
 from mdmf_deploy.images.budget import DECODING
 from mdmf_deploy.images.containers import Container, parse
+from mdmf_deploy.images.containers.jpeg import Jpeg
 from mdmf_deploy.images.crops import Box
 from mdmf_deploy.images.inputs import uri, why_missing
 from mdmf_deploy.images.limits import DEFAULT_LIMITS, Code, ReadLimits
@@ -90,9 +91,13 @@ def decode(data: bytes, limits: ReadLimits = DEFAULT_LIMITS, *, fit: tuple[int, 
     Raises UsageError if this process lets Pillow accept truncated images.
     """
     container = _parsed(data, limits)
-    limits.check_pixels(container.format, container.width, container.height)
-    limits.check_memory(container.format, container.memory)
-    with DECODING.held(container.memory, limits.max_memory):
+    # A JPEG may be reduced while it is decoded.
+    zoom = raster.reduction(container, fit)
+    pixels = (-(-container.width // zoom), -(-container.height // zoom))
+    memory = container.memory // zoom**2
+    limits.check_pixels(container.format, *pixels)
+    limits.check_memory(container.format, memory + 3 * pixels[0] * pixels[1])
+    with DECODING.held(memory, limits.max_memory):
         if container.isolated:
             return isolation.whole(container, limits)
         return raster.whole(container, fit, limits)
@@ -103,12 +108,16 @@ def decode_boxes(
 ) -> DecodedBoxes:
     """Decode only the boxes that `place(height, width)` returns. Pixels and errors are those of `decode`.
 
-    The rows of a baseline JPEG below the lowest box are not decoded (mdmf_deploy.images.jpeg_rows).
+    The rows of a baseline JPEG below the lowest box are not decoded (mdmf_deploy.images.containers.jpeg).
     """
     container = _parsed(data, limits)
-    limits.check_pixels(container.format, container.width, container.height)
-    limits.check_memory(container.format, container.memory)
-    with DECODING.held(container.memory, limits.max_memory):
+    rows, memory = container.height, container.memory
+    if isinstance(container, Jpeg):
+        rows = raster.rows_needed(container, place)
+        memory = container.memory_for(rows)
+    limits.check_pixels(container.format, container.width, container.height, rows)
+    limits.check_memory(container.format, memory)
+    with DECODING.held(memory, limits.max_memory):
         if container.isolated:
             return isolation.boxes(container, place, limits)
         return raster.boxes(container, place, limits)

@@ -48,13 +48,14 @@ class ReadLimits:
     max_memory: int = 2**30
     max_seconds: float = 10.0
 
-    def check_pixels(self, format: str, width: int, height: int) -> None:
-        """Raise ImageError too_many_pixels if these are too many to decode."""
-        if width * height > self.max_pixels:
+    def check_pixels(self, format: str, width: int, height: int, rows: int | None = None) -> None:
+        """Raise ImageError too_many_pixels if too many have to be decoded.  rows: if not all of them have to be."""
+        needed = width * (height if rows is None else rows)
+        if needed > self.max_pixels:
             raise ImageError(
                 "too_many_pixels",
-                f"{format} of {width} x {height} pixels is larger than the {self.max_pixels} allowed; "
-                "raise --max-pixels to read it",
+                f"{format} of {width} x {height} pixels: {needed} have to be decoded, more than the {self.max_pixels} "
+                "allowed; raise --max-pixels to read it",
             )
 
     def check_memory(self, format: str, bytes_needed: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,22 +13,21 @@ from PIL import (
     GifImagePlugin,
     Image,
     ImageFile,
-    JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
 
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.images import jpeg_rows
+from mdmf_deploy.images import jpeg_pixels
 from mdmf_deploy.images.containers import Container
+from mdmf_deploy.images.containers.jpeg import Jpeg
 from mdmf_deploy.images.crops import Box, Pixels
 from mdmf_deploy.images.limits import Note, ReadLimits
-from mdmf_deploy.images.rgb import LOG, PILLOW_WARNINGS, TURNS, orientation_of, to_rgb, upright
+from mdmf_deploy.images.rgb import PILLOW_WARNINGS, TURNS, orientation_of, to_rgb, upright
 
 # Opened directly, because Image.open turns MPO into another format and warns at Pillow's pixel limit instead of ours.
 READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
-    "jpeg": JpegImagePlugin.JpegImageFile,
     "png": PngImagePlugin.PngImageFile,
     "webp": WebPImagePlugin.WebPImageFile,
     "tiff": TiffImagePlugin.TiffImageFile,
@@ -138,13 +136,12 @@ def _opened(source: Source, container: Container, limits: ReadLimits) -> ImageFi
 
 
 def _whole(container: Container, source: Source, fit: tuple[int, int] | None, limits: ReadLimits) -> Decoded:
-    image = _opened(source, container, limits)
-    stored = image.size
-    if fit is not None and container.format == "jpeg":
-        width, height = upright(stored, orientation_of(image))
-        zoom = min(fit[0] / width, fit[1] / height)
-        image.draft(image.mode, (math.ceil(stored[0] * zoom), math.ceil(stored[1] * zoom)))
-    image.load()
+    if isinstance(container, Jpeg):
+        image: ImageFile.ImageFile = jpeg_pixels.load(container, reduction(container, fit))
+    else:
+        image = _opened(source, container, limits)
+        image.load()
+    stored = (container.width, container.height)
     orientation = _orientation(container, image)
     turn = TURNS.get(orientation)
     rgb = to_rgb(image, image, _depth(container), container.format)
@@ -155,20 +152,55 @@ def _whole(container: Container, source: Source, fit: tuple[int, int] | None, li
 def _boxes(
     container: Container, source: Source, place: Callable[[int, int], Sequence[Box]], limits: ReadLimits
 ) -> DecodedBoxes:
+    if isinstance(container, Jpeg):
+        return _jpeg_boxes(container, place)
     image = _opened(source, container, limits)
-    if container.format != "jpeg" and container.orientation is None:
+    if container.orientation is None:
         # Some formats store their orientation behind the pixels.
         image.load()
     orientation = _orientation(container, image)
     turn = TURNS.get(orientation)
     width, height = upright(image.size, orientation)
     stored = [_as_stored(box, orientation, image.size) for box in place(height, width)]
-    loaded = _loaded(container, image, max(bottom for _, _, _, bottom in stored))
+    image.load()
     boxes = []
     for box in stored:
-        rgb = to_rgb(loaded.crop(box), image, _depth(container), container.format)
+        rgb = to_rgb(image.crop(box), image, _depth(container), container.format)
         boxes.append(np.asarray(rgb if turn is None else rgb.transpose(turn)))
     return DecodedBoxes(tuple(boxes), width, height, container.format, container.notes)
+
+
+def _jpeg_boxes(jpeg: Jpeg, place: Callable[[int, int], Sequence[Box]]) -> DecodedBoxes:
+    stored = _stored_boxes(jpeg, place)
+    image = jpeg_pixels.load_top(jpeg, _lowest(jpeg, stored))
+    orientation = jpeg.orientation or 1
+    turn = TURNS.get(orientation)
+    rgb = (to_rgb(image.crop(box), image, 8, "jpeg") for box in stored)
+    parts = tuple(np.asarray(part if turn is None else part.transpose(turn)) for part in rgb)
+    return DecodedBoxes(parts, *upright((jpeg.width, jpeg.height), orientation), "jpeg", jpeg.notes)
+
+
+def rows_needed(jpeg: Jpeg, place: Callable[[int, int], Sequence[Box]]) -> int:
+    """Return how many rows of a JPEG, from the top as stored, are decoded for the boxes that `place` returns."""
+    return _lowest(jpeg, _stored_boxes(jpeg, place))
+
+
+def reduction(container: Container, fit: tuple[int, int] | None) -> int:
+    """Return by how much an image is reduced while it is decoded: 1, 2, 4 or 8.  fit: as in `decode`."""
+    if fit is None or not isinstance(container, Jpeg):
+        return 1
+    width, height = upright((container.width, container.height), container.orientation or 1)
+    return next((zoom for zoom in (8, 4, 2) if width >= zoom * fit[0] or height >= zoom * fit[1]), 1)
+
+
+def _stored_boxes(jpeg: Jpeg, place: Callable[[int, int], Sequence[Box]]) -> list[Box]:
+    size, orientation = (jpeg.width, jpeg.height), jpeg.orientation or 1
+    width, height = upright(size, orientation)
+    return [_as_stored(box, orientation, size) for box in place(height, width)]
+
+
+def _lowest(jpeg: Jpeg, stored: Sequence[Box]) -> int:
+    return jpeg.height_for(max(bottom for _, _, _, bottom in stored))
 
 
 def _orientation(container: Container, image: Image.Image) -> int:
@@ -188,21 +220,6 @@ def _as_stored(box: Box, orientation: int, size: tuple[int, int]) -> Box:
     if orientation in (3, 4, 6, 7):
         top, bottom = size[1] - bottom, size[1] - top
     return left, top, right, bottom
-
-
-def _loaded(container: Container, image: ImageFile.ImageFile, rows: int) -> Image.Image:
-    """Load the image as stored, or only a part from the top that contains these rows."""
-    if container.format == "jpeg":
-        part = jpeg_rows.shortened(container.data, rows)
-        if part is not None:
-            try:
-                short = JpegImagePlugin.JpegImageFile(io.BytesIO(part))
-                short.load()
-                return short
-            except Exception as error:  # decoding the whole file gives the proper error
-                LOG.debug("decoding all rows, since the first %d failed: %s", rows, error)
-    image.load()
-    return image
 
 
 def _pixels_end(image: TiffImagePlugin.TiffImageFile) -> int:

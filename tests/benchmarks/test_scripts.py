@@ -105,7 +105,7 @@ def test_imports_and_attributes_exist(script: Path) -> None:
         ("from mdmf_deploy.hardware.gone import Device", "no module mdmf_deploy.hardware.gone"),
         ("from mdmf_deploy.hardware.device import Gone", "no Gone in mdmf_deploy.hardware.device"),
         ("def f():\n    import mdmf_deploy.gone", "no module mdmf_deploy.gone"),
-        ("from mdmf_deploy.images import jpeg_rows\njpeg_rows.gone()", "no gone in jpeg_rows"),
+        ("from mdmf_deploy.images import jpeg_pixels\njpeg_pixels.gone()", "no gone in jpeg_pixels"),
         ("from common import gone", "no gone in common"),
         ("from fakes.gone import host_device", "no module fakes.gone"),
     ],
