@@ -64,7 +64,15 @@ def _decoded(
     container: Container, plan: Callable[[Size], list[Box]], parts: list[Pixels], limits: ReadLimits
 ) -> tuple[Size, tuple[Note, ...]]:
     """Fill `parts`, to which `plan` adds one for each of the boxes that it returns."""
-    asked = Asked(container.format, container.width, container.height, container.orientation, container.notes, limits)
+    asked = Asked(
+        container.format,
+        container.width,
+        container.height,
+        container.orientation,
+        container.notes,
+        limits,
+        type(container) is not Container,
+    )
     allowance = Allowance(max(LEAST, min(container.memory, limits.max_memory)) + SPARE, limits.max_seconds)
     try:
         with conversation("image", container.data, asked, allowance, container.format) as child:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 
 from mdmf_deploy.images import raster, tiff_jpeg
-from mdmf_deploy.images.containers import Container
+from mdmf_deploy.images.containers import Container, parse
 from mdmf_deploy.images.isolation.child import Channel
 from mdmf_deploy.images.limits import Note, ReadLimits
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """A Container without its data, and the bounds on it."""
+    """A Container without its data, and the bounds on it.
+
+    more: whether its parser returns more than a Container has, so that the data must be parsed again.
+    """
 
     format: str
     width: int
@@ -20,6 +25,7 @@ class Asked(msgspec.Struct, frozen=True):
     orientation: int | None
     notes: tuple[Note, ...]
     limits: ReadLimits
+    more: bool
 
 
 class Size(msgspec.Struct, frozen=True):
@@ -44,15 +50,18 @@ class Found(msgspec.Struct, frozen=True):
 def decode(payload: bytes, channel: Channel) -> None:
     """Decode the boxes that the parent asks for once it knows the size."""
     asked = channel.parameters(Asked)
-    container = Container(
-        format=asked.format,
-        data=payload,
-        width=asked.width,
-        height=asked.height,
-        orientation=asked.orientation,
-        memory=0,
-        notes=asked.notes,
-    )
+    if asked.more:
+        container = replace(parse(payload, asked.limits), orientation=asked.orientation, notes=asked.notes)
+    else:
+        container = Container(
+            format=asked.format,
+            data=payload,
+            width=asked.width,
+            height=asked.height,
+            orientation=asked.orientation,
+            memory=0,
+            notes=asked.notes,
+        )
 
     def place(height: int, width: int) -> list[tuple[int, int, int, int]]:
         return channel.ask(Size(height, width), Boxes).boxes

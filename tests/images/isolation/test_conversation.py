@@ -205,10 +205,47 @@ def test_a_child_ends_with_its_parent(tmp_path: Path, number: int) -> None:
 
 
 def test_a_forked_process_has_children_of_its_own(tmp_path: Path) -> None:
-    code = "import os\nslow(0.1)\nchild = os.fork()\nslow(0.1)\nif child:\n    os.waitpid(child, 0)\n    slow(0.1)\n"
+    """On the pipes of its parent's children, it would take the answers to its parent's requests."""
+    (tmp_path / "a.tif").write_bytes(TIFF)
+    code = (
+        "import os\n"
+        "def small():\n"
+        f"    return decode(Path({str(tmp_path / 'a.tif')!r}).read_bytes()).width\n"
+        "assert small() == 48\n"
+        "child = os.fork()\n"
+        "print(sum(small() for _ in range(50)), flush=True)\n"
+        "if child:\n"
+        "    os.waitpid(child, 0)\n"
+        "    print(small())\n"
+    )
     with script(code, tmp_path) as parent:
-        printed, errors = parent.communicate(timeout=60)
-    assert (printed, errors, parent.returncode) == (4 * "too_slow\n", "", 0)
+        try:
+            printed, errors = parent.communicate(timeout=60)
+        finally:
+            parent.kill()
+    assert (printed, errors, parent.returncode) == ("2400\n2400\n48\n", "", 0)
+
+
+def test_a_forked_process_does_not_keep_children_alive(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(TIFF)
+    code = (
+        "import os, time\n"
+        f"decode(Path({str(tmp_path / 'a.tif')!r}).read_bytes())\n"
+        "child = os.fork()\n"
+        "if child:\n"
+        "    print(child, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with script(code, tmp_path) as parent:
+        assert parent.stdout is not None
+        forked = int(parent.stdout.readline())
+        try:
+            (child,) = decoding(parent.pid)
+            parent.kill()
+            assert gone(child)
+        finally:
+            parent.kill()
+            os.kill(forked, signal.SIGKILL)
 
 
 def frame(kind: Kind, message: msgspec.Struct | None = None, length: int | None = None) -> bytes:
