@@ -107,7 +107,7 @@ def _refuse_reduced(data: bytes, file: Layout, first: Directory) -> None:
 
 
 class _Fields(NamedTuple):
-    """What the first directory says about its pixels, with the specification's defaults."""
+    """Fields of the first directory about its pixels, with the specification's defaults."""
 
     width: int
     height: int

@@ -176,11 +176,11 @@ class Children:
     def end(self) -> None:
         """End all children."""
         with self._changed:
-            children = [*self._idle, *self._busy]
-            self._idle.clear()
-        for child in children:
-            with suppress(OSError):
-                child.end()
+            idle, self._idle = self._idle, []
+            for child in self._busy:
+                child.kill()  # its thread closes the pipes
+        for child in idle:
+            child.end()
 
     def disown(self) -> None:
         """Close the pipes of all children in a forked process, so that only their parent holds them."""

@@ -26,6 +26,7 @@ START_SECONDS = 60.0
 """Seconds that a child may take to start and to import a task."""
 
 _TICK = 0.5  # seconds
+_NO_SIGNAL = 2**16  # Windows has neither of the two that matter
 _LINES, _LINE = 20, 200  # messages kept of a request, and characters kept of each
 # How libraries say that they ran out of memory, if they do not end the process.
 _NO_MEMORY = re.compile(r"out of memory|bad_alloc|no space for|(?:cannot|can't|failed to|unable to) allocate", re.I)
@@ -135,13 +136,13 @@ class Conversation:
         if not self.begun:
             why = self.messages[-1] if self.messages else _ending(code)
             return ImageError("unreadable", f"{self._label}: the process that decodes it did not start ({why})")
-        if self.slow or code == -getattr(signal, "SIGXCPU", 0):
+        if self.slow or code == -getattr(signal, "SIGXCPU", _NO_SIGNAL):
             return ImageError(
                 "too_slow",
                 f"{self._label}: decoding it takes more than {self._allowance.seconds:g} s; "
                 "raise --max-seconds to read it",
             )
-        if code == -getattr(signal, "SIGKILL", 0) or any(map(_NO_MEMORY.search, self.messages)):
+        if code == -getattr(signal, "SIGKILL", _NO_SIGNAL) or any(map(_NO_MEMORY.search, self.messages)):
             return self._too_much_memory()
         return ImageError("corrupt", f"{self._label}: it is damaged (the decoder crashed: {_ending(code)})")
 

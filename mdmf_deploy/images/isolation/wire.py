@@ -16,7 +16,7 @@ _CHUNK = 2**20  # bytes written at once
 
 
 class Kind(Enum):
-    """What a frame holds."""
+    """The kinds of frames."""
 
     request = b"Q"  # parent: a Request
     payload = b"P"  # parent: the bytes that a task works on
@@ -28,7 +28,7 @@ class Kind(Enum):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What the child is asked to do.
+    """One task for the child.
 
     memory: bytes that the task may allocate.  seconds: of CPU time.  size: bytes of the payload.
     parameters: a struct of the task, encoded.
@@ -42,7 +42,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why a task failed.
+    """The reason why a task failed.
 
     code: of an ImageError.  spent: as in Done.
     """

@@ -255,6 +255,7 @@ def frame(kind: Kind, message: msgspec.Struct | None = None, length: int | None 
 
 READY = frame(Kind.ready)
 BEGUN = READY + frame(Kind.message, Size(32, 48))
+REST = bytes(192) + frame(Kind.done, Done(False))  # right if the frame before them were
 HOSTILE = {
     "nothing": (b"", "unreadable"),
     "noise": (bytes(range(256)) * 50, "corrupt"),
@@ -263,12 +264,16 @@ HOSTILE = {
     "no size": (READY + frame(Kind.message, Size(0, 48)), "corrupt"),
     "a huge size": (READY + frame(Kind.message, Size(2**62, 2**62)), "too_many_pixels"),
     "another message": (READY + frame(Kind.message, Done(False)), "corrupt"),
+    "another kind of frame": (
+        READY + frame(Kind.array, Size(32, 48)) + frame(Kind.message, Found(())) + frame(Kind.array, length=192) + REST,
+        "corrupt",
+    ),
     "no message": (READY + frame(Kind.message) + bytes(50), "corrupt"),
     "an unknown code": (READY + frame(Kind.failure, Failure("fancy", "", False)), "corrupt"),
     "a long text": (READY + frame(Kind.failure, Failure("corrupt", 9000 * "a\n", False)), "corrupt"),
     "an endless failure": (READY + frame(Kind.failure, length=2**40), "corrupt"),
-    "too few pixels": (BEGUN + frame(Kind.message, Found(())) + frame(Kind.array, length=191), "corrupt"),
-    "too many pixels": (BEGUN + frame(Kind.message, Found(())) + frame(Kind.array, length=2**50), "corrupt"),
+    "too few pixels": (BEGUN + frame(Kind.message, Found(())) + frame(Kind.array, length=191) + REST, "corrupt"),
+    "too many pixels": (BEGUN + frame(Kind.message, Found(())) + frame(Kind.array, length=2**50) + REST, "corrupt"),
     "half of the pixels": (BEGUN + frame(Kind.message, Found(())) + frame(Kind.array, length=192) + b"a", "corrupt"),
     "no end": (BEGUN + frame(Kind.message, Found(())) + frame(Kind.array, length=192) + bytes(192), "corrupt"),
 }
@@ -310,6 +315,14 @@ def test_a_child_that_stays_after_it_has_closed_its_pipe_is_killed(hostile: Path
     (hostile.parent / "program").write_text("#!/bin/sh\nexec sleep 600 >&-\n")
     with pytest.raises(ImageError):
         isolation.boxes(contained(TIFF), corner, DEFAULT_LIMITS)
+
+
+def test_a_child_that_has_closed_its_pipe_since_its_last_request_is_replaced(hostile: Path) -> None:
+    found = frame(Kind.message, Found(())) + frame(Kind.array, length=192)
+    hostile.write_bytes(BEGUN + found + REST)
+    (hostile.parent / "program").write_text(f"#!/bin/sh\ncat '{hostile}'\nexec sleep 600 >&-\n")
+    for _ in range(3):
+        assert not isolation.boxes(contained(TIFF), corner, DEFAULT_LIMITS).boxes[0].any()
 
 
 def test_a_system_that_starts_no_process_costs_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
