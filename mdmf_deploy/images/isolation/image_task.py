@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from mdmf_deploy.images import raster
+from mdmf_deploy.images import raster, tiff_jpeg
 from mdmf_deploy.images.containers import Container, parse
 from mdmf_deploy.images.isolation.child import Channel
 from mdmf_deploy.images.limits import Note, ReadLimits
@@ -67,6 +67,8 @@ def decode(payload: bytes, channel: Channel) -> None:
         return channel.ask(Size(height, width), Boxes).boxes
 
     found = raster.boxes(container, place, asked.limits)
+    if container.format == "tiff":
+        tiff_jpeg.check(container.data, asked.limits)
     channel.send(Found(found.notes))
     for pixels in found.boxes:
         channel.send_array(np.ascontiguousarray(pixels))

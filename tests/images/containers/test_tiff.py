@@ -288,3 +288,10 @@ def test_the_bound_on_memory_holds(mode: str, compression: str | None) -> None:
     """A child gets no more than the bound and a little, so it is enough if the image decodes."""
     data = encoded(Image.new(mode, (4000, 2000)), "TIFF", compression=compression)
     assert decode(data).width == 4000
+    held = {"L": 1, "I;16": 2}.get(mode, 4)  # bytes of a pixel in Pillow
+    bound = parse(data, DEFAULT_LIMITS).memory
+    assert bound > 4000 * 2000 * (held + 3) + len(data)
+    exif = Image.Exif()
+    exif[274] = 6
+    turned = encoded(Image.new(mode, (4000, 2000)), "TIFF", compression=compression, exif=exif)
+    assert parse(turned, DEFAULT_LIMITS).memory >= bound + 4000 * 2000 * held  # a copy that is turned

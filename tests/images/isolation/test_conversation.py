@@ -264,6 +264,10 @@ HOSTILE = {
     "no size": (READY + frame(Kind.message, Size(0, 48)), "corrupt"),
     "a huge size": (READY + frame(Kind.message, Size(2**62, 2**62)), "too_many_pixels"),
     "another message": (READY + frame(Kind.message, Done(False)), "corrupt"),
+    "another kind of frame": (
+        READY + frame(Kind.array, Size(32, 48)) + frame(Kind.message, Found(())) + frame(Kind.array, length=192) + REST,
+        "corrupt",
+    ),
     "no message": (READY + frame(Kind.message) + bytes(50), "corrupt"),
     "an unknown code": (READY + frame(Kind.failure, Failure("fancy", "", False)), "corrupt"),
     "a long text": (READY + frame(Kind.failure, Failure("corrupt", 9000 * "a\n", False)), "corrupt"),
