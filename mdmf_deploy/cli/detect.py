@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mdmf_deploy.detection.rows import Row
 
 _UNREADABLE = 3
+_NO_VIDEOS = "no_video_thresholds"
 _TOO_FEW = "no_calibration_for_this_size"
 
 
@@ -150,7 +151,7 @@ def detect(
         shown = draws_bars() and not (output is None and sys.stdout.isatty())
         counts: Counter[str] = Counter()
         undecided: Counter[str] = Counter()
-        done = 0
+        unjudged = done = 0
         start = time.perf_counter()
         try:
             # If a row cannot be written, the stream must end before its engine is closed.
@@ -162,11 +163,14 @@ def detect(
                         write(row)
                         counts[row.verdict] += 1
                         undecided[_group(row)] += row.verdict == "uncalibrated" or row.reason == _TOO_FEW
+                        unjudged += row.reason == _NO_VIDEOS
                         if maps is not None:
                             maps.add(row, path)
                     done += 1
         finally:
             _summarise(counts, (done, len(found.paths)), found.others, time.perf_counter() - start)
+    if unjudged:
+        _advise_on_videos(detector, unjudged)
     if output is not None:
         log_written(f"{counts.total()} rows", output, _following(detector))
     if heatmaps is not None and any(heatmaps.iterdir()):
@@ -259,6 +263,14 @@ def _summarise(counts: Counter[str], of: tuple[int, int], others: Mapping[str, i
     skipped = sum(others.values())
     also = f"; {skipped} other files in folders skipped ({counted(others)})" if skipped else ""
     log(f"{seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s{also}")
+
+
+def _advise_on_videos(detector: Detector, count: int) -> None:
+    from mdmf_deploy.bundle.bundle import suggestion
+
+    videos = "1 video has" if count == 1 else f"{count} videos have"
+    command = suggestion("calibrate", detector.bundle.path, "REAL_VIDEOS")
+    log(f"{videos} no verdict, because this bundle has no thresholds for videos; run {command}")
 
 
 def _following(detector: Detector) -> str:

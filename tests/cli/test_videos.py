@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -134,3 +135,20 @@ def test_banks_and_evaluations_take_no_videos(
     assert result.exit_code == 3, result.stderr
     [table] = json.loads(result.stdout)["tables"]
     assert (table["real_images"], len(table["unreadable"])) == (12, 1)
+
+
+def test_detect_says_what_gives_videos_verdicts(
+    tiny_bundle: Path, clips: list[Path], photos: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "b.mdmf"
+    assert mdmf("calibrate", tiny_bundle, photos, "--fpr", 0.1, "-o", bundle).exit_code == 0
+    result = mdmf("detect", *clips[:2], "--frames", 4, "--bundle", bundle)
+    assert "2 videos have no verdict, because this bundle has no thresholds for videos; run mdmf" in result.stderr
+    [line] = [line for line in result.stderr.splitlines() if "no thresholds for videos" in line]
+    command, named, videos, option, _ = shlex.split(line.rpartition("run mdmf ")[2])
+    assert (videos, option) == ("REAL_VIDEOS", "-o")
+    new = tmp_path / "new.mdmf"
+    again = mdmf(command, named, *clips, option, new, "--fpr", 0.25, "--frames", 4)
+    assert again.exit_code == 0, again.stderr
+    result = mdmf("detect", *clips[:2], "--frames", 4, "--bundle", new)
+    assert "no thresholds for videos" not in result.stderr
