@@ -74,6 +74,12 @@ def test_metadata_and_later_frames_count_for_nothing(name: str) -> None:
         np.testing.assert_array_equal(decode(data).pixels, decode(still).pixels)
 
 
+def test_alpha_behind_the_picture_is_not_the_picture_s() -> None:
+    pixels = riff_chunk(b"VP8 ", ALPHA[b"VP8 "])
+    data = riff(extended(48, 32, HAS_ALPHA), pixels, riff_chunk(b"ALPH", ALPHA[b"ALPH"]))
+    np.testing.assert_array_equal(decode(data).pixels, decode(riff(pixels)).pixels)
+
+
 def test_pixels_decide_and_not_the_size_of_the_whole() -> None:
     for chunk in (riff_chunk(b"VP8 ", LOSSY), riff_chunk(b"VP8L", LOSSLESS)):
         whole = decode(riff(chunk)).pixels
