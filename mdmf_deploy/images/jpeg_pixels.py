@@ -15,7 +15,6 @@ blocks at most.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image, JpegImagePlugin
@@ -58,8 +57,12 @@ def load(jpeg: Jpeg, zoom: int = 1) -> JpegImagePlugin.JpegImageFile:
 
     Raises ImageError truncated if some of its pixels are not there.
     """
-    image = _opened(jpeg, zoom)
-    _load(image, jpeg)
+    header = jpeg.header(jpeg.height)
+    image = _opened(header, zoom)
+    if jpeg.one_pass:
+        _load_rows(image, header, _coded(jpeg))
+    else:
+        _load_scans(image, jpeg)
     return image
 
 
@@ -69,89 +72,87 @@ def load_top(jpeg: Jpeg, height: int) -> JpegImagePlugin.JpegImageFile:
     Raises ImageError truncated if some pixels are not there, here or below. Behind an end marker, a thirtieth of the
     data may be missing unnoticed if they belong to rows that are not decoded.
     """
-    if height >= jpeg.rows:
+    if height >= jpeg.height:
         return load(jpeg)
-    part = jpeg.with_height(height)
-    image = _opened(part)
-    used = _load(image, part)
-    if _lacks_rows_below(jpeg, height, used):
+    header, coded = jpeg.header(height), _coded(jpeg)
+    image = _opened(header)
+    used = _load_rows(image, header, coded, min(max(len(coded) // _BLOCKS, _SMALLEST_BLOCK), _LARGEST_BLOCK))
+    if _lacks_rows_below(jpeg, height, coded[used:]):
         raise ImageError("truncated", _MISSING)
     return image
 
 
-def _opened(jpeg: Jpeg, zoom: int = 1, grey: bool = False) -> JpegImagePlugin.JpegImageFile:
-    image = JpegImagePlugin.JpegImageFile(io.BytesIO(jpeg.data))
-    if zoom > 1:
-        image.draft("L" if grey else image.mode, (max(1, image.width // zoom), max(1, image.height // zoom)))
-    return image
+def _coded(jpeg: Jpeg) -> memoryview:
+    """Return the entropy-coded data of the only scan."""
+    [scan] = jpeg.scans
+    return memoryview(jpeg.data)[scan.start : scan.end]
 
 
-def _load(image: JpegImagePlugin.JpegImageFile, jpeg: Jpeg) -> int:
-    """Decode. Return an offset in the data that lies at or shortly before the first byte that was not used."""
-    decoder = _Decoder(image)
-    used = _load_rows(decoder, jpeg) if jpeg.one_pass else _load_scans(decoder, jpeg)
-    image.tile = []
-    return used
+def _lacks_rows_below(jpeg: Jpeg, height: int, rest: memoryview) -> bool:
+    """Return whether rows are missing below the first `height` ones.  rest: the coded data that these did not use.
 
-
-def _lacks_rows_below(jpeg: Jpeg, height: int, used: int) -> bool:
-    """Return whether rows are missing below the first `height` ones, which were decoded from the data up to `used`.
-
-    The rest is decoded from there without its colours and at an eighth of its size, which mostly costs reading the
-    codes. Huffman codes fall into step by themselves after a wrong start. If they do not, decoding everything decides.
+    The rest is decoded without its colours and at an eighth of its size, which mostly costs reading the codes. Huffman
+    codes fall into step by themselves after a wrong start. If they do not, decoding everything decides.
     """
     if "no_end_marker" in jpeg.notes:
-        return not _is_whole(jpeg)
+        return not _is_whole(jpeg.header(jpeg.height), _coded(jpeg))
     if jpeg.scans[0].intervals >= _BLOCKS:
         # The structure shows that all intervals are there. Only the last of them may be short.
         return False
-    below = jpeg.rows - height - jpeg.unit
-    if below <= 0:
+    below = jpeg.height - height - jpeg.unit
+    if below <= 0 or _is_whole(jpeg.header(below), rest):
         return False
-    data = b"".join((jpeg.data[: jpeg.scans[0].start], memoryview(jpeg.data)[used:]))
-    return not _is_whole(jpeg.with_height(below, data)) and not _is_whole(jpeg)
+    return not _is_whole(jpeg.header(jpeg.height), _coded(jpeg))
 
 
-def _is_whole(jpeg: Jpeg) -> bool:
+def _is_whole(header: bytes, coded: memoryview) -> bool:
     try:
-        _load(_opened(jpeg, 8, grey=True), jpeg)
+        _load_rows(_opened(header, 8, grey=True), header, coded)
     except ImageError:
         return False
     return True
 
 
-def _load_rows(decoder: _Decoder, jpeg: Jpeg) -> int:
-    [scan] = jpeg.scans
-    used = scan.start
-    for start, block in _blocks(jpeg, scan.end):
-        if decoder.feed(block):
-            return used
+def _opened(header: bytes, zoom: int = 1, grey: bool = False) -> JpegImagePlugin.JpegImageFile:
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(header))
+    if zoom > 1:
+        image.draft("L" if grey else image.mode, (max(1, image.width // zoom), max(1, image.height // zoom)))
+    return image
+
+
+def _load_rows(image: JpegImagePlugin.JpegImageFile, header: bytes, coded: memoryview, block: int | None = None) -> int:
+    """Decode a JPEG of one scan, which gets its coded data in blocks of so many bytes.
+
+    Return an offset in the coded data that lies at or shortly before the first byte that was not used.
+    """
+    decoder = _Decoder(image)
+    decoder.feed(header)
+    used, block = 0, block or max(1, len(coded))
+    for start in range(0, len(coded), block):
+        part = coded[start : start + block]
+        if decoder.feed(part):
+            break
         # `left` belongs to a unit that is not complete.
-        used = max(scan.start, start + len(block) - len(decoder.left))
-    if not decoder.feed(_LOOKAHEAD):
-        raise ImageError("truncated", _MISSING)
+        used = max(0, start + len(part) - len(decoder.left))
+    else:
+        if not decoder.feed(_LOOKAHEAD):
+            raise ImageError("truncated", _MISSING)
+    image.tile = []
     return used
 
 
-def _blocks(jpeg: Jpeg, end: int) -> Iterator[tuple[int, memoryview]]:
-    view = memoryview(jpeg.data)[:end]
-    whole = jpeg.rows == jpeg.height
-    size = end if whole else min(max(end // _BLOCKS, _SMALLEST_BLOCK), _LARGEST_BLOCK)
-    for start in range(0, end, size):
-        yield start, view[start : start + size]
-
-
-def _load_scans(decoder: _Decoder, jpeg: Jpeg) -> int:
-    start = 0
+def _load_scans(image: JpegImagePlugin.JpegImageFile, jpeg: Jpeg) -> None:
+    decoder, start = _Decoder(image), 0
     for number, scan in enumerate(jpeg.scans, 1):
+        missing = jpeg.lacks_bits(scan)
         decoder.feed(memoryview(jpeg.data)[start : scan.end])
         for ones in (_LOOKAHEAD, *_PROBES * (_ONES,)):
             decoder.feed(ones)
-            if decoder.left or jpeg.lacks_bits(scan):
+            if decoder.left or missing:
                 raise ImageError(
                     "truncated", f"jpeg: pixels are missing in scan {number} of {len(jpeg.scans)}; get the whole file"
                 )
         start = scan.end
     if not decoder.feed(b"\xff\xd9"):
         raise ImageError("truncated", _MISSING)
-    return start
+    image.tile = []

@@ -175,6 +175,9 @@ def _cut(container: Container, image: Image.Image, box: Box, orientation: int) -
     across, down = upright((right - left, height), orientation)
     pixels = np.empty((down, across, 3), np.uint8)
     rows = max(1, BAND // max(1, right - left))
+    if rows >= height:
+        rgb = _on_canvas(container, image, box)
+        return np.asarray(rgb if turn is None else rgb.transpose(turn))
     for upper in range(0, height, rows):
         lower = min(height, upper + rows)
         rgb = _on_canvas(container, image, (left, top + upper, right, top + lower))

@@ -7,7 +7,7 @@ and all other metadata. EXIF gives the orientation.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images.containers import Container
@@ -34,7 +34,7 @@ _MULTI_PASS = {_PROGRESSIVE, 0xCA}
 
 # The next marker (B.1.1.2). libjpeg skips bytes before it and any number of fill bytes.
 _NEXT_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
-# The end of entropy-coded data: a marker other than a restart. A stuffed FF and fill bytes belong to the data.
+# The end of entropy-coded data with restart markers. A stuffed FF and fill bytes belong to the data.
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _RESTARTS = re.compile(rb"\xff([\xd0-\xd7])")
 _EMPTY_INTERVAL = re.compile(rb"\xff[\xd0-\xd7]\xff+[\xd0-\xd7]")
@@ -71,14 +71,12 @@ class Jpeg(Container):
     kind: the frame's marker.
     sampling: component -> horizontal and vertical sampling factor.
     scans: in the order of the file.
-    rows: the height that `data` declares. It is below `height` if the rows below were left out.
     """
 
     frame: int
     kind: int
     sampling: dict[int, tuple[int, int]]
     scans: tuple[Scan, ...]
-    rows: int
 
     @property
     def one_pass(self) -> bool:
@@ -98,8 +96,8 @@ class Jpeg(Container):
         arithmetic coding, has to be decoded whole.
         """
         height = (-(-rows // self.unit) + 1) * self.unit
-        saves = height < self.rows and self.width * self.rows > _SMALL
-        return height if saves and self.one_pass and self.kind not in _ARITHMETIC else self.rows
+        saves = height < self.height and self.width * self.height > _SMALL
+        return height if saves and self.one_pass and self.kind not in _ARITHMETIC else self.height
 
     def memory_for(self, rows: int) -> int:
         """Return an upper bound of the bytes that decoding so many rows takes."""
@@ -113,19 +111,10 @@ class Jpeg(Container):
         coded = self.data[scan.start : scan.end]
         return 8 * (len(coded) - coded.count(b"\xff\0")) < units * blocks
 
-    def with_height(self, rows: int, data: bytes | None = None) -> Jpeg:
-        """Return a JPEG that declares so many rows.  data: its bytes, if they differ behind the frame header."""
+    def header(self, rows: int) -> bytes:
+        """Return the data up to the first scan's, declaring so many rows."""
         at = self.frame + 3
-        data = self.data if data is None else data
-        data = b"".join((data[:at], rows.to_bytes(2, "big"), memoryview(data)[at + 2 :]))
-        [scan] = self.scans
-        return replace(
-            self,
-            data=data,
-            rows=rows,
-            memory=self.memory_for(rows),
-            scans=(replace(scan, end=len(data) - 2),),
-        )
+        return b"".join((self.data[:at], rows.to_bytes(2, "big"), self.data[at + 2 : self.scans[0].start]))
 
 
 def parse(data: bytes, limits: ReadLimits) -> Jpeg:
@@ -211,7 +200,6 @@ class _Walk:
             kind=self._kind,
             sampling=sampling,
             scans=tuple(self._scans),
-            rows=height,
         )
 
     def _segment(self, marker: int, at: int, end: int) -> int:
@@ -266,10 +254,11 @@ class _Walk:
         if end - at != 6 + 2 * count:
             raise ImageError("corrupt", "jpeg: the header of a scan has a wrong length")
         first, last, bits = data[end - 3 : end]
-        found = _END_OF_SCAN.search(data, end)
+        # Where no restart markers belong, libjpeg takes one for the end of the data.
+        found = (_END_OF_SCAN if self._interval else _NEXT_MARKER).search(data, end)
         stop = len(data) if found is None else found.start()
         components = tuple(data[at + 3 : end - 3 : 2])
-        stop, intervals = self._divided(components, end, stop)
+        intervals = self._intervals(components, data[end:stop]) if self._interval else 1
         self._keep(b"\xff\xda", memoryview(data)[at:end])
         start = self._size
         self._keep(memoryview(data)[end:stop])
@@ -280,15 +269,11 @@ class _Walk:
             self._ended = data.find(b"\xff\xd9", stop) >= 0
         return stop
 
-    def _divided(self, components: tuple[int, ...], start: int, stop: int) -> tuple[int, int]:
-        """Return where the data of a scan end, and into how many intervals restart markers divide them (E.1.4).
+    def _intervals(self, components: tuple[int, ...], coded: bytes) -> int:
+        """Return into how many intervals restart markers divide the coded data of a scan (E.1.4).
 
         libjpeg takes a marker that is out of turn for the end of the data, and goes on in grey.
         """
-        if not self._interval:
-            found = _RESTARTS.search(self._data, start, stop)
-            return (stop if found is None else found.start()), 1
-        coded = self._data[start:stop]
         turns = b"".join(_RESTARTS.findall(coded))
         units, _ = _units(self._width, self._height, self._sampling, components)
         expected = -(-units // self._interval) - 1
@@ -296,7 +281,7 @@ class _Walk:
         # Some encoders write one more behind the last interval.
         if not in_turn or len(turns) not in (expected, expected + 1) or _EMPTY_INTERVAL.search(coded):
             raise ImageError("truncated", "jpeg: its restart markers show that pixels are missing; get the whole file")
-        return stop, expected + 1
+        return expected + 1
 
     def _read_frame(self, header: bytes) -> None:
         """Read a frame header (B.2.2)."""
