@@ -290,8 +290,7 @@ def _exit(counts: Counter[str], undecided: Counter[str], fail_on: list[FailOn]) 
     if fail_on and undecided:
         raise CalibrationError(
             f"--fail-on cannot be judged for {undecided.total()} of {counts.total()} images: too few calibration "
-            f"photographs of their size, or videos ({', '.join(undecided)}); calibrate with more, or add --fail-on "
-            "uncertain"
+            f"images like them ({', '.join(undecided)}); calibrate with more, or add --fail-on uncertain"
         )
     if counts["error"]:
         raise typer.Exit(_UNREADABLE)

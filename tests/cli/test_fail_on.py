@@ -49,5 +49,5 @@ def test_an_image_of_a_size_without_thresholds_does_not_pass_the_gate(
     result = mdmf("detect", *(images[n] for n in chosen), "--bundle", bundle_copy, *gates)
     assert result.exit_code == code
     assert len(result.stdout.splitlines()) == 1 + len(chosen)
-    last = f"--fail-on cannot be judged for 1 of {len(chosen)} images: too few calibration photographs of their size "
+    last = f"--fail-on cannot be judged for 1 of {len(chosen)} images: too few calibration images like them "
     assert (f"mdmf: {last}(above 0.02 MP); " in result.stderr) == (code == 2)
