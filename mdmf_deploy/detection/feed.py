@@ -135,8 +135,8 @@ def prepare(
     plan = {"size": preprocessing.crop, "count": crops}
     place = partial(boxes, **plan)
     try:
-        start = taken.start()
-        format = video_format(start)
+        start, data = taken.data_unless_video(limits)
+        format = None if data is not None else video_format(start)
         if format is not None:
             sha256 = hash_video(taken, limits)
             claims = video_provenance(taken, limits)
@@ -148,7 +148,6 @@ def prepare(
             clock.lap()
             sampled = sample_video(taken, format, wanted, limits)
             return _prepared_video(Extraction(name, sha256, provenance=claims, ms_read=ms_read), sampled, clock)
-        data = taken.data(limits)
         if data is None:
             pixels = taken.pixels(name)
             sha256 = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()

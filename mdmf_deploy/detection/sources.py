@@ -16,6 +16,7 @@ from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images import decode
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.images.inputs import uri
+from mdmf_deploy.images.magic import HEAD, video_format
 from mdmf_deploy.images.pixels import Colour, load, rgb_of_array, rgb_of_image
 
 
@@ -75,13 +76,15 @@ class Taken:
             return decode.read(self.source, limits)
         return self.source if isinstance(self.source, bytes) else None
 
-    def start(self) -> bytes:
-        """Return the first bytes of the file, or b"" for pixels. Raises ImageError if they cannot be read."""
-        if isinstance(self.source, ImageError):
-            raise self.source
+    def data_unless_video(self, limits: ReadLimits) -> tuple[bytes, bytes | None]:
+        """Return the first bytes of the file, and all of them or, for a video, None. For pixels there are none.
+
+        Raises ImageError if they cannot be read.
+        """
         if isinstance(self.source, str | Path):
-            return decode.read_start(self.source)
-        return self.source[:4096] if isinstance(self.source, bytes) else b""
+            return decode.read_unless_video(self.source, limits)
+        data = self.data(limits)
+        return (b"", None) if data is None else (data[:HEAD], None if video_format(data) else data)
 
     def pixels(self, name: str) -> NDArray[np.uint8]:
         """Return the pixels of an array or image, (H, W, 3) RGB. Raises ImageError if they have no such form."""

@@ -48,6 +48,7 @@ from mdmf_deploy.images.crops import Box
 from mdmf_deploy.images.inputs import uri, why_missing
 from mdmf_deploy.images.isolation.owners import Ended, owner
 from mdmf_deploy.images.limits import DEFAULT_LIMITS, Code, ReadLimits
+from mdmf_deploy.images.magic import HEAD, video_format
 from mdmf_deploy.images.raster import Decoded, DecodedBoxes
 
 __all__ = [
@@ -59,7 +60,7 @@ __all__ = [
     "decode_boxes",
     "decoder_version",
     "read",
-    "read_start",
+    "read_unless_video",
     "sha256_of_video",
 ]
 
@@ -101,10 +102,19 @@ def read(path: str | Path, limits: ReadLimits = DEFAULT_LIMITS) -> bytes:
     raise ImageError("too_many_bytes", f"{uri(path)} is larger than the {limits.max_bytes} bytes allowed")
 
 
-def read_start(path: str | Path, count: int = 4096) -> bytes:
-    """Read the first bytes of a regular file. Raises ImageError as `read` does, but never too_many_bytes."""
-    with _opened(path) as (file, _):
-        return file.read(count)
+def read_unless_video(path: str | Path, limits: ReadLimits = DEFAULT_LIMITS) -> tuple[bytes, bytes | None]:
+    """Read a regular file. Return its first bytes, and all of them or, for a video, None.
+
+    Raises ImageError as `read` does.
+    """
+    with _opened(path) as (file, size):
+        start = file.read(HEAD)
+        if video_format(start) is not None:
+            return start, None
+        if size <= limits.max_bytes:
+            file.seek(0)
+            return start, file.read(size)
+    raise ImageError("too_many_bytes", f"{uri(path)} is larger than the {limits.max_bytes} bytes allowed")
 
 
 def sha256_of_video(path: str | Path, limits: ReadLimits = DEFAULT_LIMITS) -> str:
@@ -124,14 +134,13 @@ def sha256_of_video(path: str | Path, limits: ReadLimits = DEFAULT_LIMITS) -> st
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
     """Open a regular file, and yield it with its size. Raises ImageError for all that goes wrong in the block."""
-    name = uri(path)
     try:
-        _regular(Path(path).stat().st_mode, name)
+        _check_regular(os.stat(path).st_mode, path)  # noqa: PTH116 (a Path for each file takes longer than its status)
         # O_NONBLOCK, because a pipe may take the file's place between the two checks.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor has no path)
             status = os.fstat(descriptor)
-            _regular(status.st_mode, name)
+            _check_regular(status.st_mode, path)
             yield file, status.st_size
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError("missing", why_missing(path)) from error
@@ -141,7 +150,7 @@ def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
         if refused is not None:
             raise ImageError("missing", refused) from error
         reason = getattr(error, "strerror", None) or str(error)
-        raise ImageError("unreadable", f"{name} cannot be read: {reason}") from error
+        raise ImageError("unreadable", f"{uri(path)} cannot be read: {reason}") from error
 
 
 def decode(data: bytes, limits: ReadLimits = DEFAULT_LIMITS, *, fit: tuple[int, int] | None = None) -> Decoded:
@@ -198,7 +207,7 @@ def _parsed(data: bytes, limits: ReadLimits) -> Container:
     return parse(data, limits)
 
 
-def _regular(mode: int, name: str) -> None:
+def _check_regular(mode: int, path: str | Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise ImageError("not_a_file", f"{name} is {kind}; name an image file")
+        raise ImageError("not_a_file", f"{uri(path)} is {kind}; name an image file")

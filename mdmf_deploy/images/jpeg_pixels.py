@@ -27,7 +27,7 @@ _PROBES = 16
 _LOOKAHEAD = 8 * _ONES  # libjpeg wants 64 bits in its buffer before it decodes
 _MISSING = "jpeg: some of its pixels are missing; get the whole file"
 # Bytes are fed in blocks, since libjpeg does not say which of them it has used once it is done. Small blocks are slow.
-_BLOCKS, _SMALLEST_BLOCK, _LARGEST_BLOCK = 32, 4096, 65_536
+_BLOCKS, _SMALLEST_BLOCK, _LARGEST_BLOCK = 20, 8192, 65_536
 
 
 class _Decoder:
@@ -40,9 +40,9 @@ class _Decoder:
         self._decoder.setimage(image.im, tile[1])
         self.left = b""
 
-    def feed(self, data: bytes | memoryview) -> bool:
+    def feed(self, *parts: bytes | memoryview) -> bool:
         """Give it more bytes, and return whether it has finished. Raises OSError if the data make no sense."""
-        given = b"".join((self.left, data))
+        given = b"".join((self.left, *parts))
         taken, error = self._decoder.decode(given)
         if taken < 0:
             if error < 0:
@@ -69,7 +69,7 @@ def load(jpeg: Jpeg, zoom: int = 1) -> JpegImagePlugin.JpegImageFile:
 def load_top(jpeg: Jpeg, height: int) -> JpegImagePlugin.JpegImageFile:
     """Decode the rows of a JPEG that come out if it declares this height, at most its own.
 
-    Raises ImageError truncated if some pixels are not there, here or below. Behind an end marker, a thirtieth of the
+    Raises ImageError truncated if some pixels are not there, here or below. Behind an end marker, a twentieth of the
     data may be missing unnoticed if they belong to rows that are not decoded.
     """
     if height >= jpeg.height:
@@ -121,22 +121,22 @@ def _opened(header: bytes, zoom: int = 1, grey: bool = False) -> JpegImagePlugin
 
 
 def _load_rows(image: JpegImagePlugin.JpegImageFile, header: bytes, coded: memoryview, block: int | None = None) -> int:
-    """Decode a JPEG of one scan, which gets its coded data in blocks of so many bytes.
+    """Decode a JPEG of one scan, which gets its coded data in blocks of so many bytes, or all at once.
 
     Return an offset in the coded data that lies at or shortly before the first byte that was not used.
     """
     decoder = _Decoder(image)
-    decoder.feed(header)
-    used, block = 0, block or max(1, len(coded))
-    for start in range(0, len(coded), block):
+    used, block = 0, block or len(coded)
+    # Each call of the decoder hands the interpreter to other threads, so there are few.
+    for start in range(0, max(1, len(coded)), max(1, block)):
         part = coded[start : start + block]
-        if decoder.feed(part):
+        last = start + block >= len(coded)
+        if decoder.feed(*((header,) if start == 0 else ()), part, *((_LOOKAHEAD,) if last else ())):
             break
         # `left` belongs to a unit that is not complete.
         used = max(0, start + len(part) - len(decoder.left))
     else:
-        if not decoder.feed(_LOOKAHEAD):
-            raise ImageError("truncated", _MISSING)
+        raise ImageError("truncated", _MISSING)
     image.tile = []
     return used
 

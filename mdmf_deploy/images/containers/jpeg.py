@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images.containers import Container
 from mdmf_deploy.images.containers.exif import orientation_in
@@ -18,7 +20,8 @@ from mdmf_deploy.images.limits import Note, ReadLimits
 MOST_SCANS = 100
 """Each scan costs a pass over all coefficients, and encoders write 1 to about 15. libtiff stops at 100 as well."""
 
-_SMALL = 500_000  # pixels. Decoding all of them takes less time than looking whether the rest is there.
+_CHUNK = 2**18  # bytes searched at once
+_SMALL = 400_000  # pixels. Decoding all of them takes less time than looking whether the rest is there.
 _MOST_VISITS = 1_000_000_000  # scans x pixels that this process decodes itself. It takes seconds.
 _HIGHEST = 65_500  # libjpeg refuses more rows or columns (JPEG_MAX_DIMENSION)
 _SOI, _EOI, _SOS, _APP1, _APP2, _APP14 = 0xD8, 0xD9, 0xDA, 0xE1, 0xE2, 0xEE
@@ -34,8 +37,6 @@ _MULTI_PASS = {_PROGRESSIVE, 0xCA}
 
 # The next marker (B.1.1.2). libjpeg skips bytes before it and any number of fill bytes.
 _NEXT_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
-# The end of entropy-coded data with restart markers. A stuffed FF and fill bytes belong to the data.
-_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _RESTARTS = re.compile(rb"\xff([\xd0-\xd7])")
 _EMPTY_INTERVAL = re.compile(rb"\xff[\xd0-\xd7]\xff+[\xd0-\xd7]")
 _TURNS = bytes(range(0xD0, 0xD8))
@@ -254,9 +255,7 @@ class _Walk:
         if end - at != 6 + 2 * count:
             raise ImageError("corrupt", "jpeg: the header of a scan has a wrong length")
         first, last, bits = data[end - 3 : end]
-        # Where no restart markers belong, libjpeg takes one for the end of the data.
-        found = (_END_OF_SCAN if self._interval else _NEXT_MARKER).search(data, end)
-        stop = len(data) if found is None else found.start()
+        stop = self._end_of_scan(end)
         components = tuple(data[at + 3 : end - 3 : 2])
         intervals = self._intervals(components, data[end:stop]) if self._interval else 1
         self._keep(b"\xff\xda", memoryview(data)[at:end])
@@ -268,6 +267,24 @@ class _Walk:
             self._complete = True
             self._ended = data.find(b"\xff\xd9", stop) >= 0
         return stop
+
+    def _end_of_scan(self, start: int) -> int:
+        """Return where the entropy-coded data end that begin at a byte: before a marker that is not one of theirs.
+
+        Where no restart markers belong, libjpeg takes one for the end of the data.
+        """
+        for at in range(start, len(self._data), _CHUNK):
+            # The last byte may be the first one of a marker.
+            chunk = np.frombuffer(self._data, np.uint8, min(_CHUNK + 1, len(self._data) - at), at)
+            places = np.flatnonzero(chunk[:-1] == 0xFF)
+            following = chunk[places + 1]
+            # A stuffed FF and fill bytes belong to the data.
+            ends = (following != 0) & (following != 0xFF)
+            if self._interval:
+                ends &= (following & 0xF8) != 0xD0
+            if ends.any():
+                return at + int(places[ends.argmax()])
+        return len(self._data)
 
     def _intervals(self, components: tuple[int, ...], coded: bytes) -> int:
         """Return into how many intervals restart markers divide the coded data of a scan (E.1.4).
