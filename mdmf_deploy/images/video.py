@@ -38,7 +38,7 @@ SEEK_GAP = 100
 
 _LEAST_SECONDS = 60.0
 _SAME_TIME = 1e-4  # seconds
-DECODER_THREADS = 2  # several videos are decoded at a time, and each further thread holds more frames
+DECODER_THREADS = 1  # with more, FFmpeg conceals damage in an order that changes from run to run
 _MOST_COUNT = 1 << 40
 _IMPORTING = threading.Lock()
 _STEPS_BACK = (0, 32, 128, 512)  # frames, while a seek lands behind the frame that is looked for

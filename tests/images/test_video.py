@@ -246,3 +246,21 @@ def test_no_message_reaches_the_terminal(
         except ImageError as error:
             assert error.code in ("truncated", "corrupt", "unsupported_format")  # noqa: PT017 (either is right)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_clip_always_has_the_same_pixels(tmp_path: Path) -> None:
+    """Several threads of FFmpeg would conceal damage in an order that changes from run to run."""
+    whole = write_clip(tmp_path / "whole.mp4", 40, size=(160, 120)).read_bytes()
+    start, end = whole.index(b"mdat") + 8, whole.rindex(b"moov") - 8
+    plan = VideoPlan(10, 64, 2)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        damaged = bytearray(whole)
+        for at in rng.integers(start + (end - start) // 4, end, 12):
+            damaged[at] ^= int(rng.integers(1, 256))
+        path = tmp_path / f"damaged{seed}.mp4"
+        path.write_bytes(bytes(damaged))
+        first, *others = (video.sample(str(path), "mp4", plan, DEFAULT_LIMITS) for _ in range(4))
+        for other in others:
+            assert other.times == first.times
+            np.testing.assert_array_equal(other.crops, first.crops)
