@@ -59,10 +59,16 @@ def load(jpeg: Jpeg, zoom: int = 1) -> JpegImagePlugin.JpegImageFile:
     """
     header = jpeg.header(jpeg.height)
     image = _opened(header, zoom)
-    if jpeg.one_pass:
-        _load_rows(image, header, _coded(jpeg))
-    else:
-        _load_scans(image, jpeg)
+    try:
+        if jpeg.one_pass:
+            _load_rows(image, header, _coded(jpeg), lookahead=_lookahead(jpeg))
+        else:
+            _load_scans(image, jpeg)
+    except OSError as error:
+        if jpeg.arithmetic:
+            # Arithmetic decoding takes any bits, but it cannot wait for more of them.
+            raise ImageError("truncated", _MISSING) from error
+        raise
     return image
 
 
@@ -80,6 +86,11 @@ def load_top(jpeg: Jpeg, height: int) -> JpegImagePlugin.JpegImageFile:
     if _lacks_rows_below(jpeg, height, coded[used:]):
         raise ImageError("truncated", _MISSING)
     return image
+
+
+def _lookahead(jpeg: Jpeg) -> bytes:
+    """Return what follows the data of a scan. Encoders leave out zeros at the end of arithmetic codes (T.81, D.1.8)."""
+    return bytes(4) if jpeg.arithmetic else _LOOKAHEAD
 
 
 def _coded(jpeg: Jpeg) -> memoryview:
@@ -120,7 +131,13 @@ def _opened(header: bytes, zoom: int = 1, grey: bool = False) -> JpegImagePlugin
     return image
 
 
-def _load_rows(image: JpegImagePlugin.JpegImageFile, header: bytes, coded: memoryview, block: int | None = None) -> int:
+def _load_rows(
+    image: JpegImagePlugin.JpegImageFile,
+    header: bytes,
+    coded: memoryview,
+    block: int | None = None,
+    lookahead: bytes = _LOOKAHEAD,
+) -> int:
     """Decode a JPEG of one scan, which gets its coded data in blocks of so many bytes, or all at once.
 
     Return an offset in the coded data that lies at or shortly before the first byte that was not used.
@@ -131,7 +148,7 @@ def _load_rows(image: JpegImagePlugin.JpegImageFile, header: bytes, coded: memor
     for start in range(0, max(1, len(coded)), max(1, block)):
         part = coded[start : start + block]
         last = start + block >= len(coded)
-        if decoder.feed(*((header,) if start == 0 else ()), part, *((_LOOKAHEAD,) if last else ())):
+        if decoder.feed(*((header,) if start == 0 else ()), part, *((lookahead,) if last else ())):
             break
         # `left` belongs to a unit that is not complete.
         used = max(0, start + len(part) - len(decoder.left))
@@ -145,9 +162,9 @@ def _load_scans(image: JpegImagePlugin.JpegImageFile, jpeg: Jpeg) -> None:
     decoder, start = _Decoder(image), 0
     for number, scan in enumerate(jpeg.scans, 1):
         missing = jpeg.lacks_bits(scan)
-        decoder.feed(memoryview(jpeg.data)[start : scan.end])
-        for ones in (_LOOKAHEAD, *_PROBES * (_ONES,)):
-            decoder.feed(ones)
+        coded = memoryview(jpeg.data)[start : scan.end]
+        for parts in ((coded, _lookahead(jpeg)), *_PROBES * ((_ONES,),)):
+            decoder.feed(*parts)
             if decoder.left or missing:
                 raise ImageError(
                     "truncated", f"jpeg: pixels are missing in scan {number} of {len(jpeg.scans)}; get the whole file"

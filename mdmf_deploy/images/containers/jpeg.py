@@ -85,6 +85,11 @@ class Jpeg(Container):
         return self.kind not in _MULTI_PASS and len(self.scans) == 1
 
     @property
+    def arithmetic(self) -> bool:
+        """Whether its codes are arithmetic (T.81, annex D), not Huffman's."""
+        return self.kind in _ARITHMETIC
+
+    @property
     def unit(self) -> int:
         """The height in pixels of a row of coded units."""
         return 8 * max(vertical for _, vertical in self.sampling.values())
@@ -98,7 +103,7 @@ class Jpeg(Container):
         """
         height = (-(-rows // self.unit) + 1) * self.unit
         saves = height < self.height and self.width * self.height > _SMALL
-        return height if saves and self.one_pass and self.kind not in _ARITHMETIC else self.height
+        return height if saves and self.one_pass and not self.arithmetic else self.height
 
     def memory_for(self, rows: int) -> int:
         """Return an upper bound of the bytes that decoding so many rows takes."""
@@ -106,7 +111,7 @@ class Jpeg(Container):
 
     def lacks_bits(self, scan: Scan) -> bool:
         """Return whether a scan that refines averages, with one bit a block and no code, is too short."""
-        if not (scan.refines and scan.first == 0) or self.kind in _ARITHMETIC:
+        if not (scan.refines and scan.first == 0) or self.arithmetic:
             return False
         units, blocks = _units(self.width, self.height, self.sampling, scan.components)
         coded = self.data[scan.start : scan.end]

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from helpers.arithmetic_jpegs import ARITHMETIC, ARITHMETIC_PROGRESSIVE, HUFFMAN
 from helpers.bad_inputs import encoded, photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -204,3 +205,17 @@ def test_restart_markers_have_to_come_in_turn(progressive: bool) -> None:
     if not progressive:
         following = bytes((0xFF, 0xD0 + (data[places[-1] + 1] + 1) % 8))
         np.testing.assert_array_equal(decode(data[:-2] + following + data[-2:]).pixels, plain)
+
+
+@pytest.mark.parametrize("data", [ARITHMETIC, ARITHMETIC_PROGRESSIVE], ids=["sequential", "progressive"])
+def test_arithmetic_codes_are_read(data: bytes) -> None:
+    np.testing.assert_array_equal(decode(data).pixels, decode(HUFFMAN).pixels)
+    np.testing.assert_array_equal(decode(data[:-2]).pixels, decode(HUFFMAN).pixels)
+
+
+def test_arithmetic_codes_are_missed_as_well() -> None:
+    first = ARITHMETIC.index(b"\xff\xda") + 14
+    for end in range(first, (first + len(ARITHMETIC)) // 2, 7):
+        with pytest.raises(ImageError) as caught:
+            decode(ARITHMETIC[:end].rstrip(b"\xff") + b"\xff\xd9")
+        assert caught.value.code == "truncated"
