@@ -8,8 +8,7 @@ blocks at most.
 
 - One scan: the decoder either finishes its rows, or it waits, because pixels are missing.
 - Several scans: when a scan is complete, libjpeg looks for the next marker and takes in all bytes. If blocks are
-  missing, it leaves bytes over, at least for every second byte of ones. Scans that refine averages are bare bits, so
-  these are counted. Where a long run of blocks gets nothing but refinements, a cut within its last bits goes unseen.
+  missing, it gives bytes back, because it wants 64 bits in its buffer and suspends without them.
 """
 
 from __future__ import annotations
@@ -161,11 +160,10 @@ def _load_rows(
 def _load_scans(image: JpegImagePlugin.JpegImageFile, jpeg: Jpeg) -> None:
     decoder, start = _Decoder(image), 0
     for number, scan in enumerate(jpeg.scans, 1):
-        missing = jpeg.lacks_bits(scan)
         coded = memoryview(jpeg.data)[start : scan.end]
         for parts in ((coded, _lookahead(jpeg)), *_PROBES * ((_ONES,),)):
             decoder.feed(*parts)
-            if decoder.left or missing:
+            if decoder.left:
                 raise ImageError(
                     "truncated", f"jpeg: pixels are missing in scan {number} of {len(jpeg.scans)}; get the whole file"
                 )

@@ -101,8 +101,10 @@ def large(kind: str = "4:2:0", progressive: bool = False, restart: int = 0) -> b
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 2])
-def test_boxes_of_a_large_jpeg_are_those_of_the_whole(kind: str, count: int) -> None:
-    assert outcome(large(kind), 100, count) == in_full(large(kind), 100, count)
+@pytest.mark.parametrize("size", [100, 112])
+def test_boxes_of_a_large_jpeg_are_those_of_the_whole(kind: str, count: int, size: int) -> None:
+    """A crop of 112 pixels ends with a row of coded units, so its last row depends on the next one."""
+    assert outcome(large(kind), size, count) == in_full(large(kind), size, count)
 
 
 @pytest.mark.parametrize("kind", KINDS)

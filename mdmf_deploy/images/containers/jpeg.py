@@ -49,7 +49,6 @@ class Scan:
     """One pass over some components (B.2.3), and where its entropy-coded data lie in Jpeg.data.
 
     first, last: the range of its coefficients in zigzag order, 0 to 63.
-    refines: whether an earlier scan gave the higher bits of the coefficients.
     low_bits: how many low bits of the coefficients it leaves to later scans.
     intervals: into how many parts restart markers divide it. All of them are there.
     """
@@ -59,7 +58,6 @@ class Scan:
     components: tuple[int, ...]
     first: int
     last: int
-    refines: bool
     low_bits: int
     intervals: int
 
@@ -108,14 +106,6 @@ class Jpeg(Container):
     def memory_for(self, rows: int) -> int:
         """Return an upper bound of the bytes that decoding so many rows takes."""
         return _memory(self.width, rows, self.sampling, self.one_pass, len(self.data))
-
-    def lacks_bits(self, scan: Scan) -> bool:
-        """Return whether a scan that refines averages, with one bit a block and no code, is too short."""
-        if not (scan.refines and scan.first == 0) or self.arithmetic:
-            return False
-        units, blocks = _units(self.width, self.height, self.sampling, scan.components)
-        coded = self.data[scan.start : scan.end]
-        return 8 * (len(coded) - coded.count(b"\xff\0")) < units * blocks
 
     def header(self, rows: int) -> bytes:
         """Return the data up to the first scan's, declaring so many rows."""
@@ -266,7 +256,7 @@ class _Walk:
         self._keep(b"\xff\xda", memoryview(data)[at:end])
         start = self._size
         self._keep(memoryview(data)[end:stop])
-        self._scans.append(Scan(start, self._size, components, first, last, bits > 15, bits & 15, intervals))
+        self._scans.append(Scan(start, self._size, components, first, last, bits & 15, intervals))
         if self._lacking() is None:
             # Nothing that follows holds pixels, whatever it is.
             self._complete = True
@@ -297,7 +287,7 @@ class _Walk:
         libjpeg takes a marker that is out of turn for the end of the data, and goes on in grey.
         """
         turns = b"".join(_RESTARTS.findall(coded))
-        units, _ = _units(self._width, self._height, self._sampling, components)
+        units = _units(self._width, self._height, self._sampling, components)
         expected = -(-units // self._interval) - 1
         in_turn = turns == (_TURNS * (len(turns) // 8 + 1))[: len(turns)]
         # Some encoders write one more behind the last interval.
@@ -355,16 +345,13 @@ class _Walk:
         return length
 
 
-def _units(
-    width: int, height: int, sampling: dict[int, tuple[int, int]], components: tuple[int, ...]
-) -> tuple[int, int]:
-    """Return the number of coded units of a scan, and the blocks in each (A.2)."""
-    across, down = (max(factors) for factors in zip(*sampling.values(), strict=True))
-    factors = [sampling.get(component, (1, 1)) for component in components]
+def _units(width: int, height: int, sampling: dict[int, tuple[int, int]], components: tuple[int, ...]) -> int:
+    """Return the number of coded units of a scan (A.2)."""
+    across, down = max(h for h, _ in sampling.values()), max(v for _, v in sampling.values())
     if len(components) > 1:
-        return -(-width // (8 * across)) * -(-height // (8 * down)), sum(h * v for h, v in factors)
-    [(horizontal, vertical)] = factors or [(1, 1)]
-    return -(-width * horizontal // (8 * across)) * -(-height * vertical // (8 * down)), 1
+        return -(-width // (8 * across)) * -(-height // (8 * down))
+    horizontal, vertical = sampling.get(components[0], (1, 1)) if components else (1, 1)
+    return -(-width * horizontal // (8 * across)) * -(-height * vertical // (8 * down))
 
 
 _CUT = ("truncated", "jpeg: it ends before its first scan")

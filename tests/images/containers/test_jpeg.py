@@ -219,3 +219,47 @@ def test_arithmetic_codes_are_missed_as_well() -> None:
         with pytest.raises(ImageError) as caught:
             decode(ARITHMETIC[:end].rstrip(b"\xff") + b"\xff\xd9")
         assert caught.value.code == "truncated"
+
+
+def test_scans_of_bare_bits_have_to_be_whole_too() -> None:
+    """A grey block is one bit in a scan that refines averages."""
+    data = encoded(photo(600, 500)[..., 0], "JPEG", progressive=True)
+    starts = scans_of(data)
+    refining = [start for start in starts if data[start + 7 : start + 10] == b"\0\0\x10"]
+    assert len(refining) == 1
+    for kept in (100, 300, 500):
+        with pytest.raises(ImageError) as caught:
+            decode(data[: refining[0] + 10 + kept].rstrip(b"\xff") + b"\xff\xd9")
+        assert caught.value.code == "truncated"
+        assert "missing in scan" in str(caught.value)
+
+
+def test_intervals_without_data_lack_pixels() -> None:
+    data = encoded(photo(300, 200), "JPEG", restart_marker_blocks=5)
+    places = [at for at in range(len(data)) if data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7]
+    for first in (3, len(places) // 2):
+        markers = b"".join(data[at : at + 2] for at in places[first:])
+        with pytest.raises(ImageError) as caught:
+            decode(data[: places[first]] + markers + data[places[-1] + 2 :])
+        assert caught.value.code == "truncated"
+
+
+def test_the_end_of_a_scan_is_found_wherever_it_lies() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), np.uint8)
+    data = encoded(noise, "JPEG", quality=95)
+    start = data.index(b"\xff\xda") + 14
+    for length in (2**18 - 2, 2**18 - 1, 2**18):
+        cut = data[: start + length]
+        if not cut.endswith(b"\xff"):
+            with pytest.raises(ImageError) as caught:
+                decode(cut + b"\xff\xd9")
+            assert caught.value.code == "truncated"
+
+
+def test_memory_counts_the_rows_that_are_decoded() -> None:
+    data = encoded(Image.new("RGB", (2000, 1500)), "JPEG")
+    little = ReadLimits(max_memory=4 * 2**20)
+    assert decode_boxes(data, lambda height, width: [(0, 0, 100, 200)], little).height == 1500
+    with pytest.raises(ImageError) as caught:
+        decode(data, little)
+    assert caught.value.code == "too_much_memory"
