@@ -154,7 +154,7 @@ def detect(
 
     Rows go to stdout or to -o, everything else to stderr. Exit code 1 if --fail-on refuses a verdict, otherwise 2 if
     the calibration has too few images of some input's size for --fail-on to be judged, otherwise 3 if some inputs were
-    unreadable. Exit code 130 if interrupted (143 by SIGTERM): finished rows are still written.
+    unreadable. Exit code 130 if interrupted (143 by SIGTERM): finished rows of -o rows.csv are in rows.partial.csv.
 
     Example: mdmf detect photos/ "more/*.png" -o verdicts.csv --heatmaps maps/
     """

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.files import cache_folder, write_to_cache
+from mdmf_deploy.files import cache_folder, only_writer, write_to_cache
 from mdmf_deploy.runtime.building.flavours import Flavour, builder_flags, dotted
 from mdmf_deploy.runtime.building.profiles import Profile
 
@@ -175,12 +175,14 @@ def find(key: EngineKey) -> Plan | str:
 
 
 def keep(card: PlanCard, data: bytes) -> Plan:
-    """Write a plan and then its card, each atomically."""
+    """Write a plan and then its card, each atomically. Another process that keeps the same engine waits."""
     path = plan_path(card.key)
-    # The inspector's JSON of an earlier plan does not describe this one.
-    layers_path(path).unlink(missing_ok=True)
-    write_to_cache(path, data)
-    _write_card(path, card)
+    # Otherwise one process's plan might be left with the other's card.
+    with only_writer(path, wait=True):
+        # The inspector's JSON of an earlier plan does not describe this one.
+        layers_path(path).unlink(missing_ok=True)
+        write_to_cache(path, data)
+        _write_card(path, card)
     return Plan(path, data, card)
 
 
