@@ -44,3 +44,22 @@ def test_every_file_names_one_version() -> None:
     (cited,) = re.findall(r"^version: (\S+)$", citation, re.MULTILINE)
     assert {PROJECT["project"]["version"], cited} == {mdmf_deploy.__version__}
     assert mdmf_deploy.__version__ in changes
+
+
+def test_ci_tests_the_lowest_versions_that_are_allowed() -> None:
+    project = PROJECT["project"]
+    # What `make test` installs, and what it does not choose the version of: tools, and packages without an older one.
+    apart = {"torch", "ruff", "mypy", "moto"}
+    tested = "cpu openvino export scale heif jxl video provenance dev".split()
+    wanted = [*project["dependencies"], *(line for extra in tested for line in project["optional-dependencies"][extra])]
+    bounds: dict[str, str] = {}
+    for line in wanted:
+        found = re.match(r"([\w.-]+)(?:\[.*?\])?>=([\d.]+)", line)
+        assert found, f"{line} has no lower bound"
+        assert bounds.setdefault(found[1], found[2]) == found[2], f"{line} has two lower bounds"
+    lines = (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    lowest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for name, bound in bounds.items():
+        if name not in apart and not name.startswith(("nvidia-", "tensorrt-")):
+            assert lowest[name] == bound or lowest[name].startswith(f"{bound}."), name
+    assert lowest.keys() <= bounds.keys()

@@ -120,7 +120,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
         (
             ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow.parquet"),
             2,
-            "mdmf: this needs pyarrow; run: pip install 'mdmf-deploy[scale]'",
+            "mdmf: this needs pyarrow; run: pip install 'mdmf-deploy[parquet]'",
         ),
     ],
 )
@@ -142,7 +142,8 @@ def test_errors_are_one_line(
         ("tensorrt", "gpu"),
         ("tensorrt_rtx", "rtx"),
         ("cuda", "gpu"),
-        ("pyarrow", "scale"),
+        ("pyarrow", "parquet"),
+        ("ray", "scale"),
         *((name, "export") for name in ("accelerate", "matplotlib", "nncf", "onnx", "onnxscript", "torch")),
     ],
 )

@@ -47,7 +47,7 @@ WRITERS: dict[str, tuple[str, str, str]] = {
     ".jsonl": ("mdmf_deploy.detection.outputs", "JsonlWriter", ""),
     ".json": ("mdmf_deploy.detection.outputs.json_rows", "JsonWriter", ""),
     ".csv": ("mdmf_deploy.detection.outputs", "CsvWriter", ""),
-    ".parquet": ("mdmf_deploy.detection.outputs.parquet", "ParquetWriter", "scale"),
+    ".parquet": ("mdmf_deploy.detection.outputs.parquet", "ParquetWriter", "parquet"),
 }
 
 
@@ -59,7 +59,7 @@ def rows_to_arrow(rows: Iterable[Row]) -> pyarrow.Table:
     try:
         from mdmf_deploy.detection.outputs.parquet import table_of
     except ModuleNotFoundError as error:
-        raise RuntimeUnavailable(f"rows_to_arrow needs {error.name}; run: {install('scale')}") from error
+        raise RuntimeUnavailable(f"rows_to_arrow needs {error.name}; run: {install('parquet')}") from error
     return table_of(rows)
 
 
