@@ -7,7 +7,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.errors import BundleError, RuntimeUnavailable
+from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable
 from mdmf_deploy.hardware.host import cores, saturates_int8
 
 # On Windows the environment variable has no effect (mdmf_deploy/__init__.py), and only this stops most events.
@@ -35,7 +35,10 @@ class OrtEngine:
             # Multiply u8 by u8, which no kernel saturates. Other CPUs are exact without this, and faster.
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            self._session = onnxruntime.InferenceSession(bundle.model_path, options, providers=[_PROVIDER])
+            with bundle.unchanged_model() as path:
+                self._session = onnxruntime.InferenceSession(path, options, providers=[_PROVIDER])
+        except MdmfError:
+            raise
         # ONNX Runtime's exceptions (InvalidProtobuf, NotImplemented, ...) have no base class of their own.
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
