@@ -131,9 +131,7 @@ def _opened(path: Path, entry: FileEntry) -> Iterator[BinaryIO]:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size != entry.size:
-            raise BundleError(
-                f"{path}: has {size} bytes, the manifest says {entry.size}; copy the bundle again, whole"
-            )
+            raise BundleError(f"{path}: has {size} bytes, the manifest says {entry.size}; copy the bundle again, whole")
         yield file
 
 

@@ -144,7 +144,7 @@ def test_a_closed_engine_cannot_be_called(name: str, tiny_bundle: Path, images: 
 
 
 def test_a_graph_that_cannot_be_loaded_is_one_line(bundle_copy: Path) -> None:
-    bundle = Bundle.open(bundle_copy)
+    bundle = Bundle(bundle_copy, Bundle.open(bundle_copy).manifest)
     (bundle_copy / MODEL).write_bytes(b"not a graph")
     with pytest.raises(BundleError, match=r"model\.onnx: onnxruntime .* cannot load it") as failure:
         open_engine("onnxruntime", bundle)
