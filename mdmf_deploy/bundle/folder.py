@@ -118,7 +118,7 @@ def open_regular(path: Path, remedy: str = "copy the bundle again, whole") -> It
         descriptor = os.open(path, _FLAGS)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             _check_regular(path, os.fstat(descriptor).st_mode)
-            yield file  # type: ignore[misc]
+            yield file
     except OSError as error:
         # A link that has taken the file's place since.
         if error.errno == errno.ELOOP:

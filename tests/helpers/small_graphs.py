@@ -40,6 +40,11 @@ def graph_of(crop: int = 56, pool: int = 2, width: int = 4) -> bytes:
     return field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 18))
 
 
+def with_note(graph: bytes) -> bytes:
+    """Return the same graph with another entry of metadata, and so with another hash."""
+    return graph + field(14, field(1, "note") + field(2, "another model"))
+
+
 def _node(operator: str, inputs: list[str], output: str, attributes: bytes = b"") -> bytes:
     return b"".join(field(1, name) for name in inputs) + field(2, output) + field(4, operator) + attributes
 
