@@ -33,10 +33,12 @@ def refusal(data: bytes, expected: Manifest | None = None) -> str | None:
     try:
         check_graph(data, expected or manifest(), f"b.mdmf/{MODEL}")
     except BundleError as error:
-        assert str(error).startswith(f"b.mdmf/{MODEL}: ")
-        assert str(error).isprintable()
-        return str(error)
-    return None
+        refused = str(error)
+    else:
+        return None
+    assert refused.startswith(f"b.mdmf/{MODEL}: ")
+    assert refused.isprintable()
+    return refused
 
 
 def changed(change: Change, expected: Manifest | None = None) -> str | None:

@@ -43,10 +43,12 @@ def refusal(bundle: Bundle, change: Change) -> str | None:
     try:
         check_probes(bundle, Changing(bundle, change))
     except BundleError as error:
-        assert str(error).startswith(f"{bundle.model_path} on onnxruntime: ")
-        assert "\n" not in str(error)
-        return str(error)
-    return None
+        refused = str(error)
+    else:
+        return None
+    assert refused.startswith(f"{bundle.model_path} on onnxruntime: ")
+    assert "\n" not in refused
+    return refused
 
 
 def raising(error: Exception) -> Change:
