@@ -159,7 +159,7 @@ def _check_regular(path: Path, mode: int) -> None:
 def _check_hash(path: Path, digest: str, entry: FileEntry) -> None:
     if digest != entry.sha256:
         raise BundleError(
-            f"{path}: its hash {digest[:12]} is not the manifest's {entry.sha256[:12]}; copy the bundle again"
+            f"{path}: hash {digest[:12]} is not the manifest's {entry.sha256[:12]}; copy the bundle again"
         )
 
 
