@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,33 +14,42 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mdmf_deploy.bundle import SHIPPED_BUNDLES
+from mdmf_deploy.bundle.folder import Identity, check_names, hash_checked, identity, read_checked, read_manifest
+from mdmf_deploy.bundle.graph import check_graph
 from mdmf_deploy.bundle.manifest import (
     BANK,
     CALIBRATION,
     MANIFEST,
     MODEL,
+    MODEL_DATA,
     VIDEO_SCHEMA,
     FileEntry,
     Manifest,
     Verification,
 )
 from mdmf_deploy.errors import BundleError
-from mdmf_deploy.files import atomic_folder, failure, file_sha256, refuse_url
+from mdmf_deploy.files import atomic_folder, failure, refuse_url
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bank import Bank
     from mdmf_deploy.bundle.calibration import Calibration
+
+# Files that a runtime opens by itself.
+_OF_MODEL = (MODEL, MODEL_DATA)
 
 
 class Bundle:
     """An opened bundle. Every file has matched its hash.
 
     path: the folder.  manifest: its manifest.json.  bank, calibration: read on first use.
+    identities: of the files that hold the model, when they were hashed. None trusts the files of a bundle that this
+        process has just written.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, identities: Mapping[str, Identity] | None = None) -> None:
         self.path = path
         self.manifest = manifest
+        self.identities = identities
 
     def __repr__(self) -> str:
         return f"<Bundle {self.path} ({self.bundle_id[:12]})>"
@@ -49,21 +59,17 @@ class Bundle:
         """Open a bundle by its path, or by the name of one shipped in the package, such as "starter".
 
         A bare name means the shipped bundle first. Write "./starter" for a folder of that name.
-        Raises BundleError naming the file if the folder or a file is missing, the schema is newer, a key is missing,
-        a hash does not match, or the parts do not belong together.
+        Raises BundleError naming the file if the folder or a file is missing, a file is not listed, is no regular file
+        or does not match its hash, the schema is newer, a key is missing, the graph is not one that `mdmf export`
+        writes, or the parts do not belong together.
         """
         path = _locate(name_or_path)
         manifest = _read_manifest(path / MANIFEST)
-        for name, entry in manifest.files.items():
-            _check_file(path, name, entry)
-        for name in (MODEL, BANK):
-            if name not in manifest.files:
-                raise BundleError(f"{path / MANIFEST}: does not list {name}; export the bundle again")
-        for extra in sorted(path.glob("model.onnx*")):
-            # A graph may read weights from files beside it. They must be hashed and listed like all others.
-            if extra.name not in manifest.files:
-                raise BundleError(f"{extra}: is not in the manifest; remove it, or copy the bundle again")
-        return cls(path, manifest)
+        check_names(path, manifest.files)
+        graph, found = read_checked(path / MODEL, manifest.files[MODEL])
+        check_graph(graph, manifest, str(path / MODEL))
+        rest = {name: hash_checked(path / name, entry) for name, entry in manifest.files.items() if name != MODEL}
+        return cls(path, manifest, {name: one for name, one in {MODEL: found, **rest}.items() if name in _OF_MODEL})
 
     @property
     def bundle_id(self) -> str:
@@ -100,12 +106,37 @@ class Bundle:
     def model_path(self) -> Path:
         return self.path / MODEL
 
+    @contextmanager
+    def unchanged_model(self) -> Iterator[Path]:
+        """Yield the path of the graph to a runtime that reads it, and see to it that it reads what was checked.
+
+        Bytes in memory would do as well, but twice the memory, and a runtime finds weights beside a path alone. So the
+        files must be those that were hashed, or have their hash, and must be the same afterwards.
+        Raises BundleError if they are not.
+        """
+        before = self._model_now()
+        if self.identities is not None:
+            for name, entry in self.manifest.files.items():
+                if name in _OF_MODEL and before[name] != self.identities.get(name):
+                    # Another command may have replaced the bundle by one of the same model.
+                    before[name] = hash_checked(self.path / name, entry)
+        yield self.model_path
+        if self._model_now() != before:
+            raise BundleError(f"{self.model_path}: was changed while it was read; run the command again")
+
+    def _model_now(self) -> dict[str, Identity | None]:
+        return {name: identity(self.path / name) for name in _OF_MODEL}
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file that the manifest lists. Raises BundleError unless they have its hash."""
+        return read_checked(self.path / name, self.manifest.files[name])[0]
+
     @cached_property
     def bank(self) -> Bank:
         """The reference bank. Raises BundleError if it was made with another model or bandwidth."""
         from mdmf_deploy.bundle.bank import Bank
 
-        bank = Bank.from_bytes((self.path / BANK).read_bytes(), str(self.path / BANK))
+        bank = Bank.from_bytes(self.read(BANK), str(self.path / BANK))
         check_bank(bank, self.manifest, str(self.path / BANK))
         return bank
 
@@ -120,7 +151,7 @@ class Bundle:
         from mdmf_deploy.bundle.calibration import Calibration, Pair
 
         path = self.path / CALIBRATION
-        calibration = Calibration.from_bytes(path.read_bytes(), str(path), self.manifest.schema_version)
+        calibration = Calibration.from_bytes(self.read(CALIBRATION), str(path), self.manifest.schema_version)
         if calibration.bundle_id != self.bundle_id:
             raise BundleError(
                 f"{path}: made for bundle {calibration.bundle_id[:12]}, this is "
@@ -138,13 +169,15 @@ def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, byte
 
     files: name -> contents, or the path of a file to copy. The manifest is not among them, and gets its hashes and
         sizes here. No two bundles share a file on disk: editing one would change the other, or the package.
-    Raises BundleError if the destination exists and is not a bundle, or cannot be written.
+    manifest: where it has the hash of a file to copy, the copy must have that hash.
+    Raises BundleError if the destination exists and is not a bundle, or cannot be written, or a file has changed.
     """
     check_destination(destination)
     try:
         with atomic_folder(destination) as scratch:
             replaced = destination.resolve()
             entries = {name: _place(scratch / name, contents, replaced) for name, contents in sorted(files.items())}
+            _check_copies(manifest, files, entries)
             manifest = msgspec.structs.replace(manifest, files=entries)
             (scratch / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     except OSError as error:
@@ -237,10 +270,7 @@ def _locate(name_or_path: str | Path) -> Path:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}; is this folder a bundle?") from error
+    data = read_manifest(path)
 
     class Version(msgspec.Struct):
         schema_version: int
@@ -253,23 +283,9 @@ def _read_manifest(path: Path) -> Manifest:
         if version < 1:
             raise BundleError(f"{path}: schema {version} is not known; export the bundle again")
         return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    # A RecursionError comes of a thousand brackets.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}; export the bundle again") from error
-
-
-def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
-    path = folder / name
-    if Path(name).name != name:
-        raise BundleError(f"{folder / MANIFEST}: file name {name!r} leaves the bundle; do not trust it")
-    try:
-        digest, size = file_sha256(path), path.stat().st_size
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}; copy the bundle again, whole") from error
-    if (digest, size) != (entry.sha256, entry.size):
-        raise BundleError(
-            f"{path}: hash {digest[:12]} of {size} bytes is not the manifest's {entry.sha256[:12]} of {entry.size}; "
-            "copy the bundle again"
-        )
 
 
 def _place(path: Path, contents: bytes | Path, replaced: Path) -> FileEntry:
@@ -279,6 +295,13 @@ def _place(path: Path, contents: bytes | Path, replaced: Path) -> FileEntry:
     elif not _moved(contents, path, replaced):
         shutil.copyfile(contents, path)
     return FileEntry.of(path)
+
+
+def _check_copies(manifest: Manifest, files: Mapping[str, bytes | Path], copies: Mapping[str, FileEntry]) -> None:
+    """Check that files still are what they were when the manifest was read. Otherwise the copy would vouch for them."""
+    for name, contents in files.items():
+        if isinstance(contents, Path) and manifest.files.get(name, copies[name]) != copies[name]:
+            raise BundleError(f"{contents}: was changed since it was read; run the command again")
 
 
 def _moved(contents: Path, path: Path, replaced: Path) -> bool:

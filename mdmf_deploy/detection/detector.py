@@ -16,6 +16,7 @@ from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection.feed import Extraction, ImageScore
 from mdmf_deploy.detection.pipeline import extract_batches
+from mdmf_deploy.detection.probes import check_probes
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.detection.sources import Named, Source, is_one, take
@@ -52,7 +53,8 @@ class Detector:
     limits: the most bytes and pixels an image may have.
     reduction: "cpu", "cuda" or "auto". "auto" means cuda if the runtime can leave the signatures on a GPU.
     frames: the most frames taken of a video, 1 to 100. Its score is the mean of theirs. None refuses videos.
-    Raises BundleError if the bundle is missing or damaged, RuntimeUnavailable if the runtime or the reduction is.
+    Raises BundleError if the bundle is missing or damaged, or the runtime does not give the signatures that it holds of
+    its own probe images. Raises RuntimeUnavailable if the runtime or the reduction is.
 
     Importing this module routes the warnings of Pillow's readers through mdmf_deploy.images, in the whole process.
     Warnings that come while it decodes are logged. All others pass through unchanged.
@@ -90,6 +92,7 @@ class Detector:
         self._held.callback(self._engine.close)
         self._verdicts = Verdicts(self.bundle, self._engine.name, self._engine.precision, self._crops)
         try:
+            check_probes(self.bundle, self._engine)
             self._reduction, self._fused = self._reduce_by(reduction)
         except BaseException:
             self.close()

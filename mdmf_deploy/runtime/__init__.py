@@ -100,11 +100,12 @@ def why_not(name: str) -> Missing | None:
         return find_missing(name) or find_unloadable(name)
     module, _, extra = ENGINES[name]
     try:
-        importlib.import_module(module)
+        adapter = importlib.import_module(module)
     # A package whose shared libraries are absent raises ImportError, too.
     except ImportError as error:
         return Missing(str(error), install(extra))
-    return None
+    old = adapter.outdated(adapter.onnxruntime) if name == "onnxruntime" else None
+    return None if old is None else Missing(old, install(extra))
 
 
 def why_refused(name: str, precision: str) -> str | None:

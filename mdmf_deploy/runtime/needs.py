@@ -138,6 +138,12 @@ def _onnxruntime_cuda() -> _Needed:
     if about.package_name == "onnxruntime":
         other = "the installed build of onnxruntime supports the CPU alone"
         return ANY_CUDA, [Missing(other, install("gpu"))]
+    # Imported late: it imports onnxruntime itself.
+    from mdmf_deploy.runtime.ort import outdated as outdated_onnxruntime
+
+    old = outdated_onnxruntime(importlib.import_module("onnxruntime"))
+    if old is not None:
+        return ANY_CUDA, [Missing(old, install("gpu"))]
     major = str(getattr(about, "cuda_version", "")).partition(".")[0]
     return (int(major), 0) if major.isdigit() else ANY_CUDA, []
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import INPUT
-from mdmf_deploy.errors import BundleError, OutOfMemory, RuntimeUnavailable
+from mdmf_deploy.errors import BundleError, MdmfError, OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.files import cache_folder
 from mdmf_deploy.hardware.gpu import probe
 from mdmf_deploy.runtime.batches import BatchSlice, BatchSplitter, DeviceArray
@@ -192,8 +192,10 @@ def _session(bundle: Bundle, name: str, providers: list[tuple[str, Options]]) ->
     onnxruntime.set_default_logger_severity(_FATAL)
     try:
         preload()
-        with contextlib.redirect_stdout(io.StringIO()):
-            session = onnxruntime.InferenceSession(bundle.model_path, options, providers=providers)
+        with contextlib.redirect_stdout(io.StringIO()), bundle.unchanged_model() as path:
+            session = onnxruntime.InferenceSession(path, options, providers=providers)
+    except MdmfError:
+        raise
     # ONNX Runtime's exceptions have no base class of their own.
     except Exception as error:
         reason = str(error).strip().splitlines()[0]

@@ -53,8 +53,9 @@ class OpenVinoEngine:
         }
         core = _core()
         try:
-            model = core.read_model(bundle.model_path)
-            compiled = core.compile_model(model, _DEVICE, options)
+            with bundle.unchanged_model() as path:
+                model = core.read_model(path)
+                compiled = core.compile_model(model, _DEVICE, options)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise BundleError(

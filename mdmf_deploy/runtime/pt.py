@@ -52,7 +52,9 @@ class TorchCpuEngine:
         self.precision: str = bundle.manifest.model.precision
         crop = bundle.manifest.preprocessing.crop
         self._signature = (bundle.manifest.model.pool**2, bundle.manifest.model.signature)
-        self._program = OnnxGraph(bundle.model_path).program(1, (3, crop, crop))
+        with bundle.unchanged_model() as path:
+            graph = OnnxGraph(path)
+        self._program = graph.program(1, (3, crop, crop))
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="mdmf-torch")
 
@@ -115,7 +117,8 @@ class TorchCudaEngine:
         self._stream: torch.cuda.Stream = torch.cuda.Stream(DEVICE)  # type: ignore[no-untyped-call]
         self._copies: torch.cuda.Stream = torch.cuda.Stream(DEVICE)  # type: ignore[no-untyped-call]
         with self._on_stream(), _products(tf32=allows_tf32(self.precision)):
-            graph = OnnxGraph(bundle.model_path, DEVICE, merge=True)
+            with bundle.unchanged_model() as path:
+                graph = OnnxGraph(path, DEVICE, merge=True)
             self._open(graph, chosen.batch.opt, crop)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -112,4 +112,5 @@ def _with_records(bundle: Bundle, engines: list[Engine], records: list[Verificat
     before = bundle.manifest.verification
     new = [msgspec.structs.replace(one, images_per_second=rates.get(one.runtime)) for one in records]
     new = [after for one, after in zip(records, new, strict=True) if one not in before]
-    return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, verification=(*before, *new)))
+    manifest = msgspec.structs.replace(bundle.manifest, verification=(*before, *new))
+    return Bundle(bundle.path, manifest, bundle.identities)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.mdmf import mdmf
+from helpers.small_graphs import with_note
 from typer.testing import Result
 
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
@@ -35,7 +36,7 @@ def flipped_bit(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 def foreign_bank(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     opened = Bundle.open(bundle)
-    files = {**opened.files(), "model.onnx": opened.model_path.read_bytes() + b"\0"}
+    files = {**opened.files(), "model.onnx": with_note(opened.model_path.read_bytes())}
     files.pop("calibration.json", None)
     write_bundle(bundle, opened.manifest, files)
     return []

@@ -80,7 +80,8 @@ def test_a_calibration_is_shown(bundle_copy: Path) -> None:
 
 def test_a_damaged_bundle_is_an_error_that_names_the_file(bundle_copy: Path) -> None:
     model = bundle_copy / "model.onnx"
-    model.write_bytes(model.read_bytes()[:-1] + b"\0\0")
+    data = model.read_bytes()
+    model.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     result = mdmf("inspect", bundle_copy)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"mdmf: {model}: hash ")

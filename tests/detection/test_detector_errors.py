@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.small_graphs import with_note
 
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.detection import detector as detector_module
@@ -25,7 +26,7 @@ def test_errors_name_a_runtime_bundle_or_option_that_is_wrong(tiny_bundle: Path,
 
 def test_a_bank_of_another_model_is_refused(bundle_copy: Path) -> None:
     opened = Bundle.open(bundle_copy)
-    files = {**opened.files(), "model.onnx": opened.model_path.read_bytes() + b"\0"}
+    files = {**opened.files(), "model.onnx": with_note(opened.model_path.read_bytes())}
     write_bundle(bundle_copy, opened.manifest, files)
     with pytest.raises(MdmfError, match="come from another model"):
         Detector(bundle_copy)

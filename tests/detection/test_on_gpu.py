@@ -23,6 +23,7 @@ from mdmf_deploy import Detector
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection import detector as detector_module
 from mdmf_deploy.detection.on_gpu import Fused
+from mdmf_deploy.detection.probes import check_probes
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable, UsageError
 from mdmf_deploy.mmd.cpu import CpuReduction
@@ -44,14 +45,19 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def engines(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[GpuEngine]]:
-    """The engines that detectors open, each a GpuEngine."""
+    """The engines that detectors open, each a GpuEngine. What the check of probes copies is not counted."""
     made: list[GpuEngine] = []
 
     def open_gpu(name: str, bundle: Bundle, threads: int | None) -> GpuEngine:
         made.append(GpuEngine(bundle, device, names_stream=name != "no-stream"))
         return made[-1]
 
+    def check(bundle: Bundle, engine: GpuEngine) -> None:
+        check_probes(bundle, engine)
+        engine.on_host = 0
+
     monkeypatch.setattr(detector_module, "open_engine", open_gpu)
+    monkeypatch.setattr(detector_module, "check_probes", check)
     return made
 
 

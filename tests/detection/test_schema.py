@@ -66,6 +66,7 @@ def failed(bundle: Path, photo: Path, folder: Path, monkeypatch: pytest.MonkeyPa
     with Detector(bundle) as detector:
         yield from detector.detect([data for data, _ in broken().values()])
     monkeypatch.setattr("mdmf_deploy.detection.detector.open_engine", lambda *_: NanEngine())
+    monkeypatch.setattr("mdmf_deploy.detection.detector.check_probes", lambda *_: None)
     with Detector(bundle, "onnxruntime") as detector:
         yield from detector.detect(photo)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+from helpers.small_graphs import graph_of
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
@@ -29,9 +30,9 @@ from mdmf_deploy.detection.videos import VideoFrames
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.mmd.reference import uniform_bank
 
-GRAPH = b"not an ONNX graph, but bytes with a hash"
-WIDTH = 4
+CROP, POOL, WIDTH = 56, 2, 4
 SIGMA = 1.5
+GRAPH = graph_of(CROP, POOL, WIDTH)
 
 
 class FakeExtraction(NamedTuple):
@@ -108,8 +109,8 @@ def record(passed: bool = True, runtime: str = "onnxruntime") -> Verification:
 def manifest(graph: bytes = GRAPH, **changes: object) -> Manifest:
     values: dict[str, object] = {
         "name": "handmade",
-        "model": ModelCard(backbone="none", pool=2, signature=WIDTH, sigma=SIGMA, precision="fp32", opset=18),
-        "preprocessing": Preprocessing(crop=56),
+        "model": ModelCard(backbone="none", pool=POOL, signature=WIDTH, sigma=SIGMA, precision="fp32", opset=18),
+        "preprocessing": Preprocessing(crop=CROP),
         "provenance": Provenance(recipe="handmade", checkpoint_sha256="0" * 64, tool="test", decoder="none"),
         "verification": (record(),),
         "files": {MODEL: FileEntry(sha256=hashlib.sha256(graph).hexdigest(), size=len(graph))},

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from helpers import handmade
 from helpers.libraries import needed_for_int8
+from onnx.external_data_helper import set_external_data
 
-from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.bundle.manifest import MODEL
+from mdmf_deploy.bundle.bundle import Bundle, write_bundle
+from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA
 from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import BundleError, RuntimeUnavailable
 from mdmf_deploy.hardware.host import saturates_int8
@@ -144,8 +148,26 @@ def test_a_closed_engine_cannot_be_called(name: str, tiny_bundle: Path, images: 
 
 
 def test_a_graph_that_cannot_be_loaded_is_one_line(bundle_copy: Path) -> None:
-    bundle = Bundle.open(bundle_copy)
+    bundle = Bundle(bundle_copy, Bundle.open(bundle_copy).manifest)
     (bundle_copy / MODEL).write_bytes(b"not a graph")
     with pytest.raises(BundleError, match=r"model\.onnx: onnxruntime .* cannot load it") as failure:
         open_engine("onnxruntime", bundle)
     assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
+def test_weights_in_a_file_beside_the_graph_are_the_same_weights(name: str, tmp_path: Path) -> None:
+    inside = handmade.make_bundle(tmp_path / "inside.mdmf")
+    model = onnx.load(inside.model_path)
+    set_external_data(model.graph.initializer[0], MODEL_DATA)
+    (tmp_path / "moved").mkdir()
+    onnx.save(model, tmp_path / "moved" / MODEL)
+    files = {**inside.files(), MODEL: tmp_path / "moved" / MODEL, MODEL_DATA: tmp_path / "moved" / MODEL_DATA}
+    write_bundle(tmp_path / "beside.mdmf", msgspec.structs.replace(inside.manifest, files={}), files)
+    images = np.random.default_rng(0).standard_normal((2, 3, handmade.CROP, handmade.CROP)).astype(np.float32)
+    signatures = []
+    for folder in ("inside.mdmf", "beside.mdmf"):
+        with closing(open_engine(name, Bundle.open(tmp_path / folder))) as engine:
+            signatures.append(engine(images))
+    np.testing.assert_array_equal(*signatures)
+    assert signatures[0].std() > 0.1

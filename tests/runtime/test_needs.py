@@ -155,6 +155,17 @@ def test_the_cpu_build_of_onnxruntime_is_recognised(machine: Machine) -> None:
     assert found.enable == "pip uninstall onnxruntime && pip install 'mdmf-deploy[gpu]'"
 
 
+def test_an_onnxruntime_that_reads_any_file_as_weights_is_too_old(machine: Machine) -> None:
+    for version, old in (("1.23.2", True), ("1.24.0", True), ("1.24.1", False), ("1.32.0", False), ("2.0.0", False)):
+        with_ort(machine, ort("onnxruntime-gpu", "13.0"))
+        machine.modules["onnxruntime"] = SimpleNamespace(__version__=version)
+        found = needs.find_missing("cuda")
+        assert (found is not None) is old
+        if found is not None:
+            assert found.missing == f"onnxruntime {version} is too old, expected 1.24.1 or newer"
+            assert "pip install 'mdmf-deploy[gpu]'" in found.enable
+
+
 def test_the_build_of_onnxruntime_here_is_recognised() -> None:
     found = needs.find_missing("cuda")
     cpu_only = found is not None and "supports the CPU alone" in found.missing

@@ -117,7 +117,7 @@ def test_without_a_driver_it_does_not_open(name: str, tiny_bundle: Path, monkeyp
 
 
 def test_a_graph_that_cannot_be_loaded_is_an_error_of_one_line(here: None, bundle_copy: Path) -> None:
-    bundle = Bundle.open(bundle_copy)
+    bundle = Bundle(bundle_copy, Bundle.open(bundle_copy).manifest)
     (bundle_copy / MODEL).write_bytes(b"not a graph")
     with pytest.raises(BundleError, match=r"model\.onnx: onnxruntime .* cannot load it on cuda") as failure:
         open_engine("cuda", bundle)

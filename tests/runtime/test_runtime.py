@@ -14,6 +14,7 @@ from mdmf_deploy import runtime
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import RuntimeUnavailable
 from mdmf_deploy.runtime import ENGINES, MACHINE_FIELDS, ON_GPU, images_per_second, open_engine, preference
+from mdmf_deploy.tasks.doctor import diagnose
 from mdmf_deploy.tasks.verify import environment
 
 
@@ -26,6 +27,16 @@ def test_a_runtime_that_is_not_installed_names_its_extra(tiny_bundle: Path, monk
     monkeypatch.setitem(ENGINES, "absent", ("no_such_module", "Engine", "openvino"))
     with pytest.raises(RuntimeUnavailable, match=r"no_such_module; run: pip install 'mdmf-deploy\[openvino\]'"):
         open_engine("absent", Bundle.open(tiny_bundle))
+
+
+def test_an_old_onnxruntime_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 1.24.0 it reads weights from any file that a graph names, and through links."""
+    monkeypatch.setattr("onnxruntime.__version__", "1.24.0")
+    old = "onnxruntime 1.24.0 is too old, expected 1.24.1 or newer"
+    with pytest.raises(RuntimeUnavailable, match=rf"{old}; run: pip install 'mdmf-deploy\[cpu\]'"):
+        open_engine("onnxruntime", Bundle.open(tiny_bundle))
+    [here] = [one for one in diagnose().runtimes if one.name == "onnxruntime"]
+    assert (here.version, here.missing, here.enable) == (None, old, "pip install 'mdmf-deploy[cpu]'")
 
 
 def bundle_with(*speeds: tuple[str, bool, float | None] | tuple[str, bool, float | None, str]) -> Bundle:

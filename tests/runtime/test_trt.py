@@ -302,7 +302,7 @@ def test_timings_are_kept_and_those_of_another_gpu_refused(
 
 
 def test_a_graph_that_does_not_parse_is_an_error_of_one_line(bundle_copy: Path, library: HostTensorRt) -> None:
-    bundle = Bundle.open(bundle_copy)
+    bundle = Bundle(bundle_copy, Bundle.open(bundle_copy).manifest)
     (bundle_copy / MODEL).write_bytes(b"not a graph")
     with pytest.raises(EngineError, match=r"model\.onnx: tensorrt 11\.4\.0\.106 cannot parse it \(it is no graph\)"):
         open_engine("tensorrt", bundle)

@@ -49,12 +49,14 @@ def compile_engine(request: BuildRequest, timings: Path) -> CompiledEngine:
     Raises EngineError with the builder's own words if it fails, KeyboardInterrupt if the user interrupts it.
     """
     start = time.perf_counter()
-    flavour, library, graph = request.flavour, request.library, request.bundle.model_path
+    flavour, library, bundle = request.flavour, request.library, request.bundle
     log = new_log(library)
     builder: trt.Builder = library.Builder(log)
     network: trt.INetworkDefinition = new_network(flavour, library, builder)
     parser: trt.OnnxParser = library.OnnxParser(network, log)
-    if not parser.parse_from_file(str(graph)):
+    with bundle.unchanged_model() as path:
+        parsed = parser.parse_from_file(str(path))
+    if not parsed:
         problems = [str(parser.get_error(number)) for number in range(parser.num_errors)]
         raise _failure(request, "parse", problems)
     config: trt.IBuilderConfig = builder.create_builder_config()
@@ -67,7 +69,7 @@ def compile_engine(request: BuildRequest, timings: Path) -> CompiledEngine:
         set_capability(library, config, request.capability)
     else:
         _set_timing_cache(config, timings)
-    with shown_progress(library, f"building {graph.parent.name} for {flavour.runtime}") as monitor:
+    with shown_progress(library, f"building {bundle.path.name} for {flavour.runtime}") as monitor:
         if monitor is not None:
             config.progress_monitor = monitor
         serialised = builder.build_serialized_network(network, config)

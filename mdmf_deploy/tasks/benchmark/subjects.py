@@ -143,11 +143,13 @@ def _write_graph(bundle: Bundle, precision: Precision, paths: Sequence[Path], gr
     if precision == "fp16":
         from mdmf_deploy.tasks.export.precision import to_fp16
 
-        to_fp16(bundle.model_path, graph)
+        with bundle.unchanged_model() as path:
+            to_fp16(path, graph)
         return
     from mdmf_deploy.tasks.export.int8 import quantise
     from mdmf_deploy.tasks.export.ladder import center_crops
     from mdmf_deploy.tasks.export.precision import save_graph
 
     crops = center_crops(paths[:_RANGE_IMAGES], bundle.manifest.preprocessing)
-    save_graph(quantise(bundle.model_path, crops), graph, precision)
+    with bundle.unchanged_model() as path:
+        save_graph(quantise(path, crops), graph, precision)

@@ -18,6 +18,7 @@ from onnx import ModelProto
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.graph import check_graph
 from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, FileEntry, Manifest, Refusal, Verification
 from mdmf_deploy.bundle.recipe import Precision, Preprocessing
 from mdmf_deploy.errors import ImageError, QuantisationError
@@ -128,6 +129,8 @@ class Ladder:
         """Complete the manifest, build the graph's bank, and judge the graph on ONNX Runtime."""
         files = {name: graph.with_name(name) for name in (MODEL, MODEL_DATA) if graph.with_name(name).exists()}
         manifest = msgspec.structs.replace(manifest, files={name: FileEntry.of(path) for name, path in files.items()})
+        # Other versions of PyTorch may write operators that no bundle may hold.
+        check_graph(graph.read_bytes(), manifest, str(graph))
         self.log(
             f"{manifest.model.precision}: extracting signatures of {len(self.banked)} bank images and "
             f"{len(self.held.paths)} held-back ones"

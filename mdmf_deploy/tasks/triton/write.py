@@ -137,9 +137,10 @@ def _place_engine(bundle: Bundle, serving: Serving, folder: Path) -> None:
     if serving.plan is not None:
         shutil.copyfile(serving.plan, folder / _PLAN)
         return
-    for name in (MODEL, MODEL_DATA):
-        if name in bundle.manifest.files:
-            shutil.copyfile(bundle.path / name, folder / name)
+    with bundle.unchanged_model() as model:
+        for name in (MODEL, MODEL_DATA):
+            if name in bundle.manifest.files:
+                shutil.copyfile(model.with_name(name), folder / name)
 
 
 def _parameters(bundle: Bundle, serving: Serving, calibration: Calibration | None, why: str | None) -> dict[str, str]:
