@@ -6,19 +6,20 @@ import logging
 import time
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, NoReturn, cast, get_args
 from weakref import WeakSet
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle, shipped_name
 from mdmf_deploy.detection.feed import Extraction, ImageScore
 from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.sources import Named, Source, is_one, take
 from mdmf_deploy.detection.verdicts import Verdicts
-from mdmf_deploy.errors import MdmfError, UsageError
+from mdmf_deploy.errors import BundleError, MdmfError, UsageError
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.images.limits import FRAMES, MOST_FRAMES
 from mdmf_deploy.images.pixels import Colour
@@ -30,6 +31,53 @@ if TYPE_CHECKING:
     from mdmf_deploy.detection.on_gpu import Fused
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorSpec:
+    """How to open a detector like another one. It can be pickled, so that a worker process can open its own.
+
+    bundle: an absolute path, or the name of a bundle shipped in the package.
+    bundle_id, calibration_id: of the bundle when the first detector opened it.
+    The other fields are arguments of Detector, with "auto" and defaults resolved. threads stays None for one per core,
+    so that it is one per core of the worker's machine.
+    """
+
+    bundle: str
+    bundle_id: str
+    calibration_id: str | None
+    runtime: str
+    threads: int | None
+    batch_size: int
+    crops: int
+    limits: ReadLimits
+    reduction: str
+    frames: int | None
+
+    def open(self) -> Detector:
+        """Open a detector that gives the same rows.
+
+        Raises BundleError if the bundle or its calibration has changed, and otherwise as Detector does.
+        """
+        detector = Detector(
+            self.bundle,
+            self.runtime,
+            self.threads,
+            batch_size=self.batch_size,
+            crops=self.crops,
+            limits=self.limits,
+            reduction=self.reduction,
+            frames=self.frames,
+        )
+        for name in ("bundle_id", "calibration_id"):
+            found, wanted = getattr(detector.bundle, name), getattr(self, name)
+            if found != wanted:
+                detector.close()
+                raise BundleError(
+                    f"{detector.bundle.path}: {name} is {_short(found)}, and {_short(wanted)} in the spec; give every "
+                    "worker the same bundle"
+                )
+        return detector
 
 
 class Detector:
@@ -70,10 +118,12 @@ class Detector:
     ) -> None:
         start = time.perf_counter()
         self.bundle = Bundle.open(bundle)
+        # Now, because the program may change its folder later.
+        self._name = shipped_name(self.bundle.path) or str(self.bundle.path.absolute())
         # Read now, so that a damaged bundle fails before an engine is opened.
         bundle_id, _ = self.bundle.bundle_id, self.bundle.calibration
         self._bank = self.bundle.bank
-        self._threads, self._batch_size, self._limits = threads, batch_size, limits
+        self._threads, self._batch_size, self._limits = threads, batch_size, limits or ReadLimits()
         self._crops = self.bundle.manifest.preprocessing.crops if crops is None else crops
         if frames is not None and not 1 <= frames <= MOST_FRAMES:
             raise UsageError(f"frames must be 1 to {MOST_FRAMES}, got {frames}")
@@ -180,8 +230,7 @@ class Detector:
             raise UsageError(f"sources is a {type(sources).__name__}; give one source, or an iterable of them")
         elif name is not None:
             raise UsageError("name= is for a single source; among several, write Named(source, name)")
-        limits = self._limits or ReadLimits()
-        taken = (take(n, source, limits, colour) for n, source in enumerate(cast(Iterable[Source], sources)))
+        taken = (take(n, source, self._limits, colour) for n, source in enumerate(cast(Iterable[Source], sources)))
         batches = extract_batches(
             taken,
             self._engine,
@@ -215,6 +264,33 @@ class Detector:
     def caveat(self) -> str | None:
         """The reason why no image gets a verdict, and the command to run. None if all is well."""
         return self._verdicts.caveat(self._asked)
+
+    def spec(self) -> DetectorSpec:
+        """Return a small value that can be pickled, and whose `open` gives a worker process a detector like this one.
+
+        >>> with Detector("dinov2s", threads=1) as detector:
+        ...     spec = detector.spec()
+        >>> with spec.open() as same:
+        ...     [row] = same.detect("photo.jpg")
+        """
+        return DetectorSpec(
+            bundle=self._name,
+            bundle_id=self.bundle.bundle_id,
+            calibration_id=self.bundle.calibration_id,
+            # The runtime as it was asked for may name a build profile.
+            runtime=self.runtime if self._asked == "auto" else self._asked,
+            threads=self._threads,
+            batch_size=self._batch_size,
+            crops=self._crops,
+            limits=self._limits,
+            reduction=self._reduction.name,
+            frames=self._frames,
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "a detector cannot be pickled or copied; give the worker Detector.spec(), and let it call open() there"
+        )
 
     def close(self) -> None:
         """Free the engine and the reduction's memory, and end all streams. Closing twice does nothing more.
@@ -289,6 +365,10 @@ class Detector:
         for n, (score, contributions) in zip(places, reduced, strict=True):
             scores[n] = ImageScore(score, contributions.ravel().tolist(), batch[n].ms_engine, ms_mmd)
         return scores
+
+
+def _short(identity: str | None) -> str:
+    return "none" if identity is None else identity[:12]
 
 
 def _flat(grouped: Generator[tuple[Row, ...], None, None]) -> Generator[Row, None, None]:
