@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, cast, get_args
-from weakref import WeakSet
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.bundle.bundle import Bundle, shipped_name
@@ -18,8 +17,10 @@ from mdmf_deploy.detection.feed import Extraction, ImageScore
 from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.sources import Named, Source, is_one, take
+from mdmf_deploy.detection.streams import Stream, Streams
 from mdmf_deploy.detection.verdicts import Verdicts
 from mdmf_deploy.errors import BundleError, MdmfError, UsageError
+from mdmf_deploy.hardware.forks import keep_in_forks
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.images.limits import FRAMES, MOST_FRAMES
 from mdmf_deploy.images.pixels import Colour
@@ -132,8 +133,7 @@ class Detector:
         _LOG.debug("read bundle %s, id %s, in %.2f s", self.bundle.path, bundle_id, seconds)
         self._held = ExitStack()
         self._asked = runtime
-        self._streams: WeakSet[Generator[list[Extraction], None, None]] = WeakSet()
-        self._closed = False
+        self._streams = Streams()
         self._engine = open_engine(runtime, self.bundle, threads)
         self._held.callback(self._engine.close)
         self._verdicts = Verdicts(self.bundle, self._engine.name, self._engine.precision, self._crops)
@@ -144,7 +144,7 @@ class Detector:
             raise
 
     def __repr__(self) -> str:
-        state = ", closed" if self._closed else ""
+        state = ", closed" if self._streams.closed else ""
         return f"<Detector {self.bundle.path.name} on {self._engine.name} {self._engine.precision}{state}>"
 
     def detect(
@@ -220,7 +220,7 @@ class Detector:
         ...     print([len(rows) for rows in detector.stream_by_source(["photo.jpg", "nowhere.jpg"])])
         [1, 1]
         """
-        self._check_open()
+        self._streams.check()
         if colour not in get_args(Colour):
             raise UsageError(f"colour {colour!r} is not known; choose rgb, or bgr for arrays of OpenCV")
         if is_one(sources):
@@ -242,8 +242,7 @@ class Detector:
             frames=self._frames,
             fused=self._fused,
         )
-        self._streams.add(batches)
-        return self._rows(batches, each_frame)
+        return self._rows(self._streams.add(batches), each_frame)
 
     @property
     def runtime(self) -> str:
@@ -252,12 +251,14 @@ class Detector:
 
     @property
     def engine(self) -> Engine:
-        """The engine that extracts signatures. The detector closes it."""
+        """The engine that extracts signatures. The detector closes it. Raises UsageError after that."""
+        self._streams.check()
         return self._engine
 
     @property
     def reduction(self) -> Reduction:
-        """The reduction that scores signatures against the bundle's bank."""
+        """The reduction that scores signatures against the bundle's bank. Raises UsageError in a closed detector."""
+        self._streams.check()
         return self._reduction
 
     @property
@@ -296,21 +297,11 @@ class Detector:
         """Free the engine and the reduction's memory, and end all streams. Closing twice does nothing more.
 
         The detector cannot be used afterwards: `detect`, and a stream that has not ended, raise UsageError.
-        Raises UsageError if another thread is waiting for a row.
+        In a forked process this frees nothing, because all of it belongs to the parent.
+        Raises UsageError if another thread is waiting for a row. Then the detector stays open, and so do all streams.
         """
-        for batches in list(self._streams):
-            try:
-                batches.close()
-            except ValueError as error:  # Python's error for a generator that is running
-                raise UsageError(
-                    "another thread is waiting for a row of this detector; let it end before you close the detector"
-                ) from error
-        self._closed = True
-        self._held.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UsageError("this detector is closed; open another one, or stay inside its `with` block")
+        if self._streams.close():
+            self._held.close()
 
     def _reduce_by(self, name: str) -> tuple[Reduction, Fused | None]:
         """Return the reduction, and the engine fused with it if signatures can stay on the GPU."""
@@ -326,6 +317,7 @@ class Detector:
         try:
             reduction = CudaReduction()
             self._held.callback(reduction.close)
+            keep_in_forks(reduction)
             reduction.prepare(self._bank)
         except MdmfError as error:
             if name == "cuda":
@@ -344,16 +336,17 @@ class Detector:
     ) -> None:
         self.close()
 
-    def _rows(
-        self, batches: Generator[list[Extraction], None, None], each_frame: bool
-    ) -> Generator[tuple[Row, ...], None, None]:
-        with closing(batches):
-            self._check_open()
-            for batch in batches:
-                scores = self._scores(batch)
+    def _rows(self, stream: Stream, each_frame: bool) -> Generator[tuple[Row, ...], None, None]:
+        with closing(stream):
+            while True:
+                with self._streams.inside():
+                    batch = stream.next()
+                    if batch is None:
+                        return
+                    scores = self._scores(batch)
                 for n, extraction in enumerate(batch):
                     yield self._verdicts.rows(extraction, scores.get(n), each_frame)
-                    self._check_open()
+                    self._streams.check()
 
     def _scores(self, batch: list[Extraction]) -> dict[int, ImageScore]:
         """Return the scores by place in the batch. One reduction scores the crops of all images."""
