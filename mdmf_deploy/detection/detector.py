@@ -193,9 +193,9 @@ class Detector:
     ) -> Generator[Row, None, None]:
         """Yield the rows of `detect` one by one. Sources are taken as they are needed, so there may be any number.
 
-        They are iterated in another thread, which also reads file objects and loads Pillow images. So an iterator may
-        close each one when it is asked for the next. An array must not change before its row comes. A row waits for
-        later sources at most 0.2 s.
+        They are iterated in another thread, which reads file objects, and copies arrays and Pillow images. So an
+        iterator may close each one, or use it again for the next source, as soon as it is asked for that. A row waits
+        for later sources at most 0.2 s. One thread at a time may read a stream.
 
         >>> with Detector("dinov2s") as detector:
         ...     for row in detector.stream(["photo.jpg", "nowhere.jpg"]):

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, repeat
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,6 @@ def test_coroutines_share_a_detector_through_threads(tiny_bundle: Path, photos: 
 FORKS = """
 import gc, os, sys, threading
 from pathlib import Path
-import numpy as np
 from mdmf_deploy import Detector
 from mdmf_deploy.detection.outputs.heatmaps import HeatmapFolder, HeatmapOptions, HeatmapPool
 from mdmf_deploy.detection.pipeline import extract
@@ -195,8 +194,7 @@ def test_a_detector_is_not_closed_under_a_thread_that_scores(
 def test_closing_within_a_stream_ends_it_with_a_line(tiny_bundle: Path) -> None:
     detector = Detector(tiny_bundle, batch_size=1)
     with pytest.raises(UsageError, match="this detector is closed"):
-        for _ in detector.stream(repeat(PIXELS)):
-            detector.close()
+        [detector.close() for _ in detector.stream(repeat(PIXELS))]
     other = Detector(tiny_bundle, batch_size=1)
     rows = other.stream(repeat(PIXELS))
     next(rows)
@@ -222,6 +220,21 @@ def test_a_closed_detector_says_so_wherever_it_would_work(tiny_bundle: Path) -> 
             use()
     with detector.spec().open() as other:
         assert other.runtime == detector.runtime
+
+
+def test_an_iterator_may_use_one_array_for_all_its_sources(tiny_bundle: Path) -> None:
+    frames = [synthetic_photo(seed, 60, 60) for seed in range(12)]
+    shared = np.empty_like(frames[0])
+
+    def camera() -> Iterator[Source]:
+        for frame in frames:
+            shared[:] = frame
+            yield shared
+
+    with Detector(tiny_bundle) as detector:
+        wanted = timeless(detector.detect(frames))
+        assert timeless(detector.stream(camera())) == wanted
+    assert len({row.score for row in wanted}) == 12
 
 
 @pytest.mark.parametrize("how", ["forgotten", "closed twice", "closed by another thread", "left by an error", "unread"])
