@@ -147,7 +147,7 @@ def test_what_the_caller_does_with_a_source_later_changes_nothing(tmp_path: Path
         sources: list[Source] = [array, array[::-1, :, ::-1], image, buffer, view, tiff, turned]
         taken = [take(n, source, LIMITS) for n, source in enumerate(sources)]
         again = [take(n, source, LIMITS) for n, source in enumerate(sources)]
-        wanted = [one.data(LIMITS) or one.pixels("a") for one in again]
+        wanted = [one.data(LIMITS) or one.pixels("a").copy() for one in again]
         array[:] = 0
         buffer[:] = b"xyz"
         image.paste(0, (0, 0, *image.size))
