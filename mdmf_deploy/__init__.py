@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mdmf_deploy.bundle.bundle import Bundle
-    from mdmf_deploy.detection.detector import Detector
+    from mdmf_deploy.detection.detector import Detector, DetectorSpec
     from mdmf_deploy.detection.outputs import rows_to_arrow
     from mdmf_deploy.detection.rows import Row
     from mdmf_deploy.detection.sources import Named
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Bundle": "mdmf_deploy.bundle.bundle",
     "Detector": "mdmf_deploy.detection.detector",
+    "DetectorSpec": "mdmf_deploy.detection.detector",
     "MdmfError": "mdmf_deploy.errors",
     "Named": "mdmf_deploy.detection.sources",
     "Row": "mdmf_deploy.detection.rows",
     "rows_to_arrow": "mdmf_deploy.detection.outputs",
 }
 
-__all__ = ["Bundle", "Detector", "MdmfError", "Named", "Row", "__version__", "rows_to_arrow"]
+__all__ = ["Bundle", "Detector", "DetectorSpec", "MdmfError", "Named", "Row", "__version__", "rows_to_arrow"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,22 +6,24 @@ import logging
 import time
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, cast, get_args
-from weakref import WeakSet
+from typing import TYPE_CHECKING, NoReturn, cast, get_args
 
 from mdmf_deploy import __version__
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.bundle.bundle import Bundle
+from mdmf_deploy.bundle.bundle import Bundle, shipped_name
 from mdmf_deploy.detection.feed import Extraction, ImageScore
 from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.probes import check_probes
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.detection.sources import Named, Source, is_one, take
+from mdmf_deploy.detection.streams import Stream, Streams
 from mdmf_deploy.detection.verdicts import Verdicts
-from mdmf_deploy.errors import MdmfError, UsageError
+from mdmf_deploy.errors import BundleError, MdmfError, UsageError
+from mdmf_deploy.hardware.forks import keep_in_forks
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.images.limits import FRAMES, MOST_FRAMES
 from mdmf_deploy.images.pixels import Colour
@@ -33,6 +35,53 @@ if TYPE_CHECKING:
     from mdmf_deploy.detection.on_gpu import Fused
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorSpec:
+    """How to open a detector like another one. It can be pickled, so that a worker process can open its own.
+
+    bundle: an absolute path, or the name of a bundle shipped in the package.
+    bundle_id, calibration_id: of the bundle when the first detector opened it.
+    The other fields are arguments of Detector, with "auto" and defaults resolved. threads stays None for one per core,
+    so that it is one per core of the worker's machine.
+    """
+
+    bundle: str
+    bundle_id: str
+    calibration_id: str | None
+    runtime: str
+    threads: int | None
+    batch_size: int
+    crops: int
+    limits: ReadLimits
+    reduction: str
+    frames: int | None
+
+    def open(self) -> Detector:
+        """Open a detector that gives the same rows.
+
+        Raises BundleError if the bundle or its calibration has changed, and otherwise as Detector does.
+        """
+        detector = Detector(
+            self.bundle,
+            self.runtime,
+            self.threads,
+            batch_size=self.batch_size,
+            crops=self.crops,
+            limits=self.limits,
+            reduction=self.reduction,
+            frames=self.frames,
+        )
+        for name in ("bundle_id", "calibration_id"):
+            found, wanted = getattr(detector.bundle, name), getattr(self, name)
+            if found != wanted:
+                detector.close()
+                raise BundleError(
+                    f"{detector.bundle.path}: {name} is {_short(found)}, and {_short(wanted)} in the spec; give every "
+                    "worker the same bundle"
+                )
+        return detector
 
 
 class Detector:
@@ -74,10 +123,12 @@ class Detector:
     ) -> None:
         start = time.perf_counter()
         self.bundle = Bundle.open(bundle)
+        # Now, because the program may change its folder later.
+        self._name = shipped_name(self.bundle.path) or str(self.bundle.path.absolute())
         # Read now, so that a damaged bundle fails before an engine is opened.
         bundle_id, _ = self.bundle.bundle_id, self.bundle.calibration
         self._bank = self.bundle.bank
-        self._threads, self._batch_size, self._limits = threads, batch_size, limits
+        self._threads, self._batch_size, self._limits = threads, batch_size, limits or ReadLimits()
         self._crops = self.bundle.manifest.preprocessing.crops if crops is None else crops
         if frames is not None and not 1 <= frames <= MOST_FRAMES:
             raise UsageError(f"frames must be 1 to {MOST_FRAMES}, got {frames}")
@@ -86,8 +137,7 @@ class Detector:
         _LOG.debug("read bundle %s, id %s, in %.2f s", self.bundle.path, bundle_id, seconds)
         self._held = ExitStack()
         self._asked = runtime
-        self._streams: WeakSet[Generator[list[Extraction], None, None]] = WeakSet()
-        self._closed = False
+        self._streams = Streams()
         self._engine = open_engine(runtime, self.bundle, threads)
         self._held.callback(self._engine.close)
         self._verdicts = Verdicts(self.bundle, self._engine.name, self._engine.precision, self._crops)
@@ -99,7 +149,7 @@ class Detector:
             raise
 
     def __repr__(self) -> str:
-        state = ", closed" if self._closed else ""
+        state = ", closed" if self._streams.closed else ""
         return f"<Detector {self.bundle.path.name} on {self._engine.name} {self._engine.precision}{state}>"
 
     def detect(
@@ -148,9 +198,9 @@ class Detector:
     ) -> Generator[Row, None, None]:
         """Yield the rows of `detect` one by one. Sources are taken as they are needed, so there may be any number.
 
-        They are iterated in another thread, which also reads file objects and loads Pillow images. So an iterator may
-        close each one when it is asked for the next. An array must not change before its row comes. A row waits for
-        later sources at most 0.2 s.
+        They are iterated in another thread, which reads file objects, and copies arrays and Pillow images. So an
+        iterator may close each one, or use it again for the next source, as soon as it is asked for that. A row waits
+        for later sources at most 0.2 s. One thread at a time may read a stream.
 
         >>> with Detector("dinov2s") as detector:
         ...     for row in detector.stream(["photo.jpg", "nowhere.jpg"]):
@@ -175,7 +225,7 @@ class Detector:
         ...     print([len(rows) for rows in detector.stream_by_source(["photo.jpg", "nowhere.jpg"])])
         [1, 1]
         """
-        self._check_open()
+        self._streams.check()
         if colour not in get_args(Colour):
             raise UsageError(f"colour {colour!r} is not known; choose rgb, or bgr for arrays of OpenCV")
         if is_one(sources):
@@ -185,8 +235,7 @@ class Detector:
             raise UsageError(f"sources is a {type(sources).__name__}; give one source, or an iterable of them")
         elif name is not None:
             raise UsageError("name= is for a single source; among several, write Named(source, name)")
-        limits = self._limits or ReadLimits()
-        taken = (take(n, source, limits, colour) for n, source in enumerate(cast(Iterable[Source], sources)))
+        taken = (take(n, source, self._limits, colour) for n, source in enumerate(cast(Iterable[Source], sources)))
         batches = extract_batches(
             taken,
             self._engine,
@@ -198,8 +247,7 @@ class Detector:
             frames=self._frames,
             fused=self._fused,
         )
-        self._streams.add(batches)
-        return self._rows(batches, each_frame)
+        return self._rows(self._streams.add(batches), each_frame)
 
     @property
     def runtime(self) -> str:
@@ -208,12 +256,14 @@ class Detector:
 
     @property
     def engine(self) -> Engine:
-        """The engine that extracts signatures. The detector closes it."""
+        """The engine that extracts signatures. The detector closes it. Raises UsageError after that."""
+        self._streams.check()
         return self._engine
 
     @property
     def reduction(self) -> Reduction:
-        """The reduction that scores signatures against the bundle's bank."""
+        """The reduction that scores signatures against the bundle's bank. Raises UsageError in a closed detector."""
+        self._streams.check()
         return self._reduction
 
     @property
@@ -239,25 +289,42 @@ class Detector:
             max_seconds=limits.max_seconds,
         )
 
+    def spec(self) -> DetectorSpec:
+        """Return a small value that can be pickled, and whose `open` gives a worker process a detector like this one.
+
+        >>> with Detector("dinov2s", threads=1) as detector:
+        ...     spec = detector.spec()
+        >>> with spec.open() as same:
+        ...     [row] = same.detect("photo.jpg")
+        """
+        return DetectorSpec(
+            bundle=self._name,
+            bundle_id=self.bundle.bundle_id,
+            calibration_id=self.bundle.calibration_id,
+            # The runtime as it was asked for may name a build profile.
+            runtime=self.runtime if self._asked == "auto" else self._asked,
+            threads=self._threads,
+            batch_size=self._batch_size,
+            crops=self._crops,
+            limits=self._limits,
+            reduction=self._reduction.name,
+            frames=self._frames,
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "a detector cannot be pickled or copied; give the worker Detector.spec(), and let it call open() there"
+        )
+
     def close(self) -> None:
         """Free the engine and the reduction's memory, and end all streams. Closing twice does nothing more.
 
         The detector cannot be used afterwards: `detect`, and a stream that has not ended, raise UsageError.
-        Raises UsageError if another thread is waiting for a row.
+        In a forked process this frees nothing, because all of it belongs to the parent.
+        Raises UsageError if another thread is waiting for a row. Then the detector stays open, and so do all streams.
         """
-        for batches in list(self._streams):
-            try:
-                batches.close()
-            except ValueError as error:  # Python's error for a generator that is running
-                raise UsageError(
-                    "another thread is waiting for a row of this detector; let it end before you close the detector"
-                ) from error
-        self._closed = True
-        self._held.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UsageError("this detector is closed; open another one, or stay inside its `with` block")
+        if self._streams.close():
+            self._held.close()
 
     def _reduce_by(self, name: str) -> tuple[Reduction, Fused | None]:
         """Return the reduction, and the engine fused with it if signatures can stay on the GPU."""
@@ -273,6 +340,7 @@ class Detector:
         try:
             reduction = CudaReduction()
             self._held.callback(reduction.close)
+            keep_in_forks(reduction)
             reduction.prepare(self._bank)
         except MdmfError as error:
             if name == "cuda":
@@ -291,16 +359,17 @@ class Detector:
     ) -> None:
         self.close()
 
-    def _rows(
-        self, batches: Generator[list[Extraction], None, None], each_frame: bool
-    ) -> Generator[tuple[Row, ...], None, None]:
-        with closing(batches):
-            self._check_open()
-            for batch in batches:
-                scores = self._scores(batch)
+    def _rows(self, stream: Stream, each_frame: bool) -> Generator[tuple[Row, ...], None, None]:
+        with closing(stream):
+            while True:
+                with self._streams.inside():
+                    batch = stream.next()
+                    if batch is None:
+                        return
+                    scores = self._scores(batch)
                 for n, extraction in enumerate(batch):
                     yield self._verdicts.rows(extraction, scores.get(n), each_frame)
-                    self._check_open()
+                    self._streams.check()
 
     def _scores(self, batch: list[Extraction]) -> dict[int, ImageScore]:
         """Return the scores by place in the batch. One reduction scores the crops of all images."""
@@ -312,6 +381,10 @@ class Detector:
         for n, (score, contributions) in zip(places, reduced, strict=True):
             scores[n] = ImageScore(score, contributions.ravel().tolist(), batch[n].ms_engine, ms_mmd)
         return scores
+
+
+def _short(identity: str | None) -> str:
+    return "none" if identity is None else identity[:12]
 
 
 def _flat(grouped: Generator[tuple[Row, ...], None, None]) -> Generator[Row, None, None]:

@@ -20,6 +20,7 @@ from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.sources import Source, Taken, take
 from mdmf_deploy.detection.videos import VideoFrames, VideoRoom, check_video, hash_video, sample_video, video_provenance
 from mdmf_deploy.errors import ImageError, UsageError
+from mdmf_deploy.hardware.forks import Origin
 from mdmf_deploy.images import decode
 from mdmf_deploy.images.crops import Pixels, boxes, grid, normalise, squares
 from mdmf_deploy.images.evidence import evidence
@@ -223,21 +224,24 @@ class Feed:
         self._queue: SimpleQueue[Future[Prepared] | None] = SimpleQueue()
         self._head: Future[Prepared] | None = None
         self._closed = False
+        self._origin = Origin("stream")
         self._owner = Owner()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mdmf-decode", initializer=self._owner.adopt)
         # A daemon: an iterable that waits for its next source for ever must not keep the process alive.
         self._thread = threading.Thread(target=self._iterate, args=(sources,), name="mdmf-sources", daemon=True)
 
     def start(self) -> None:
-        """Begin to take sources."""
+        """Begin to take sources. Raises UsageError in a forked process."""
+        self._origin.check()
         self._thread.start()
 
     def peek(self, timeout: float | None = None) -> Prepared | None:
         """Return the next prepared source without removing it, or None after the last.
 
-        Raises TimeoutError if it is not ready in time, UsageError if the main thread has ended, or the error that
-        the sources raised.
+        Raises TimeoutError if it is not ready in time, UsageError if the main thread has ended or in a forked process,
+        or the error that the sources raised.
         """
+        self._origin.check()
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         if self._head is None:
             self._head = self._next(deadline)
@@ -257,7 +261,10 @@ class Feed:
 
         Sources in work are finished, but those that a child process decodes are dropped at once, like waiting ones. If
         the iterable is itself waiting for its next source, its thread is left behind and ends once that source comes.
+        Does nothing in a forked process, which has none of the threads.
         """
+        if not self._origin.is_here:
+            return
         self._closed = True
         self._video_room.close()
         self._room.release()

@@ -29,6 +29,7 @@ from mdmf_deploy.detection.feed import CHECK_INTERVAL, Extraction, Feed, Prepare
 from mdmf_deploy.detection.sources import Source, Taken
 from mdmf_deploy.detection.videos import VideoRoom
 from mdmf_deploy.errors import UsageError
+from mdmf_deploy.hardware.forks import Origin
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.runtime import Engine
@@ -138,6 +139,7 @@ class _EngineThread:
         self._results: SimpleQueue[list[Extraction] | BaseException | None] = SimpleQueue()
         self._room = threading.Semaphore(1)
         self._closed = False
+        self._origin = Origin("stream")
         # Not a daemon: the interpreter must not exit while this thread is inside the runtime. It ends soon after the
         # main thread.
         self._thread = threading.Thread(target=self._run, name="mdmf-engine")
@@ -147,7 +149,11 @@ class _EngineThread:
         self._thread.start()
 
     def next(self) -> list[Extraction] | None:
-        """Return the next batch, or None after the last. Raises the errors of the engine and of the sources."""
+        """Return the next batch, or None after the last.
+
+        Raises the errors of the engine and of the sources, and UsageError in a forked process.
+        """
+        self._origin.check()
         result = self._results.get()
         self._room.release()
         if isinstance(result, BaseException):
@@ -155,6 +161,8 @@ class _EngineThread:
         return result
 
     def close(self) -> None:
+        if not self._origin.is_here:
+            return
         self._closed = True
         self._room.release()
         self._feed.close()

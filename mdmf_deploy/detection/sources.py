@@ -17,7 +17,7 @@ from mdmf_deploy.images import decode
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.images.inputs import uri
 from mdmf_deploy.images.magic import HEAD, video_format
-from mdmf_deploy.images.pixels import Colour, load, rgb_of_array, rgb_of_image
+from mdmf_deploy.images.pixels import Colour, Snapshot, own, rgb_of_array, snapshot
 
 
 @runtime_checkable
@@ -51,13 +51,13 @@ An array is uint8: grey (H, W), colour (H, W, 3), or colour and alpha (H, W, 4).
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A source that no longer depends on its caller: file objects are read, and Pillow images have their pixels.
+    """A source that no longer depends on its caller: file objects are read, arrays and Pillow images are copied.
 
     source: a path, bytes, an array, an image, or the error that reading gave.
     kind: the source's uri is "<kind>:<n>" if it has no name.
     """
 
-    source: str | Path | bytes | NDArray[Any] | Image.Image | ImageError
+    source: str | Path | bytes | NDArray[Any] | Snapshot | ImageError
     kind: str
     name: str | None = None
     colour: Colour = "rgb"
@@ -88,8 +88,8 @@ class Taken:
 
     def pixels(self, name: str) -> NDArray[np.uint8]:
         """Return the pixels of an array or image, (H, W, 3) RGB. Raises ImageError if they have no such form."""
-        if isinstance(self.source, Image.Image):
-            return rgb_of_image(self.source, name)
+        if isinstance(self.source, Snapshot):
+            return self.source.rgb(name)
         assert isinstance(self.source, np.ndarray)
         return rgb_of_array(self.source, name, self.colour)
 
@@ -102,7 +102,7 @@ def is_one(sources: object) -> bool:
 
 
 def take(n: int, source: Source, limits: ReadLimits, colour: Colour = "rgb") -> Taken:
-    """Take source number n. A file object may be closed afterwards.
+    """Take source number n. Afterwards the caller may close a file object, and change an array or an image.
 
     colour: the order of an array's channels.
     Raises UsageError for a source of another type.
@@ -115,9 +115,10 @@ def take(n: int, source: Source, limits: ReadLimits, colour: Colour = "rgb") -> 
     if isinstance(source, bytes | bytearray | memoryview):
         return Taken(bytes(source), "bytes", name)
     if isinstance(source, np.ndarray):
-        return Taken(source, "array", name, colour)
+        # An array of another type is refused, whatever its values.
+        return Taken(own(source) if source.dtype == np.uint8 else source, "array", name, colour)
     if isinstance(source, Image.Image):
-        return Taken(_loaded(source, name or f"image:{n}", limits), "image", name)
+        return Taken(_copied(source, name or f"image:{n}", limits), "image", name)
     if isinstance(source, Readable):
         path = getattr(source, "name", None)
         name = name or (uri(path) if isinstance(path, str) and path else None)
@@ -127,12 +128,11 @@ def take(n: int, source: Source, limits: ReadLimits, colour: Colour = "rgb") -> 
     )
 
 
-def _loaded(image: Image.Image, name: str, limits: ReadLimits) -> Image.Image | ImageError:
+def _copied(image: Image.Image, name: str, limits: ReadLimits) -> Snapshot | ImageError:
     try:
-        load(image, name, limits)
+        return snapshot(image, name, limits)
     except ImageError as error:
         return error
-    return image
 
 
 def _read(file: Readable, name: str, limits: ReadLimits) -> bytes | ImageError:

@@ -20,14 +20,16 @@ import re
 import stat
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePath
 
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import refuse_url
-from mdmf_deploy.images.listing import skipped_as
+from mdmf_deploy.images.listing import is_named_like_input, skipped_as
 from mdmf_deploy.images.lists import read_list
+from mdmf_deploy.images.paths import Paths, encode
 from mdmf_deploy.images.places import Guard
 from mdmf_deploy.text import escaped, is_printable
 
@@ -44,7 +46,7 @@ class Inputs:
         and are no inputs.
     """
 
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
     others: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -68,9 +70,9 @@ def expand(
     if list(arguments).count("-") > 1:
         raise UsageError("- was given more than once; standard input can be read only once")
     search = _Search(whole_disk, tell)
-    paths = [path for argument in arguments for path in search.argument(argument)]
+    paths = Paths(chain.from_iterable(map(search.argument, arguments)))
     search.tell_total()
-    return Inputs(tuple(paths), dict(search.others))
+    return Inputs(paths, dict(search.others))
 
 
 def in_folder(folder: str | Path, whole_disk: bool = False, tell: Callable[[str], None] = lambda line: None) -> Inputs:
@@ -79,8 +81,8 @@ def in_folder(folder: str | Path, whole_disk: bool = False, tell: Callable[[str]
     Raises UsageError if it contains no image, cannot be listed or, as for `expand`, needs `whole_disk`.
     """
     search = _Search(whole_disk, tell)
-    paths = search.folder(str(folder))
-    return Inputs(tuple(paths), dict(search.others))
+    paths = Paths(search.folder(str(folder)))
+    return Inputs(paths, dict(search.others))
 
 
 def uri(path: str | Path) -> str:
@@ -125,7 +127,7 @@ def why_missing(path: str | Path) -> str:
 
 
 class _Search:
-    """Expands the arguments of one run, and counts what it finds.
+    """Expands the arguments of one run to the bytes of paths, which take less memory, and counts what it finds.
 
     others: suffix -> number of files that are no inputs.
     """
@@ -137,7 +139,7 @@ class _Search:
         self._images = 0
         self._told = False
 
-    def argument(self, argument: str) -> list[Path]:
+    def argument(self, argument: str) -> Iterable[bytes]:
         """Return the inputs of one argument."""
         if argument == "-":
             return self._listed(_standard_input(), "standard input")
@@ -148,10 +150,10 @@ class _Search:
         if os.path.isdir(argument):  # noqa: PTH112 (Path.is_dir raises on an embedded NUL)
             return self.folder(argument)
         if os.path.lexists(argument) or not glob.has_magic(argument) or refuse_url(argument) is not None:
-            return [Path(argument)]
+            return [encode(argument)]
         return self._glob(argument)
 
-    def folder(self, name: str, source: str = "") -> list[Path]:
+    def folder(self, name: str, source: str = "") -> list[bytes]:
         """Return the images below a folder. source: the list that names it."""
         before = self.others.total()
         paths = self._walk(name, f"{source}: " if source else "")
@@ -167,39 +169,39 @@ class _Search:
         if self._images + self.others.total() > MANY and not self._told:
             self._tell(f"the folders hold {_count(self._images, self.others.total())}")
 
-    def _listed(self, names: list[str], source: str) -> list[Path]:
-        paths: list[Path] = []
-        unquoted = []
+    def _listed(self, names: Iterable[str], source: str) -> Iterator[bytes]:
+        unquoted: list[str] = []
+        count = 0
         for name in names:
             bare = _unquoted(name)
             if bare is not None:
-                unquoted.append(name)
+                count += 1
+                unquoted = unquoted or [name]
             found = name if bare is None else bare
             if os.path.isdir(found):  # noqa: PTH112
-                paths += self.folder(found, source)
+                yield from self.folder(found, source)
             else:
-                paths.append(Path(found))
+                yield encode(found)
         if unquoted:
-            paths_are = "1 path is" if len(unquoted) == 1 else f"{len(unquoted)} paths are"
+            paths_are = "1 path is" if count == 1 else f"{count} paths are"
             self._tell(f"{source}: {paths_are} read without the quotes, such as {uri(unquoted[0])}")
-        return paths
 
-    def _glob(self, pattern: str) -> list[Path]:
+    def _glob(self, pattern: str) -> Iterable[bytes]:
         self._refuse_glob_of_a_disk(pattern)
         matches = sorted(glob.glob(pattern, recursive=True), key=os.fsencode)  # noqa: PTH207 (Path.glob refuses absolute patterns)
         if not matches:
             raise UsageError(f"glob {uri(pattern)} matches nothing; check the folder and the pattern")
-        paths: dict[Path, None] = {}
+        paths: dict[bytes, None] = {}
         before = self.others.total()
         for match in matches:
             if os.path.isdir(match):  # noqa: PTH112
                 paths |= dict.fromkeys(self._walk(match, f"glob {uri(pattern)}: "))
             else:
-                paths[Path(match)] = None
+                paths[encode(match)] = None
         if not paths:
             skipped = self.others.total() - before
             raise UsageError(f"glob {uri(pattern)} matches folders without images ({skipped} other files skipped)")
-        return list(paths)
+        return paths
 
     def _refuse_glob_of_a_disk(self, pattern: str) -> None:
         """Refuse "/*" like "/", and "/**/*.jpg", which would list a whole disk before the first match."""
@@ -215,7 +217,7 @@ class _Search:
                 f"{source}{uri(folder)} is {what}; name a folder of images, or give --yes to search all of it"
             )
 
-    def _walk(self, top: str, source: str) -> list[Path]:
+    def _walk(self, top: str, source: str) -> list[bytes]:
         """Return the images below a folder, sorted by the bytes of their paths, and count the other entries.
 
         A subfolder that cannot be listed is returned like an image, so that it costs a row and is not silently skipped.
@@ -223,7 +225,7 @@ class _Search:
         costs a row. So does a file named like an image that has another content, or none.
         """
         self._refuse_whole_disk(Path(top), self._guard.why(top), source)
-        paths: list[Path] = []
+        paths: list[bytes] = []
         others: Counter[str] = Counter()
         seen: set[tuple[int, int]] = set()
         waiting = [Path(top)]
@@ -239,22 +241,26 @@ class _Search:
                 if what is not None and not self._whole_disk:
                     self._tell(f"{uri(folder)} is not searched, because it leads to {what}; --yes searches it")
                     continue
-                entries = sorted(folder.iterdir(), key=os.fsencode, reverse=True)
+                names = os.listdir(folder)  # noqa: PTH208 (iterdir lists no fewer, and makes a Path of each)
             except OSError as error:
                 if folder == Path(top):
                     raise UsageError(
                         f"folder {uri(folder)}: {error.strerror}; give a folder that can be read"
                     ) from error
-                paths.append(folder)
+                paths.append(os.fsencode(folder))
                 continue
-            for entry in entries:
+            folders = []
+            before = os.fsencode(folder / "_")[:-1]
+            for name in names:
+                entry = before + os.fsencode(name)
                 target = _status(entry)
                 if target is not None and stat.S_ISDIR(target.st_mode):
-                    waiting.append(entry)
-                elif (suffix := skipped_as(entry, target)) is None:
+                    folders.append(folder / name)
+                elif is_named_like_input(name) or (suffix := skipped_as(folder / name, target)) is None:
                     paths.append(entry)
                 else:
                     others[suffix] += 1
+            waiting += sorted(folders, key=os.fsencode, reverse=True)
             if not announced and len(paths) + others.total() > MANY:
                 announced = self._told = True
                 self._tell(f"{uri(top)} holds more than {MANY:,} files; still counting")
@@ -262,10 +268,11 @@ class _Search:
             self._tell(f"{uri(top)} holds {_count(len(paths), others.total())}")
         self._images += len(paths)
         self.others += others
-        return sorted(paths, key=os.fsencode)
+        paths.sort()
+        return paths
 
 
-def _status(path: Path) -> os.stat_result | None:
+def _status(path: bytes) -> os.stat_result | None:
     """Return what the system says about a file, with links followed, or None if it says nothing."""
     try:
         return os.stat(path)  # noqa: PTH116 (tells a folder that cannot be searched from one without the file)
@@ -273,7 +280,7 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _standard_input() -> list[str]:
+def _standard_input() -> Iterable[str]:
     if sys.stdin is None:
         raise UsageError("- asks for a list on standard input, which is closed; pipe one in, or give @FILE")
     try:
@@ -282,7 +289,7 @@ def _standard_input() -> list[str]:
         raise UsageError(f"standard input: {error.strerror}; pipe in a list of paths, or give @FILE") from error
 
 
-def _file(argument: str) -> list[str]:
+def _file(argument: str) -> Iterable[str]:
     if argument == "@":
         raise UsageError("@ names no list; give the name of a file after it, or - for a list on standard input")
     source = Path(argument[1:])

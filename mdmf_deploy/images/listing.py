@@ -33,6 +33,11 @@ SIDE_FILES = "._*"
 """The name under which the side files of macOS are counted."""
 
 
+def is_named_like_input(name: str) -> bool:
+    """Return whether the name alone makes a folder's file an input, as most do. For a hidden one, ask `skipped_as`."""
+    return name[name.rfind(".") :].lower() in SUFFIXES and name[0] != "."
+
+
 def skipped_as(path: Path, status: os.stat_result | None) -> str | None:
     """Return what to count a folder's file as if it is no input: its lower-case suffix, or SIDE_FILES. None for inputs.
 

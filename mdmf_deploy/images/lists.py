@@ -35,9 +35,10 @@ _ODD_BETWEEN_NULS = re.compile(rb"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]|\0(?=\0)")
 _HINT = "give paths, one per line in UTF-8, or separated by NUL"
 
 
-def read_list(file: BinaryIO, source: str) -> list[str]:
-    """Read a list of paths. Names that are not UTF-8 keep their bytes.
+def read_list(file: BinaryIO, source: str) -> Iterator[str]:
+    """Read a list of paths, and return an iterator over them. Names that are not UTF-8 keep their bytes.
 
+    The whole list has been read and checked then, and is held as the bytes that it is.
     source: names the list in errors, such as "standard input".
     Raises UsageError if it holds no path, or anything but paths. Raises OSError if it cannot be read.
     """
@@ -56,14 +57,23 @@ def read_list(file: BinaryIO, source: str) -> list[str]:
             raise UsageError(f"{source} holds binary data, not a list of paths; {_HINT}")
         if len(data) > MOST_BYTES:
             raise UsageError(f"{source} is longer than {MOST_BYTES >> 20} MiB; {_HINT}, or split the list")
-    names = bytes(data).split(separator)
-    if separator == b"\n":
-        # A mark inside comes from lists that were joined.
-        names = [name.removesuffix(b"\r").removeprefix(codecs.BOM_UTF8) for name in names]
-    found = [os.fsdecode(name) for name in names if name.strip()]
-    if not found:
+    if next(_names(data, separator), None) is None:
         raise UsageError(f"{source} holds no path; {_HINT}")
-    return found
+    return _names(data, separator)
+
+
+def _names(data: bytearray, separator: bytes) -> Iterator[str]:
+    start = 0
+    while start <= len(data):
+        end = data.find(separator, start)
+        end = len(data) if end < 0 else end
+        name = bytes(data[start:end])
+        start = end + 1
+        if separator == b"\n":
+            # A mark inside comes from lists that were joined.
+            name = name.removesuffix(b"\r").removeprefix(codecs.BOM_UTF8)
+        if name.strip():
+            yield os.fsdecode(name)
 
 
 def _in_utf_8(file: BinaryIO, source: str) -> Iterator[bytes]:

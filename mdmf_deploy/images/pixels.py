@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images.crops import Pixels
 from mdmf_deploy.images.decode import ReadLimits
-from mdmf_deploy.images.rgb import PILLOW_WARNINGS, TURNS, orientation_of, to_rgb
+from mdmf_deploy.images.rgb import PILLOW_WARNINGS, TURNS, orientation_of, tags_of, to_rgb
 
 Colour = Literal["rgb", "bgr"]
 """The order of an array's channels. OpenCV's is "bgr"."""
@@ -41,10 +43,43 @@ def rgb_of_array(pixels: NDArray[Any], name: str, colour: Colour = "rgb") -> Pix
     return np.asarray(to_rgb(image, image, 8, "array"))
 
 
-def load(image: Image.Image, name: str, limits: ReadLimits) -> None:
-    """Read the pixels of an image that Pillow has opened, if it has not yet.
+def own(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy that lies in memory as the array does, so that most are copied as one block.
 
-    Raises ImageError: too_many_pixels, truncated or corrupt.
+    NumPy alone is ten times slower with an axis that runs backwards, as in bgr[..., ::-1].
+    """
+    forward = tuple(slice(None, None, -1 if stride < 0 else None) for stride in pixels.strides)
+    return np.array(pixels[forward])[forward]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A Pillow image as it was when it was taken, whatever the caller does with it later.
+
+    image: a copy.  orientation: as its EXIF says, 1 to 8.  tag_v2: of a TIFF, as `to_rgb` needs them.
+    """
+
+    image: Image.Image
+    orientation: int
+    tag_v2: Mapping[int, Any]
+
+    def rgb(self, name: str) -> Pixels:
+        """Return (H, W, 3), upright.
+
+        Raises ImageError unsupported_mode, and empty for no pixels. To be called once, because a colour key is dropped.
+        """
+        if 0 in self.image.size:
+            raise ImageError("empty", f"{name} has {self.image.width} x {self.image.height} pixels")
+        with PILLOW_WARNINGS.kept():
+            rgb = to_rgb(self.image, self, 8, name)
+            turn = TURNS.get(self.orientation)
+            return np.asarray(rgb if turn is None else rgb.transpose(turn))
+
+
+def snapshot(image: Image.Image, name: str, limits: ReadLimits) -> Snapshot:
+    """Copy an image that Pillow has opened. Its pixels are read now, if they have not been.
+
+    Raises ImageError too_many_pixels, truncated or corrupt.
     """
     if image.width * image.height > limits.max_pixels:
         raise ImageError(
@@ -54,27 +89,13 @@ def load(image: Image.Image, name: str, limits: ReadLimits) -> None:
     try:
         with PILLOW_WARNINGS.kept():
             image.load()
+            return Snapshot(image.copy(), orientation_of(image), tags_of(image))
     except (MemoryError, Image.DecompressionBombError) as error:
         raise ImageError("too_many_pixels", f"{name}: its pixels do not fit into memory") from error
     except Exception as error:  # a damaged file raises almost anything, and so does one that is closed
         text = " ".join(str(error).split())[:200] or type(error).__name__
         code = "truncated" if "truncated" in text.lower() else "corrupt"
         raise ImageError(code, f"{name}: its pixels cannot be read ({text})") from error
-
-
-def rgb_of_image(image: Image.Image, name: str) -> Pixels:
-    """Return (H, W, 3) of a loaded Pillow image. The image stays as it is.
-
-    An EXIF orientation that the image carries is applied, as it is for a file.
-    Raises ImageError unsupported_mode, and empty for no pixels.
-    """
-    if 0 in image.size:
-        raise ImageError("empty", f"{name} has {image.width} x {image.height} pixels")
-    with PILLOW_WARNINGS.kept():
-        turn = TURNS.get(orientation_of(image))
-        # A copy, because to_rgb may drop a colour key. A TIFF's tags are read from the image that has them.
-        rgb = to_rgb(image.copy(), image, 8, name)
-        return np.asarray(rgb if turn is None else rgb.transpose(turn))
 
 
 def _remedy(pixels: NDArray[Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,10 +48,11 @@ def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return size if orientation < 5 else size[::-1]
 
 
-def to_rgb(image: Image.Image, file: Image.Image, depth: int, format: str) -> Image.Image:
+def to_rgb(image: Image.Image, file: object, depth: int, format: str) -> Image.Image:
     """Convert to mode RGB, with alpha and colour keys laid over white.
 
-    image: the file's loaded pixels, all or a box of them.  depth: bits per sample in a PNG's header.
+    image: the file's loaded pixels, all or a box of them.  file: may have a TIFF's tags, as `tag_v2`.
+    depth: bits per sample in a PNG's header.
     Raises ImageError unsupported_mode.
     """
     key = image.info.get("transparency")
@@ -61,7 +62,7 @@ def to_rgb(image: Image.Image, file: Image.Image, depth: int, format: str) -> Im
     if image.mode in ("I;16", "I;16L", "I;16B"):
         values = np.asarray(image)
         grey: Image.Image = Image.fromarray((values >> _excess_bits(file)).astype(np.uint8))
-        if isinstance(file, TiffImagePlugin.TiffImageFile) and file.tag_v2.get(_PHOTOMETRIC) == 0:
+        if tags_of(file).get(_PHOTOMETRIC) == 0:
             grey = Image.fromarray(255 - np.asarray(grey))
         return grey.convert("RGB") if key is None else _over_white(grey, _unlike(values, key))
     if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"):
@@ -94,9 +95,14 @@ def _unlike(pixels: NDArray[Any], key: Any) -> Image.Image:
     return Image.fromarray(np.where(differs, 255, 0).astype(np.uint8))
 
 
-def _excess_bits(file: Image.Image) -> int:
+def tags_of(file: object) -> Mapping[int, Any]:
+    """Return the tags of a TIFF that conversion depends on. Other files have none."""
     tags = getattr(file, "tag_v2", {})
-    return max(0, int(tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 8)
+    return {tag: tags[tag] for tag in (_BITS_PER_SAMPLE, _PHOTOMETRIC) if tag in tags}
+
+
+def _excess_bits(file: object) -> int:
+    return max(0, int(tags_of(file).get(_BITS_PER_SAMPLE, (16,))[0]) - 8)
 
 
 class PillowWarnings:

@@ -10,6 +10,7 @@ others, so callers that overlap would leave the limit behind.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from collections import deque
@@ -94,6 +95,20 @@ def one_blas_thread() -> Iterator[None]:
             _inside -= 1
             if _inside == 0:
                 put(_before)
+
+
+def _forget() -> None:
+    """Take the limit off in a forked process, which has none of the threads that set it."""
+    global _lock, _inside
+    _lock = threading.Lock()
+    functions = _functions()
+    if _inside and functions is not None:
+        functions[1](_before)
+    _inside = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @cache

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.errors import RuntimeUnavailable, install
+from mdmf_deploy.hardware.forks import keep_in_forks
 from mdmf_deploy.hardware.host import saturates_int8
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
         engine: Engine = getattr(importlib.import_module(module), class_name)(bundle, threads=threads, **options)
     except ImportError as error:
         raise RuntimeUnavailable(f"runtime {name!r} needs {error.name}; run: {install(extra)}") from error
+    keep_in_forks(engine)
     seconds = time.perf_counter() - start
     _LOG.debug("opened %s %s for %s in %.2f s", name, engine.precision, bundle.path, seconds)
     return engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ _LOG = logging.getLogger(__name__)
 
 _WARM_UP = 3  # calls before a capture, for libraries that allocate and choose kernels in the first ones
 _RUNS = 3  # times that a check repeats a batch
+_setting = threading.Lock()
 _EVERY_SHIFT = 16  # images in the largest batch that a check rotates by every shift
 
 
@@ -52,10 +54,9 @@ class TorchCpuEngine:
         self.precision: str = bundle.manifest.model.precision
         crop = bundle.manifest.preprocessing.crop
         self._signature = (bundle.manifest.model.pool**2, bundle.manifest.model.signature)
-        with bundle.unchanged_model() as path:
-            graph = OnnxGraph(path)
-        self._program = graph.program(1, (3, crop, crop))
-        self._lock = threading.Lock()
+        # In a forked process, OpenMP waits for ever for threads that only the parent has.
+        with bundle.unchanged_model() as path, _single_threaded():
+            self._program = OnnxGraph(path).program(1, (3, crop, crop))
         self._pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="mdmf-torch")
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -63,7 +64,7 @@ class TorchCpuEngine:
         extract = partial(_extract, self._program)
         result = np.empty((len(images), *self._signature), np.float32)
         each = [images[place : place + 1] for place in range(len(images))]
-        with self._lock, _single_threaded():
+        with _single_threaded():
             for place, signatures in enumerate(self._pool.map(extract, each)):
                 result[place] = signatures.numpy()[0]
         return result
@@ -266,13 +267,27 @@ def _extract(program: Program, image: NDArray[np.float32]) -> Tensor:
 
 @contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
-    """Let operators use one thread each, also in threads that start now. The setting is the process's: put it back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    """Let operators use one thread each, also in threads that start now. The setting is the process's: put it back.
+
+    One thread at a time may be inside. Otherwise the first to leave would give threads to the others' operators.
+    """
+    with _setting:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _forget() -> None:
+    """Give a forked process a lock that no thread of its parent's holds."""
+    global _setting
+    _setting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @contextlib.contextmanager

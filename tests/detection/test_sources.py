@@ -133,3 +133,28 @@ def test_pixels_have_one_hash_whatever_holds_them() -> None:
     found = [prepare(0, source, plan, 1, ReadLimits()).extraction for source in sources]
     assert len({one.sha256 for one in found}) == 1
     assert [one.format for one in found] == ["array", "image", "array"]
+
+
+def test_what_the_caller_does_with_a_source_later_changes_nothing(tmp_path: Path) -> None:
+    """OpenCV's read(dst) writes every frame into one array, and a Pillow image of a GIF holds one frame at a time."""
+    array, buffer, image = PIXELS.copy(), bytearray(b"abc"), Image.fromarray(PIXELS)
+    view = memoryview(buffer)
+    grey = Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 16)
+    grey.save(tmp_path / "a.tif", tiffinfo={258: 12, 262: 0})
+    turned = Image.fromarray(PIXELS)
+    turned.getexif()[274] = 6
+    with Image.open(tmp_path / "a.tif") as tiff:
+        sources: list[Source] = [array, array[::-1, :, ::-1], image, buffer, view, tiff, turned]
+        taken = [take(n, source, LIMITS) for n, source in enumerate(sources)]
+        again = [take(n, source, LIMITS) for n, source in enumerate(sources)]
+        wanted = [one.data(LIMITS) or one.pixels("a").copy() for one in again]
+        array[:] = 0
+        buffer[:] = b"xyz"
+        image.paste(0, (0, 0, *image.size))
+        tiff.close()
+        del tiff.tag_v2[262]
+        turned.getexif()[274] = 3
+        turned.close()
+    for one, before in zip(taken, wanted, strict=True):
+        np.testing.assert_array_equal(one.data(LIMITS) or one.pixels("a"), before)
+    assert wanted[6].shape == (30, 40, 3)  # type: ignore[union-attr]

@@ -28,7 +28,7 @@ MARKS = {
 
 
 def read(data: bytes) -> list[str]:
-    return read_list(io.BytesIO(data), "the list")
+    return list(read_list(io.BytesIO(data), "the list"))
 
 
 def refusal(data: bytes) -> str:

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.images.decode import ReadLimits, decode
-from mdmf_deploy.images.pixels import load, rgb_of_array, rgb_of_image
+from mdmf_deploy.images.pixels import own, rgb_of_array, snapshot
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (7, 5, 4), np.uint8)
 
@@ -19,6 +19,10 @@ def as_file(image: Image.Image, format: str = "PNG", **options: object) -> bytes
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    return snapshot(image, "a", ReadLimits()).rgb("a")
 
 
 @pytest.mark.parametrize(
@@ -32,7 +36,7 @@ def test_an_array_is_what_a_file_of_it_is(pixels: np.ndarray, mode: str) -> None
     before = pixels.copy()
     wanted = decode(as_file(image)).pixels
     np.testing.assert_array_equal(rgb_of_array(pixels, "a"), wanted)
-    np.testing.assert_array_equal(rgb_of_image(image, "a"), wanted)
+    np.testing.assert_array_equal(rgb(image), wanted)
     if pixels.ndim == 3:
         opencv = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
         np.testing.assert_array_equal(rgb_of_array(opencv, "a", "bgr"), wanted)
@@ -75,7 +79,7 @@ def test_no_pixels_are_empty() -> None:
             rgb_of_array(np.zeros(shape, np.uint8), "a")
         assert caught.value.code == "empty"
     with pytest.raises(ImageError) as caught:
-        rgb_of_image(Image.new("RGB", (0, 3)), "a")
+        rgb(Image.new("RGB", (0, 3)))
     assert caught.value.code == "empty"
 
 
@@ -86,13 +90,13 @@ def test_a_pillow_image_of_any_mode_is_what_its_file_is(mode: str) -> None:
     assert image.mode == mode
     format = "TIFF" if mode in ("CMYK", "PA") else "PNG"
     data = as_file(image.convert("RGBA") if mode == "PA" else image, format)
-    np.testing.assert_array_equal(rgb_of_image(image, "a"), decode(data).pixels)
+    np.testing.assert_array_equal(rgb(image), decode(data).pixels)
 
 
 @pytest.mark.parametrize("mode", ["F", "I", "LAB"])
 def test_a_mode_without_rgb_is_refused_as_in_a_file(mode: str) -> None:
     with pytest.raises(ImageError, match=f"a pixels of mode {mode} have no documented 8-bit RGB") as caught:
-        rgb_of_image(Image.new(mode, (3, 3)), "a")
+        rgb(Image.new(mode, (3, 3)))
     assert caught.value.code == "unsupported_mode"
 
 
@@ -103,17 +107,17 @@ def test_the_exif_orientation_that_an_image_carries_is_applied_once(orientation:
     data = as_file(Image.fromarray(COLOUR[..., :3]), exif=exif)
     wanted = decode(data).pixels
     image = Image.open(io.BytesIO(data))
-    np.testing.assert_array_equal(rgb_of_image(image, "a"), wanted)
-    np.testing.assert_array_equal(rgb_of_image(image.convert("RGB"), "a"), wanted)
-    np.testing.assert_array_equal(rgb_of_image(ImageOps.exif_transpose(image), "a"), wanted)
+    np.testing.assert_array_equal(rgb(image), wanted)
+    np.testing.assert_array_equal(rgb(image.convert("RGB")), wanted)
+    np.testing.assert_array_equal(rgb(ImageOps.exif_transpose(image)), wanted)
 
 
 def test_the_callers_image_stays_as_it_is() -> None:
     image = Image.open(io.BytesIO(as_file(Image.fromarray(COLOUR[..., :3]), transparency=(1, 2, 3))))
     assert "transparency" in image.info
-    before = rgb_of_image(image, "a")
+    before = rgb(image)
     assert "transparency" in image.info
-    np.testing.assert_array_equal(rgb_of_image(image, "a"), before)
+    np.testing.assert_array_equal(rgb(image), before)
 
 
 def test_loading_a_bad_image_says_why() -> None:
@@ -123,9 +127,20 @@ def test_loading_a_bad_image_says_why() -> None:
         (Image.new("RGB", (200, 200)), "too_many_pixels"),
     ):
         with pytest.raises(ImageError) as caught:
-            load(image, "a", ReadLimits(max_pixels=10_000))
+            snapshot(image, "a", ReadLimits(max_pixels=10_000))
         assert caught.value.code == code
     closed = Image.open(io.BytesIO(data))
     closed.close()
     with pytest.raises(ImageError, match="a: its pixels cannot be read"):
-        load(closed, "a", ReadLimits())
+        snapshot(closed, "a", ReadLimits())
+
+
+def test_a_copy_of_an_array_has_its_values_and_its_order_in_memory() -> None:
+    whole = np.random.default_rng(0).integers(0, 256, (6, 8, 4), np.uint8)
+    for view in (whole, whole[..., ::-1], whole[::-1, ::-2, :3], whole.transpose(1, 0, 2), whole[2:4, :, 1]):
+        copy = own(view)
+        assert not np.shares_memory(copy, view)
+        np.testing.assert_array_equal(copy, view)
+        assert np.argsort(np.abs(copy.strides)).tolist() == np.argsort(np.abs(view.strides)).tolist()
+    assert own(whole[..., ::-1]).strides == whole[..., ::-1].strides
+    assert own(whole[1:1]).shape == (0, 8, 4)

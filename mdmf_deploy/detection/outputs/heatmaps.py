@@ -21,6 +21,7 @@ from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.videos import decode_frame
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.files import atomic_file, failure
+from mdmf_deploy.hardware.forks import Origin
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.crops import boxes
 from mdmf_deploy.images.decode import ReadLimits, decode, decode_boxes, read, sha256_of_video
@@ -129,12 +130,15 @@ class HeatmapPool:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mdmf-heatmaps")
         self._waiting: deque[tuple[Row, Future[Path]]] = deque()
         self._most = 4 * workers
+        self._origin = Origin("pool of heat maps")
 
     def add(self, row: Row, source: Path) -> None:
         """Draw the row's heat map soon. Names are given in the order of the calls.
 
-        Waits while four maps a thread are unfinished, so that maps cannot pile up.
+        Waits while four maps a thread are unfinished, so that maps cannot pile up. Raises UsageError in a forked
+        process.
         """
+        self._origin.check()
         work = self._folder.reserve(row, source)
         if work is None:
             return
@@ -143,7 +147,12 @@ class HeatmapPool:
             self._settle()
 
     def close(self) -> None:
-        """Finish every map that was added, so that each row has its own, also after Ctrl-C."""
+        """Finish every map that was added, so that each row has its own, also after Ctrl-C.
+
+        Does nothing in a forked process, whose parent finishes them.
+        """
+        if not self._origin.is_here:
+            return
         try:
             while self._waiting:
                 self._settle()

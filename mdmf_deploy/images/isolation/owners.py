@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,10 @@ class Owner:
     """Requests made by threads that adopted this owner."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all requests. For a forked process, which has none of the threads that made them."""
         self._lock = threading.Lock()
         self._ended = False
         self._stops: dict[object, Callable[[], None]] = {}
@@ -52,6 +57,9 @@ class Owner:
 
 
 _NOBODY = Owner()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_NOBODY.reset)
 
 
 def owner() -> Owner:
