@@ -18,7 +18,6 @@ from mdmf_deploy.bundle.manifest import (
     CALIBRATION,
     MANIFEST,
     MODEL,
-    VIDEO_SCHEMA,
     FileEntry,
     Manifest,
     Verification,
@@ -241,20 +240,7 @@ def _read_manifest(path: Path) -> Manifest:
         data = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}; is this folder a bundle?") from error
-
-    class Version(msgspec.Struct):
-        schema_version: int
-
-    try:
-        # Check the version first, because a newer manifest may lack a key that this version expects.
-        version = msgspec.json.decode(data, type=Version).schema_version
-        if version > VIDEO_SCHEMA:
-            raise BundleError(f"{path}: schema {version} is newer than {VIDEO_SCHEMA}; upgrade mdmf-deploy")
-        if version < 1:
-            raise BundleError(f"{path}: schema {version} is not known; export the bundle again")
-        return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: {error}; export the bundle again") from error
+    return Manifest.from_bytes(data, str(path))
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:

@@ -29,4 +29,3 @@ class Done:
         sha256: compare this with the hash in the rows, and not size and time.
         Inputs whose rows say missing, unreadable or too_slow count as changed: the next try may end otherwise.
         """
-        ...

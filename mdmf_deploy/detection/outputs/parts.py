@@ -42,29 +42,23 @@ class PartFolder:
         Raises UsageError if the folder holds something else, another run holds it, or its settings differ, with what
         differs. Without resume, a folder that has parts is refused.
         """
-        ...
 
     @property
     def done(self) -> Done:
         """The inputs in all parts. Parts that cannot be read are removed first, and said so."""
-        ...
 
     def write(self, table: pyarrow.Table) -> str:
         """Write one part and return its name.  table: INPUT_COLUMNS and the schema's columns.
 
         Safe in another process than the one that opened the folder: pickling keeps what `write` needs.
         """
-        ...
 
     def drop(self, inputs: Iterable[tuple[str, int]]) -> int:
         """Remove the rows of these (uri, copy), each part in one step. Return how many inputs were removed."""
-        ...
 
     def close(self) -> None:
         """Give the lock back."""
-        ...
 
 
 def with_keys(rows: pyarrow.Table, keys: Mapping[str, pyarrow.Array]) -> pyarrow.Table:
     """Return the table with the columns of INPUT_COLUMNS before its own."""
-    ...
