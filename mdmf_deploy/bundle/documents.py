@@ -7,12 +7,14 @@ bounds the size and the depth first. Then it checks the type and the range of ea
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 T = TypeVar("T")
+_PATTERN = re.compile(r"matching regex '.*'(?= - |$)", re.DOTALL)
 
 MOST_JSON = 16 << 20
 """Bytes of the longest JSON that is read: 150,000 calibration images, or the names of as many images of a bank."""
@@ -26,6 +28,7 @@ Name = Annotated[
     str, Meta(max_length=200, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f]*\Z")
 ]
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Sha256OrNone = Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
 # The hash of a photograph, or what stands for it in an anonymous bank or calibration.
 ImageHash = Annotated[str, Meta(pattern=r"\A(hmac-)?[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=1, le=10**12)]
@@ -48,7 +51,8 @@ def converted(tree: Any, kind: type[T]) -> T:
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from error
+        # A regular expression says less than the documentation.
+        raise ValueError(_PATTERN.sub("in the form that docs/bundle.md gives", str(error))) from error
     except (OverflowError, RecursionError) as error:  # an integer beyond all floats
         raise ValueError("a number is too large") from error
 

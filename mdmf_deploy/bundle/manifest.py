@@ -9,7 +9,18 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from mdmf_deploy.bundle.documents import Bandwidth, Bytes, Count, Line, Name, Rate, Sha256, converted, decoded
+from mdmf_deploy.bundle.documents import (
+    Bandwidth,
+    Bytes,
+    Count,
+    Line,
+    Name,
+    Rate,
+    Sha256,
+    Sha256OrNone,
+    converted,
+    decoded,
+)
 from mdmf_deploy.bundle.recipe import GateLimits, Opset, Precision, Preprocessing
 from mdmf_deploy.errors import BundleError
 from mdmf_deploy.files import file_sha256
@@ -73,7 +84,7 @@ class WeightsSource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     sha256: Sha256
     version: Line = ""
     member: Line = ""
-    archive_sha256: Sha256 | Literal[""] = ""
+    archive_sha256: Sha256OrNone = ""
     origin: WeightsOrigin | Literal[""] = ""
 
     def __str__(self) -> str:
@@ -91,7 +102,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     recipe: Name
-    checkpoint_sha256: Sha256 | Literal[""]
+    checkpoint_sha256: Sha256OrNone
     tool: Line
     decoder: Line
     libraries: dict[Name, Line] = {}
