@@ -65,6 +65,10 @@ def decoded(data: bytes, most: int = MOST_JSON) -> Any:
         return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
+    except ValueError as error:
+        if "sys.set_int_max_str_digits" in str(error):
+            raise ValueError("a number has too many digits") from None
+        raise
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -182,9 +182,11 @@ def inspect(
     """
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.bundle.manifest import BANK
+    from mdmf_deploy.mmd.reference import check_self_term
     from mdmf_deploy.tasks.bank.inspect import audit_bank
 
     opened = Bundle.open(bundle)
+    check_self_term(opened.bank, str(opened.path / BANK))
     audit = audit_bank(opened.bank)
     size = opened.manifest.files[BANK].size
     log_list("warning", audit.warnings)

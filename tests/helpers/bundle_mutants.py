@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -23,8 +24,8 @@ RAW = (
     "null", "true", "[]", "{}", '""', "0", "-1", "-0.0", "1", "0.5", "1e-320", "1e300", "-1e300", "1e308", "1e999",
     "-1e999", "NaN", "Infinity", "3.5", "2147483648", "9223372036854775808", "1" + "0" * 400, "1" + "0" * 5000,
     '"\\u202e\\u0000\\n"', '"\\ud800"', '"' + "x" * 100_000 + '"', '"../../etc/passwd"', '"/dev/zero"',
-    '"' + "f" * 64 + '"', "[" * 10_000 + "]" * 10_000, '{"a":' * 10_000 + "1" + "}" * 10_000, "[" + "1," * 50_000 + "1]",
-    '{"a":1,"a":2}', "1e9", "1000000000",
+    '"' + "f" * 64 + '"', "[" * 10_000 + "]" * 10_000, '{"a":' * 10_000 + "1" + "}" * 10_000,
+    "[" + "1," * 50_000 + "1]", '{"a":1,"a":2}', "1e9", "1000000000",
 )  # fmt: skip
 FLOATS = (3.4e38, -3.4e38, np.nan, np.inf, -np.inf, 1e20, 1e300, -1e300, 0.0, -1.0, 5.0)
 
@@ -37,9 +38,11 @@ def mutant(seed: int, bundle: Path, other: Path, out: Path) -> str:
     draw = random.Random(seed)
     out.mkdir()
     for path in bundle.iterdir():
-        if path.name == MODEL:
+        try:
+            if path.name != MODEL:
+                raise OSError
             os.link(path, out / MODEL)
-        else:
+        except OSError:  # other files change, and a file system may have no links
             shutil.copyfile(path, out / path.name)
     kind = draw.choice(_KINDS)
     done = kind(draw, out, other)
@@ -241,10 +244,8 @@ def _same_sigma(folder: Path) -> None:
 def _relist_all(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_bytes())
     _relist(folder, manifest)
-    try:
+    with contextlib.suppress(TypeError, KeyError):
         _belong(folder, manifest)
-    except (TypeError, KeyError):
-        pass
     _relist(folder, manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
@@ -291,10 +292,8 @@ def _change_tensor(draw: random.Random, folder: Path, other: Path) -> str:
             else:
                 tensors[name] = (array * draw.choice((-1, 10, 1e6))).astype(array.dtype)
             if own and name in ("signatures", "weights") and {"signatures", "weights"} <= tensors.keys():
-                try:
+                with contextlib.suppress(ValueError):
                     tensors["self_term"] = _self_term(tensors, metadata["sigma"])
-                except ValueError:
-                    pass
 
     _edit_bank(folder, edit)
     _relist_all(folder)
