@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.documents import (
     MOST_JSON,
+    PSEUDONYM,
     Bandwidth,
     Count,
     ImageHash,
@@ -33,14 +34,13 @@ MOST_BANDWIDTHS = 1e4
 MOST_MASS = 1e3
 # Rounding in a self term and in sums of weights.
 _ROUNDING = 1e-6
-ANONYMOUS = "hmac-"
 
 
 @dataclass(frozen=True, slots=True)
 class BankSource:
     """One real image in a bank: its URI and the SHA-256 of its bytes (hex).
 
-    In an anonymous bank, a number and an HMAC of the hash under a key that nobody has (mdmf_deploy.tasks.anonymous).
+    In an anonymous bank, a number and an HMAC of the hash under a key that nobody has (mdmf_deploy.bundle.anonymous).
     """
 
     uri: str
@@ -123,7 +123,7 @@ class Bank:
     @property
     def anonymous(self) -> bool:
         """Whether nobody can tell by a photograph's hash that it is in this bank."""
-        return any(source.sha256.startswith(ANONYMOUS) for source in self.sources)
+        return any(source.sha256.startswith(PSEUDONYM) for source in self.sources)
 
     @property
     def score_range(self) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from itertools import pairwise
 import msgspec
 
 from mdmf_deploy.bundle.conformal import images_needed
-from mdmf_deploy.bundle.documents import MOST_JSON, ImageHash, Sha256, read_json
+from mdmf_deploy.bundle.documents import MOST_JSON, PSEUDONYM, ImageHash, Sha256, read_json
 from mdmf_deploy.bundle.groups import (
     LEAST_EVIDENCE,
     MOST_MMD,
@@ -171,6 +171,12 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def image_sha256(self) -> frozenset[str]:
         """The hashes of all images."""
         return frozenset(sha256 for group in self.groups for sha256 in group.image_sha256)
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether nobody can tell by a photograph's hash that it, or another one, is in this calibration."""
+        videos = () if self.videos is None else self.videos.video_sha256
+        return any(sha256.startswith(PSEUDONYM) for sha256 in (*self.image_sha256, *videos))
 
     def group(self, pixels: int) -> Group:
         """Return the group of an image of so many pixels."""

@@ -13,6 +13,11 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from mdmf_deploy.text import one_line
+
+PSEUDONYM = "hmac-"
+"""The beginning of what stands for a photograph's hash in an anonymous bank or calibration."""
+
 T = TypeVar("T")
 _PATTERN = re.compile(r"matching regex '.*'(?= - |$)", re.DOTALL)
 
@@ -51,8 +56,9 @@ def converted(tree: Any, kind: type[T]) -> T:
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
-        # A regular expression says less than the documentation.
-        raise ValueError(_PATTERN.sub("in the form that docs/bundle.md gives", str(error))) from error
+        # A regular expression says less than the documentation, and an unknown key may have any length.
+        text = _PATTERN.sub("in the form that docs/bundle.md gives", str(error))
+        raise ValueError(one_line(text if len(text) <= 300 else f"{text[:150]}...{text[-100:]}")) from error
     except (OverflowError, RecursionError) as error:  # an integer beyond all floats
         raise ValueError("a number is too large") from error
 
