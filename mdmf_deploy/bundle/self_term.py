@@ -37,7 +37,7 @@ def self_term_is_off(
         kernel = _kernel_values(signatures_at, first, second, sigma)
         found, allowed = float((weights[first] * weights[second] * kernel).sum()), 0.0
     else:
-        first, second = np.random.Generator(np.random.PCG64(_SEED)).random((2, PAIRS))
+        first, second = _uniform(2 * PAIRS).reshape(2, PAIRS)
         heap = np.cumsum(np.abs(weights))
         places = [np.minimum(np.searchsorted(heap, one * heap[-1], side="right"), m - 1) for one in (first, second)]
         signs = np.sign(weights[places[0]] * weights[places[1]])
@@ -48,6 +48,18 @@ def self_term_is_off(
     if abs(found - self_term) <= allowed:
         return None
     return f"its self term is {self_term:.6g}, and its points give {found:.6g}, to within {allowed:.2g}"
+
+
+def _uniform(count: int) -> NDArray[np.float64]:
+    """Return numbers in [0, 1), always the same: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
+
+    Importing numpy.random would take longer than the whole check.
+    """
+    bits = (np.arange(count, dtype=np.uint64) + np.uint64(_SEED)) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    values: NDArray[np.float64] = ((bits ^ (bits >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    return values
 
 
 def _kernel_values(
