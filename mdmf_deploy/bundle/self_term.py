@@ -37,9 +37,9 @@ def self_term_is_off(
         kernel = _kernel_values(signatures_at, first, second, sigma)
         found, allowed = float((weights[first] * weights[second] * kernel).sum()), 0.0
     else:
-        first, second = _uniform(2 * PAIRS).reshape(2, PAIRS)
+        drawn = _uniform(2 * PAIRS).reshape(2, PAIRS)
         heap = np.cumsum(np.abs(weights))
-        places = [np.minimum(np.searchsorted(heap, one * heap[-1], side="right"), m - 1) for one in (first, second)]
+        places = [np.minimum(np.searchsorted(heap, one * heap[-1], side="right"), m - 1) for one in drawn]
         signs = np.sign(weights[places[0]] * weights[places[1]])
         found = mass * mass * float((signs * _kernel_values(signatures_at, places[0], places[1], sigma)).mean())
         interval = 1.0 if weights.min() >= 0.0 else 2.0
@@ -58,8 +58,8 @@ def _uniform(count: int) -> NDArray[np.float64]:
     bits = (np.arange(count, dtype=np.uint64) + np.uint64(_SEED)) * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
-    values: NDArray[np.float64] = ((bits ^ (bits >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
-    return values
+    bits = (bits ^ (bits >> np.uint64(31))) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53
 
 
 def _kernel_values(
