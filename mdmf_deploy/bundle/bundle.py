@@ -22,7 +22,6 @@ from mdmf_deploy.bundle.manifest import (
     MANIFEST,
     MODEL,
     MODEL_DATA,
-    VIDEO_SCHEMA,
     FileEntry,
     Manifest,
     Verification,
@@ -270,22 +269,7 @@ def _locate(name_or_path: str | Path) -> Path:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    data = read_manifest(path)
-
-    class Version(msgspec.Struct):
-        schema_version: int
-
-    try:
-        # Check the version first, because a newer manifest may lack a key that this version expects.
-        version = msgspec.json.decode(data, type=Version).schema_version
-        if version > VIDEO_SCHEMA:
-            raise BundleError(f"{path}: schema {version} is newer than {VIDEO_SCHEMA}; upgrade mdmf-deploy")
-        if version < 1:
-            raise BundleError(f"{path}: schema {version} is not known; export the bundle again")
-        return msgspec.json.decode(data, type=Manifest)
-    # A RecursionError comes of a thousand brackets.
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{path}: {error}; export the bundle again") from error
+    return Manifest.from_bytes(read_manifest(path), str(path))
 
 
 def _place(path: Path, contents: bytes | Path, replaced: Path) -> FileEntry:

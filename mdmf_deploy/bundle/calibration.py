@@ -15,10 +15,14 @@ from itertools import pairwise
 import msgspec
 
 from mdmf_deploy.bundle.conformal import images_needed
+from mdmf_deploy.bundle.documents import MOST_JSON, PSEUDONYM, ImageHash, Sha256, read_json
 from mdmf_deploy.bundle.groups import (
     LEAST_EVIDENCE,
+    MOST_MMD,
     SIZE_BOUNDS,
     VIDEOS,
+    CalibrationScore,
+    Carried,
     Group,
     Judgement,
     Pair,
@@ -67,13 +71,13 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     videos: real videos, apart from the images. All other fields but bundle_id and holds_for are the images'.
     """
 
-    bundle_id: str
+    bundle_id: Sha256
     measured_on: Pair
     groups: tuple[Group, ...]
     least_evidence: float
     review: float
     holds_for: tuple[Pair, ...]
-    carried: float = 0.0
+    carried: Carried = 0.0
     videos: VideoGroup | None = None
 
     def __post_init__(self) -> None:
@@ -168,6 +172,12 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """The hashes of all images."""
         return frozenset(sha256 for group in self.groups for sha256 in group.image_sha256)
 
+    @property
+    def anonymous(self) -> bool:
+        """Whether nobody can tell by a photograph's hash that it, or another one, is in this calibration."""
+        videos = () if self.videos is None else self.videos.video_sha256
+        return any(sha256.startswith(PSEUDONYM) for sha256 in (*self.image_sha256, *videos))
+
     def group(self, pixels: int) -> Group:
         """Return the group of an image of so many pixels."""
         return next(group for group in self.groups if group.up_to is None or pixels / 1e6 <= group.up_to)
@@ -213,34 +223,51 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return SCHEMA_VERSION if self.videos is None else VIDEO_SCHEMA
 
     def to_bytes(self) -> bytes:
-        """Return calibration.json. Every float reads back to the last bit."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+        """Return calibration.json. Every float reads back to the last bit.
+
+        Raises CalibrationError if it is longer than what `from_bytes` reads.
+        """
+        data = msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+        if len(data) > MOST_JSON:
+            raise CalibrationError(
+                f"calibration: {len(self.image_sha256)} images take {len(data)} bytes, of {MOST_JSON}; give fewer"
+            )
+        return data
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "calibration.json", schema: int = SCHEMA_VERSION) -> Calibration:
         """Read the bytes of to_bytes, or a file of schema 1, whose scores become one group for all sizes.
 
-        Raises CalibrationError naming the file if they are not a calibration.
+        Raises CalibrationError naming the file if they are not a calibration, or hold a score that no image can have.
         """
         try:
-            if schema == 1:
-                return msgspec.json.decode(data, type=_Schema1).upgraded()
-            return msgspec.json.decode(data, type=cls)
-        except (msgspec.DecodeError, ValueError) as error:
+            read = read_json(data, _Schema1).upgraded() if schema == 1 else read_json(data, cls)
+            read._check_scores()
+            return read
+        except ValueError as error:
             raise CalibrationError(f"{name} is not a calibration ({error}); run `mdmf calibrate`") from error
+
+    def _check_scores(self) -> None:
+        groups = [(group.scores, self.carried) for group in self.groups]
+        if self.videos is not None:
+            groups.append((self.videos.scores, self.videos.carried))
+        for scores, carried in groups:
+            # They ascend. The types have checked the lower end.
+            if scores and scores[-1] > (MOST_MMD + carried) ** 2 + 0.01:
+                raise ValueError(f"a score of {scores[-1]:.6g}; expected at most {(MOST_MMD + carried) ** 2:.6g}")
 
 
 class _Schema1(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """calibration.json of bundles of schema 1, without sizes and evidence."""
 
-    bundle_id: str
+    bundle_id: Sha256
     measured_on: Pair
-    scores: tuple[float, ...]
-    image_sha256: tuple[str, ...]
+    scores: tuple[CalibrationScore, ...]
+    image_sha256: tuple[ImageHash, ...]
     thresholds: tuple[Threshold, ...]
     review: float
     holds_for: tuple[Pair, ...]
-    carried: float = 0.0
+    carried: Carried = 0.0
 
     def upgraded(self) -> Calibration:
         """Return it with one group for all sizes. Raises ValueError if it contradicts itself."""

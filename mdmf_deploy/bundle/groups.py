@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from mdmf_deploy.bundle.conformal import images_needed, p_value, threshold
+from mdmf_deploy.bundle.documents import ImageHash, Name, Rate
 from mdmf_deploy.errors import CalibrationError
 
 Verdict = Literal["real", "generated", "uncertain", "uncalibrated", "error"]
@@ -32,6 +34,14 @@ SIZE_BOUNDS = (0.5, 2.0, 8.0)
 """The default upper bounds of size groups in megapixels. One more group holds all larger images."""
 
 
+# A squared MMD is 0 to 4, and rounding takes less than a hundredth from it. A compression that changes MMD by up to e
+# raises calibration scores to at most (2 + e)^2.
+LEAST_SCORE, MOST_MMD = -0.01, 2.0
+MOST_CARRIED = 98.0
+CalibrationScore = Annotated[float, Meta(ge=LEAST_SCORE, le=(MOST_MMD + MOST_CARRIED) ** 2)]
+Carried = Annotated[float, Meta(ge=0.0, le=MOST_CARRIED)]
+_Megapixels = Annotated[float, Meta(ge=0.0, le=1e12)]
+
 VIDEOS = "videos"
 """The size group of every video."""
 
@@ -49,15 +59,15 @@ class Judgement(NamedTuple):
 class Pair(msgspec.Struct, frozen=True, order=True):
     """A runtime and the precision of the graph it runs. Thresholds hold for such pairs."""
 
-    runtime: str
-    precision: str
+    runtime: Name
+    precision: Name
 
 
 class Threshold(msgspec.Struct, frozen=True):
     """score: p <= fpr iff an image's score is above it. None means infinity: too few images for this rate."""
 
-    fpr: float
-    score: float | None
+    fpr: Rate
+    score: CalibrationScore | None
 
 
 class Scored(NamedTuple):
@@ -84,10 +94,10 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     thresholds: the first one decides. The others are for the reader.
     """
 
-    above: float
-    up_to: float | None
-    scores: tuple[float, ...]
-    image_sha256: tuple[str, ...]
+    above: _Megapixels
+    up_to: _Megapixels | None
+    scores: tuple[CalibrationScore, ...]
+    image_sha256: tuple[ImageHash, ...]
     thresholds: tuple[Threshold, ...]
 
     def __post_init__(self) -> None:
@@ -139,14 +149,14 @@ class VideoGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     least_evidence, review, carried: as those of Calibration.
     """
 
-    frames: int
+    frames: Annotated[int, Meta(ge=1, le=1000)]
     measured_on: Pair
-    scores: tuple[float, ...]
-    video_sha256: tuple[str, ...]
+    scores: tuple[CalibrationScore, ...]
+    video_sha256: tuple[ImageHash, ...]
     thresholds: tuple[Threshold, ...]
     least_evidence: float
     review: float
-    carried: float = 0.0
+    carried: Carried = 0.0
 
     def __post_init__(self) -> None:
         if self.frames < 1 or not self.scores or not self.thresholds:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
-from mdmf_deploy.bundle.recipe import GateLimits, Precision, Preprocessing
+from mdmf_deploy.bundle.documents import (
+    Bandwidth,
+    Bytes,
+    Count,
+    Line,
+    Name,
+    Rate,
+    Sha256,
+    Sha256OrNone,
+    converted,
+    decoded,
+)
+from mdmf_deploy.bundle.recipe import GateLimits, Opset, Precision, Preprocessing
+from mdmf_deploy.errors import BundleError
 from mdmf_deploy.files import file_sha256
 
 SCHEMA_VERSION = 2
@@ -19,7 +33,14 @@ MODEL = "model.onnx"
 MODEL_DATA = "model.onnx.data"
 BANK = "bank.safetensors"
 PROBES = "probes.safetensors"
+# A manifest with its records takes a few KB.
+MOST_BYTES = 4 << 20
 CALIBRATION = "calibration.json"
+
+_Block = Annotated[int, Meta(ge=1, le=1000)]
+# float32 values differ by less than twice their largest, and a spread of scores may be next to nothing.
+_Error = Annotated[float, Meta(ge=0.0, le=1e39)]
+_Score = Annotated[float, Meta(ge=-1e6, le=1e6)]
 
 WeightsOrigin = Literal["official", "package", "unknown"]
 
@@ -29,22 +50,24 @@ INPUT, OUTPUT = "images", "signatures"
 INLINE_BYTES = 1_900_000_000
 
 
-class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The graph: images (B, 3, crop, crop) -> signatures (B, pool * pool, signature).
+
+    It decides and is part of the bundle_id, so a key that this version does not know is an error.
 
     blocks: the blocks whose tokens feed the head, counted from 1. Empty means the last one.
     kept: layers of an int8 graph that stay in fp32 to keep decisions the same, by module name, most sensitive first.
     Empty blocks or kept are not written, so that older bundle_ids stay valid.
     """
 
-    backbone: str
-    pool: int
-    signature: int
-    sigma: float
+    backbone: Name
+    pool: Annotated[int, Meta(ge=1, le=64)]
+    signature: Annotated[int, Meta(ge=1, le=65_536)]
+    sigma: Bandwidth
     precision: Precision
-    opset: int
-    blocks: tuple[int, ...] = ()
-    kept: tuple[str, ...] = ()
+    opset: Opset
+    blocks: tuple[_Block, ...] = ()
+    kept: tuple[Line, ...] = ()
 
 
 class WeightsSource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -57,11 +80,11 @@ class WeightsSource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         "" if this was not recorded.
     """
 
-    name: str
-    sha256: str
-    version: str = ""
-    member: str = ""
-    archive_sha256: str = ""
+    name: Line
+    sha256: Sha256
+    version: Line = ""
+    member: Line = ""
+    archive_sha256: Sha256OrNone = ""
     origin: WeightsOrigin | Literal[""] = ""
 
     def __str__(self) -> str:
@@ -78,11 +101,11 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     smoke: whether the checkpoint is of a smoke run, so that the bundle is worth nothing.
     """
 
-    recipe: str
-    checkpoint_sha256: str
-    tool: str
-    decoder: str
-    libraries: dict[str, str] = {}
+    recipe: Name
+    checkpoint_sha256: Sha256OrNone
+    tool: Line
+    decoder: Line
+    libraries: dict[Name, Line] = {}
     backbone: WeightsSource | None = None
     smoke: bool = False
 
@@ -97,41 +120,46 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         was not measured (mdmf_deploy.runtime.images_per_second).
     """
 
-    runtime: str
+    runtime: Name
     precision: Precision
     passed: bool
-    reasons: tuple[str, ...]
-    reference: str
-    images: int
-    max_signature_error: float
-    mean_signature_error: float
-    score_spread: float
-    max_score_change: float
-    rank_correlation: float
-    threshold: float
-    flipped_verdicts: float
-    fpr_change: float
-    images_per_second: float | None = None
-    environment: dict[str, str] = {}
+    reasons: tuple[Line, ...]
+    reference: Line
+    images: Count
+    max_signature_error: _Error
+    mean_signature_error: _Error
+    score_spread: Annotated[float, Meta(ge=0.0, le=1e6)]
+    max_score_change: _Error
+    # Rounding may lift it a little above 1.
+    rank_correlation: Annotated[float, Meta(ge=-1.001, le=1.001)]
+    threshold: _Score
+    flipped_verdicts: Rate
+    fpr_change: Rate
+    images_per_second: Annotated[float, Meta(ge=0.0, le=1e9)] | None = None
+    environment: dict[Name, Annotated[str, Meta(max_length=20_000)]] = {}
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     """A precision that `--precision auto` tried and refused, with the reason."""
 
     precision: Precision
-    reason: str
+    reason: Line
 
 
-class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The SHA-256 (hex) and size (bytes) of one file of the bundle."""
 
-    sha256: str
-    size: int
+    sha256: Sha256
+    size: Bytes
 
     @classmethod
     def of(cls, path: Path) -> FileEntry:
         """Hash and measure a file. Raises OSError if it cannot be read."""
         return cls(sha256=file_sha256(path), size=path.stat().st_size)
+
+
+class _Version(msgspec.Struct):
+    schema_version: int
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,14 +170,32 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     schema_version: int = SCHEMA_VERSION
-    name: str
+    name: Name
     model: ModelCard
     preprocessing: Preprocessing
     provenance: Provenance
     limits: GateLimits = GateLimits()
     verification: tuple[Verification, ...] = ()
     refused: tuple[Refusal, ...] = ()
-    files: dict[str, FileEntry] = {}
+    files: dict[Annotated[str, Meta(min_length=1, max_length=255)], FileEntry] = {}
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = MANIFEST) -> Manifest:
+        """Read a manifest. Keys that do not decide may come from a later version of this schema, and are left out.
+
+        Raises BundleError naming the file if the schema is newer, a key is missing, or a value is not in its range.
+        """
+        try:
+            tree = decoded(data, MOST_BYTES)
+            # Check the version first, because a newer manifest may lack a key that this version expects.
+            version = converted(tree, _Version).schema_version
+            if version > VIDEO_SCHEMA:
+                raise BundleError(f"{name}: schema {version} is newer than {VIDEO_SCHEMA}; upgrade mdmf-deploy")
+            if version < 1:
+                raise BundleError(f"{name}: schema {version} is not known; export the bundle again")
+            return converted(tree, cls)
+        except ValueError as error:
+            raise BundleError(f"{name}: {error}; export the bundle again") from error
 
     @property
     def model_sha256(self) -> str:

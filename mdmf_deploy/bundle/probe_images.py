@@ -9,11 +9,11 @@ photograph, with a hard edge and a tint.
 from __future__ import annotations
 
 import hashlib
-import json
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mdmf_deploy.bundle.tensors import TensorHeader
 from mdmf_deploy.errors import BundleError
 
 COUNT = 16
@@ -33,13 +33,13 @@ def probes_to_bytes(signatures: NDArray[np.float32], crops: NDArray[np.uint8]) -
 
 def probes_from_bytes(data: bytes, crops: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
     """Read signatures (count, N, d). Raises BundleError if the file is damaged or was made from other crops."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     try:
-        signatures: NDArray[np.float32] = load(data)["signatures"]
-        drawn = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["crops"]
-    except (SafetensorError, KeyError, ValueError) as error:
+        header = TensorHeader.read(data, len(data), {"signatures": ("F32", 3)})
+        signatures: NDArray[np.float32] = header.tensors["signatures"].of(data)
+        drawn = header.metadata.get("crops", "")
+        if not np.isfinite(signatures).all():
+            raise ValueError("its signatures are not finite")
+    except ValueError as error:
         raise BundleError(f"{name} does not hold probe signatures ({error}); export the bundle again") from error
     if drawn != _digest(crops) or len(signatures) != len(crops):
         raise BundleError(

@@ -6,20 +6,27 @@ types are errors that name the file and the place in it.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
+from mdmf_deploy.bundle.documents import Name, Rate
 from mdmf_deploy.errors import RecipeError
 from mdmf_deploy.files import room
+from mdmf_deploy.text import one_line
 
 Precision = Literal["fp32", "fp16", "int8"]
 Part = Literal["train", "validation", "test"]
 Resampling = Literal["official", "transformers"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MOST_CROP, MOST_CROPS = 2048, 256
+Opset = Annotated[int, Meta(ge=1, le=1000)]
+_Change = Annotated[float, Meta(ge=0.0, le=1e9)]
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,8 +55,10 @@ class Backbone(_Frozen, frozen=True, kw_only=True):
 class Preprocessing(_Frozen, frozen=True, kw_only=True):
     """uint8 RGB -> (pixel / 255 - mean) / std, on square crops of `crop` pixels at the image's own scale.
 
-    crops: the most crops taken of an image, the crop plan. mdmf_deploy.images.crops places them. An image's score is
-        the mean of its crops' scores.
+    crop: 14 to 2048. A crop of 2048 pixels takes 50 MB, and a batch eight times as much.
+    crops: the most crops taken of an image, the crop plan, 1 to 256. mdmf_deploy.images.crops places them. An image's
+        score is the mean of its crops' scores.
+    mean: of each channel, 0 to 1.  std: of each, 0.001 to 1000.
     """
 
     crop: int = 224
@@ -60,10 +69,15 @@ class Preprocessing(_Frozen, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.crop < 14:
             raise ValueError(f"crop must be at least one patch of 14 pixels, got {self.crop}")
-        if self.crops < 1:
-            raise ValueError(f"crops must be at least 1, got {self.crops}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {self.std}")
+        if self.crop > MOST_CROP:
+            raise ValueError(f"crop must be at most {MOST_CROP} pixels, got {self.crop}")
+        if not 1 <= self.crops <= MOST_CROPS:
+            raise ValueError(f"crops must be at least 1 and at most {MOST_CROPS}, got {self.crops}")
+        # "not all" rather than the opposite comparison, so that a NaN is refused.
+        if not all(0.0 <= value <= 1.0 for value in self.mean):
+            raise ValueError(f"mean must be 0 to 1, got {self.mean}")
+        if not all(1e-3 <= value <= 1e3 for value in self.std):
+            raise ValueError(f"std must be positive, 0.001 to 1000, got {self.std}")
 
 
 class Head(_Frozen, frozen=True, kw_only=True):
@@ -101,7 +115,7 @@ class Export(_Frozen, frozen=True, kw_only=True):
     precision: the precision that `--precision auto` tries first. If it is refused, auto tries fp32.
     """
 
-    opset: int = 18
+    opset: Opset = 18
     precision: Precision = "fp32"
 
 
@@ -114,10 +128,10 @@ class GateLimits(_Frozen, frozen=True, kw_only=True):
     max_fpr_change: |change of the false positive rate| on real images.
     """
 
-    max_score_change: float = 0.1
-    min_rank_correlation: float = 0.999
-    max_flipped_verdicts: float = 0.01
-    max_fpr_change: float = 0.01
+    max_score_change: _Change = 0.1
+    min_rank_correlation: Annotated[float, Meta(ge=-1.0, le=1.0)] = 0.999
+    max_flipped_verdicts: Rate = 0.01
+    max_fpr_change: Rate = 0.01
 
 
 class BankPlan(_Frozen, frozen=True, kw_only=True):
@@ -270,7 +284,7 @@ class Training(_Frozen, frozen=True, kw_only=True):
 class Recipe(_Frozen, frozen=True, kw_only=True):
     """One model variant, from training to its bundle."""
 
-    name: str
+    name: Name
     summary: str
     backbone: Backbone
     preprocessing: Preprocessing = Preprocessing()
@@ -305,15 +319,23 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """
     path = recipe_path(name_or_path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=_finite)
     except OSError as error:
         raise RecipeError(f"recipe {path}: {error.strerror}; give the path of a readable .toml file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"recipe {path} is not valid TOML: {one_line(str(error))}") from error
     try:
         return msgspec.convert(table, Recipe)
     except msgspec.ValidationError as error:
         raise RecipeError(f"recipe {path}: {error}") from error
+
+
+def _finite(text: str) -> float:
+    # No choice is "nan" or "inf", and a NaN passes every comparison that asks for what is wrong.
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def part_of(sha256: str, split: Split, source: str | None = None) -> Part:

@@ -20,6 +20,7 @@ from mdmf_deploy.cli.console import (
     progress,
 )
 from mdmf_deploy.cli.options import (
+    Anonymous,
     AsJson,
     BundleArgument,
     BundleOrDefault,
@@ -58,6 +59,7 @@ def build(
         int, typer.Option(min=1, help="Most crops taken of an image, whatever the bundle's plan. 1 is the centre.")
     ] = 1,
     runtime: Annotated[str, runtime_option("Runtime that computes the signatures.")] = "auto",
+    anonymous: Anonymous = False,
     as_json: AsJson = False,
 ) -> None:
     """Build a bank from real images.
@@ -69,6 +71,7 @@ def build(
 
     Example: mdmf bank build starter ~/photos -o mine.mdmf
     """
+    from mdmf_deploy.bundle.anonymous import anonymous_bank
     from mdmf_deploy.bundle.bundle import Bundle, suggestion
     from mdmf_deploy.errors import UsageError
     from mdmf_deploy.images.inputs import expand
@@ -88,7 +91,7 @@ def build(
             report = build_bank(old.manifest, engine, paths, max_signatures, points=points, crops=crops)
     finally:
         engine.close()
-    new = swap_bank(old, report.bank, target)
+    new = swap_bank(old, anonymous_bank(report.bank) if anonymous else report.bank, target)
     dropped = [
         name
         for name, there in (
@@ -182,9 +185,11 @@ def inspect(
     """
     from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.bundle.manifest import BANK
+    from mdmf_deploy.mmd.reference import check_self_term
     from mdmf_deploy.tasks.bank.inspect import audit_bank
 
     opened = Bundle.open(bundle)
+    check_self_term(opened.bank, str(opened.path / BANK))
     audit = audit_bank(opened.bank)
     size = opened.manifest.files[BANK].size
     log_list("warning", audit.warnings)

@@ -18,7 +18,7 @@ from mdmf_deploy.cli.console import (
     print_text,
     progress,
 )
-from mdmf_deploy.cli.options import AsJson, BundleArgument, OutputBundle, Yes, destination, runtime_option
+from mdmf_deploy.cli.options import Anonymous, AsJson, BundleArgument, OutputBundle, Yes, destination, runtime_option
 from mdmf_deploy.images.limits import FRAMES, MOST_FRAMES
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def calibrate(
             "few images, but never over thresholds that decide.",
         ),
     ] = False,
+    anonymous: Anonymous = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -81,6 +82,7 @@ def calibrate(
 
     Example: mdmf calibrate dinov2s ~/more-photos --fpr 0.01 --fpr 0.05 -o mine.mdmf
     """
+    from mdmf_deploy.bundle.anonymous import anonymous_calibration, cannot_be_told
     from mdmf_deploy.bundle.bundle import Bundle, suggestion
     from mdmf_deploy.bundle.calibration import SIZE_BOUNDS
     from mdmf_deploy.cli.size_groups import group_facts, group_table, video_facts
@@ -91,6 +93,8 @@ def calibrate(
 
     opened = Bundle.open(bundle)
     target = destination(opened, output, force)
+    if unrecognised := cannot_be_told(opened, calibration=False):
+        log(unrecognised)
     inputs = expand(reals, yes, log)
     bounds = SIZE_BOUNDS if size_bound is None else [bound for bound in size_bound if bound != float("inf")]
     engine, opened = open_verified(runtime, opened, log)
@@ -106,7 +110,7 @@ def calibrate(
     log_duplicates(report.duplicates)
     log_list(f"fewer than {frames} frames, left out", report.short)
     _check_enough(report, target, force)
-    new = write_calibration(opened, calibration, target)
+    new = write_calibration(opened, anonymous_calibration(calibration) if anonymous else calibration, target)
     log_list("warning", report.warnings)
     n = len(calibration.scores)
     groups, videos = group_facts(calibration), video_facts(calibration)

@@ -77,6 +77,7 @@ def evaluate(
 
     Example: mdmf evaluate data/ --split dinov2s --condition "as is" --condition jpeg:75
     """
+    from mdmf_deploy.bundle.anonymous import cannot_be_told
     from mdmf_deploy.bundle.bundle import suggestion
     from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.detection.detector import Detector
@@ -103,6 +104,8 @@ def evaluate(
                 "images that it was trained on may be judged"
             )
         _log_audit(audited)
+        if unrecognised := cannot_be_told(detector.bundle, calibration=True):
+            log(unrecognised)
         if detector.caveat:
             log(detector.caveat)
         for chosen in conditions:

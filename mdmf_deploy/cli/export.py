@@ -11,7 +11,7 @@ import typer
 
 from mdmf_deploy.cli.console import log, log_unreadable, log_written, print_facts, print_json
 from mdmf_deploy.cli.kept import watch
-from mdmf_deploy.cli.options import AsJson, Yes, complete_recipe
+from mdmf_deploy.cli.options import Anonymous, AsJson, Yes, complete_recipe
 from mdmf_deploy.errors import UsageError, install
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ _MAKING = {
     "precision": "--precision",
     "backbone_weights": "--backbone-weights",
     "golden": "--golden",
+    "anonymous": "--anonymous",
 }
 _SERVING = {"triton_device": "--triton-device", "triton_batch": "--triton-batch", "triton_plan": "--triton-plan"}
 
@@ -103,6 +104,7 @@ def export(
     triton_plan: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TensorRT engine of the bundle's graph, to run in its place.")
     ] = None,
+    anonymous: Anonymous = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle or repository.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -166,7 +168,7 @@ def export(
         from mdmf_deploy.tasks.export.export import export as export_model
 
         model = TrainedModel(checkpoint, loaded, backbone_weights, golden)
-        done = export_model(model, photographs, output, precision.value, log)
+        done = export_model(model, photographs, output, precision.value, log, anonymous=anonymous)
         bundle = done.bundle
         log_unreadable(done.bank.errors)
     from mdmf_deploy.bundle.bundle import suggestion

@@ -98,3 +98,13 @@ def destination(bundle: Bundle, output: Path | None, force: bool) -> Path:
     if target.exists() and not force:
         raise UsageError(f"{target} exists; give -o to write a new bundle, or --force to replace this one")
     return target
+
+
+Anonymous = Annotated[
+    bool,
+    typer.Option(
+        "--anonymous",
+        help="Store numbers in place of file names, and hashes that nobody can compute again. Later commands then "
+        "cannot tell that a photograph is in it.",
+    ),
+]

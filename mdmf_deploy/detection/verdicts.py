@@ -28,20 +28,30 @@ class Verdicts:
         self._runtime, self._precision = runtime, precision
         self._covered = bundle.covers(runtime, precision)
         self._planned, self._crops = bundle.manifest.preprocessing.crops, crops
+        self._range = bundle.bank.score_range
 
     def rows(self, extraction: Extraction, scored: ImageScore | None, each_frame: bool = False) -> tuple[Row, ...]:
         """Return the row of one source, or with each_frame one for each frame of a video.
 
-        scored: None if there is no score, because of an error. A score that is not finite gives an error, too.
+        scored: None if there is no score, because of an error. A score that is not finite gives an error, too, and so
+            does one that no image can have, of a whole source or of a frame.
         """
         if scored is None:
             return (self._error_row(extraction, extraction.error, None),)
         if not math.isfinite(scored.score):
             text = f"its score on {self._runtime} is {scored.score}; run `mdmf verify`, which says whether that may be "
             return (self._error_row(extraction, ImageError("not_finite", text + "used"), scored),)
+        low, high = self._range
+        frame_rows = () if extraction.frames is None else self._frame_rows(extraction, scored)
+        scores = [scored.score, *(row.score for row in frame_rows if row.score is not None)]
+        if not (low <= min(scores) and max(scores) <= high):
+            text = (
+                f"a score of {scored.score:.6g} on {self._runtime}, but {max(low, 0.0):g} to {high:.3g} are possible; "
+                "run `mdmf verify`, or get the bundle again"
+            )
+            return (self._error_row(extraction, ImageError("impossible_score", text), scored),)
         if extraction.frames is None:
             return (self._image_row(extraction, scored),)
-        frame_rows = self._frame_rows(extraction, scored)
         return frame_rows if each_frame else (self._video_row(extraction, scored, frame_rows),)
 
     def _image_row(self, extraction: Extraction, scored: ImageScore) -> Row:

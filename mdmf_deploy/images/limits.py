@@ -21,6 +21,7 @@ Code = Literal[
     "truncated",  # some of its pixels are not there
     "corrupt",  # the header or data make no sense
     "not_finite",  # decoded, but the model or the runtime returned a score that is not finite
+    "impossible_score",  # decoded, but the score is one that no image can have against this bank
 ]
 """Every code of an ImageError. They are stable."""
 

@@ -21,6 +21,8 @@ from mdmf_deploy.mmd import Scores, check_shape
 from mdmf_deploy.mmd.threads import one_blas_thread, share_out
 
 _TILE = 512
+# Signatures whose pairs take seconds.
+MOST_CHECKED = 16_384
 
 
 def gaussian_kernel(a: NDArray[np.floating], b: NDArray[np.floating], sigma: float) -> NDArray[np.float64]:
@@ -67,6 +69,22 @@ def bank_self_term(signatures: NDArray[np.floating], weights: NDArray[np.float64
     with one_blas_thread():
         share_out(len(shares), cores(), add_up)
     return float(shares.sum())
+
+
+def check_self_term(bank: Bank, name: str) -> None:
+    """Compute a bank's self term again, of all pairs. Reading a large bank only draws some (bundle/self_term.py).
+
+    A bank of more than MOST_CHECKED signatures is left at that.
+    Raises BankError naming the file if the term is off by more than rounding.
+    """
+    if len(bank.weights) > MOST_CHECKED:
+        return
+    found = bank_self_term(bank.signatures, bank.weights, bank.sigma)
+    if abs(found - bank.self_term) > 1e-6 * float(np.abs(bank.weights).sum()) ** 2:
+        raise BankError(
+            f"{name}: its self term is {bank.self_term:.9g}, and its points give {found:.9g}; "
+            "build the bank again with `mdmf bank build`"
+        )
 
 
 def uniform_bank(

@@ -137,7 +137,7 @@ def gather_calibration(
     images: list[Scored] = []
     videos: list[Scored] = []
     first: dict[str, str] = {}
-    banked = bundle.bank.hashes
+    banked, (low, high) = bundle.bank.hashes, bundle.bank.score_range
     for image in extracted:
         if image.error is not None or image.signatures is None:
             errors.append(Unreadable.of(image))
@@ -151,6 +151,9 @@ def gather_calibration(
             [(score, _)] = score_images(reduction, [image.signatures], bundle.bank)
             if not math.isfinite(score):
                 errors.append(Unreadable(image.uri, "not_finite", f"its score on {engine.name} is {score}"))
+            elif not low <= score <= high:
+                text = f"its score on {engine.name} is {score:.6g}, but {max(low, 0.0):g} to {high:.3g} are possible"
+                errors.append(Unreadable(image.uri, "impossible_score", text))
             elif evidence < LEAST_EVIDENCE:
                 featureless.append(image.uri)
             elif image.frames is not None and len(image.frames.times) != rates.frames:

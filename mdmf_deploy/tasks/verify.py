@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.conformal import threshold
-from mdmf_deploy.bundle.manifest import PROBES, Verification
+from mdmf_deploy.bundle.manifest import BANK, PROBES, Verification
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
 from mdmf_deploy.bundle.recipe import GateLimits, Preprocessing
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch, UsageError
 from mdmf_deploy.hardware.host import cores, this_cpu
 from mdmf_deploy.mmd.cpu import CpuReduction, leave_one_out
+from mdmf_deploy.mmd.reference import check_self_term
 
 if TYPE_CHECKING:
     from mdmf_deploy.runtime import Engine
@@ -87,8 +88,10 @@ def verify_probes(bundle: Bundle, engine: Engine) -> Verification:
     """Compare an engine's signatures of the probe images with those stored in the bundle at export. Needs no files.
 
     The figures NOT_JUDGED_ON_PROBES are measured all the same.
-    Raises BundleError if the bundle has no probes, or others than this version draws.
+    Raises BundleError if the bundle has no probes, or others than this version draws, and BankError if the self term of
+    its bank is not that of its points.
     """
+    check_self_term(bundle.bank, str(bundle.path / BANK))
     if PROBES not in bundle.manifest.files:
         raise BundleError(f"{bundle.path}: has no {PROBES}; export it again, or give --checkpoint and images")
     preprocessing = bundle.manifest.preprocessing
@@ -107,6 +110,7 @@ def verify_images(
 
     Raises UsageError if no image could be read.
     """
+    check_self_term(bundle.bank, str(bundle.path / BANK))
     preprocessing, paths = bundle.manifest.preprocessing, list(paths)
     extracted = SourceSignatures(paths, signatures_by_hash(paths, source, preprocessing))
     readable = len(extracted.by_hash)
@@ -149,7 +153,8 @@ def compare(
     """Compare an engine's signatures (B, N, d) with its source's, crop by crop, and judge the change of images' scores.
 
     crops: how many of the B crops belong to each image, in order. None means one.
-    Raises ShapeMismatch if the two differ in shape or are empty, GateFailed if the source's values are not finite.
+    Raises ShapeMismatch if the two differ in shape or are empty, GateFailed if the source's values are not finite, or
+    its scores are some that no image can have.
     """
     if source.shape != exported.shape or len(source) == 0:
         raise ShapeMismatch(
@@ -161,6 +166,12 @@ def compare(
         raise GateFailed(
             f"verification ({gate.reference}): the source's own signatures or scores are not finite, so nothing can be "
             "held against them; check the checkpoint, and export it again"
+        )
+    low, high = gate.bank.score_range
+    if not (low <= before.min() and before.max() <= high):
+        raise GateFailed(
+            f"verification ({gate.reference}): the source's scores are {before.min():.6g} to {before.max():.6g}, but "
+            f"{max(low, 0.0):g} to {high:.3g} are possible; the bank is wrong, build it again with `mdmf bank build`"
         )
     finite = bool(np.isfinite(exported).all())
     if not finite:
@@ -179,6 +190,8 @@ def compare(
     reasons = [f"{name} {figures[name]:.3g} beyond {limit:g}" for name, limit in _missed(figures, gate.limits)]
     if _blind(before, source, scale) and not np.array_equal(source, exported):
         reasons.insert(0, "scores that are all the same, whatever the signatures: they cannot tell engines apart")
+    if not (low <= after.min() and after.max() <= high):
+        reasons.insert(0, f"scores of {after.min():.3g} to {after.max():.3g}, which no image can have")
     if not finite:
         reasons.insert(0, "signatures that are not finite (taken for 0 in the figures)")
     return Verification(

@@ -10,7 +10,7 @@ from helpers.handmade import bank
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.errors import BankError
-from mdmf_deploy.mmd.reference import gaussian_kernel, uniform_bank
+from mdmf_deploy.mmd.reference import bank_self_term, gaussian_kernel, uniform_bank
 
 
 def test_reads_back_to_the_last_bit() -> None:
@@ -24,9 +24,11 @@ def test_reads_back_to_the_last_bit() -> None:
 
 
 def test_negative_weights_and_the_compression_are_kept() -> None:
-    weights = np.linspace(-1, 2, 24)
-    method = {"method": "nystrom", "error": 1e-3}
-    after = Bank.from_bytes(dataclasses.replace(bank(), weights=weights, compression=method).to_bytes())
+    weights = np.linspace(-0.02, 0.1, 24)
+    method = {"method": "nystrom", "of": 99, "max_mmd_change": 1e-3, "later": {"x": None}}
+    own = bank_self_term(bank().signatures, weights, bank().sigma)
+    written = dataclasses.replace(bank(), weights=weights, self_term=own, compression=method)
+    after = Bank.from_bytes(written.to_bytes())
     assert np.array_equal(after.weights, weights)
     assert after.compression == method
 

@@ -86,8 +86,8 @@ def test_a_flipped_bit_in_the_manifest_is_an_error_or_changes_the_id(bundle: Bun
         ({"model": {}}, "missing required field"),
         ({"preprocessing": {"crop": 1}}, "crop"),
         ({"files": {}}, "does not list model.onnx"),
-        ({"files": {"../secret": {"sha256": "0", "size": 1}}}, "leaves the bundle"),
-        ({"files": {"/etc/hostname": {"sha256": "0", "size": 1}}}, "leaves the bundle"),
+        ({"files": {"../secret": {"sha256": "0" * 64, "size": 1}}}, "leaves the bundle"),
+        ({"files": {"/etc/hostname": {"sha256": "0" * 64, "size": 1}}}, "leaves the bundle"),
     ],
 )
 def test_a_manifest_that_cannot_be_trusted_is_refused(bundle: Bundle, change: dict[str, object], message: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mdmf_deploy.bundle.calibration import LEAST_EVIDENCE, SIZE_BOUNDS, Calibration, Judgement, Scored
 from mdmf_deploy.errors import CalibrationError
 
-FINITE = st.floats(-1, 3, allow_nan=False)
+FINITE = st.floats(0, 3, allow_nan=False)
 MEGAPIXEL = 1_000_000
 WHOLE = "all sizes"
 
@@ -213,7 +213,7 @@ SCHEMA_1 = {
     "bundle_id": "b" * 64,
     "measured_on": {"runtime": "onnxruntime", "precision": "fp32"},
     "scores": [0.1, 0.2, 0.3],
-    "image_sha256": ["c", "a", "b"],
+    "image_sha256": ["c" * 64, "a" * 64, "b" * 64],
     "thresholds": [{"fpr": 0.4, "score": 0.3}, {"fpr": 0.01, "score": None}],
     "review": 0.5,
     "holds_for": [{"runtime": "onnxruntime", "precision": "fp32"}],
@@ -223,7 +223,7 @@ SCHEMA_1 = {
 def test_a_calibration_of_schema_1_is_one_group_for_all_sizes() -> None:
     read = Calibration.from_bytes(json.dumps({**SCHEMA_1, "carried": 0.5}).encode(), schema=1)
     assert (read.least_evidence, read.review, read.carried, read.fprs) == (LEAST_EVIDENCE, 0.5, 0.5, (0.4, 0.01))
-    assert read.groups[0].image_sha256 == ("c", "a", "b")
+    assert read.groups[0].image_sha256 == ("c" * 64, "a" * 64, "b" * 64)
     for pixels in (1, MEGAPIXEL, 10**9):
         assert judge(read, 0.31, pixels) == (0.25, 0.3, "generated", None, WHOLE)
         assert judge(read, 0.3, pixels) == (0.5, 0.3, "uncertain", "borderline", WHOLE)

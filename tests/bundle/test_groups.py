@@ -15,7 +15,7 @@ from mdmf_deploy.bundle.calibration import LEAST_EVIDENCE, Calibration, Judgemen
 from mdmf_deploy.bundle.conformal import p_value
 from mdmf_deploy.errors import CalibrationError
 
-FINITE = st.floats(-1, 3, allow_nan=False)
+FINITE = st.floats(0, 3, allow_nan=False)
 
 
 def videos(

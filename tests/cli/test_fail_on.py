@@ -33,12 +33,12 @@ def calibrated(path: Path, score: float) -> None:
 @pytest.mark.parametrize(
     ("score", "chosen", "verdicts", "code"),
     [
-        (9.0, [0], ["generated"], 0),
-        (9.0, [1], ["generated"], 2),
-        (9.0, [0, 1], ["generated"], 2),
-        (-9.0, [0, 1], ["generated"], 1),
-        (9.0, [0, 1], ["uncertain"], 1),
-        (9.0, [0, 1], [], 0),
+        (4.0, [0], ["generated"], 0),
+        (4.0, [1], ["generated"], 2),
+        (4.0, [0, 1], ["generated"], 2),
+        (0.0, [0, 1], ["generated"], 1),
+        (4.0, [0, 1], ["uncertain"], 1),
+        (4.0, [0, 1], [], 0),
     ],
 )
 def test_an_image_of_a_size_without_thresholds_does_not_pass_the_gate(

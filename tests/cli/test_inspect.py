@@ -89,8 +89,8 @@ def test_a_damaged_bundle_is_an_error_that_names_the_file(bundle_copy: Path) -> 
 
 
 def test_a_bundle_of_schema_1_still_verifies_detects_and_shows_itself(bundle_copy: Path, photos: Path) -> None:
-    schema_1(Bundle.open(bundle_copy), [float(n) for n in range(-9, 0)], 0.1, -1.0)
+    schema_1(Bundle.open(bundle_copy), [n / 1000 for n in range(9)], 0.1, 0.008)
     assert mdmf("verify", bundle_copy).exit_code == 0
     row = json.loads(mdmf("detect", photos / "photo00.jpg", "--bundle", bundle_copy, "--json").stdout)
-    assert (row["verdict"], row["threshold"], row["size_group"]) == ("generated", -1.0, "all sizes")
+    assert (row["verdict"], row["threshold"], row["size_group"]) == ("generated", 0.008, "all sizes")
     assert "all sizes" in mdmf("inspect", bundle_copy).stdout

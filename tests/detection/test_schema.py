@@ -20,6 +20,7 @@ from jsonschema import Draft202012Validator
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.bundle.calibration import Reason, Verdict
 from mdmf_deploy.detection.detector import Detector
+from mdmf_deploy.detection.feed import ImageScore
 from mdmf_deploy.detection.rows import COLUMNS, Row, json_line
 from mdmf_deploy.detection.schema import DESCRIPTIONS, row_schema
 from mdmf_deploy.images.decode import ReadLimits
@@ -41,8 +42,8 @@ def judged(bundle: Path, photos: list[Path]) -> Iterator[Row]:
         rows = detector.detect(photos)
     yield from rows
     scores = [row.score or 0.0 for row in rows]
-    for shift in (0.0, -1.0, 1.0):
-        calibrate(bundle, [score + shift for score in scores])
+    for factor, shift in ((1.0, 0.0), (0.0, 0.0), (1.0, 1.0)):
+        calibrate(bundle, [factor * score + shift for score in scores])
         with Detector(bundle) as detector:
             yield from detector.detect([*photos, np.full((64, 64, 3), 200, np.uint8)])
     with Detector(bundle, crops=4) as detector:
@@ -68,6 +69,8 @@ def failed(bundle: Path, photo: Path, folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("mdmf_deploy.detection.detector.open_engine", lambda *_: NanEngine())
     monkeypatch.setattr("mdmf_deploy.detection.detector.check_probes", lambda *_: None)
     with Detector(bundle, "onnxruntime") as detector:
+        yield from detector.detect(photo)
+        monkeypatch.setattr(detector, "_scores", lambda batch: {0: ImageScore(-1.0, [-1.0], None, 0.0)})
         yield from detector.detect(photo)
 
 

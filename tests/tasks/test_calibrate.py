@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -68,6 +69,15 @@ def test_a_score_that_is_not_finite_does_not_calibrate(bundle: Bundle) -> None:
     assert [(error.uri, error.code) for error in report.errors] == [("odd/nan.png", "not_finite")]
     with pytest.raises(CalibrationError, match="no image is left"):
         gather(bundle, [bad])
+
+
+def test_a_score_that_no_image_can_have_does_not_calibrate(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gather(bundle, held_out(9)).calibration
+    wrong = dataclasses.replace(bundle.bank, self_term=bundle.bank.self_term - 1.0)
+    monkeypatch.setitem(vars(bundle), "bank", wrong)
+    with pytest.raises(CalibrationError, match="9 unreadable"):
+        gather(bundle, held_out(9))
+    assert all(score >= 0.0 for score in whole.scores)
 
 
 def test_order_does_not_matter(bundle: Bundle) -> None:

@@ -24,7 +24,7 @@ from mdmf_deploy.bundle.manifest import PROBES, Verification
 from mdmf_deploy.bundle.recipe import GateLimits
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.errors import BankError, BundleError, GateFailed, ShapeMismatch
-from mdmf_deploy.mmd.reference import ReferenceReduction, uniform_bank
+from mdmf_deploy.mmd.reference import ReferenceReduction, check_self_term, uniform_bank
 from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks.bank.compress import compress_bundle
 from mdmf_deploy.tasks.calibrate import write_calibration
@@ -174,6 +174,20 @@ def test_a_source_that_is_not_finite_is_an_error(value: float) -> None:
     source[3, 1, 2] = value
     with pytest.raises(GateFailed, match=r"verification \(itself\): the source's own signatures or scores"):
         judged(source, SIGNATURES, reference="itself")
+
+
+@pytest.mark.parametrize("change", [{"self_term": -2.0}, {"weights": BANK.weights * 9.0}], ids=str)
+def test_a_bank_that_gives_scores_no_image_can_have_is_an_error(change: dict[str, object]) -> None:
+    assert judged(SIGNATURES, SIGNATURES).passed
+    with pytest.raises(GateFailed, match="are possible; the bank is wrong"):
+        judged(SIGNATURES, SIGNATURES, bank=dataclasses.replace(BANK, **change))
+
+
+def test_a_self_term_that_is_off_by_more_than_rounding_is_an_error() -> None:
+    check_self_term(BANK, "b")
+    off = dataclasses.replace(BANK, self_term=BANK.self_term + 1e-5)
+    with pytest.raises(BankError, match="b: its self term is"):
+        check_self_term(off, "b")
 
 
 @pytest.mark.parametrize("value", [1e20, 3e38, -3e38, np.inf, -np.inf, np.nan])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.bundle.bank import BankSource
+from mdmf_deploy.bundle.bank import BankHeader
+from mdmf_deploy.bundle.tensors import header_bytes
 from mdmf_deploy.errors import BankError
 
 BLOCK = 8192
@@ -63,56 +62,72 @@ class MemoryRows:
 
 
 class BankFile:
-    """A bank.safetensors on disk, of which only the header is held in memory.
+    """A bank.safetensors on disk, of which only the header and the weights are read at first.
 
-    Raises BankError, naming the file, if it is not a bank.
+    Raises BankError, naming the file, if it is not a bank, or one that cannot be. Each signature is checked when it is
+    read.
     """
-
-    _TYPES: Mapping[str, tuple[str, type[np.generic]]] = {
-        "signatures": ("F32", np.float32),
-        "weights": ("F64", np.float64),
-        "self_term": ("F64", np.float64),
-        "source": ("I32", np.int32),
-    }
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             with path.open("rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(min(length, path.stat().st_size)))
-            metadata = json.loads(header["__metadata__"]["mdmf"])
-            self._starts = {name: 8 + length + header[name]["data_offsets"][0] for name in self._TYPES}
-            self._stops = {name: 8 + length + header[name]["data_offsets"][1] for name in self._TYPES}
-            if any(header[name]["dtype"] != kind for name, (kind, _) in self._TYPES.items()):
-                raise ValueError("a tensor has another type")
-            self.rows, self.width = map(int, header["signatures"]["shape"])
-            self.sigma = float(metadata["sigma"])
-            self.model_sha256 = str(metadata["model_sha256"])
-            self.compression: dict[str, Any] = dict(metadata["compression"])
-            self.sources = tuple(BankSource(uri, sha256) for uri, sha256 in metadata["sources"])
+                head = file.read(8)
+                head += file.read(header_bytes(head) - len(head))
+            self._header = header = BankHeader.read(head, path.stat().st_size)
+            self.rows, self.width, self.sigma = header.rows, header.width, header.sigma
+            self.model_sha256, self.compression, self.sources = header.model_sha256, header.compression, header.sources
             self.self_term = float(self._read("self_term", 0, 1)[0])
-        except (OSError, struct.error, KeyError, ValueError, TypeError) as error:
+            header.check_weights(self.weights(0, self.rows), self.self_term, self._at)
+        except (OSError, ValueError) as error:
             raise BankError(f"{path} is not a reference bank ({error}); build one with `mdmf bank build`") from error
 
     def signatures(self, start: int, stop: int) -> NDArray[np.float32]:
-        return self._read("signatures", start, stop, self.width).reshape(-1, self.width)
+        rows = self._read("signatures", start, stop, self.width).reshape(-1, self.width)
+        try:
+            self._header.check_signatures(rows)
+        except ValueError as error:
+            raise BankError(f"{self.path}: {error}; build the bank again with `mdmf bank build`") from error
+        return rows
 
     def weights(self, start: int, stop: int) -> NDArray[np.float64]:
         return self._read("weights", start, stop)
 
     def source(self, start: int, stop: int) -> NDArray[np.int32]:
         """Read each signature's index into sources, (stop - start,)."""
-        return self._read("source", start, stop)
+        places = self._read("source", start, stop)
+        if len(places) and not 0 <= int(places.min()) <= int(places.max()) < len(self.sources):
+            raise BankError(
+                f"{self.path}: source indices point outside the list of source images; "
+                "build the bank again with `mdmf bank build`"
+            )
+        return places
+
+    def _at(self, places: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Read the signatures at these places, (n, d), one by one."""
+        tensor = self._header.tensors["signatures"]
+        size = self.width * tensor.dtype.itemsize
+        with self.path.open("rb", buffering=0) as file:
+
+            def row(place: int) -> bytes:
+                file.seek(tensor.start + place * size)
+                return file.read(size)
+
+            data = b"".join(map(row, places.tolist()))
+        rows = np.frombuffer(data, tensor.dtype).reshape(-1, self.width)
+        self._header.check_signatures(rows)
+        return rows
 
     def _read(self, name: str, start: int, stop: int, width: int = 1) -> NDArray[Any]:
         # Read instead of mapped, because mapped pages would count as this process's memory, in the end for all M rows.
-        kind = np.dtype(self._TYPES[name][1]).newbyteorder("<")
-        at, count = self._starts[name] + start * width * kind.itemsize, (stop - start) * width
-        if at + count * kind.itemsize > self._stops[name]:
+        tensor = self._header.tensors[name]
+        at, count = tensor.start + start * width * tensor.dtype.itemsize, (stop - start) * width
+        values: NDArray[Any] = np.empty(0, tensor.dtype)
+        if stop <= tensor.shape[0]:
+            with self.path.open("rb") as file:
+                values = np.fromfile(file, tensor.dtype, count, offset=at)
+        if len(values) < count:
             raise BankError(f"{self.path}: {name} ends before row {stop}; build the bank again with `mdmf bank build`")
-        with self.path.open("rb") as file:
-            values: NDArray[Any] = np.fromfile(file, kind, count, offset=at)
         return values
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 import mdmf_deploy
+from mdmf_deploy.bundle.anonymous import anonymous_bank
 from mdmf_deploy.bundle.bundle import Bundle, check_destination, write_bundle
 from mdmf_deploy.bundle.manifest import (
     BANK,
@@ -96,6 +97,8 @@ def export(
     destination: Path,
     precision: Literal["auto"] | Precision = "auto",
     log: Callable[[str], None] = lambda text: None,
+    *,
+    anonymous: bool = False,
 ) -> Exported:
     """Export a trained model to a bundle with a bank of these real images, as export_detector does.
 
@@ -122,7 +125,7 @@ def export(
     if smoke:
         log(f"{model.checkpoint} is of a smoke run, so the bundle's verdicts will be worth nothing")
     origin = Origin(checkpoint_sha256(model.checkpoint), backbone, smoke)
-    return export_detector(detector, recipe, reals, destination, precision, origin, log)
+    return export_detector(detector, recipe, reals, destination, precision, origin, log, anonymous=anonymous)
 
 
 def export_detector(
@@ -134,6 +137,8 @@ def export_detector(
     origin: Origin = Origin(),
     log: Callable[[str], None] = lambda text: None,
     runtimes: Sequence[str] | None = None,
+    *,
+    anonymous: bool = False,
 ) -> Exported:
     """Write a verified bundle. Tracing changes the detector, which cannot be used afterwards.
 
@@ -143,6 +148,7 @@ def export_detector(
         is tried alone.
     log: called with one line of progress at a time.
     runtimes: the runtimes to verify besides ONNX Runtime, which must pass. None means every installed one.
+    anonymous: whether the bank keeps neither the names nor the hashes of its images.
     Raises UsageError for too few reals, GateFailed if no rung passes, BundleError if the bundle cannot be written.
     Nothing is written unless a rung passes.
     """
@@ -181,7 +187,8 @@ def export_detector(
 
         manifest = msgspec.structs.replace(candidate.manifest, verification=records, refused=refused)
         files: dict[str, bytes | Path] = {name: candidate.graph.with_name(name) for name in manifest.files}
-        files |= {BANK: candidate.bank.bank.to_bytes(), PROBES: probes_to_bytes(probe_signatures, probes)}
+        bank = anonymous_bank(candidate.bank.bank) if anonymous else candidate.bank.bank
+        files |= {BANK: bank.to_bytes(), PROBES: probes_to_bytes(probe_signatures, probes)}
         return Exported(write_bundle(destination, manifest, files), candidate.bank, records, refused)
 
 

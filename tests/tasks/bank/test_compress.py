@@ -153,7 +153,7 @@ def test_p_values_are_at_least_those_of_a_new_calibration(seed: int, points: int
 
 
 def test_carrying_again_adds_up() -> None:
-    twice = carry_calibration(carry_calibration(calibration_of(np.array([-1e-9, 0.04])), 0.1, "b"), 0.2, "c")
+    twice = carry_calibration(carry_calibration(calibration_of(np.array([-1e-9, 0.04])), 0.1, "b" * 64), 0.2, "c" * 64)
     assert twice.carried == pytest.approx(0.3)
     assert twice.scores == pytest.approx((0.09, 0.25))
     assert Calibration.from_bytes(twice.to_bytes()) == twice

@@ -22,7 +22,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 def test_a_calibration_that_decides_nothing_gives_no_verdicts(bundle: Bundle) -> None:
     for images, decides in ((8, False), (9, True)):
-        calibration = calibration_of(range(images), [0.1], bundle_id=bundle.bundle_id)
+        calibration = calibration_of([n / 9 for n in range(images)], [0.1], bundle_id=bundle.bundle_id)
         calibrated = write_calibration(bundle, calibration, bundle.path)
         assert (valid_calibration(calibrated, Serving()) is not None) is decides
         why = caveat(calibrated, Serving())
