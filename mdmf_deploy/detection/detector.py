@@ -13,8 +13,8 @@ from weakref import WeakSet
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.detection.feed import Extraction, ImageScore
-from mdmf_deploy.detection.pipeline import extract_batches
+from mdmf_deploy.detection.feed import Extraction, ImageScore, Prepared
+from mdmf_deploy.detection.pipeline import extract_batches, extract_prepared
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.sources import Named, Source, is_one, take
 from mdmf_deploy.detection.verdicts import Verdicts
@@ -195,6 +195,35 @@ class Detector:
         )
         self._streams.add(batches)
         return self._rows(batches, each_frame)
+
+    def rows_of(
+        self, prepared: Iterable[Prepared], *, each_frame: bool = False
+    ) -> Generator[tuple[Row, ...], None, None]:
+        """Yield the rows of sources that another process has read and cropped, as `stream_by_source` would.
+
+        prepared: with this bundle's preprocessing, by mdmf_deploy.detection.feed.prepare.
+        Scoring runs on the calling thread.
+        """
+        self._check_open()
+        batches = extract_prepared(
+            prepared,
+            self._engine,
+            self.bundle.manifest.preprocessing,
+            batch_size=self._batch_size,
+            fused=self._fused,
+        )
+        self._streams.add(batches)
+        return self._rows(batches, each_frame)
+
+    @property
+    def covered(self) -> bool:
+        """Whether verification of this runtime counts on this machine. Without it, verdicts are withheld."""
+        return self.bundle.covers(self._engine.name, self._engine.precision)
+
+    @property
+    def crops(self) -> int:
+        """The most crops taken of one image, or of one frame of a video."""
+        return self._crops
 
     @property
     def runtime(self) -> str:
