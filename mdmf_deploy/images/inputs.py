@@ -90,10 +90,13 @@ def uri(path: str | Path) -> str:
     or paragraph separator, of an invisible character (such as one that turns text around, or joins two emoji), or of a
     name that is not UTF-8 is written `\xNN`.
     """
-    text = Path(path).as_posix()
-    if not text.isprintable() or "\\" in text:
-        text = "".join(map(_escaped, text))
+    text = escaped_text(Path(path).as_posix())
     return re.sub(r"^(https?|ftps?|s3|gs|file):/(?=[^/])", lambda m: f"{m[1]}://{'/' * (m[1] == 'file')}", text)
+
+
+def escaped_text(text: str) -> str:
+    """Return a text with the escapes of `uri`."""
+    return text if text.isprintable() and "\\" not in text else "".join(map(_escaped, text))
 
 
 def from_uri(text: str) -> Path:

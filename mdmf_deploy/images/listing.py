@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePath
 
 from mdmf_deploy.images.magic import HEAD, holds_pictures, is_side_file
 
@@ -39,13 +40,18 @@ def skipped_as(path: Path, status: os.stat_result | None) -> str | None:
     A file named like an image is not opened, whatever it holds, unless it is named like a side file.
     status: of the file, with links followed. None if the system does not tell, so that only the name can decide.
     """
+    return skipped_by_head(path, lambda: _head(path, status))
+
+
+def skipped_by_head(path: PurePath, head: Callable[[], bytes]) -> str | None:
+    """Return the same for a file of any file system.  head: reads its first bytes, if its name does not decide."""
     suffix = path.suffix.lower()
     if path.name.startswith("._"):
-        head = _head(path, status)
-        if is_side_file(head):
+        start = head()
+        if is_side_file(start):
             return SIDE_FILES
-        return None if suffix in SUFFIXES or holds_pictures(head) else suffix
-    return None if suffix in SUFFIXES or holds_pictures(_head(path, status)) else suffix
+        return None if suffix in SUFFIXES or holds_pictures(start) else suffix
+    return None if suffix in SUFFIXES or holds_pictures(head()) else suffix
 
 
 def _head(path: Path, status: os.stat_result | None) -> bytes:
