@@ -9,11 +9,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.interrupts import at_stake, held_back
+from mdmf_deploy.scratch import SAFELY, hidden, is_at, lock, remove_strays
 
 CACHE_VARIABLE = "MDMF_CACHE"
 
@@ -150,18 +151,55 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
 def only_writer(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock of an output: at most one process writes `path` at a time, in whatever container it runs.
 
-    The lock is on a file beside the output, `.<name>.lock`, which goes away at the end. With the lock held, every
-    scratch file of that output is a stray of a dead run. It is removed.
+    The lock is on a file beside the output, `.<name>.lock`, which goes away at the end. A run that is killed leaves it
+    behind, empty and unlocked, and the next one uses it. Scratch files that a dead run left of this output are removed.
+    Threads exclude each other, too, so a thread that asks for a lock it holds waits for itself.
     wait: wait for another writer. Otherwise raise UsageError that names the path.
-    Where the file system has no locks, this does nothing, and strays stay.
+    Where there are no locks (Windows, some network file systems), this excludes nobody.
+    Raises OSError if the folder takes no lock file.
     """
-    yield
+    output = path.resolve()  # so that a link and what it names are one output
+    name = hidden(output, ".lock")
+    descriptor: int | None = None
+    with at_stake():
+        try:
+            if sys.platform != "win32":
+                descriptor = _lock_file(name, path, wait)
+                remove_strays(output.parent, output.name)
+            yield
+        finally:
+            with held_back():
+                if descriptor is not None:
+                    # Before it is unlocked: afterwards, it may be another writer's.
+                    with suppress(OSError):
+                        name.unlink()
+                    os.close(descriptor)
 
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lock_file(name: Path, path: Path, wait: bool) -> int:
+    """Open and lock the lock file `name` of `path`, and return its descriptor."""
+    while True:
+        try:
+            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | SAFELY, 0o666)
+        except PermissionError:
+            descriptor = os.open(name, os.O_RDONLY | SAFELY)  # another user's
+        try:
+            locked = lock(descriptor, wait=wait)
+            # The writer before may have removed the file while this one waited for it.
+            if locked is not False and is_at(descriptor, name):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if locked is False:
+            raise UsageError(f"{path}: another process is writing it; wait for its end, or choose another output")
 
 
 def _cache_root() -> Path:

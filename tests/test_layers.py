@@ -13,6 +13,7 @@ PACKAGE = Path(mdmf_deploy.__file__).parent
 # From the ground up. Packages of one layer do not import each other.
 LAYERS = (
     {"errors", "interrupts", "text"},
+    {"scratch"},
     {"files"},
     {"hardware"},
     {"bundle"},
