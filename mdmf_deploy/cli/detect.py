@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +21,7 @@ from mdmf_deploy.errors import CalibrationError, GateFailed, UsageError
 from mdmf_deploy.images.limits import DEFAULT_LIMITS, FRAMES, MOST_FRAMES, ReadLimits
 
 if TYPE_CHECKING:
+    from mdmf_deploy.bundle.bundle import Bundle
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.outputs.heatmaps import HeatmapPool
     from mdmf_deploy.detection.rows import Row
@@ -158,6 +159,41 @@ def detect(
 
     Example: mdmf detect photos/ "more/*.png" -o verdicts.csv --heatmaps maps/
     """
+    limits = ReadLimits(max_pixels=max_pixels, max_memory=max_memory << 20, max_seconds=max_seconds)
+    if engine == DetectEngine.ray:
+        from mdmf_deploy.cli.detect_on_ray import RayOptions, detect_on_ray
+
+        others = {
+            "--json": as_json and not list_inputs,
+            "--heatmaps": heatmaps is not None,
+            "--verify": verify,
+            "--fsync": fsync,
+            "--keep-signatures": keep_signatures is not None,
+        }
+        detect_on_ray(
+            RayOptions(
+                inputs=inputs,
+                output=output,
+                fail_on=fail_on or [],
+                bundle=bundle,
+                runtime=runtime,
+                crops=crops,
+                frames=frames,
+                each_frame=each_frame,
+                batch_size=batch_size,
+                threads=threads,
+                limits=limits,
+                address=address,
+                actors=actors,
+                whole_disk=yes,
+                list_inputs=list_inputs,
+                as_json=as_json,
+                refused=[name for name, given in others.items() if given],
+            )
+        )
+        return
+    if address is not None or actors is not None:
+        raise UsageError("--address and --actors are for a cluster; add --engine ray")
     from mdmf_deploy.images.inputs import expand
 
     if as_json and output is not None:
@@ -177,11 +213,10 @@ def detect(
 
         from mdmf_deploy.detection.detector import Detector
 
-        limits = ReadLimits(max_pixels=max_pixels, max_memory=max_memory << 20, max_seconds=max_seconds)
         detector = stack.enter_context(
             Detector(bundle, runtime, threads, batch_size=batch_size, crops=crops, limits=limits, frames=frames)
         )
-        _warn_of_caveat(detector, bool(fail_on))
+        warn_of_caveat(detector.caveat, bool(fail_on))
         look = (heatmap_format, heatmap_scale)
         maps = None if heatmaps is None else _heatmaps(heatmaps, detector, look, limits, threads)
         if heatmaps is not None and _lies_in(heatmaps, inputs):
@@ -206,14 +241,14 @@ def detect(
                             maps.add(row, path)
                     done += 1
         finally:
-            _summarise(counts, (done, len(found.paths)), found.others, time.perf_counter() - start)
+            summarise(counts, (done, len(found.paths)), found.others, time.perf_counter() - start)
     if unjudged:
-        _advise_on_videos(detector, unjudged)
+        advise_on_videos(detector.bundle, unjudged)
     if output is not None:
-        log_written(f"{counts.total()} rows", output, _following(detector))
+        log_written(f"{counts.total()} rows", output, following(detector.bundle))
     if heatmaps is not None and any(heatmaps.iterdir()):
         log_written("heat maps", heatmaps)
-    _exit(counts, +undecided, fail_on or [])
+    exit_by(counts, +undecided, fail_on or [])
 
 
 def _stdout(as_json: bool) -> Callable[[Row], None]:
@@ -270,16 +305,16 @@ def _lies_in(folder: Path, inputs: list[str]) -> bool:
     return any(os.path.isdir(name) and folder.resolve().is_relative_to(Path(name).resolve()) for name in inputs)  # noqa: PTH112
 
 
-def _warn_of_caveat(detector: Detector, gated: bool) -> None:
+def warn_of_caveat(caveat: str | None, gated: bool) -> None:
     """Warn once, before the first row, if verdicts are withheld.
 
     Raises CalibrationError if a gate depends on them: a gate that no image can fail must not pass.
     """
-    if detector.caveat is None:
+    if caveat is None:
         return
     if gated:
-        raise CalibrationError(f"--fail-on cannot be judged: {detector.caveat}")
-    log(f"warning: {detector.caveat}")
+        raise CalibrationError(f"--fail-on cannot be judged: {caveat}")
+    log(f"warning: {caveat}")
 
 
 def _group(row: Row) -> str:
@@ -287,7 +322,7 @@ def _group(row: Row) -> str:
     return row.size_group or ("videos" if row.frame_time is None else "frames of videos")
 
 
-def _summarise(counts: Counter[str], of: tuple[int, int], others: Mapping[str, int], seconds: float) -> None:
+def summarise(counts: Counter[str], of: tuple[int, int], others: Mapping[str, int], seconds: float) -> None:
     """Print how many inputs were done.  of: the inputs done, and all of them."""
     from mdmf_deploy.cli.list_inputs import counted
 
@@ -303,25 +338,26 @@ def _summarise(counts: Counter[str], of: tuple[int, int], others: Mapping[str, i
     log(f"{seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s{also}")
 
 
-def _advise_on_videos(detector: Detector, count: int) -> None:
+def advise_on_videos(bundle: Bundle, count: int) -> None:
+    """Say which command gives a bundle thresholds for this many videos that had none."""
     from mdmf_deploy.bundle.bundle import suggestion
 
     videos = "1 video has" if count == 1 else f"{count} videos have"
-    command = suggestion("calibrate", detector.bundle.path, "REAL_VIDEOS")
+    command = suggestion("calibrate", bundle.path, "REAL_VIDEOS")
     log(f"{videos} no verdict, because this bundle has no thresholds for videos; run {command}")
 
 
-def _following(detector: Detector) -> str:
+def following(bundle: Bundle) -> str:
     """Return the command that gives the bundle thresholds of the user's own, or "" if it has them."""
     from mdmf_deploy.bundle.bundle import shipped_name, suggestion
 
-    bundle = detector.bundle
     if shipped_name(bundle.path) is None and bundle.calibration is not None:
         return ""
     return suggestion("calibrate", bundle.path, "REAL_PHOTOS")
 
 
-def _exit(counts: Counter[str], undecided: Counter[str], fail_on: list[FailOn]) -> None:
+def exit_by(counts: Counter[str], undecided: Counter[str], fail_on: Sequence[str]) -> None:
+    """Raise what the exit code is for: --fail-on's refusal, verdicts it cannot judge, or unreadable inputs."""
     refused = [f"{counts[verdict]} {verdict}" for verdict in dict.fromkeys(fail_on) if counts[verdict]]
     if refused:
         raise GateFailed(f"--fail-on: {', '.join(refused)} of {counts.total()} images")

@@ -9,7 +9,14 @@ from pathlib import Path, PurePath
 
 from mdmf_deploy.images.magic import HEAD, holds_pictures, is_side_file
 
-SUFFIXES = frozenset(
+_VIDEOS = (
+    "3g2 3gp amv asf avi divx dv f4v flv hevc insv lrv m1v m2ts m2v m4v mjpeg mjpg mk3d mkv mov mp4 mpe mpeg mpg mpv "
+    "mts mxf ogm ogv qt rm rmvb vob webm wmv y4m"
+)
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _VIDEOS.split())
+"""Lower-case suffixes of videos."""
+
+SUFFIXES = VIDEO_SUFFIXES | frozenset(
     f".{name}"
     for names in (
         # images
@@ -21,9 +28,6 @@ SUFFIXES = frozenset(
         # camera raws
         "3fr ari arw bay cr2 cr3 crw dcr dng erf fff gpr iiq k25 kdc mef mos mrw nef nrw orf ori pef r3d raf rw2 rwl "
         "rwz sr2 srf srw x3f",
-        # videos
-        "3g2 3gp amv asf avi divx dv f4v flv hevc insv lrv m1v m2ts m2v m4v mjpeg mjpg mk3d mkv mov mp4 mpe mpeg mpg "
-        "mpv mts mxf ogm ogv qt rm rmvb vob webm wmv y4m",
     )
     for name in names.split()
 )
