@@ -122,8 +122,8 @@ def _join(ray: Any, address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise UsageError(
-            f"--address {address}: no Ray cluster can be joined ({gist(str(error))}); start one with `ray start --head`, or "
-            "leave out --address"
+            f"--address {address}: no Ray cluster can be joined ({gist(str(error))}); start one with `ray start "
+            "--head`, or leave out --address"
         ) from error
 
 

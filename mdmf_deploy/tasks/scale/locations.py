@@ -118,8 +118,8 @@ def _opened(root: str, shown: str) -> tuple[pyarrow.fs.FileSystem, str]:
         found: tuple[Any, str] = pyarrow.fs.FileSystem.from_uri(root)
     except pyarrow.ArrowInvalid as error:
         raise UsageError(
-            f"{shown}: pyarrow knows no such file system ({_reason(error, root, shown)}); give s3://, gs://, abfs:// or "
-            "hdfs://, with options that it knows"
+            f"{shown}: pyarrow knows no such file system ({_reason(error, root, shown)}); give s3://, gs://, "
+            "abfs:// or hdfs://, with options that it knows"
         ) from error
     except (OSError, pyarrow.ArrowException) as error:
         raise UsageError(f"{shown}: {_reason(error, root, shown)}; check the address and the credentials") from error
