@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from mdmf_deploy.cli.console import draws_bars, log, stderr_console
-from mdmf_deploy.cli.detect import advise_on_videos, exit_by, following, summarise, warn_of_caveat
+from mdmf_deploy.cli.summary import advise_on_videos, exit_by, following, summarise, warn_of_caveat
 from mdmf_deploy.errors import RuntimeUnavailable, UsageError, install
 from mdmf_deploy.images.limits import ReadLimits
 
@@ -25,7 +25,7 @@ _FILES = (".jsonl", ".json", ".csv")
 
 @dataclass(frozen=True, slots=True)
 class RayOptions:
-    """The options of `mdmf detect`.  refused: names of those given that only a local run has."""
+    """The options of `mdmf detect`.  local: names of those given that only a local run has."""
 
     inputs: Sequence[str]
     output: Path | None
@@ -43,13 +43,13 @@ class RayOptions:
     whole_disk: bool
     list_inputs: bool
     as_json: bool
-    refused: Sequence[str]
+    local: Sequence[str]
 
 
 def detect_on_ray(options: RayOptions) -> None:
     """Run on Ray: the messages, the summary and the exit codes are those of a local run."""
-    if options.refused:
-        raise UsageError(f"{options.refused[0]} is for runs on this machine; leave it out, or leave out --engine ray")
+    if options.local:
+        raise UsageError(f"{options.local[0]} is for runs on this machine; leave it out, or leave out --engine ray")
     try:
         from mdmf_deploy.tasks.scale.listing import list_inputs
     except ModuleNotFoundError as error:
@@ -78,25 +78,33 @@ def detect_on_ray(options: RayOptions) -> None:
         address=options.address,
         actors=options.actors,
     )
+    where = str(location or output)
     start = time.perf_counter()
     with prepared_run(request, listing) as (run, tallies):
         warn_of_caveat(run.opened.caveat, bool(options.fail_on))
-        _tell_done(run)
-        if not run.total:
-            return
+        _tell_before(run, where)
         try:
             with _bar(run.total) as advance:
                 for tally in tallies:
                     advance(tally)
+        except BaseException as error:
+            error.add_note(f"finished rows are in {where}; the same command goes on there")
+            raise
         finally:
-            counts, seconds = Counter(run.tally.verdicts), time.perf_counter() - start
-            summarise(counts, (run.tally.inputs, run.total), listing.others, seconds)
+            counts = Counter(run.tally.verdicts)
+            if run.total:
+                summarise(counts, (run.tally.inputs, run.total), listing.others, time.perf_counter() - start)
     bundle = Bundle.open(options.bundle)
     if run.tally.unjudged:
         advise_on_videos(bundle, run.tally.unjudged)
-    next_command = following(bundle)
-    log(f"wrote {counts.total()} rows to {location or output}" + (f"; next: {next_command}" if next_command else ""))
-    exit_by(counts, Counter(run.tally.undecided), options.fail_on)
+    if run.total:
+        next_command = following(bundle)
+        log(f"wrote {counts.total()} rows to {where}" + (f"; next: {next_command}" if next_command else ""))
+    exit_by(
+        counts + Counter(run.before.verdicts),
+        Counter(run.tally.undecided) + Counter(run.before.undecided),
+        options.fail_on,
+    )
 
 
 def _checked(output: Path | None) -> str:
@@ -110,12 +118,13 @@ def _checked(output: Path | None) -> str:
     return local_path(str(output)) or str(output)
 
 
-def _tell_done(run: ScaleRun) -> None:
+def _tell_before(run: ScaleRun, where: str) -> None:
+    inputs = f"{run.already} input{'s' * (run.already != 1)}"
     if not run.total:
-        log(f"all {run.already} images are done already")
+        log(f"nothing to do: {inputs} are in {where}")
     elif run.already or run.again:
         again = f", {run.again} changed or could not be read and are done again" if run.again else ""
-        log(f"{run.already} images are done already{again}; {run.total} to do")
+        log(f"{where} has {inputs} of {run.already + run.total}{again}; {run.total - run.again} are new")
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from mdmf_deploy.images.decode import ReadLimits
 
 def prepared(detector: Detector, paths: list[Path]) -> list[Prepared]:
     plan = detector.bundle.manifest.preprocessing
-    return [prepare(n, path, plan, detector.crops, ReadLimits(), keep_pixels=True) for n, path in enumerate(paths)]
+    crops = detector.settings().crops
+    return [prepare(n, path, plan, crops, ReadLimits(), keep_pixels=True) for n, path in enumerate(paths)]
 
 
 @pytest.mark.parametrize(("crops", "batch_size"), [(1, 1), (1, 5), (4, 3), (4, 8)])

@@ -10,6 +10,7 @@ settings are in its schema's metadata. Readers of data sets skip names that begi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -29,6 +30,7 @@ from mdmf_deploy.detection.outputs.done import Done, Held, InputKey, digest
 from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import atomic_file, only_writer
+from mdmf_deploy.scratch import remove_strays
 
 _LOG = logging.getLogger(__name__)
 
@@ -166,8 +168,7 @@ class PartFolder:
             self.filesystem.create_dir(self.path, recursive=True)
         if self._type == "local":
             self._held.enter_context(only_writer(Path(self._at(RUN))))
-            for stray in Path(self.path).glob(".part-*.tmp"):  # of a run that was killed
-                stray.unlink(missing_ok=True)
+            remove_strays(Path(self.path))
         names = self._names()
         parts = [name for name in names if _is_part(name)]
         others = [name for name in names if not _is_part(name) and not name.startswith((".", "_"))]
@@ -332,5 +333,7 @@ def _named(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # of a library. Python would show its text no longer, once there is a name.
+            raise OSError(errno.EIO, str(error), path) from error
         error.filename = error.filename or path
         raise

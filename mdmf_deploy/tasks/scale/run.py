@@ -24,7 +24,6 @@ from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.outputs.done import Done, InputKey
 from mdmf_deploy.detection.outputs.parquet import schema
 from mdmf_deploy.detection.outputs.parts import PartFolder
-from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.errors import EngineError, MdmfError, RuntimeUnavailable, UsageError
 from mdmf_deploy.images.limits import DEFAULT_LIMITS, FRAMES, ReadLimits
 from mdmf_deploy.images.listing import VIDEO_SUFFIXES
@@ -43,7 +42,7 @@ from mdmf_deploy.tasks.scale.stages import (
     write_part,
 )
 from mdmf_deploy.tasks.scale.tables import KEYS
-from mdmf_deploy.tasks.scale.tally import Tally
+from mdmf_deploy.tasks.scale.tally import COUNTED, Tally
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ class ScaleRun:
     total: inputs to do.  already: inputs that the output holds.
     again: of `total`, those that the output held, but whose file has changed or could not be read.
     opened: what the workers score with.
-    tally: of the parts that are written.
+    before, tally: of the parts that were there, and of those that are written.
     """
 
     def __init__(self, opened: Opened, folder: PartFolder, listing: Listing, reread: Callable[[], Done]) -> None:
@@ -110,6 +109,9 @@ class ScaleRun:
         # Before they are done again: a run that is killed in between leaves them out, and never has them twice.
         folder.drop(again)
         self._known = _part_names(folder)
+        self.before = Tally()
+        for table in folder.tables(list(COUNTED)):
+            self.before.add(Tally.of(table))
 
     def follow(self, summaries: Iterator[pyarrow.Table], complaints: Complaints) -> Iterator[Tally]:
         """Yield the tally of each part once it is written, and add it to `tally`.
@@ -155,7 +157,7 @@ def prepared_run(request: ScaleRequest, listing: Listing) -> Iterator[tuple[Scal
         if opened is None:
             opened = _opened_there(_scoring(request, bundle, request.runtime, shared=False))
         with _without_secrets(request.output):
-            settings = _settings(request, bundle, opened)
+            settings = opened.settings
             folder = stack.enter_context(PartFolder.open(request.output, settings, "rows", schema(), resume=True))
             # Reading the folder removes what a process that outlived a killed run has written twice.
             run = ScaleRun(opened, folder, listing, lambda: PartFolder(request.output, settings, "rows", schema()).done)
@@ -164,12 +166,12 @@ def prepared_run(request: ScaleRequest, listing: Listing) -> Iterator[tuple[Scal
             return
         if complaints is None:
             complaints = stack.enter_context(connected(None))
-        runtime = opened.runtime if request.runtime == "auto" else request.runtime
+        runtime = opened.settings.runtime if request.runtime == "auto" else request.runtime
         scoring = _scoring(request, bundle, runtime, shared=request.address is None)
         reading = Reading(
             listing.places,
             bundle.manifest.preprocessing,
-            opened.crops,
+            opened.settings.crops,
             request.limits,
             request.frames,
             _home(run.todo),
@@ -206,7 +208,7 @@ def _summaries(
             )
             .map_batches(
                 Scorer,
-                fn_constructor_args=(scoring, opened),
+                fn_constructor_args=(scoring, opened.settings),
                 compute=_pool(request, scoring),
                 batch_size=BLOCK if scoring.on_gpu else None,
                 num_cpus=None if scoring.on_gpu and request.threads is None else _actor_cpus(request),
@@ -309,7 +311,7 @@ def _opened_here(request: ScaleRequest) -> Opened:
         limits=request.limits,
         frames=request.frames,
     ) as detector:
-        return Opened.of(detector)
+        return Opened(detector.settings(request.each_frame), detector.caveat)
 
 
 def _opened_there(scoring: Scoring) -> Opened:
@@ -327,23 +329,8 @@ def _opened_there(scoring: Scoring) -> Opened:
 def _scoring(request: ScaleRequest, bundle: Bundle, runtime: str, *, shared: bool) -> Scoring:
     """shared: whether every worker surely sees this machine's files."""
     shipment = Shipment.of(bundle, as_bytes=not shared)
-    return Scoring(shipment, runtime, request.batch_size, request.crops, request.frames, request.each_frame)
-
-
-def _settings(request: ScaleRequest, bundle: Bundle, opened: Opened) -> RunSettings:
-    return RunSettings(
-        tool=__version__,
-        bundle_id=bundle.bundle_id,
-        calibration_id=bundle.calibration_id,
-        runtime=opened.runtime,
-        precision=opened.precision,
-        verdicts=opened.covered,
-        crops=opened.crops,
-        frames=request.frames,
-        each_frame=request.each_frame,
-        max_pixels=request.limits.max_pixels,
-        max_memory=request.limits.max_memory,
-        max_seconds=request.limits.max_seconds,
+    return Scoring(
+        shipment, runtime, request.batch_size, request.crops, request.limits, request.frames, request.each_frame
     )
 
 

@@ -27,6 +27,7 @@ from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.feed import prepare
 from mdmf_deploy.detection.outputs.parts import INPUT_COLUMNS, RUN, PartFolder
+from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.detection.sources import Taken
 from mdmf_deploy.errors import ImageError, MdmfError, RuntimeUnavailable, UsageError
 from mdmf_deploy.images.limits import ReadLimits
@@ -63,21 +64,10 @@ class Reading:
 
 
 class Opened(NamedTuple):
-    """What decides rows besides the bundle's files: it must be the same in every worker.
+    """What a machine opens: `settings` must be the same on all of them.  caveat: why verdicts are withheld, or None."""
 
-    covered: whether verification of the runtime counts.  crops: the most of one image.
-    caveat: why verdicts are withheld, or None.
-    """
-
-    runtime: str
-    precision: str
-    covered: bool
-    crops: int
+    settings: RunSettings
     caveat: str | None
-
-    @classmethod
-    def of(cls, detector: Detector) -> Opened:
-        return cls(detector.runtime, detector.engine.precision, detector.covered, detector.crops, detector.caveat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +78,7 @@ class Scoring:
     runtime: str
     batch_size: int
     crops: int | None
+    limits: ReadLimits
     frames: int | None
     each_frame: bool
 
@@ -99,12 +90,17 @@ class Scoring:
         """Open the detector on this machine."""
         with self.shipment.unpacked() as folder:
             detector = Detector(
-                folder, self.runtime, threads, batch_size=self.batch_size, crops=self.crops, frames=self.frames
+                folder,
+                self.runtime,
+                threads,
+                batch_size=self.batch_size,
+                crops=self.crops,
+                limits=self.limits,
+                frames=self.frames,
             )
-        opened = Opened.of(detector)
         # The caveat names a bundle of the driver's machine.
-        caveat = opened.caveat and opened.caveat.replace(str(folder), self.shipment.path)
-        return detector, opened._replace(caveat=caveat)
+        caveat = detector.caveat and detector.caveat.replace(str(folder), self.shipment.path)
+        return detector, Opened(detector.settings(self.each_frame), caveat)
 
 
 def read_block(block: pyarrow.Table, reading: Reading) -> pyarrow.Table:
@@ -128,14 +124,15 @@ def read_block(block: pyarrow.Table, reading: Reading) -> pyarrow.Table:
 class Scorer:
     """An actor's detector."""
 
-    def __init__(self, scoring: Scoring, expected: Opened) -> None:
+    def __init__(self, scoring: Scoring, expected: RunSettings) -> None:
         self._each_frame = scoring.each_frame
         self._detector, opened = scoring.open(granted_threads())
-        if opened[:4] != expected[:4]:
+        differ = expected.differences(opened.settings)
+        if differ:
             self._detector.close()
             raise RuntimeUnavailable(
-                f"{socket.gethostname()} opens {_described(opened)}, expected {_described(expected)}; rows of one run "
-                "must come from one runtime that is verified alike, so use machines of one kind"
+                f"{socket.gethostname()} would give other rows than the driver ({'; '.join(differ)}); use machines on "
+                "which the bundle is verified alike"
             )
 
     def __call__(self, block: pyarrow.Table) -> pyarrow.Table:
@@ -185,11 +182,6 @@ def _check_folder(folder: PartFolder) -> None:
 
 def _summary(part: str | None, tally: Tally, error: str | None) -> pyarrow.Table:
     return pyarrow.table([[part], [msgspec.json.encode(tally)], [error]], schema=SUMMARY)
-
-
-def _described(opened: Opened) -> str:
-    verified = "verified" if opened.covered else "not verified"
-    return f"{opened.runtime} {opened.precision}, {verified}"
 
 
 @lru_cache(maxsize=1)

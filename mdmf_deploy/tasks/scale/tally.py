@@ -7,6 +7,7 @@ from collections import Counter
 import msgspec
 import pyarrow
 
+COUNTED = ("verdict", "reason", "size_group", "frame_time")
 _NO_VIDEOS, _TOO_FEW = "no_video_thresholds", "no_calibration_for_this_size"
 
 
@@ -25,13 +26,12 @@ class Tally(msgspec.Struct, kw_only=True):
     unjudged: int = 0
 
     @classmethod
-    def of(cls, table: pyarrow.Table, inputs: int) -> Tally:
-        """Count the rows of a part."""
-        names = ("verdict", "reason", "size_group", "frame_time")
+    def of(cls, table: pyarrow.Table, inputs: int = 0) -> Tally:
+        """Count the rows of a part, which has at least the columns COUNTED."""
         verdicts: Counter[str] = Counter()
         undecided: Counter[str] = Counter()
         unjudged = 0
-        for verdict, reason, group, time in zip(*(table[name].to_pylist() for name in names), strict=True):
+        for verdict, reason, group, time in zip(*(table[name].to_pylist() for name in COUNTED), strict=True):
             verdicts[verdict] += 1
             if verdict == "uncalibrated" or reason == _TOO_FEW:
                 undecided[group or ("videos" if time is None else "frames of videos")] += 1

@@ -92,8 +92,8 @@ def test_a_second_run_does_what_is_new_changed_or_worth_another_try(tiny_bundle:
     before = rows_in(output)
     (folder / "away.jpg").unlink()
     again = on_ray(folder, "-o", output, "--bundle", tiny_bundle)
-    assert again.exit_code == 0, again.output
-    assert f"all {len(before) - 1} images are done already" in again.stderr
+    assert again.exit_code == 3, again.output
+    assert f"nothing to do: {len(before) - 1} inputs are in {output}" in again.stderr
     assert {part.name: part.read_bytes() for part in output.glob("part-*")} == parts
 
     # As when a task had written its part, but its worker died before it said so.
@@ -107,8 +107,8 @@ def test_a_second_run_does_what_is_new_changed_or_worth_another_try(tiny_bundle:
     changed.write_bytes((folder / "photo05.png").read_bytes())
     new.write_bytes(changed.read_bytes())
     third = on_ray(folder, "-o", output, "--bundle", tiny_bundle)
-    assert third.exit_code == 0, third.output
-    assert "1 changed or could not be read and are done again; 2 to do" in third.stderr
+    assert third.exit_code == 3, third.output
+    assert ", 1 changed or could not be read and are done again; 1 are new" in third.stderr
     rows = {row["uri"]: row for row in rows_in(output)}
     assert len(rows) == len(rows_in(output)) == len(before)
     assert rows[changed.as_posix()]["score"] == rows[new.as_posix()]["score"]
