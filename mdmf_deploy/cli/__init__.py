@@ -50,6 +50,7 @@ _EXTRAS = {
     "onnxscript": "export",
     "openvino": "openvino",
     "pyarrow": "scale",
+    "ray": "scale",
     "tensorrt": "gpu",
     "tensorrt_rtx": "rtx",
     "torch": "export",

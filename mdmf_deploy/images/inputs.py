@@ -31,6 +31,8 @@ from mdmf_deploy.images.lists import read_list
 from mdmf_deploy.images.places import Guard
 from mdmf_deploy.text import escaped, is_printable
 
+_STORES = ("s3:/", "gs:/", "gcs:/", "abfs:/", "abfss:/", "hdfs:/")
+
 MANY = 100_000
 """Folders with more files than this are announced before anything is read."""
 
@@ -119,7 +121,8 @@ def why_missing(path: str | Path) -> str:
     """Return the line for a row whose file does not exist: the reason, and what to do about it."""
     refused = refuse_url(path)
     if refused is not None:
-        return refused
+        store = str(path).lower().startswith(_STORES)
+        return f"{refused}, or add --engine ray, which reads object stores" if store else refused
     if str(path).startswith("~"):
         return f"{uri(path)} does not exist; write the home folder in full, since only a shell expands ~"
     if str(path).startswith(("'", '"')):

@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from mdmf_deploy import errors
 from mdmf_deploy.errors import EngineError, MdmfError, RuntimeUnavailable, UsageError, install
 from mdmf_deploy.hardware.host import cores, look_at_machine
 from mdmf_deploy.interrupts import SIGNALS, held_back
+from mdmf_deploy.scratch import lock
 from mdmf_deploy.text import one_line
 
 _LOG = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ _LOG = logging.getLogger(__name__)
 _STORE_PER_CORE, _LEAST_STORE, _MOST_STORE = 256 * 2**20, 512 * 2**20, 8 * 2**30
 """Bytes of shared memory for the blocks that wait between the stages. A core works on two or three of 20 MB each."""
 
+_PREFIX = "mdmf-ray-"
+_YOUNG = 60.0  # seconds in which a folder may be made and not yet locked
 _MOST_TEXT = 300
 _SHARED = Path("/dev/shm")
 # Its sockets lie 60 characters below its folder, and the name of a socket has at most 107.
@@ -154,11 +158,32 @@ def _store() -> int:
 
 @contextmanager
 def _folder() -> Iterator[str]:
-    """Yield a folder for the files of a local cluster. It is removed at the end."""
+    """Yield a folder for the files of a local cluster. It is removed at the end, or else by the next run."""
     temporary = tempfile.gettempdir()
-    above = temporary if len(temporary) <= _LONGEST_FOLDER else "/tmp"
-    with tempfile.TemporaryDirectory(prefix="mdmf-ray-", dir=above, ignore_cleanup_errors=True) as folder:
-        yield folder
+    above = Path(temporary if len(temporary) <= _LONGEST_FOLDER else "/tmp")
+    _remove_strays(above)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=above, ignore_cleanup_errors=True) as folder:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            lock(descriptor)
+            yield folder
+        finally:
+            os.close(descriptor)
+
+
+def _remove_strays(above: Path) -> None:
+    """Remove the folders of runs that were killed. Those of runs that live are locked."""
+    for folder in above.glob(f"{_PREFIX}*"):
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+        except OSError:  # another user's
+            continue
+        try:
+            young = time.time() - os.fstat(descriptor).st_mtime < _YOUNG
+            if os.fstat(descriptor).st_uid == os.getuid() and not young and lock(descriptor):
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
