@@ -56,7 +56,7 @@ def keys_of(count: int) -> pyarrow.Table:
     return pyarrow.table(key_columns(keys))
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(sources(), max_size=3))
 def test_sources_come_back_unchanged(given: list[Prepared]) -> None:
     keys = keys_of(len(given))
@@ -87,7 +87,7 @@ def test_normalised_crops_are_refused() -> None:
         table_of_prepared([Prepared(Extraction("a.jpg", ""), tensor)], keys_of(1).rename_columns(list(KEYS)))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.integers(1, 3))
 def test_rows_come_back_with_the_key_of_their_input(counts: list[int], blocks: int) -> None:
     rows = [tuple(Row(uri=f"{n}.jpg#{m}", score=m / 3) for m in range(count)) for n, count in enumerate(counts)]
