@@ -34,7 +34,7 @@ from typing import Any
 
 import pyarrow.fs
 import pyarrow.parquet
-from common import header, number, table
+from common import HEADINGS, header, number
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))
@@ -65,6 +65,9 @@ def main() -> None:
             command.add_argument("--files", type=int, nargs="+", default=[10_000, 100_000])
     arguments = parser.parse_args()
     header("ray", "pyarrow", arguments.runtime)
+    if arguments.command == "kill":
+        print(f"seed {arguments.seed}\n")
+    print(f"| {' | '.join(HEADINGS)} |\n{'|---' * len(HEADINGS)}|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         {"equal": equal, "kill": kill, "throughput": throughput, "memory": memory}[arguments.command](
             arguments, Path(name)
@@ -74,7 +77,6 @@ def main() -> None:
 def equal(arguments: argparse.Namespace, scratch: Path) -> None:
     """Compare all rows, times aside."""
     expected, _ = local_rows(arguments, scratch)
-    found = []
     for name in arguments.only:
         with PLACES[name](arguments.images) as (source, options, output):
             where = output or str(scratch / name)
@@ -83,19 +85,16 @@ def equal(arguments: argparse.Namespace, scratch: Path) -> None:
             seconds = time.perf_counter() - start
             rows = renamed(ray_rows(where), source, arguments.images)
         differ = sum(one != other for one, other in zip(rows, expected, strict=False)) + abs(len(rows) - len(expected))
-        found.append((name, f"{len(rows)} rows in {number(seconds)} s, exit code {done}", "0", f"{differ} differ"))
-    print(table(found))
+        show(name, f"{len(rows)} rows in {number(seconds)} s, exit code {done}", "0", f"{differ} differ")
 
 
 def kill(arguments: argparse.Namespace, scratch: Path) -> None:
     """Kill, run again, and count each input's rows."""
     draw = random.Random(arguments.seed)
-    print(f"seed {arguments.seed}\n")
     expected, _ = local_rows(arguments, scratch)
     start = time.perf_counter()
     finished(detect(arguments, arguments.images, "--engine", "ray", "-o", scratch / "whole"))
     whole = time.perf_counter() - start
-    found = []
     for turn in range(arguments.times):
         output = scratch / str(turn)
         after = draw.uniform(0.2, 0.95) * whole
@@ -110,16 +109,15 @@ def kill(arguments: argparse.Namespace, scratch: Path) -> None:
         lost, twice = len(expected) - len(each), sum(count - 1 for count in each.values())
         differ = sum(one != other for one, other in zip(plain(rows), expected, strict=False))
         what = f"{victim} after {number(after)} s{'' if killed else ' (had ended)'}: exit code {first}, {kept} rows"
-        found.append((what, f"then {again}: {len(rows)} rows", "0", f"{lost} lost, {twice} twice, {differ} differ"))
+        show(what, f"then {again}: {len(rows)} rows", "0", f"{lost} lost, {twice} twice, {differ} differ")
         shutil.rmtree(output)
-    print(table(found))
 
 
 def throughput(arguments: argparse.Namespace, scratch: Path) -> None:
     """Time the whole command, and the work between its first and its last part."""
     rows, seconds = local_rows(arguments, scratch)
     images = len(rows)
-    found = [("local", f"{number(images / seconds)}/s", "", f"{number(1e3 * seconds / images)} ms an image")]
+    show("local", f"{number(images / seconds)}/s", "", f"{number(1e3 * seconds / images)} ms an image")
     for actors in arguments.actors:
         output = scratch / f"{actors}"
         start = time.perf_counter()
@@ -129,21 +127,18 @@ def throughput(arguments: argparse.Namespace, scratch: Path) -> None:
         counts = [pyarrow.parquet.read_metadata(part).num_rows for part in output.glob("part-*")]
         steady = (images - images / len(counts)) / max(1e-9, times[-1] - times[0])
         extra = 1e3 * (1 / steady - seconds / images)
-        found.append(
-            (
-                f"Ray, {actors} actors",
-                f"{number(images / whole)}/s in all, {number(steady)}/s between its parts",
-                "",
-                f"{number(extra)} ms an image more than local",
-            )
+        show(
+            f"Ray, {actors} actors",
+            f"{number(images / whole)}/s in all, {number(steady)}/s between its parts",
+            "",
+            f"{number(extra)} ms an image more than local",
         )
-    print(table(found))
 
 
 def memory(arguments: argparse.Namespace, scratch: Path) -> None:
     """Measure the peak of the driver and of the largest worker."""
     originals = list(in_folder(arguments.images or ROOT / "examples" / "photographs").paths)
-    found, first = [], (0, 0)
+    first = (0, 0)
     for count in arguments.files:
         inputs = scratch / f"in-{count}"
         for n in range(count):
@@ -160,9 +155,13 @@ def memory(arguments: argparse.Namespace, scratch: Path) -> None:
         first = first if first[0] else (peaks[0], peaks[1])
         against = ", ".join(number(peak / max(1, before)) for peak, before in zip(peaks, first, strict=True))
         shown = f"driver {peaks[0] >> 20} MB, largest worker {peaks[1] >> 20} MB"
-        found.append((f"{count} files", shown, "at most 1.1", against))
+        show(f"{count} files", shown, "at most 1.1", against)
         shutil.rmtree(inputs)
-    print(table(found))
+
+
+def show(*cells: str) -> None:
+    """Print a row of a table, at once: runs take minutes."""
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def detect(arguments: argparse.Namespace, source: object, *options: object) -> subprocess.Popen[str]:

@@ -163,6 +163,9 @@ def _folder() -> Iterator[str]:
     above = Path(temporary if len(temporary) <= _LONGEST_FOLDER else "/tmp")
     _remove_strays(above)
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=above, ignore_cleanup_errors=True) as folder:
+        if sys.platform == "win32":
+            yield folder
+            return
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             lock(descriptor)
@@ -173,6 +176,8 @@ def _folder() -> Iterator[str]:
 
 def _remove_strays(above: Path) -> None:
     """Remove the folders of runs that were killed. Those of runs that live are locked."""
+    if sys.platform == "win32":
+        return
     for folder in above.glob(f"{_PREFIX}*"):
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)

@@ -274,16 +274,26 @@ def _blocks(todo: pyarrow.Table, reading: Reading) -> list[pyarrow.Table]:
 
 
 def _pool(request: ScaleRequest, scoring: Scoring) -> Any:
-    """Return the strategy for the actors. Without a number, Ray starts as many as there is work and room for."""
+    """Return the strategy for the actors. Without a number, Ray starts as many as there is work and room for.
+
+    Raises RuntimeUnavailable if there is no room for one beside the tasks that decode, and UsageError for too many.
+    """
     ray = load_ray()
-    resources = ray.cluster_resources()
-    room = resources.get("GPU", 0) if scoring.on_gpu else resources.get("CPU", 0) // max(1, _actor_cpus(request))
+    cpus = _actor_cpus(request)
+    total = ray.cluster_resources()
+    if scoring.on_gpu:
+        room = int(total.get("GPU", 0))
+    else:
+        nodes = (node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+        room = int(min((total.get("CPU", 0) - READ_CPUS - WRITE_CPUS) // cpus, sum(one // cpus for one in nodes)))
     if room < 1:
-        what = f"a GPU for {scoring.runtime}" if scoring.on_gpu else f"{_actor_cpus(request)} processors for an actor"
-        raise RuntimeUnavailable(f"the Ray cluster has no machine with {what}; choose another --runtime or --threads")
-    if request.actors is not None:
-        return ray.data.ActorPoolStrategy(size=request.actors)
-    return ray.data.ActorPoolStrategy(min_size=1, max_size=int(room))
+        what = f"a GPU for {scoring.runtime}" if scoring.on_gpu else f"room for --threads {cpus:g} beside decoding"
+        raise RuntimeUnavailable(f"no machine of the Ray cluster has {what}; choose another --runtime or --threads")
+    if request.actors is None:
+        return ray.data.ActorPoolStrategy(min_size=1, max_size=room)
+    if request.actors > room:
+        raise UsageError(f"--actors {request.actors}: the Ray cluster has room for {room}; give {room} or fewer")
+    return ray.data.ActorPoolStrategy(size=request.actors)
 
 
 def _tries(ray: Any, **options: int) -> dict[str, int]:
