@@ -6,6 +6,7 @@ it does none of these.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,16 @@ class Complaints(logging.Handler):
         _LOG.debug("Ray Data: %s", record.getMessage())
         if record.exc_info and record.exc_info[1] is not None:
             self.last = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+
+
+class _Said(io.TextIOBase):
+    """What Ray prints on standard output, such as the death of a worker, goes to the log as details."""
+
+    def write(self, text: str, /) -> int:
+        for line in text.splitlines():
+            if line.strip():
+                _LOG.debug("Ray: %s", line)
+        return len(text)
 
 
 def error_in(text: str) -> MdmfError | None:
@@ -232,7 +243,7 @@ def _quiet(complaints: Complaints) -> Iterator[None]:
         handler.setLevel(logging.CRITICAL + 1)
     logger.addHandler(complaints)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(_Said()):
             # Advice on how to use Ray Data, and deprecations of its own making.
             warnings.filterwarnings("ignore", module=r"ray\.")
             yield

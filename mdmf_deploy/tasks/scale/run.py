@@ -103,14 +103,20 @@ class ScaleRun:
     def __init__(self, opened: Opened, folder: PartFolder, listing: Listing, reread: Callable[[], Done]) -> None:
         self.opened, self._folder, self._reread = opened, folder, reread
         self.tally = Tally()
-        todo, again = _missing(folder.done, listing.table)
-        self.total, self.already, self.again = len(todo), len(listing.table) - len(todo), len(again)
-        self.todo = todo
-        # Before they are done again: a run that is killed in between leaves them out, and never has them twice.
-        folder.drop(again)
-        self._known = _part_names(folder)
         self.before = Tally()
-        for table in folder.tables(list(COUNTED)):
+        self.todo, self._again = _missing(folder.done, listing.table)
+        self.total, self.already = len(self.todo), len(listing.table) - len(self.todo)
+        self.again = len(self._again)
+        self._known: set[str] = set()
+
+    def begin(self) -> None:
+        """Remove the rows that are superseded, and count the others.
+
+        They go before they are done again, so a run that is killed in between leaves them out and never has them twice.
+        """
+        self._folder.drop(self._again)
+        self._known = _part_names(self._folder)
+        for table in self._folder.tables(list(COUNTED)):
             self.before.add(Tally.of(table))
 
     def follow(self, summaries: Iterator[pyarrow.Table], complaints: Complaints) -> Iterator[Tally]:
@@ -121,7 +127,7 @@ class ScaleRun:
         for table in summaries:
             for part, counts, error in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
                 if error is not None:
-                    raise OSError(f"{error}; finished parts are kept, so run the same command again")
+                    raise OSError(error)
                 tally = msgspec.json.decode(counts, type=Tally)
                 self._known.add(part)
                 self.tally.add(tally)
@@ -137,7 +143,7 @@ class ScaleRun:
             why = f" ({gist(complaints.last)})" if complaints.last else ""
             raise EngineError(
                 f"{left} of {self.total} inputs have no row, because the worker died or failed each time they were "
-                f"tried{why}; run the same command again, which tries them alone"
+                f"tried{why}; another run tries them in smaller blocks"
             )
 
 
@@ -161,11 +167,13 @@ def prepared_run(request: ScaleRequest, listing: Listing) -> Iterator[tuple[Scal
             folder = stack.enter_context(PartFolder.open(request.output, settings, "rows", schema(), resume=True))
             # Reading the folder removes what a process that outlived a killed run has written twice.
             run = ScaleRun(opened, folder, listing, lambda: PartFolder(request.output, settings, "rows", schema()).done)
-        if not run.total:
+        if complaints is None and run.total:
+            complaints = stack.enter_context(connected(None))
+        with _without_secrets(request.output):
+            run.begin()
+        if complaints is None or not run.total:
             yield run, iter(())
             return
-        if complaints is None:
-            complaints = stack.enter_context(connected(None))
         runtime = opened.settings.runtime if request.runtime == "auto" else request.runtime
         scoring = _scoring(request, bundle, runtime, shared=request.address is None)
         reading = Reading(
@@ -192,7 +200,7 @@ def _summaries(
     """Yield the summaries of the parts: the four stages, as Ray Data runs them."""
     ray = load_ray()
     blocks = _blocks(todo, reading)
-    part = max(1, min(PART, len(todo) // 50) // BLOCK)
+    part = max(1, min(PART, max(BLOCK, len(todo) // 50)) // _rows(todo))
     common: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     with _set(ray.data.DataContext.get_current(), **_CONTEXT), warnings.catch_warnings():
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)  # of the options of _tries
@@ -258,19 +266,25 @@ def _missing(done: Done, table: pyarrow.Table) -> tuple[pyarrow.Table, list[tupl
 
 
 def _blocks(todo: pyarrow.Table, reading: Reading) -> list[pyarrow.Table]:
-    """Divide inputs into blocks of BLOCK inputs, or fewer if their crops might take more than BLOCK_BYTES."""
+    """Divide inputs into blocks, whose crops take about BLOCK_BYTES at most."""
     image = 3 * reading.preprocessing.crop**2 * reading.crops
     suffixes = "|".join(suffix.removeprefix(".") for suffix in sorted(VIDEO_SUFFIXES))
     videos = pyarrow.compute.match_substring_regex(todo["uri"], rf"\.({suffixes})$", ignore_case=True)
     sizes = np.where(videos.to_numpy(), image * (reading.frames or 1), image)
+    most = _rows(todo)
     blocks, first, held = [], 0, 0
     for n, size in enumerate(sizes.tolist()):
-        if n > first and (n - first == BLOCK or held + size > BLOCK_BYTES):
+        if n > first and (n - first == most or held + size > BLOCK_BYTES):
             blocks.append(todo.slice(first, n - first))
             first, held = n, 0
         held += size
     blocks.append(todo.slice(first))
     return blocks
+
+
+def _rows(todo: pyarrow.Table) -> int:
+    """Return the most inputs in a block: fewer for few, so that one that kills its worker is soon left alone."""
+    return max(1, min(BLOCK, len(todo) // 64))
 
 
 def _pool(request: ScaleRequest, scoring: Scoring) -> Any:
@@ -385,4 +399,4 @@ def _explained(tallies: Iterator[Tally]) -> Iterator[Tally]:
             raise own from error
         if not isinstance(error, ray.exceptions.RayError):
             raise
-        raise EngineError(f"Ray: {gist(str(error))}; finished parts are kept, so run the same command again") from error
+        raise EngineError(f"Ray: {gist(str(error))}") from error
