@@ -21,12 +21,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mdmf_deploy import errors
 from mdmf_deploy.errors import EngineError, MdmfError, RuntimeUnavailable, UsageError, install
 from mdmf_deploy.hardware.host import cores, look_at_machine
-from mdmf_deploy.interrupts import SIGNALS, held_back
+from mdmf_deploy.interrupts import SIGNALS, Interrupted, held_back
 from mdmf_deploy.scratch import lock
 from mdmf_deploy.text import one_line
 
@@ -110,7 +111,7 @@ def connected(address: str | None = None) -> Iterator[Complaints]:
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
     ray = load_ray()
     complaints = Complaints()
-    with _quiet(complaints):
+    with _quiet(complaints), _signals_told_apart():
         if ray.is_initialized():
             yield complaints
         elif address is not None:
@@ -215,6 +216,35 @@ def _signals_kept() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
+
+
+@contextmanager
+def _signals_told_apart() -> Iterator[None]:
+    """Raise the interrupt of the signal that came. Ray's native code turns each into that of Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        before[number](number, frame)
+
+    try:
+        for number in before:
+            signal.signal(number, handle)
+        yield
+    except KeyboardInterrupt as error:
+        if isinstance(error, Interrupted) or not came or came[0] == signal.SIGINT:
+            raise
+        told = Interrupted(came[0])
+        for note in getattr(error, "__notes__", ()):
+            told.add_note(note)
+        raise told from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
