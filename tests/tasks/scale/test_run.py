@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from helpers.rows import timeless_lines
 from typer.testing import Result
 
 from mdmf_deploy.detection.rows import COLUMNS, TIMINGS
+from mdmf_deploy.interrupts import Interrupted, raised
 from mdmf_deploy.tasks.scale.cluster import connected
 
 
@@ -165,6 +167,22 @@ def test_options_that_make_no_sense_are_refused(
     assert done.exit_code == 2
     assert message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_keeps_its_signal() -> None:
+    """Ray's native code turns SIGTERM into a KeyboardInterrupt."""
+
+    def as_ray_does() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Interrupted:
+            raise KeyboardInterrupt from None
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught, raised(pytest.fail), connected():
+        as_ray_does()
+    assert caught.value.number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_errors_of_workers_are_one_line(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
