@@ -27,7 +27,6 @@ from mdmf_deploy.detection.outputs.parts import PartFolder
 from mdmf_deploy.errors import EngineError, MdmfError, RuntimeUnavailable, UsageError
 from mdmf_deploy.images.limits import DEFAULT_LIMITS, FRAMES, ReadLimits
 from mdmf_deploy.images.listing import VIDEO_SUFFIXES
-from mdmf_deploy.runtime import ON_GPU
 from mdmf_deploy.tasks.scale.cluster import Complaints, connected, error_in, gist, load_ray
 from mdmf_deploy.tasks.scale.listing import LOCAL, Listing
 from mdmf_deploy.tasks.scale.locations import Location, is_url
@@ -37,6 +36,7 @@ from mdmf_deploy.tasks.scale.stages import (
     Reading,
     Scorer,
     Scoring,
+    on_gpu,
     opened_remotely,
     read_block,
     write_part,
@@ -155,7 +155,7 @@ def prepared_run(request: ScaleRequest, listing: Listing) -> Iterator[tuple[Scal
     Raises UsageError for an output of other settings or in use, the errors of Detector, and those of `connected`.
     """
     with ExitStack() as stack:
-        opened = None if _needs_gpu(request) else _opened_here(request)
+        opened = None if on_gpu(request.runtime) else _opened_here(request)
         complaints = None
         if opened is None or request.address is not None:
             complaints = stack.enter_context(connected(request.address))
@@ -318,10 +318,6 @@ def _tries(ray: Any, **options: int) -> dict[str, int]:
 
 def _actor_cpus(request: ScaleRequest) -> float:
     return SCORE_CPUS if request.threads is None else request.threads
-
-
-def _needs_gpu(request: ScaleRequest) -> bool:
-    return request.runtime.partition(":")[0] in ON_GPU
 
 
 def _opened_here(request: ScaleRequest) -> Opened:

@@ -84,7 +84,7 @@ class Scoring:
 
     @property
     def on_gpu(self) -> bool:
-        return self.runtime.partition(":")[0] in ON_GPU
+        return on_gpu(self.runtime)
 
     def open(self, threads: int | None) -> tuple[Detector, Opened]:
         """Open the detector on this machine."""
@@ -101,6 +101,11 @@ class Scoring:
         # The caveat names a bundle of the driver's machine.
         caveat = detector.caveat and detector.caveat.replace(str(folder), self.shipment.path)
         return detector, Opened(detector.settings(self.each_frame), caveat)
+
+
+def on_gpu(runtime: str) -> bool:
+    """Return whether a runtime, perhaps with a build profile, needs a GPU."""
+    return runtime.partition(":")[0] in ON_GPU
 
 
 def read_block(block: pyarrow.Table, reading: Reading) -> pyarrow.Table:
