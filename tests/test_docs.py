@@ -24,6 +24,7 @@ from mdmf_deploy.images.provenance import Claim
 REASONS = {
     "needs Docker",
     "needs a GPU",
+    "needs a bucket and a cluster",
     "needs a head trained elsewhere",
     "needs strace",
     "needs the extra for videos",

@@ -158,6 +158,41 @@ def detect(
 
     Example: mdmf detect photos/ "more/*.png" -o verdicts.csv --heatmaps maps/
     """
+    limits = ReadLimits(max_pixels=max_pixels, max_memory=max_memory << 20, max_seconds=max_seconds)
+    if engine == DetectEngine.ray:
+        from mdmf_deploy.cli.detect_on_ray import RayOptions, detect_on_ray
+
+        local = {
+            "--json": as_json and not list_inputs,
+            "--heatmaps": heatmaps is not None,
+            "--verify": verify,
+            "--fsync": fsync,
+            "--keep-signatures": keep_signatures is not None,
+        }
+        detect_on_ray(
+            RayOptions(
+                inputs=inputs,
+                output=output,
+                fail_on=fail_on or [],
+                bundle=bundle,
+                runtime=runtime,
+                crops=crops,
+                frames=frames,
+                each_frame=each_frame,
+                batch_size=batch_size,
+                threads=threads,
+                limits=limits,
+                address=address,
+                actors=actors,
+                whole_disk=yes,
+                list_inputs=list_inputs,
+                as_json=as_json,
+                local=[name for name, given in local.items() if given],
+            )
+        )
+        return
+    if address is not None or actors is not None:
+        raise UsageError("--address and --actors are for a cluster; add --engine ray")
     from mdmf_deploy.images.inputs import expand
 
     if as_json and output is not None:
@@ -178,7 +213,6 @@ def detect(
 
         from mdmf_deploy.detection.detector import Detector
 
-        limits = ReadLimits(max_pixels=max_pixels, max_memory=max_memory << 20, max_seconds=max_seconds)
         detector = stack.enter_context(
             Detector(bundle, runtime, threads, batch_size=batch_size, crops=crops, limits=limits, frames=frames)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mdmf_deploy.cli.console import log, print_json, print_text
 from mdmf_deploy.images.inputs import Inputs, uri
@@ -17,20 +17,26 @@ def print_inputs(inputs: Inputs, as_json: bool) -> None:
     With as_json, print all of it as one JSON document on stdout.
     """
     suffixes = Counter(path.suffix.lower() for path in inputs.paths)
+    print_names([uri(path) for path in inputs.paths], suffixes, inputs.others, as_json)
+
+
+def print_names(names: Sequence[str], suffixes: Mapping[str, int], others: Mapping[str, int], as_json: bool) -> None:
+    """Print the same for inputs by their uri and the numbers of their suffixes."""
+    skipped = sum(others.values())
     if as_json:
         print_json(
             {
-                "inputs": [uri(path) for path in inputs.paths],
+                "inputs": list(names),
                 "by_suffix": _named(suffixes),
-                "skipped": inputs.skipped,
-                "skipped_by_suffix": _named(inputs.others),
+                "skipped": skipped,
+                "skipped_by_suffix": _named(others),
             }
         )
         return
-    for path in inputs.paths:
-        print_text(uri(path))
-    log(f"{len(inputs.paths)} to read: {counted(suffixes)}")
-    log(f"{inputs.skipped} skipped in folders: {counted(inputs.others)}" if inputs.others else "nothing skipped")
+    for name in names:
+        print_text(name)
+    log(f"{len(names)} to read: {counted(suffixes)}")
+    log(f"{skipped} skipped in folders: {counted(others)}" if others else "nothing skipped")
 
 
 def counted(numbers: Mapping[str, int]) -> str:

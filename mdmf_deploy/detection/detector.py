@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, cast, get_args
@@ -14,15 +13,16 @@ from typing import TYPE_CHECKING, NoReturn, cast, get_args
 from mdmf_deploy import __version__
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.bundle.bundle import Bundle, shipped_name
-from mdmf_deploy.detection.feed import Extraction, ImageScore
-from mdmf_deploy.detection.pipeline import extract_batches
+from mdmf_deploy.detection.feed import Extraction, ImageScore, Prepared
+from mdmf_deploy.detection.pipeline import extract_batches, extract_prepared
 from mdmf_deploy.detection.probes import check_probes
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.detection.sources import Named, Source, is_one, take
+from mdmf_deploy.detection.spec import DetectorSpec
 from mdmf_deploy.detection.streams import Stream, Streams
 from mdmf_deploy.detection.verdicts import Verdicts
-from mdmf_deploy.errors import BundleError, MdmfError, UsageError
+from mdmf_deploy.errors import MdmfError, UsageError
 from mdmf_deploy.hardware.forks import keep_in_forks
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.images.limits import FRAMES, MOST_FRAMES
@@ -35,53 +35,6 @@ if TYPE_CHECKING:
     from mdmf_deploy.detection.on_gpu import Fused
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DetectorSpec:
-    """How to open a detector like another one. It can be pickled, so that a worker process can open its own.
-
-    bundle: an absolute path, or the name of a bundle shipped in the package.
-    bundle_id, calibration_id: of the bundle when the first detector opened it.
-    The other fields are arguments of Detector, with "auto" and defaults resolved. threads stays None for one per core,
-    so that it is one per core of the worker's machine.
-    """
-
-    bundle: str
-    bundle_id: str
-    calibration_id: str | None
-    runtime: str
-    threads: int | None
-    batch_size: int
-    crops: int
-    limits: ReadLimits
-    reduction: str
-    frames: int | None
-
-    def open(self) -> Detector:
-        """Open a detector that gives the same rows.
-
-        Raises BundleError if the bundle or its calibration has changed, and otherwise as Detector does.
-        """
-        detector = Detector(
-            self.bundle,
-            self.runtime,
-            self.threads,
-            batch_size=self.batch_size,
-            crops=self.crops,
-            limits=self.limits,
-            reduction=self.reduction,
-            frames=self.frames,
-        )
-        for name in ("bundle_id", "calibration_id"):
-            found, wanted = getattr(detector.bundle, name), getattr(self, name)
-            if found != wanted:
-                detector.close()
-                raise BundleError(
-                    f"{detector.bundle.path}: {name} is {_short(found)}, and {_short(wanted)} in the spec; give every "
-                    "worker the same bundle"
-                )
-        return detector
 
 
 class Detector:
@@ -249,6 +202,24 @@ class Detector:
         )
         return self._rows(self._streams.add(batches), each_frame)
 
+    def rows_of(
+        self, prepared: Iterable[Prepared], *, each_frame: bool = False
+    ) -> Generator[tuple[Row, ...], None, None]:
+        """Yield the rows of sources that another process has read and cropped, as `stream_by_source` would.
+
+        prepared: with this bundle's preprocessing, by mdmf_deploy.detection.feed.prepare.
+        Scoring runs on the calling thread.
+        """
+        self._streams.check()
+        batches = extract_prepared(
+            prepared,
+            self._engine,
+            self.bundle.manifest.preprocessing,
+            batch_size=self._batch_size,
+            fused=self._fused,
+        )
+        return self._rows(self._streams.add(batches), each_frame)
+
     @property
     def runtime(self) -> str:
         """The name of the runtime that was opened."""
@@ -381,10 +352,6 @@ class Detector:
         for n, (score, contributions) in zip(places, reduced, strict=True):
             scores[n] = ImageScore(score, contributions.ravel().tolist(), batch[n].ms_engine, ms_mmd)
         return scores
-
-
-def _short(identity: str | None) -> str:
-    return "none" if identity is None else identity[:12]
 
 
 def _flat(grouped: Generator[tuple[Row, ...], None, None]) -> Generator[Row, None, None]:

@@ -89,8 +89,9 @@ class Prepared:
     """A source ready for the engine.
 
     extraction: its facts so far, without signatures.
-    tensor: model input, (n, 3, S, S). None if the extraction holds an error, or for a video.
-    pixels: a video's crops, (n, S, S, 3), a quarter of their size as model input.
+    tensor: model input, (n, 3, S, S). None if the extraction holds an error, or where pixels are kept.
+    pixels: the crops of a video, or of an image that another process scores, (n, S, S, 3). They take a quarter of
+        their size as model input.
     """
 
     extraction: Extraction
@@ -119,12 +120,14 @@ def prepare(
     limits: decode.ReadLimits,
     frames: int | None = None,
     room: VideoRoom | None = None,
+    keep_pixels: bool = False,
 ) -> Prepared:
     """Read, decode, crop and normalise source number n on the calling thread.
 
     crops: the most of an image, or of one frame of a video.
     frames: the most of a video. None means that a video is refused, with an error.
     room: where the crops of a video wait, if the source is one of several.
+    keep_pixels: leave an image's crops as pixels, too. `Prepared.model_input` normalises them.
     An unreadable source gives an extraction with an error.
     Raises UsageError for a source of another type.
     """
@@ -166,7 +169,7 @@ def prepare(
         return Prepared(failed, None)
     ms_decode = clock.lap()
     crop = squares(image.boxes, preprocessing.crop, grid(image.height, image.width, **plan))
-    tensor = normalise(crop.pixels, preprocessing)
+    tensor = None if keep_pixels else normalise(crop.pixels, preprocessing)
     extraction = Extraction(
         name,
         sha256,
@@ -181,7 +184,7 @@ def prepare(
         ms_decode=ms_decode,
         ms_crop=clock.lap(),
     )
-    return Prepared(extraction, tensor)
+    return Prepared(extraction, tensor, crop.pixels if keep_pixels else None)
 
 
 def _prepared_video(extraction: Extraction, sampled: SampledVideo, clock: _Clock) -> Prepared:

@@ -112,6 +112,47 @@ def extract_batches(
     return _run(Feed(sources, ready, workers, ahead, room), extract_batch, batch_size, max_wait)
 
 
+def extract_prepared(
+    sources: Iterable[Prepared],
+    engine: Engine,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 8,
+    fused: Fused | None = None,
+) -> Generator[list[Extraction], None, None]:
+    """Yield the extractions of sources that are ready, batch by batch, on the calling thread.
+
+    A batch is as in `extract_batches`, and so are `batch_size` and `fused`. With `fused`, the next batch is handed to
+    the GPU before the caller may wait for this one.
+    """
+    inputs = partial(_model_inputs, preprocessing=preprocessing, batch_size=batch_size)
+    waiting: list[Extraction] | None = None
+    for batch in _filled(sources, batch_size):
+        if fused is None:
+            yield _extract(batch, engine, inputs)
+            continue
+        begun = _extract_and_score(batch, fused, inputs)
+        if waiting is not None:
+            yield waiting
+        waiting = begun
+    if waiting is not None:
+        yield waiting
+
+
+def _filled(sources: Iterable[Prepared], batch_size: int) -> Iterator[list[Prepared]]:
+    """Yield batches of at most batch_size sources, with at most as many crops unless a source is alone."""
+    batch: list[Prepared] = []
+    free = batch_size
+    for prepared in sources:
+        if batch and (len(batch) == batch_size or prepared.crops > free):
+            yield batch
+            batch, free = [], batch_size
+        batch.append(prepared)
+        free -= prepared.crops
+    if batch:
+        yield batch
+
+
 def _flat(batches: Generator[list[Extraction], None, None]) -> Generator[Extraction, None, None]:
     with closing(batches):
         for batch in batches:

@@ -33,6 +33,8 @@ from mdmf_deploy.images.paths import Paths, encode
 from mdmf_deploy.images.places import Guard
 from mdmf_deploy.text import escaped, is_printable
 
+_STORES = ("s3:/", "gs:/", "gcs:/", "abfs:/", "abfss:/", "hdfs:/")
+
 MANY = 100_000
 """Folders with more files than this are announced before anything is read."""
 
@@ -92,10 +94,13 @@ def uri(path: str | Path) -> str:
     or paragraph separator, of an invisible character (such as one that turns text around, or joins two emoji), or of a
     name that is not UTF-8 is written `\xNN`.
     """
-    text = Path(path).as_posix()
-    if not text.isprintable() or "\\" in text:
-        text = "".join(map(_escaped, text))
+    text = escaped_text(Path(path).as_posix())
     return re.sub(r"^(https?|ftps?|s3|gs|file):/(?=[^/])", lambda m: f"{m[1]}://{'/' * (m[1] == 'file')}", text)
+
+
+def escaped_text(text: str) -> str:
+    """Return a text with the escapes of `uri`."""
+    return text if text.isprintable() and "\\" not in text else "".join(map(_escaped, text))
 
 
 def from_uri(text: str) -> Path:
@@ -118,7 +123,8 @@ def why_missing(path: str | Path) -> str:
     """Return the line for a row whose file does not exist: the reason, and what to do about it."""
     refused = refuse_url(path)
     if refused is not None:
-        return refused
+        store = str(path).lower().startswith(_STORES)
+        return f"{refused}, or add --engine ray, which reads object stores" if store else refused
     if str(path).startswith("~"):
         return f"{uri(path)} does not exist; write the home folder in full, since only a shell expands ~"
     if str(path).startswith(("'", '"')):

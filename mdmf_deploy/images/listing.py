@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePath
 
 from mdmf_deploy.images.magic import HEAD, holds_pictures, is_side_file
 
-SUFFIXES = frozenset(
+_VIDEOS = (
+    "3g2 3gp amv asf avi divx dv f4v flv hevc insv lrv m1v m2ts m2v m4v mjpeg mjpg mk3d mkv mov mp4 mpe mpeg mpg mpv "
+    "mts mxf ogm ogv qt rm rmvb vob webm wmv y4m"
+)
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _VIDEOS.split())
+"""Lower-case suffixes of videos."""
+
+SUFFIXES = VIDEO_SUFFIXES | frozenset(
     f".{name}"
     for names in (
         # images
@@ -20,9 +28,6 @@ SUFFIXES = frozenset(
         # camera raws
         "3fr ari arw bay cr2 cr3 crw dcr dng erf fff gpr iiq k25 kdc mef mos mrw nef nrw orf ori pef r3d raf rw2 rwl "
         "rwz sr2 srf srw x3f",
-        # videos
-        "3g2 3gp amv asf avi divx dv f4v flv hevc insv lrv m1v m2ts m2v m4v mjpeg mjpg mk3d mkv mov mp4 mpe mpeg mpg "
-        "mpv mts mxf ogm ogv qt rm rmvb vob webm wmv y4m",
     )
     for name in names.split()
 )
@@ -44,13 +49,18 @@ def skipped_as(path: Path, status: os.stat_result | None) -> str | None:
     A file named like an image is not opened, whatever it holds, unless it is named like a side file.
     status: of the file, with links followed. None if the system does not tell, so that only the name can decide.
     """
+    return skipped_by_head(path, lambda: _head(path, status))
+
+
+def skipped_by_head(path: PurePath, head: Callable[[], bytes]) -> str | None:
+    """Return the same for a file of any file system.  head: reads its first bytes, if its name does not decide."""
     suffix = path.suffix.lower()
     if path.name.startswith("._"):
-        head = _head(path, status)
-        if is_side_file(head):
+        start = head()
+        if is_side_file(start):
             return SIDE_FILES
-        return None if suffix in SUFFIXES or holds_pictures(head) else suffix
-    return None if suffix in SUFFIXES or holds_pictures(_head(path, status)) else suffix
+        return None if suffix in SUFFIXES or holds_pictures(start) else suffix
+    return None if suffix in SUFFIXES or holds_pictures(head()) else suffix
 
 
 def _head(path: Path, status: os.stat_result | None) -> bytes:

@@ -1,0 +1,146 @@
+"""Arrow tables that travel between the stages: sources that are read and cropped, and the rows of a block.
+
+Neither holds a Python object. Crops are raw bytes, one after the other. Floats, texts and crops come back unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.ipc
+
+from mdmf_deploy.detection.feed import Extraction, Prepared
+from mdmf_deploy.detection.outputs.parquet import table_of
+from mdmf_deploy.detection.outputs.parts import INPUT_COLUMNS, with_keys
+from mdmf_deploy.detection.rows import Row
+from mdmf_deploy.detection.videos import VideoFrames
+from mdmf_deploy.errors import ImageError, ShapeMismatch
+from mdmf_deploy.images.provenance import Provenance
+
+KEYS = ("uri", "copy", "size", "mtime_ns")
+"""The columns of a listing that make an InputKey."""
+
+_FACTS = {
+    "name": pyarrow.string(),
+    "sha256": pyarrow.string(),
+    "error_code": pyarrow.string(),
+    "error": pyarrow.string(),
+    "width": pyarrow.int64(),
+    "height": pyarrow.int64(),
+    "format": pyarrow.string(),
+    "crop": pyarrow.string(),
+    "evidence": pyarrow.float64(),
+    "notes": pyarrow.list_(pyarrow.string()),
+    "claim": pyarrow.string(),
+    "claim_source": pyarrow.string(),
+    "frame_times": pyarrow.list_(pyarrow.float64()),
+    "frame_evidence": pyarrow.list_(pyarrow.float64()),
+    "ms_read": pyarrow.float64(),
+    "ms_decode": pyarrow.float64(),
+    "ms_crop": pyarrow.float64(),
+}
+# crops: (n, side, side, 3) uint8 of each source, and side. Both are null without crops.
+_CROPS = {"side": pyarrow.int32(), "pixels": pyarrow.large_binary()}
+PREPARED = pyarrow.schema({**INPUT_COLUMNS, **_FACTS, **_CROPS})
+
+ROWS = pyarrow.schema({"inputs": pyarrow.int32(), "rows": pyarrow.large_binary()})
+"""One block of rows as a single row, so that no input's rows are ever divided between two parts.
+
+rows: an Arrow stream of INPUT_COLUMNS and the columns of a row.
+"""
+
+
+def table_of_prepared(sources: Sequence[Prepared], keys: pyarrow.Table) -> pyarrow.Table:
+    """Return sources as a table of PREPARED.  keys: the columns KEYS, one row a source.
+
+    Raises ShapeMismatch for a source whose crops are normalised already.
+    """
+    facts = pyarrow.Table.from_pylist([_facts(source.extraction) for source in sources], pyarrow.schema(_FACTS))
+    sides, pixels = [], []
+    for source in sources:
+        if source.tensor is not None:
+            raise ShapeMismatch(f"{source.extraction.uri}: crops must be pixels; prepare it with keep_pixels")
+        sides.append(None if source.pixels is None else source.pixels.shape[1])
+        pixels.append(None if source.pixels is None else np.ascontiguousarray(source.pixels).reshape(-1).data)
+    crops = [pyarrow.array(sides, _CROPS["side"]), _binary(pixels)]
+    names = [keys[name].combine_chunks() for name in KEYS]
+    return pyarrow.Table.from_arrays([*names, *facts.columns, *crops], schema=PREPARED)
+
+
+def prepared_of(table: pyarrow.Table) -> Iterator[Prepared]:
+    """Yield the sources of a table of PREPARED. Their crops are views of its memory."""
+    sides, pixels = table["side"], table["pixels"]
+    for n, facts in enumerate(table.select(list(_FACTS)).to_pylist()):
+        side = sides[n].as_py()
+        crops = None
+        if side is not None:
+            crops = np.frombuffer(pixels[n].as_buffer(), np.uint8).reshape(-1, side, side, 3)
+        yield Prepared(_extraction(facts), None, crops)
+
+
+def packed_rows(rows: Sequence[tuple[Row, ...]], keys: pyarrow.Table) -> pyarrow.Table:
+    """Return the rows of each source as a table of ROWS.  keys: the columns INPUT_COLUMNS, one row a source."""
+    sources = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
+    flat = table_of(row for one in rows for row in one)
+    whole = with_keys(flat, {name: keys[name].take(pyarrow.array(sources)) for name in INPUT_COLUMNS})
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, whole.schema) as stream:
+        stream.write_table(whole)
+    columns = [pyarrow.array([len(rows)], pyarrow.int32()), _binary([sink.getvalue()])]
+    return pyarrow.Table.from_arrays(columns, schema=ROWS)
+
+
+def unpacked_rows(table: pyarrow.Table) -> pyarrow.Table:
+    """Return the rows in a table of ROWS."""
+    return pyarrow.concat_tables(pyarrow.ipc.open_stream(block.as_buffer()).read_all() for block in table["rows"])
+
+
+def _binary(parts: Sequence[Any]) -> pyarrow.LargeBinaryArray:
+    """Return buffers of bytes as an array, copied once. Those that are None are null."""
+    ends = np.cumsum([0, *(0 if part is None else memoryview(part).nbytes for part in parts)], dtype=np.int64)
+    valid = np.packbits(np.array([part is not None for part in parts], bool), bitorder="little")
+    data = b"".join(part for part in parts if part is not None)
+    buffers = [pyarrow.py_buffer(one) for one in (valid, ends, data)]
+    return pyarrow.Array.from_buffers(pyarrow.large_binary(), len(parts), buffers)
+
+
+def _facts(extraction: Extraction) -> dict[str, object]:
+    error, claims, frames = extraction.error, extraction.provenance, extraction.frames
+    return {
+        "name": extraction.uri,
+        "sha256": extraction.sha256,
+        "error_code": error.code if error else None,
+        # A library's message may hold anything.
+        "error": str(error).encode(errors="backslashreplace").decode() if error else None,
+        "width": extraction.width,
+        "height": extraction.height,
+        "format": extraction.format,
+        "crop": extraction.crop,
+        "evidence": extraction.evidence,
+        "notes": list(extraction.notes),
+        "claim": claims.claim if claims else None,
+        "claim_source": claims.source if claims else None,
+        "frame_times": list(frames.times) if frames else None,
+        "frame_evidence": list(frames.evidence) if frames else None,
+        "ms_read": extraction.ms_read,
+        "ms_decode": extraction.ms_decode,
+        "ms_crop": extraction.ms_crop,
+    }
+
+
+def _extraction(facts: dict[str, Any]) -> Extraction:
+    values = dict(facts)
+    code, text = values.pop("error_code"), values.pop("error")
+    claim, source = values.pop("claim"), values.pop("claim_source")
+    times, evidence = values.pop("frame_times"), values.pop("frame_evidence")
+    return Extraction(
+        uri=values.pop("name"),
+        error=None if code is None else ImageError(code, text),
+        notes=tuple(values.pop("notes")),
+        provenance=None if claim is None else Provenance(claim, source),
+        frames=None if times is None else VideoFrames(tuple(times), tuple(evidence)),
+        **values,
+    )
