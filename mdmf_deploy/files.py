@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.interrupts import at_stake, held_back
-from mdmf_deploy.scratch import SAFELY, hidden, is_at, lock, remove_strays
+from mdmf_deploy.scratch import (
+    SAFELY,
+    exchange,
+    hidden,
+    is_at,
+    lock,
+    named,
+    remove_strays,
+    scratch_file,
+    scratch_folder,
+)
 
 CACHE_VARIABLE = "MDMF_CACHE"
+
+# What to do about an error of the system, where that is not to choose another place.
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "close other programs, since the system has too many files open",
+}
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -60,13 +79,12 @@ def write_to_cache(path: Path, data: bytes) -> None:
 
     Raises UsageError if it cannot be written.
     """
+    remove_strays(path.parent, path.name)
     try:
         with atomic_file(path) as scratch:
             scratch.write_bytes(data)
     except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}; free some space, or set {CACHE_VARIABLE} to another folder"
-        ) from error
+        raise UsageError(failure(path, error, f"set {CACHE_VARIABLE} to another folder")) from error
 
 
 def refuse_url(path: str | Path) -> str | None:
@@ -86,65 +104,69 @@ def refuse_url(path: str | Path) -> str | None:
     return f"{name} is a URL; mdmf reads files only and never the network; save it to a file first"
 
 
+def failure(what: object, error: OSError, otherwise: str) -> str:
+    """Return one line about something that could not be written.
+
+    what: its path, or the option with its path.
+    otherwise: what to do if the system's reason suggests nothing better than another place.
+    """
+    remedy = _REMEDIES.get(error.errno or 0, otherwise)
+    return f"{what}: {error.strerror or error}; {remedy}"
+
+
 @contextmanager
 def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a scratch path beside `path`. The file written there takes the name `path` when the block ends.
 
-    Other processes see the old file or the whole new one. If the block raises, the old file stays.
+    Other processes see the old file or the whole new one, and the last of several writers wins. If the block raises,
+    the old file stays.
     durable: whether that also holds after a power failure, for which the file must be flushed to the disk.
-    Raises OSError if the file cannot be written.
+    Raises OSError, which names `path`, if the file cannot be written.
     """
-    # tempfile would make a private file. This one gets the permissions that the user's umask gives any other file.
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    with at_stake():
-        try:
-            yield scratch
-            if durable:
-                replace_durably(scratch, path)
-            else:
-                scratch.replace(path)
-        finally:
-            with held_back():
-                scratch.unlink(missing_ok=True)
+    with named(path), scratch_file(path) as scratch:
+        yield scratch
+        if durable:
+            replace_durably(scratch, path)
+        else:
+            scratch.replace(path)
 
 
 def replace_durably(scratch: Path, path: Path) -> None:
     """Flush a finished file to disk and rename it to `path`, replacing any file there. Raises OSError."""
     _sync_file(scratch)
     scratch.replace(path)
+    _sync_names(path)
 
 
 @contextmanager
 def atomic_folder(destination: Path) -> Iterator[Path]:
     """Yield a scratch folder beside the destination. It takes the destination's place when the block ends.
 
-    The old folder stays until the new one is on disk. If the block raises, it stays for good. A link to a folder stays
-    a link. Raises OSError if the folder cannot be written.
+    The old folder stays until the new one is on disk. Then they exchange their names in one step, where the system
+    can. If the block raises, the old one stays for good. A link to a folder stays a link. Another writer of the same
+    destination waits until this one is done.
+    Raises OSError, which names the destination, if the folder cannot be written.
     """
     destination = destination.resolve()
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with at_stake():
-        scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-        try:
-            scratch.chmod(0o755)
+    with named(destination), only_writer(destination, wait=True):
+        _bring_back(destination)
+        with scratch_folder(destination) as scratch:
             yield scratch
             _sync_tree(scratch)
             with held_back():
-                if destination.exists():
-                    retired = scratch.with_name(f"{scratch.name}.old")
+                if not destination.exists():
+                    scratch.rename(destination)
+                elif not exchange(scratch, destination):
+                    retired = _retired(destination)
                     destination.rename(retired)
                     try:
                         scratch.rename(destination)
                     except BaseException:
                         retired.rename(destination)
                         raise
-                    shutil.rmtree(retired, ignore_errors=True)
-                else:
-                    scratch.rename(destination)
-                _sync_folder(destination.parent)
-        finally:
-            with held_back():
-                shutil.rmtree(scratch, ignore_errors=True)
+                _sync_names(destination)
+                _bring_back(destination)
 
 
 @contextmanager
@@ -188,6 +210,8 @@ def _lock_file(name: Path, path: Path, wait: bool) -> int:
         try:
             descriptor = os.open(name, os.O_RDWR | os.O_CREAT | SAFELY, 0o666)
         except PermissionError:
+            if not name.exists():
+                raise
             descriptor = os.open(name, os.O_RDONLY | SAFELY)  # another user's
         try:
             locked = lock(descriptor, wait=wait)
@@ -200,6 +224,21 @@ def _lock_file(name: Path, path: Path, wait: bool) -> int:
         os.close(descriptor)
         if locked is False:
             raise UsageError(f"{path}: another process is writing it; wait for its end, or choose another output")
+
+
+def _retired(destination: Path) -> Path:
+    return hidden(destination, ".mdmf-old")
+
+
+def _bring_back(destination: Path) -> None:
+    """Remove the retired folder, or bring it back if a run was killed between the two renames."""
+    retired = _retired(destination)
+    if retired.is_symlink() or not retired.is_dir():
+        return
+    if destination.exists():
+        shutil.rmtree(retired, ignore_errors=True)
+    else:
+        retired.rename(destination)
 
 
 def _cache_root() -> Path:
@@ -226,9 +265,26 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    if os.name == "posix":
+    if os.name != "posix":
+        return
+    try:
         descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except PermissionError:  # files may be made in it, but not listed
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # some file systems flush no folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sync_names(path: Path) -> None:
+    """Flush the folder that holds a path, so that the path still means the new file after a power failure."""
+    try:
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{error.strerror}; the new one is in place, but might not survive a power failure", str(path)
+        ) from error

@@ -30,8 +30,10 @@ _LOG = logging.getLogger(__name__)
 _TRIES = 100
 _LONGEST = 200  # bytes of a name. File systems allow 255, and a scratch file's ending takes some.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF}
-# Errors of writing, flushing and closing. The system knows the descriptor then, and not the name.
-_NAMELESS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE}
+# EPERM comes from containers whose filter of system calls is older than this one.
+_NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
+_RENAME_SWAP = 2  # of macOS
 # Windows lacks some of these flags.
 SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -89,13 +91,37 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         yield scratch
 
 
-def name_in(error: OSError, path: Path, scratch: Path | None = None) -> None:
-    """Put the output's path into an error of the system: for its scratch file's, and where a full disk has no name."""
-    name, wrong = error.filename, None if scratch is None else str(scratch)
-    if name is None and error.errno in _NAMELESS:
-        error.filename = str(path)
-    elif wrong is not None and isinstance(name, str) and name.startswith(wrong):
-        error.filename = str(path) + name.removeprefix(wrong)
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two files or folders in one step. Return False where the system cannot. Raises OSError."""
+    if sys.platform == "win32":
+        return False
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "darwin":
+        failed = library.renamex_np(*names, _RENAME_SWAP)
+    elif hasattr(library, "renameat2"):
+        failed = library.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    else:
+        return False
+    if not failed:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Put the path into an error of the system about writing, flushing or closing, which has no name of its own."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def remove_strays(folder: Path, name: str | None = None) -> None:
@@ -117,7 +143,7 @@ def remove_strays(folder: Path, name: str | None = None) -> None:
 def _held(path: Path, create: Callable[[Path], int], remove: Callable[[Path], None]) -> Iterator[Path]:
     """Create a scratch file or folder, and hold its lock until it is renamed or removed.
 
-    An error of the system about it gets the name of the output, which is the one that a user knows.
+    An error of the system about it names the output instead, which is the name that a user knows.
     """
     scratch, descriptor = path, None
     with at_stake():
@@ -127,7 +153,8 @@ def _held(path: Path, create: Callable[[Path], int], remove: Callable[[Path], No
                 scratch, descriptor = _claimed(path, create)
             yield scratch
         except OSError as error:
-            name_in(error, path, scratch)
+            if isinstance(error.filename, str) and error.filename.startswith(str(scratch)):
+                error.filename = str(path) + error.filename.removeprefix(str(scratch))
             raise
         finally:
             with held_back():

@@ -15,7 +15,7 @@ import pytest
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import only_writer
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="no such locks on Windows")
+fcntl = pytest.importorskip("fcntl", reason="no such locks on Windows")
 
 HOLD = """
 import os, sys
@@ -66,8 +66,26 @@ def test_a_link_and_its_file_are_one_output(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_on_a_file_that_its_last_holder_removed_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, flock = tmp_path / ".rows.jsonl.lock", fcntl.flock
+    calls: list[int] = []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not calls:
+            name.unlink()
+        calls.append(operation)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with only_writer(tmp_path / "rows.jsonl"):
+        assert len(calls) == 2
+        with pytest.raises(UsageError), only_writer(tmp_path / "rows.jsonl"):
+            pass
+
+
 def test_writers_that_wait_come_one_by_one(tmp_path: Path) -> None:
-    """The lock file is removed and made again all the time, so a lock on a removed file must not count."""
     at_once, most, turns = 0, 0, 0
     guard = threading.Lock()
 

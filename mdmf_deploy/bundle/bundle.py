@@ -24,7 +24,7 @@ from mdmf_deploy.bundle.manifest import (
     Verification,
 )
 from mdmf_deploy.errors import BundleError
-from mdmf_deploy.files import atomic_folder, file_sha256, refuse_url
+from mdmf_deploy.files import atomic_folder, failure, file_sha256, refuse_url
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bank import Bank
@@ -148,7 +148,7 @@ def write_bundle(destination: Path, manifest: Manifest, files: Mapping[str, byte
             manifest = msgspec.structs.replace(manifest, files=entries)
             (scratch / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     except OSError as error:
-        raise BundleError(f"{destination}: {error.strerror}; choose a folder you can write to") from error
+        raise BundleError(failure(destination, error, "choose a folder you can write to")) from error
     return Bundle(destination.resolve(), manifest)
 
 

@@ -290,11 +290,11 @@ def test_writing_over_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_destination_that_cannot_be_written_is_an_error_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_only(*_: object, **__: object) -> str:
+    def read_only(*_: object, **__: object) -> None:
         raise PermissionError(30, "Read-only file system")
 
     # chmod would not do, because tests may run as root.
-    monkeypatch.setattr("tempfile.mkdtemp", read_only)
+    monkeypatch.setattr(Path, "mkdir", read_only)
     with pytest.raises(BundleError, match="Read-only file system; choose a folder"):
         make_bundle(tmp_path / "b.mdmf")
 

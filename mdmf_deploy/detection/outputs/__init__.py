@@ -7,7 +7,7 @@ import importlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from mdmf_deploy.detection.outputs.json_rows import labelled_line
 from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import RuntimeUnavailable, UsageError, install
-from mdmf_deploy.files import replace_durably
-from mdmf_deploy.interrupts import at_stake, held_back
+from mdmf_deploy.files import failure, only_writer, replace_durably
+from mdmf_deploy.interrupts import held_back
+from mdmf_deploy.scratch import named, scratch_file
 from mdmf_deploy.text import cell
 
 if TYPE_CHECKING:
@@ -118,43 +119,38 @@ def open_output(path: Path, labels: Sequence[str] = ()) -> Iterator[Writer]:
 def replacing(path: Path) -> Iterator[Scratch]:
     """Open a temporary file beside the path. It takes that name when the block ends, replacing an older file.
 
-    After an interrupt (Ctrl-C, SIGTERM) it also does, if it has complete rows, and a second interrupt waits until the
-    file has its name. After any other exception the older file stays, and complete rows are kept as
-    <stem>.partial<ending>. A note on the exception says what was kept.
-    Raises UsageError, before anything is written, if the place cannot be written to.
+    After an exception or an interrupt (Ctrl-C, SIGTERM), an older file stays as it is. Complete rows are then kept
+    beside it as <stem>.partial<ending>, which replaces those of an earlier run. A note on the exception says what was
+    kept. An interrupt after the block waits until the file has its name.
+    Raises UsageError, before anything is written, if the place cannot be written to, or if another process is writing
+    the same file.
     """
     path = path.resolve()  # so that a link to a file stays a link
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        if path.is_dir():
-            raise UsageError(f"-o {path} is a folder; give the name of a file")
-        file = temporary.open("wb")
-    except OSError as error:
-        raise UsageError(f"-o {path}: {error.strerror}; choose a place you can write to") from error
-    target: Path | None = None
-    scratch = Scratch(file)
-    with at_stake():
+    if path.is_dir():
+        raise UsageError(f"-o {path} is a folder; give the name of a file")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_writer(path))
+            temporary = stack.enter_context(scratch_file(path))
+            file = temporary.open("wb")
+        except OSError as error:
+            raise UsageError(failure(f"-o {path}", error, "choose a place you can write to")) from error
+        scratch, target = Scratch(file), path
+        keep = True
         try:
             yield scratch
-            target = path
         except BaseException as error:
-            if scratch.rows and scratch.valid:
-                stopped = isinstance(error, KeyboardInterrupt)
-                target = path if stopped else path.with_name(f"{path.stem}.partial{path.suffix}")
-                error.add_note(f"the {scratch.rows} rows finished before are in {target}")
-            elif scratch.rows:
-                error.add_note(f"the {scratch.rows} rows finished before are lost")
-            elif path.exists():
-                error.add_note(f"{path} is unchanged")
+            target, keep = path.with_name(f"{path.stem}.partial{path.suffix}"), bool(scratch.rows and scratch.valid)
+            _explain(error, scratch, path, target if keep else None)
             raise
         finally:
-            with held_back(), _named(path):
-                _settle(scratch, temporary, target)
+            with held_back(), named(path):
+                _settle(scratch, temporary, path, target if keep else None)
 
 
 def write_output(path: Path, data: bytes) -> None:
     """Write a whole file as in `replacing`. Raises an OSError that names it if the disk is full."""
-    with replacing(path) as scratch, _named(path):
+    with replacing(path) as scratch, named(path):
         scratch.file.write(data)
 
 
@@ -201,8 +197,16 @@ class CsvWriter:
         self._file.write(self._line.getvalue().encode())
 
 
-def _settle(scratch: Scratch, temporary: Path, target: Path | None) -> None:
-    """Give a valid file its final name, if it has one, once it is on disk. Always remove the temporary name."""
+def _explain(error: BaseException, scratch: Scratch, path: Path, kept: Path | None) -> None:
+    """Say in notes on the error where the finished rows are, and what became of an older file at the path."""
+    if scratch.rows:
+        error.add_note(f"the {scratch.rows} rows finished before are {'lost' if kept is None else f'in {kept}'}")
+    if path.exists():
+        error.add_note(f"{path} is unchanged")
+
+
+def _settle(scratch: Scratch, temporary: Path, path: Path, target: Path | None) -> None:
+    """Give a valid file its final name, if it has one, once it is on disk."""
     try:
         try:
             scratch.file.close()
@@ -214,11 +218,9 @@ def _settle(scratch: Scratch, temporary: Path, target: Path | None) -> None:
                 os.truncate(temporary, scratch.size)  # a full disk may have taken half a row more
             replace_durably(temporary, target)
     except OSError as error:
-        if scratch.rows:
-            error.add_note(f"the {scratch.rows} rows finished before are lost")
+        if temporary.exists():  # otherwise it has its name, and only the folder was not flushed
+            _explain(error, scratch, path, None)
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _CountingWriter:
@@ -231,7 +233,7 @@ class _CountingWriter:
             scratch.keep(0)
 
     def write(self, row: Row, *values: str | None) -> None:
-        with _named(self._path):
+        with named(self._path):
             self._writer.write(row, *values)
             if self.by_row:
                 self._scratch.keep()
@@ -239,18 +241,8 @@ class _CountingWriter:
                 self._scratch.rows += 1
 
     def close(self) -> None:
-        with _named(self._path):
+        with named(self._path):
             self._writer.close()
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Put the name of the file into an error of the system, which knows it only where a file is opened."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def _writer_class(path: Path) -> Any:

@@ -15,7 +15,7 @@ from mdmf_deploy.bundle.calibration import Calibration, Group
 from mdmf_deploy.bundle.conformal import threshold
 from mdmf_deploy.bundle.manifest import MODEL, MODEL_DATA, Manifest
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.files import atomic_folder, file_sha256
+from mdmf_deploy.files import atomic_folder, failure, file_sha256
 from mdmf_deploy.runtime.building.plans import PlanCard
 from mdmf_deploy.tasks.triton.config import EXTRACTION, PREPROCESSING, REDUCTION, STEPS, config_text, configs
 from mdmf_deploy.tasks.triton.graphs import check_reduction, preprocessing_graph, reduction_graph
@@ -127,7 +127,7 @@ def write_repository(bundle: Bundle, destination: Path, serving: Serving | None 
             rounding = check_reduction(scratch / f"{name}_{REDUCTION}/1" / MODEL, bundle.bank, manifest.model.pool**2)
             (scratch / LISTING).write_bytes(_listing(scratch, parameters))
     except OSError as error:
-        raise UsageError(f"{destination}: {error.strerror}; choose a folder you can write to") from error
+        raise UsageError(failure(destination, error, "choose a folder you can write to")) from error
     models = tuple(f"{name}_{step}" for step in STEPS)
     return Written(destination, name, models, serving.runtime, why, rounding)
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from mdmf_deploy.detection.outputs import WRITERS, open_output, parquet, rows_to_arrow, write_output
 from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import MdmfError, RuntimeUnavailable, UsageError
-from mdmf_deploy.interrupts import SIGNALS, raised
+from mdmf_deploy.interrupts import SIGNALS, Interrupted, raised
 from mdmf_deploy.text import from_cell
 
 NUMBERS = ("score", "p_value", "threshold", "ms_decode", "ms_engine", "ms_mmd")
@@ -140,15 +140,6 @@ def test_an_array_has_a_row_on_each_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", WRITERS)
-def test_an_interrupt_keeps_the_finished_rows(tmp_path: Path, ending: str) -> None:
-    path = tmp_path / f"rows{ending}"
-    with pytest.raises(KeyboardInterrupt):
-        write(path, then_raise(KeyboardInterrupt()))
-    assert read(path) == [as_columns(ROW)] * 2
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("ending", WRITERS)
 @pytest.mark.parametrize("step", ["close", "fsync", "replace"])
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_interrupt_waits_for_the_file(
@@ -165,11 +156,13 @@ def test_a_second_interrupt_waits_for_the_file(
     monkeypatch.setattr(owner, step, interrupted(getattr(owner, step)))
     path = tmp_path / f"rows{ending}"
     before = signal.getsignal(signal.SIGINT)
-    for second in (KeyboardInterrupt(), None):
+    partial = tmp_path / f"rows.partial{ending}"
+    for first, kept in ((KeyboardInterrupt(), partial), (None, partial if step == "close" else path)):
         with pytest.raises(KeyboardInterrupt), raised(lambda interrupt: os._exit(1)):
-            write(path, then_raise(second) if second else [ROW, ROW])
-        assert read(path) == [as_columns(ROW)] * 2
-        assert list(tmp_path.iterdir()) == [path]
+            write(path, then_raise(first) if first else [ROW, ROW])
+        assert read(kept) == [as_columns(ROW)] * 2
+        assert list(tmp_path.iterdir()) == [kept]
+        kept.unlink()
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -186,7 +179,7 @@ def test_an_interrupt_before_the_last_bytes_leaves_no_unreadable_file(
     with pytest.raises(KeyboardInterrupt) as caught:
         write(path, [ROW])
     if writer_class(ending).by_row:
-        assert read(path) == [as_columns(ROW)]
+        assert read(tmp_path / f"rows.partial{ending}") == [as_columns(ROW)]
     else:
         assert caught.value.__notes__ == ["the 1 rows finished before are lost"]
         assert not list(tmp_path.iterdir())
@@ -221,7 +214,8 @@ def test_a_full_disk_costs_no_finished_row(tmp_path: Path, ending: str, monkeypa
         signal.signal(signal.SIGXFSZ, before)
     assert caught.value.filename == str(path)
     assert read(path) == [as_columns(ROW)]
-    [note] = caught.value.__notes__
+    note, unchanged = caught.value.__notes__
+    assert unchanged == f"{path} is unchanged"
     if writer_class(ending).by_row:
         kept = read(partial)
         assert note == f"the {len(kept)} rows finished before are in {partial}"
@@ -233,14 +227,19 @@ def test_a_full_disk_costs_no_finished_row(tmp_path: Path, ending: str, monkeypa
 
 
 @pytest.mark.parametrize("ending", WRITERS)
-def test_a_crash_keeps_the_older_file_and_the_finished_rows_beside_it(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize("error", [RuntimeError(), MemoryError(), KeyboardInterrupt(), Interrupted(15)])
+def test_the_older_file_stays_and_the_finished_rows_are_kept_beside_it(
+    tmp_path: Path, ending: str, error: BaseException
+) -> None:
     path, partial = tmp_path / f"rows{ending}", tmp_path / f"rows.partial{ending}"
     for there in (False, True):
         if there:
             write(path, [ROW])
-        with pytest.raises(RuntimeError) as caught:
-            write(path, then_raise(RuntimeError()))
-        assert caught.value.__notes__ == [f"the 2 rows finished before are in {partial}"]
+        vars(error).clear()  # of its notes
+        with pytest.raises(type(error)) as caught:
+            write(path, then_raise(error))
+        unchanged = [f"{path} is unchanged"] if there else []
+        assert caught.value.__notes__ == [f"the 2 rows finished before are in {partial}", *unchanged]
         assert read(partial) == [as_columns(ROW)] * 2
         assert set(tmp_path.iterdir()) == ({path, partial} if there else {partial})
     assert len(read(path)) == 1

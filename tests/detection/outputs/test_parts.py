@@ -18,28 +18,13 @@ import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet
 import pytest
+from helpers.settings import SETTINGS
 
 from mdmf_deploy.detection.outputs import parquet
 from mdmf_deploy.detection.outputs.done import InputKey
 from mdmf_deploy.detection.outputs.parts import RUN, PartFolder, key_columns, with_keys
 from mdmf_deploy.detection.rows import Row
-from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.errors import UsageError
-
-SETTINGS = RunSettings(
-    tool="1",
-    bundle_id="b" * 64,
-    calibration_id="c" * 64,
-    runtime="onnxruntime",
-    precision="fp32",
-    verdicts=True,
-    crops=1,
-    frames=10,
-    each_frame=False,
-    max_pixels=9,
-    max_memory=9,
-    max_seconds=9.0,
-)
 
 
 def key(n: int, mtime: int | None = 1) -> InputKey:
