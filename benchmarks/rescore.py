@@ -32,8 +32,7 @@ from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.feed import Extraction
 from mdmf_deploy.detection.outputs import open_output
 from mdmf_deploy.detection.outputs.done import InputKey
-from mdmf_deploy.detection.outputs.parts import PartFolder
-from mdmf_deploy.detection.outputs.signatures import KIND, Extractor, SignatureKeeper, SignatureType
+from mdmf_deploy.detection.outputs.signatures import Extractor, SignatureKeeper, SignatureType
 from mdmf_deploy.detection.outputs.stored import StoredSignatures
 from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.tasks.rescore import Rescorer
@@ -116,10 +115,7 @@ def store(folder: Path, bundle: Bundle, type: SignatureType, inputs: int) -> Sto
     drawn = generator.standard_normal((256, 1, POOL * POOL, WIDTH), np.float32)
     known: dict[str, Any] = {"width": 816, "height": 612, "format": "jpeg", "crop": "center", "evidence": 0.8}
     start = time.perf_counter()
-    with (
-        PartFolder.open(str(folder), settings, KIND, extractor.schema, resume=False) as parts,
-        SignatureKeeper(parts, extractor) as keeper,
-    ):
+    with SignatureKeeper(str(folder), settings, extractor, resume=False) as keeper:
         for n in range(inputs):
             uri = f"photos/{n:08}.jpg"
             keeper.extracted(Extraction(uri, f"{n:064}", signatures=drawn[n % len(drawn)], **known))

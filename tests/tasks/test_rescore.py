@@ -13,7 +13,7 @@ import pytest
 from helpers.clips import write_clip
 from helpers.crop_plans import planned
 from helpers.handmade import calibration_of
-from helpers.kept import keep, settings_of
+from helpers.kept import keep
 from helpers.rows import timeless
 
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
@@ -22,8 +22,7 @@ from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.feed import Extraction
 from mdmf_deploy.detection.outputs import stored as stored_module
 from mdmf_deploy.detection.outputs.done import InputKey
-from mdmf_deploy.detection.outputs.parts import PartFolder
-from mdmf_deploy.detection.outputs.signatures import KIND, Extractor, SignatureKeeper
+from mdmf_deploy.detection.outputs.signatures import Extractor, SignatureKeeper
 from mdmf_deploy.detection.outputs.stored import StoredSignatures
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import UsageError
@@ -181,10 +180,7 @@ def put(folder: Path, bundle: Path, extractions: list[Extraction], gpu: str | No
     """Store extractions as one more part, as if this GPU had made them."""
     with Detector(bundle, "onnxruntime") as detector:
         extractor = msgspec.structs.replace(Extractor.of(detector.bundle, detector.runtime, "fp32"), gpu=gpu)
-        with (
-            PartFolder.open(str(folder), settings_of(detector), KIND, extractor.schema, resume=True) as parts,
-            SignatureKeeper(parts, extractor) as keeper,
-        ):
+        with SignatureKeeper(str(folder), detector.settings(), extractor, resume=True) as keeper:
             for extraction in extractions:
                 keeper.extracted(extraction)
                 keeper.add(InputKey(extraction.uri, 0, None, None))
@@ -229,9 +225,9 @@ def test_a_part_that_was_replaced_gives_no_rows(tiny_bundle: Path, tmp_path: Pat
     data = old.read_bytes()
     put(tmp_path, tiny_bundle, [facts(2)])
     with Detector(tiny_bundle, "onnxruntime") as detector:
-        schema = Extractor.of(detector.bundle, detector.runtime, "fp32").schema
-        with PartFolder.open(str(tmp_path), settings_of(detector), KIND, schema, resume=True) as parts:
-            assert parts.drop([("0.jpg", 0)]) == 1
+        extractor = Extractor.of(detector.bundle, detector.runtime, "fp32")
+        with SignatureKeeper(str(tmp_path), detector.settings(), extractor, resume=True) as keeper:
+            keeper.drop([("0.jpg", 0)])
     old.write_bytes(data)
     assert sorted(row.uri for row in rescored(tmp_path, tiny_bundle)) == ["1.jpg", "2.jpg"]
 

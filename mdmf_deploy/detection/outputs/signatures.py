@@ -7,7 +7,7 @@ An input with an error has none. `mdmf rescore` reads these parts. Needs pyarrow
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, cast
 
@@ -21,12 +21,14 @@ from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import Manifest, ModelCard
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.feed import Extraction
-from mdmf_deploy.detection.outputs.done import InputKey
+from mdmf_deploy.detection.outputs.done import Done, InputKey
 from mdmf_deploy.detection.outputs.parts import PartFolder, key_columns, with_keys
+from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.detection.videos import VideoFrames
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images.limits import Note
 from mdmf_deploy.images.provenance import Claim, Provenance
+from mdmf_deploy.interrupts import held_back
 from mdmf_deploy.runtime import ON_GPU
 from mdmf_deploy.text import one_line
 
@@ -139,11 +141,22 @@ class SignatureKeeper:
     So an input whose signatures are kept has its rows, too, unless the process is killed between the two.
     """
 
-    def __init__(self, folder: PartFolder, extractor: Extractor) -> None:
-        self._folder, self._extractor = folder, extractor
+    def __init__(self, location: str, settings: RunSettings, extractor: Extractor, *, resume: bool) -> None:
+        """Open or make the folder. Raises UsageError as PartFolder.open does."""
+        self._folder = PartFolder.open(location, settings, KIND, extractor.schema, resume=resume)
+        self._extractor = extractor
         self._last: Extraction | None = None
         self._waiting: list[tuple[InputKey, Extraction]] = []
         self._bytes, self._since = 0, time.monotonic()
+
+    @property
+    def done(self) -> Done:
+        """The inputs in all parts that were there when the folder was opened, less those dropped since."""
+        return self._folder.done
+
+    def drop(self, inputs: Iterable[tuple[str, int]]) -> None:
+        """Remove the signatures of these (uri, copy), which will be added anew."""
+        self._folder.drop(inputs)
 
     def extracted(self, extraction: Extraction) -> None:
         """Remember the extraction of the source whose rows come next."""
@@ -173,7 +186,11 @@ class SignatureKeeper:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.flush()
+        try:
+            with held_back():
+                self.flush()
+        finally:
+            self._folder.close()
 
 
 class StoredBatch(NamedTuple):
