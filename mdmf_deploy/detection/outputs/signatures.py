@@ -36,7 +36,7 @@ KIND = "signatures"
 """The kind of a PartFolder that holds these."""
 
 SignatureType = Literal["fp32", "fp16"]
-PART_BYTES = 64 * 2**20
+PART_BYTES = 32 * 2**20
 """Bytes of signatures, in fp32, that wait until they are written as a part."""
 PART_SECONDS = 60.0
 """Seconds after which a part is written, even if it is small. A run that is killed does so much again, at most."""

@@ -71,7 +71,7 @@ class StoredSignatures:
                     rows = max(1, BATCH_BYTES * part.rows // max(1, size))
                     for batch in file.iter_batches(rows, use_threads=False):
                         yield part.extractor, batch_of(batch, part.extractor)
-            except (OSError, pyarrow.ArrowException) as error:
+            except (OSError, pyarrow.ArrowException, ValueError, TypeError) as error:  # the last two: missing values
                 raise _damaged(part.path, error) from error
 
     def _part(self, path: str) -> SignaturePart:
@@ -89,4 +89,7 @@ class StoredSignatures:
 
 def _damaged(path: str, error: Exception) -> UsageError:
     reason = str(error).strip().splitlines() or [type(error).__name__]
-    return UsageError(f"{path}: cannot be read ({reason[0]}); run `mdmf detect --resume` again, which replaces it")
+    return UsageError(
+        f"{path}: cannot be read ({reason[0]}); if it is damaged, remove it and give `mdmf detect --resume` again, which "
+        "does its inputs again"
+    )
