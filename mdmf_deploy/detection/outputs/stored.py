@@ -90,6 +90,6 @@ class StoredSignatures:
 def _damaged(path: str, error: Exception) -> UsageError:
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return UsageError(
-        f"{path}: cannot be read ({reason[0]}); if it is damaged, remove it and give `mdmf detect --resume` again, which "
-        "does its inputs again"
+        f"{path}: cannot be read ({reason[0]}); if it is damaged, remove it and give `mdmf detect --resume` again, "
+        "which does its inputs again"
     )
