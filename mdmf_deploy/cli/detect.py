@@ -172,11 +172,8 @@ def detect(
         print_inputs(found, as_json)
         return
     with ExitStack() as stack:
-        write = (
-            None
-            if resume
-            else stack.enter_context(row_output(output, as_json, "without --resume, all inputs are done anew"))
-        )
+        anew = "without --resume, all inputs are done anew"
+        write = None if resume else stack.enter_context(row_output(output, as_json, anew))
 
         from mdmf_deploy.detection.detector import Detector
 
