@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.feed import Extraction
 from mdmf_deploy.detection.outputs import stored as stored_module
 from mdmf_deploy.detection.outputs.done import InputKey
-from mdmf_deploy.detection.outputs.signatures import Extractor, SignatureKeeper
+from mdmf_deploy.detection.outputs.signatures import Extractor, SignatureKeeper, StoredBatch
 from mdmf_deploy.detection.outputs.stored import StoredSignatures
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import UsageError
@@ -255,10 +256,21 @@ def test_other_folders_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
         rescored(tmp_path / "kept", tiny_bundle, reduction="gpu")
 
 
-def test_a_reader_that_stops_early_leaves_no_thread(ran: tuple[Path, list[Row]], tiny_bundle: Path) -> None:
+def test_a_reader_that_stops_early_leaves_no_thread(
+    ran: tuple[Path, list[Row]], tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if parts are slow to come."""
+    batches = StoredSignatures.batches
+
+    def slowly(self: StoredSignatures) -> Iterator[tuple[Extractor, StoredBatch]]:
+        for n, batch in enumerate(batches(self)):
+            time.sleep(0.3 * (n > 1))
+            yield batch
+
+    monkeypatch.setattr(StoredSignatures, "batches", slowly)
     before = threading.active_count()
     with Rescorer(StoredSignatures.open(str(ran[0])), Bundle.open(tiny_bundle)) as rescorer:
         rows = rescorer.rows()
         next(rows)
         rows.close()
-    assert threading.active_count() == before
+        assert threading.active_count() == before
