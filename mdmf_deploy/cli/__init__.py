@@ -32,6 +32,7 @@ COMMANDS = (
     "bank",
     "calibrate",
     "detect",
+    "rescore",
     "rows",
     "evaluate",
     "benchmark",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
-from mdmf_deploy.cli.console import draws_bars, log, log_written, print_row, print_text, progress
+from mdmf_deploy.cli.console import draws_bars, log, log_written, progress
 from mdmf_deploy.cli.options import BundleOption, Yes, runtime_option
-from mdmf_deploy.cli.resumed import begin, check_options, going_on, job_of
+from mdmf_deploy.cli.resumed import begin, check_options, going_on, job_of, job_that_keeps, keeping
+from mdmf_deploy.cli.row_output import row_output
 from mdmf_deploy.cli.summary import Counts, advise_on_videos, exit_by, following, summarise, warn_of_caveat
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.images.limits import DEFAULT_LIMITS, FRAMES, MOST_FRAMES, ReadLimits
@@ -209,7 +209,8 @@ def detect(
         print_inputs(found, as_json)
         return
     with ExitStack() as stack:
-        job = None if resume else job_of(found.paths, stack.enter_context(_rows(output, as_json)))
+        anew = "without --resume, all inputs are done anew"
+        write = None if resume else stack.enter_context(row_output(output, as_json, anew))
 
         from mdmf_deploy.detection.detector import Detector
 
@@ -218,11 +219,17 @@ def detect(
         )
         warn_of_caveat(detector.caveat, bool(fail_on))
         counts, before = Counts(), Counts()
-        if job is None:
+        keeper = None
+        if keep_signatures is not None:
+            kept = keeping(keep_signatures, signature_type.value, detector, each_frame, resume)
+            keeper = stack.enter_context(kept)
+        if write is None:
             assert output is not None
             opened = stack.enter_context(going_on(output, detector.settings(each_frame), fsync))
-            job = begin(output, opened, found.paths, verify)
+            job = begin(output, opened, found.paths, verify, keeper)
             before.add(opened.rows())
+        else:
+            job = job_of(found.paths, write) if keeper is None else job_that_keeps(found.paths, write, keeper)
         look = (heatmap_format, heatmap_scale)
         maps = None if heatmaps is None else _heatmaps(heatmaps, detector, look, limits, threads, keep=resume)
         if heatmaps is not None and _lies_in(heatmaps, inputs):
@@ -232,7 +239,9 @@ def detect(
         start = time.perf_counter()
         try:
             # If a row cannot be written, the stream must end before its engine is closed.
-            stream = stack.enter_context(closing(detector.stream_by_source(job.paths, each_frame=each_frame)))
+            extracted = None if keeper is None else keeper.extracted
+            rows_of = detector.stream_by_source(job.paths, each_frame=each_frame, on_extraction=extracted)
+            stream = stack.enter_context(closing(rows_of))
             with maps or nullcontext(), progress(stream, "detecting", job.count, shown) as watched:
                 # The stream comes first: an input's key is known once its rows have come.
                 for rows, (path, key) in zip(watched, job.taken, strict=False):
@@ -252,45 +261,6 @@ def detect(
     if heatmaps is not None and any(heatmaps.iterdir()):
         log_written("heat maps", heatmaps)
     exit_by(counts.verdicts + before.verdicts, counts.undecided + before.undecided, fail_on or [])
-
-
-@contextmanager
-def _rows(output: Path | None, as_json: bool) -> Iterator[Callable[[Row], None]]:
-    """Yield a function that prints each row as it comes, or writes it to the output."""
-    if output is None:
-        yield _stdout(as_json)
-        return
-    from mdmf_deploy.detection.outputs import open_output
-    from mdmf_deploy.detection.outputs.resumable import journal_of
-
-    journal = journal_of(output)
-    if journal.exists():
-        log(f"note: without --resume, all inputs are done anew, and {output} is replaced at the end")
-    with open_output(output) as writer:
-        yield writer.write
-    journal.unlink(missing_ok=True)
-
-
-def _stdout(as_json: bool) -> Callable[[Row], None]:
-    """Return a function that prints each row as it comes."""
-    from mdmf_deploy.detection.rows import TABLE_HEADER, json_line
-
-    if as_json:
-
-        def print_json(row: Row) -> None:
-            sys.stdout.buffer.write(json_line(row))
-            sys.stdout.flush()
-
-        return print_json
-
-    header = [TABLE_HEADER]
-
-    def print_line(row: Row) -> None:
-        while header:
-            print_text(header.pop())
-        print_row(row)
-
-    return print_line
 
 
 def _heatmaps(

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mdmf_deploy.cli.console import log, progress
-from mdmf_deploy.errors import UsageError
+from mdmf_deploy.errors import RuntimeUnavailable, UsageError, install
 
 if TYPE_CHECKING:
+    from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.outputs.done import InputKey
     from mdmf_deploy.detection.outputs.resumable import Resumable
+    from mdmf_deploy.detection.outputs.signatures import SignatureKeeper
     from mdmf_deploy.detection.rows import Row
     from mdmf_deploy.detection.settings import RunSettings
 
@@ -59,6 +61,33 @@ def job_of(paths: Sequence[Path], write: Callable[[Row], None]) -> Job:
     return Job(paths, len(paths), ((path, None) for path in paths), write_all)
 
 
+def job_that_keeps(paths: Sequence[Path], write: Callable[[Row], None], keeper: SignatureKeeper) -> Job:
+    """Return the job of doing all inputs and keeping their signatures, in a folder that has none yet."""
+    from mdmf_deploy.detection.outputs.todo import Todo
+
+    todo = Todo(paths, [keeper.done])
+
+    def write_all(key: InputKey | None, rows: Sequence[Row]) -> None:
+        assert key is not None
+        for row in rows:
+            write(row)
+        keeper.add(key)
+
+    return Job(todo.paths(), len(todo), todo.taken(), write_all)
+
+
+def keeping(
+    folder: Path, type: Literal["fp32", "fp16"], detector: Detector, each_frame: bool, resume: bool
+) -> SignatureKeeper:
+    """Open a folder for signatures. Raises RuntimeUnavailable without pyarrow."""
+    try:
+        from mdmf_deploy.detection.outputs.signatures import Extractor, SignatureKeeper
+    except ModuleNotFoundError as error:
+        raise RuntimeUnavailable(f"--keep-signatures needs {error.name}; run: {install('parquet')}") from error
+    extractor = Extractor.of(detector.bundle, detector.runtime, type)
+    return SignatureKeeper(str(folder), detector.settings(each_frame), extractor, resume=resume)
+
+
 @contextmanager
 def going_on(output: Path, settings: RunSettings, every_row: bool) -> Iterator[Resumable]:
     """Open an output that later runs can add to. An error or an interrupt says how to go on."""
@@ -73,13 +102,16 @@ def going_on(output: Path, settings: RunSettings, every_row: bool) -> Iterator[R
         raise
 
 
-def begin(output: Path, opened: Resumable, paths: Sequence[Path], verify: bool) -> Job:
-    """Return what is to do, say so, and remove the rows that are superseded."""
+def begin(
+    output: Path, opened: Resumable, paths: Sequence[Path], verify: bool, keeper: SignatureKeeper | None = None
+) -> Job:
+    """Return what is to do, say so, and remove the rows and the signatures that are superseded."""
     from mdmf_deploy.detection.outputs.todo import Todo
 
     held = len(opened.done)
     with progress(paths, "comparing", len(paths)) as watched:
-        todo = Todo(paths, [opened.done], verify=verify, watch=watched)
+        outputs = [opened.done] if keeper is None else [opened.done, keeper.done]
+        todo = Todo(paths, outputs, verify=verify, watch=watched)
     if not len(todo):
         log(f"nothing to do: {_count(todo.already)} are in {output}")
     elif held:
@@ -89,10 +121,14 @@ def begin(output: Path, opened: Resumable, paths: Sequence[Path], verify: bool) 
     if others:
         log(f"{output} keeps the rows of {_count(others)} that are not given now")
     opened.drop(todo.changed)
+    if keeper is not None:
+        keeper.drop(todo.changed)
 
     def write(key: InputKey | None, rows: Sequence[Row]) -> None:
         assert key is not None
         opened.write(key, rows)
+        if keeper is not None:
+            keeper.add(key)
 
     return Job(todo.paths(), len(todo), todo.taken(), write)
 

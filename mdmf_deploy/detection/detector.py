@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -171,8 +171,12 @@ class Detector:
         name: str | None = None,
         colour: Colour = "rgb",
         each_frame: bool = False,
+        on_extraction: Callable[[Extraction], None] | None = None,
     ) -> Generator[tuple[Row, ...], None, None]:
         """Yield the rows of `stream`, together for each source: one, or with each_frame one for each frame of a video.
+
+        on_extraction: is called with the signatures and facts of each source, right before its rows are yielded. So
+            signatures are fetched from the GPU where they would have stayed there, which is slower.
 
         >>> with Detector("dinov2s") as detector:
         ...     print([len(rows) for rows in detector.stream_by_source(["photo.jpg", "nowhere.jpg"])])
@@ -198,9 +202,9 @@ class Detector:
             workers=self._threads,
             limits=self._limits,
             frames=self._frames,
-            fused=self._fused,
+            fused=None if on_extraction is not None else self._fused,
         )
-        return self._rows(self._streams.add(batches), each_frame)
+        return self._rows(self._streams.add(batches), each_frame, on_extraction)
 
     def rows_of(
         self, prepared: Iterable[Prepared], *, each_frame: bool = False
@@ -330,7 +334,12 @@ class Detector:
     ) -> None:
         self.close()
 
-    def _rows(self, stream: Stream, each_frame: bool) -> Generator[tuple[Row, ...], None, None]:
+    def _rows(
+        self,
+        stream: Stream,
+        each_frame: bool,
+        on_extraction: Callable[[Extraction], None] | None = None,
+    ) -> Generator[tuple[Row, ...], None, None]:
         with closing(stream):
             while True:
                 with self._streams.inside():
@@ -339,6 +348,8 @@ class Detector:
                         return
                     scores = self._scores(batch)
                 for n, extraction in enumerate(batch):
+                    if on_extraction is not None:
+                        on_extraction(extraction)
                     yield self._verdicts.rows(extraction, scores.get(n), each_frame)
                     self._streams.check()
 

@@ -22,6 +22,7 @@ from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.detection import detector as detector_module
 from mdmf_deploy.detection.detector import Detector
+from mdmf_deploy.detection.feed import Extraction
 from mdmf_deploy.detection.pipeline import extract
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.sources import Named, Source
@@ -409,3 +410,12 @@ def test_options_reach_the_pipeline_and_the_reduction(tiny_bundle: Path, monkeyp
         assert detector.detect([]) == []
     assert asked == {"batch_size": 5, "crops": 2, "workers": 3, "limits": limits, "frames": 10, "fused": None}
     assert threads == [3]
+
+
+def test_an_extraction_comes_right_before_its_rows(tiny_bundle: Path, photos: Path) -> None:
+    seen: list[Extraction] = []
+    with Detector(tiny_bundle, "onnxruntime", batch_size=3) as detector:
+        stream = detector.stream_by_source(sorted(photos.iterdir())[:7], on_extraction=seen.append)
+        for n, [row] in enumerate(stream, 1):
+            assert (len(seen), seen[-1].uri, seen[-1].sha256) == (n, row.uri, row.sha256)
+            assert seen[-1].signatures is not None

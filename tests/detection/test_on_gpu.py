@@ -22,6 +22,7 @@ from helpers.rows import timeless
 from mdmf_deploy import Detector
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection import detector as detector_module
+from mdmf_deploy.detection.feed import Extraction
 from mdmf_deploy.detection.on_gpu import Fused
 from mdmf_deploy.detection.probes import check_probes
 from mdmf_deploy.detection.rows import Row
@@ -118,6 +119,18 @@ def test_a_row_does_not_depend_on_its_batch(engines: list[GpuEngine], sources: l
         with Detector("starter", batch_size=batch_size) as detector:
             rows.append(timeless(detector.detect(sources)))
     assert rows[0] == rows[1] == rows[2]
+
+
+def test_extractions_are_fetched_and_the_rows_stay_the_same(engines: list[GpuEngine], sources: list[Path]) -> None:
+    """Whoever keeps signatures needs them on the host."""
+    seen: list[Extraction] = []
+    with Detector("starter", batch_size=4) as detector:
+        fused = detector.detect(sources)
+        rows = [row for [row] in detector.stream_by_source(sources, on_extraction=seen.append)]
+    assert timeless(rows) == timeless(fused)
+    assert [one.uri for one in seen] == [row.uri for row in rows]
+    assert [one.signatures is None for one in seen] == [row.status == "error" for row in rows]
+    assert all(one.signatures is None or one.signatures.shape == (1, PATCHES, WIDTH) for one in seen)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

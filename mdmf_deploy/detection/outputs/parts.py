@@ -44,6 +44,8 @@ INPUT_COLUMNS = {
     "input_mtime_ns": pyarrow.int64(),
 }
 RUN = "_run.json"
+# Signatures are noise, which nothing packs. Reading them is to take no longer than reading memory.
+_PLAIN: dict[str, dict[str, Any]] = {"signatures": {"compression": "none", "use_dictionary": False}}
 # Filesystems in which a new object appears whole or not at all, and renaming would copy it.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 
@@ -108,10 +110,12 @@ class PartFolder:
     def write(self, table: pyarrow.Table, replaces: str | None = None) -> str:
         """Write one part and return its name.  table: INPUT_COLUMNS and the schema's columns.
 
+        The part keeps the metadata of the table's schema, or else of the folder's.
         replaces: a part that this one takes the place of. It is removed when the next run opens the folder.
         Safe in another process than the one that opened the folder: pickling keeps what `write` needs.
         Raises OSError that names the part if it cannot be written. Then there is no part, or a cut one.
         """
+        own = table.schema.metadata or self._schema.metadata or {}
         table = table.select(self._schema.names).cast(self._schema)
         name = f"part-{self._name(table)}.parquet"
         settings = self._run.settings
@@ -122,8 +126,14 @@ class PartFolder:
             "mdmf_written_ns": str(time.time_ns()),
             "mdmf_replaces": replaces or "",
         }
+        own = {key: value for key, value in own.items() if key.decode() not in facts}
         buffer = pyarrow.BufferOutputStream()
-        pyarrow.parquet.write_table(table.replace_schema_metadata(facts), buffer)
+        pyarrow.parquet.write_table(
+            table.replace_schema_metadata(own | facts),
+            buffer,
+            write_page_checksum=True,
+            **_PLAIN.get(self._run.kind, {}),
+        )
         self._put(name, buffer.getvalue())
         return name
 
@@ -223,15 +233,15 @@ class PartFolder:
         """Return when a part was written and what it replaces, or remove it and return None if it is cut."""
         with self.filesystem.open_input_file(self._at(name)) as file, _named(self._at(name)):
             try:
-                metadata = pyarrow.parquet.read_schema(file).metadata or {}
+                schema = pyarrow.parquet.read_schema(file)
             except pyarrow.ArrowInvalid:  # not OSError: a part that cannot be reached is no damaged one
-                metadata = None
-        if metadata is None:
+                schema = None
+        if schema is None:
             _LOG.warning("warning: %s was cut short; it is removed, and its inputs are done again", self._at(name))
             self._remove(name)
             return None
-        self._check(self._at(name), metadata.get(b"mdmf_run", b""))
-        return int(metadata[b"mdmf_written_ns"]), metadata[b"mdmf_replaces"].decode()
+        self._check(self._at(name), (schema.metadata or {}).get(b"mdmf_run", b""))
+        return written(schema)
 
     def _inputs(self, place: int, name: str) -> Iterator[Held]:
         """Yield the inputs of a part. The rows of one input follow each other."""
@@ -308,7 +318,34 @@ def key_columns(keys: Iterable[InputKey]) -> dict[str, pyarrow.Array]:
 def _full(schema: pyarrow.Schema) -> pyarrow.Schema:
     """Return the schema of a part's columns."""
     keys = [pyarrow.field(name, kind, name not in ("input", "input_copy")) for name, kind in INPUT_COLUMNS.items()]
-    return pyarrow.schema([*keys, *schema])
+    return pyarrow.schema([*keys, *schema], schema.metadata)
+
+
+def written_parts(location: str, kind: str) -> tuple[pyarrow.fs.FileSystem, list[str], RunSettings]:
+    """Return the paths of a folder's parts in a filesystem, and the settings of its runs, without taking its lock.
+
+    A part may replace another that is still there (`written`).
+    Raises UsageError if the folder holds no results of this kind.
+    """
+    filesystem, path = _filesystem(location)
+    try:
+        with filesystem.open_input_stream(f"{path}/{RUN}") as file:
+            run = msgspec.json.decode(file.read(), type=_Run)
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
+    except (OSError, msgspec.MsgspecError) as error:
+        raise UsageError(f"{location} is no folder of {kind} ({error}); give one that `mdmf detect` wrote") from error
+    if run.kind != kind:
+        raise UsageError(f"{location} holds {run.kind}, not {kind}; give another folder")
+    return filesystem, sorted(info.path for info in found if _is_part(info.base_name)), run.settings
+
+
+def written(schema: pyarrow.Schema) -> tuple[int, str]:
+    """Return when a part was written, in nanoseconds, and the name of the part that it replaces, or "".
+
+    schema: of the part. Raises KeyError if it is none.
+    """
+    metadata = schema.metadata or {}
+    return int(metadata[b"mdmf_written_ns"]), metadata[b"mdmf_replaces"].decode()
 
 
 def _is_part(name: str) -> bool:
