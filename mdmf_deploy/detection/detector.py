@@ -11,11 +11,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, cast, get_args
 from weakref import WeakSet
 
+from mdmf_deploy import __version__
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection.feed import Extraction, ImageScore
 from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.detection.rows import Row
+from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.detection.sources import Named, Source, is_one, take
 from mdmf_deploy.detection.verdicts import Verdicts
 from mdmf_deploy.errors import MdmfError, UsageError
@@ -215,6 +217,24 @@ class Detector:
     def caveat(self) -> str | None:
         """The reason why no image gets a verdict, and the command to run. None if all is well."""
         return self._verdicts.caveat(self._asked)
+
+    def settings(self, each_frame: bool = False) -> RunSettings:
+        """Return everything besides an input's bytes that decides its rows.  each_frame: as in `detect`."""
+        limits = self._limits or ReadLimits()
+        return RunSettings(
+            tool=__version__,
+            bundle_id=self.bundle.bundle_id,
+            calibration_id=self.bundle.calibration_id,
+            runtime=self._engine.name,
+            precision=self._engine.precision,
+            verdicts=self._verdicts.hold,
+            crops=self._crops,
+            frames=self._frames,
+            each_frame=each_frame,
+            max_pixels=limits.max_pixels,
+            max_memory=limits.max_memory,
+            max_seconds=limits.max_seconds,
+        )
 
     def close(self) -> None:
         """Free the engine and the reduction's memory, and end all streams. Closing twice does nothing more.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from mdmf_deploy.errors import UsageError
+
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What rows of one resumable output have in common. A run with other settings may not add to it.
@@ -35,6 +37,14 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
             for name in self.__struct_fields__
             if (before := getattr(self, name)) != (after := getattr(now, name))
         ]
+
+    def check_same(self, now: RunSettings, where: str) -> None:
+        """Raise UsageError that says what differs if a run with settings `now` may not add to the output `where`."""
+        found = self.differences(now)
+        if found:
+            raise UsageError(
+                f"{where} was begun with other settings ({'; '.join(found)}); give the same ones, or another output"
+            )
 
 
 def _short(value: object) -> str:

@@ -150,6 +150,11 @@ class Verdicts:
             return Judgement(None, None, "uncalibrated", "other_crops")
         return None
 
+    @property
+    def hold(self) -> bool:
+        """Whether thresholds hold. Otherwise every verdict is withheld."""
+        return self._withheld() is None
+
     def caveat(self, asked: str) -> str | None:
         """Return the reason why no image gets a verdict, and the command to run. None if all is well.
 
