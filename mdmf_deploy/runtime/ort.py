@@ -7,7 +7,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.errors import BundleError, RuntimeUnavailable
+from mdmf_deploy.errors import BundleError, RuntimeUnavailable, shortage
 from mdmf_deploy.hardware.host import cores, saturates_int8
 
 # On Windows the environment variable has no effect (mdmf_deploy/__init__.py), and only this stops most events.
@@ -19,7 +19,8 @@ _PROVIDER = "CPUExecutionProvider"
 class OrtEngine:
     """One session with the bundle's graph. threads: None means every core of this process.
 
-    Raises BundleError if the graph cannot be loaded, RuntimeUnavailable if it would not run on the CPU provider.
+    Raises BundleError if the graph cannot be loaded, RuntimeUnavailable if it would not run on the CPU provider, and
+    OutOfMemory or OutOfThreads.
     """
 
     name = "onnxruntime"
@@ -35,9 +36,14 @@ class OrtEngine:
             # Multiply u8 by u8, which no kernel saturates. Other CPUs are exact without this, and faster.
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            self._session = onnxruntime.InferenceSession(bundle.model_path, options, providers=[_PROVIDER])
+            # Without its fallback, which would load the same provider again and print so on stdout.
+            self._session = onnxruntime.InferenceSession(
+                bundle.model_path, options, providers=[_PROVIDER], enable_fallback=0
+            )
         # ONNX Runtime's exceptions (InvalidProtobuf, NotImplemented, ...) have no base class of their own.
         except Exception as error:
+            if (lacking := shortage(error)) is not None:
+                raise lacking from error
             reason = str(error).strip().splitlines()[0]
             raise BundleError(
                 f"{bundle.model_path}: onnxruntime {onnxruntime.__version__} cannot load it ({reason}); "
