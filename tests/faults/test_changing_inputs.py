@@ -64,5 +64,5 @@ def test_a_pipe_without_a_writer_is_no_input(
     ending = server.run("detect", inputs, pipe, "-o", output, "--bundle", tiny_bundle, kill_after=60)
     assert ending.code == 3, str(ending)
     found = [row for row in read_rows(output) if row["uri"].endswith("pipe.jpg")]
-    assert {row["error_code"] for row in found} == {"unreadable"}
+    assert {row["error_code"] for row in found} == {"not_a_file"}
     assert len(read_rows(output)) == 12 + len(found)
