@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -17,17 +16,15 @@ import typer
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import draws_bars, log, log_written, print_row, print_text, progress
 from mdmf_deploy.cli.options import BundleOption, Yes, runtime_option
-from mdmf_deploy.errors import CalibrationError, GateFailed, UsageError
+from mdmf_deploy.cli.resumed import begin, check_options, going_on, job_of
+from mdmf_deploy.cli.summary import Counts, advise_on_videos, exit_by, following, summarise, warn_of_caveat
+from mdmf_deploy.errors import UsageError
 from mdmf_deploy.images.limits import DEFAULT_LIMITS, FRAMES, MOST_FRAMES, ReadLimits
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.outputs.heatmaps import HeatmapPool
     from mdmf_deploy.detection.rows import Row
-
-_UNREADABLE = 3
-_NO_VIDEOS = "no_video_thresholds"
-_TOO_FEW = "no_calibration_for_this_size"
 
 
 class HeatmapFormat(StrEnum):
@@ -154,7 +151,8 @@ def detect(
 
     Rows go to stdout or to -o, everything else to stderr. Exit code 1 if --fail-on refuses a verdict, otherwise 2 if
     the calibration has too few images of some input's size for --fail-on to be judged, otherwise 3 if some inputs were
-    unreadable. Exit code 130 if interrupted (143 by SIGTERM): finished rows are still written.
+    unreadable. Exit code 130 if interrupted (143 by SIGTERM): finished rows are still written. With --resume, exit
+    codes 1 to 3 judge all rows in the output.
 
     Example: mdmf detect photos/ "more/*.png" -o verdicts.csv --heatmaps maps/
     """
@@ -162,7 +160,8 @@ def detect(
 
     if as_json and output is not None:
         raise UsageError("--json prints rows and -o writes them; give one of the two (-o rows.jsonl writes JSON)")
-    if output is not None:
+    check_options(output, resume, verify, fsync)
+    if output is not None and not resume:
         from mdmf_deploy.detection.outputs import WRITERS, check_ending
 
         check_ending(output, WRITERS)
@@ -173,7 +172,7 @@ def detect(
         print_inputs(found, as_json)
         return
     with ExitStack() as stack:
-        write = _stdout(as_json) if output is None else stack.enter_context(_file(output))
+        job = None if resume else job_of(found.paths, stack.enter_context(_rows(output, as_json)))
 
         from mdmf_deploy.detection.detector import Detector
 
@@ -181,39 +180,59 @@ def detect(
         detector = stack.enter_context(
             Detector(bundle, runtime, threads, batch_size=batch_size, crops=crops, limits=limits, frames=frames)
         )
-        _warn_of_caveat(detector, bool(fail_on))
+        warn_of_caveat(detector.caveat, bool(fail_on))
+        counts, before = Counts(), Counts()
+        if job is None:
+            assert output is not None
+            opened = stack.enter_context(going_on(output, detector.settings(each_frame), fsync))
+            job = begin(output, opened, found.paths, verify)
+            before.add(opened.rows())
         look = (heatmap_format, heatmap_scale)
-        maps = None if heatmaps is None else _heatmaps(heatmaps, detector, look, limits, threads)
+        maps = None if heatmaps is None else _heatmaps(heatmaps, detector, look, limits, threads, keep=resume)
         if heatmaps is not None and _lies_in(heatmaps, inputs):
             log(f"note: {heatmaps} lies in a folder of inputs, so the next run would judge its heat maps as well")
         shown = draws_bars() and not (output is None and sys.stdout.isatty())
-        counts: Counter[str] = Counter()
-        undecided: Counter[str] = Counter()
-        unjudged = done = 0
+        done = 0
         start = time.perf_counter()
         try:
             # If a row cannot be written, the stream must end before its engine is closed.
-            stream = stack.enter_context(closing(detector.stream_by_source(found.paths, each_frame=each_frame)))
-            pairs = zip(found.paths, stream, strict=True)
-            with maps or nullcontext(), progress(pairs, "detecting", len(found.paths), shown) as watched:
-                for path, rows in watched:
-                    for row in rows:
-                        write(row)
-                        counts[row.verdict] += 1
-                        undecided[_group(row)] += row.verdict == "uncalibrated" or row.reason == _TOO_FEW
-                        unjudged += row.reason == _NO_VIDEOS
-                        if maps is not None:
+            stream = stack.enter_context(closing(detector.stream_by_source(job.paths, each_frame=each_frame)))
+            with maps or nullcontext(), progress(stream, "detecting", job.count, shown) as watched:
+                # The stream comes first: an input's key is known once its rows have come.
+                for rows, (path, key) in zip(watched, job.taken, strict=False):
+                    job.write(key, rows)
+                    counts.add(rows)
+                    if maps is not None:
+                        for row in rows:
                             maps.add(row, path)
                     done += 1
         finally:
-            _summarise(counts, (done, len(found.paths)), found.others, time.perf_counter() - start)
-    if unjudged:
-        _advise_on_videos(detector, unjudged)
-    if output is not None:
-        log_written(f"{counts.total()} rows", output, _following(detector))
+            if job.count:
+                summarise(counts.verdicts, (done, job.count), found.others, time.perf_counter() - start)
+    if counts.unjudged:
+        advise_on_videos(detector.bundle, counts.unjudged)
+    if output is not None and job.count:
+        log_written(f"{counts.verdicts.total()} rows", output, following(detector.bundle))
     if heatmaps is not None and any(heatmaps.iterdir()):
         log_written("heat maps", heatmaps)
-    _exit(counts, +undecided, fail_on or [])
+    exit_by(counts.verdicts + before.verdicts, counts.undecided + before.undecided, fail_on or [])
+
+
+@contextmanager
+def _rows(output: Path | None, as_json: bool) -> Iterator[Callable[[Row], None]]:
+    """Yield a function that prints each row as it comes, or writes it to the output."""
+    if output is None:
+        yield _stdout(as_json)
+        return
+    from mdmf_deploy.detection.outputs import open_output
+    from mdmf_deploy.detection.outputs.resumable import journal_of
+
+    journal = journal_of(output)
+    if journal.exists():
+        log(f"note: without --resume, all inputs are done anew, and {output} is replaced at the end")
+    with open_output(output) as writer:
+        yield writer.write
+    journal.unlink(missing_ok=True)
 
 
 def _stdout(as_json: bool) -> Callable[[Row], None]:
@@ -238,22 +257,16 @@ def _stdout(as_json: bool) -> Callable[[Row], None]:
     return print_line
 
 
-@contextmanager
-def _file(path: Path) -> Iterator[Callable[[Row], None]]:
-    from mdmf_deploy.detection.outputs import open_output
-
-    with open_output(path) as writer:
-        yield writer.write
-
-
 def _heatmaps(
     folder: Path,
     detector: Detector,
     look: tuple[HeatmapFormat, HeatmapScale],
     limits: ReadLimits,
     threads: int | None,
+    *,
+    keep: bool,
 ) -> HeatmapPool:
-    """Return the threads that draw. A heat map that fails is reported and costs no row."""
+    """Return the threads that draw. A heat map that fails is reported and costs no row.  keep: those in the folder."""
     from mdmf_deploy.detection.outputs.heatmaps import HeatmapFolder, HeatmapOptions, HeatmapPool
 
     format, scale = look
@@ -263,72 +276,8 @@ def _heatmaps(
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         log(f"warning: no heat map of {row.uri}: {reason}")
 
-    return HeatmapPool(HeatmapFolder(folder, options), report, threads)
+    return HeatmapPool(HeatmapFolder(folder, options, keep=keep), report, threads)
 
 
 def _lies_in(folder: Path, inputs: list[str]) -> bool:
     return any(os.path.isdir(name) and folder.resolve().is_relative_to(Path(name).resolve()) for name in inputs)  # noqa: PTH112
-
-
-def _warn_of_caveat(detector: Detector, gated: bool) -> None:
-    """Warn once, before the first row, if verdicts are withheld.
-
-    Raises CalibrationError if a gate depends on them: a gate that no image can fail must not pass.
-    """
-    if detector.caveat is None:
-        return
-    if gated:
-        raise CalibrationError(f"--fail-on cannot be judged: {detector.caveat}")
-    log(f"warning: {detector.caveat}")
-
-
-def _group(row: Row) -> str:
-    """Return the size group of a row, or "frames of videos" or "videos" without one."""
-    return row.size_group or ("videos" if row.frame_time is None else "frames of videos")
-
-
-def _summarise(counts: Counter[str], of: tuple[int, int], others: Mapping[str, int], seconds: float) -> None:
-    """Print how many inputs were done.  of: the inputs done, and all of them."""
-    from mdmf_deploy.cli.list_inputs import counted
-
-    done, total = of
-    images = f"{done} image{'s' * (done != 1)}" if done == total else f"{done} of {total} images"
-    verdicts = ", ".join(
-        f"{count} {'unreadable' if verdict == 'error' else verdict}" for verdict, count in counts.items()
-    )
-    rows = f", {counts.total()} rows" if counts.total() != done else ""
-    log(f"{images}{rows}: {verdicts or 'none finished'}")
-    skipped = sum(others.values())
-    also = f"; {skipped} other files in folders skipped ({counted(others)})" if skipped else ""
-    log(f"{seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s{also}")
-
-
-def _advise_on_videos(detector: Detector, count: int) -> None:
-    from mdmf_deploy.bundle.bundle import suggestion
-
-    videos = "1 video has" if count == 1 else f"{count} videos have"
-    command = suggestion("calibrate", detector.bundle.path, "REAL_VIDEOS")
-    log(f"{videos} no verdict, because this bundle has no thresholds for videos; run {command}")
-
-
-def _following(detector: Detector) -> str:
-    """Return the command that gives the bundle thresholds of the user's own, or "" if it has them."""
-    from mdmf_deploy.bundle.bundle import shipped_name, suggestion
-
-    bundle = detector.bundle
-    if shipped_name(bundle.path) is None and bundle.calibration is not None:
-        return ""
-    return suggestion("calibrate", bundle.path, "REAL_PHOTOS")
-
-
-def _exit(counts: Counter[str], undecided: Counter[str], fail_on: list[FailOn]) -> None:
-    refused = [f"{counts[verdict]} {verdict}" for verdict in dict.fromkeys(fail_on) if counts[verdict]]
-    if refused:
-        raise GateFailed(f"--fail-on: {', '.join(refused)} of {counts.total()} images")
-    if fail_on and undecided:
-        raise CalibrationError(
-            f"--fail-on cannot be judged for {undecided.total()} of {counts.total()} images: too few calibration "
-            f"images like them ({', '.join(undecided)}); calibrate with more, or add --fail-on uncertain"
-        )
-    if counts["error"]:
-        raise typer.Exit(_UNREADABLE)

@@ -67,10 +67,11 @@ class HeatmapOptions:
 class HeatmapFolder:
     """A folder that gets one heat map per scored image.
 
+    keep: leave the files that are there already alone, and give new ones other names.
     Raises UsageError at birth if the folder cannot be made or written to.
     """
 
-    def __init__(self, folder: Path, options: HeatmapOptions) -> None:
+    def __init__(self, folder: Path, options: HeatmapOptions, *, keep: bool = False) -> None:
         self._folder, self._options = folder, options
         self._taken: set[str] = set()
         try:
@@ -80,6 +81,8 @@ class HeatmapFolder:
             probe.unlink()
         except OSError as error:
             raise UsageError(f"--heatmaps {folder}: {error.strerror}; choose a folder you can write to") from error
+        if keep:
+            self._taken.update(path.name.casefold() for path in folder.iterdir())
 
     def write(self, row: Row, source: Path) -> Path | None:
         """Read the image again, draw the row's heat map over it and return its path, or None for a row without a score.

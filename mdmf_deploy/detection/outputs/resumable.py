@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Protocol
 
 from mdmf_deploy.detection.outputs.done import Done, InputKey
@@ -37,6 +38,12 @@ class Resumable(Protocol):
         """Finish what was written, so that it survives a power failure, and let other runs write."""
         ...
 
+    def __enter__(self) -> Resumable: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
 
 # ending -> module, class, extra that installs the module's imports
 RESUMABLE: dict[str, tuple[str, str, str]] = {
@@ -44,6 +51,12 @@ RESUMABLE: dict[str, tuple[str, str, str]] = {
     ".csv": ("mdmf_deploy.detection.outputs.rows_file", "RowsFile", ""),
     ".parquet": ("mdmf_deploy.detection.outputs.row_parts", "RowParts", "parquet"),
 }
+
+
+def journal_of(path: Path) -> Path:
+    """Return the path of the journal that lies beside a file of rows if runs can add to it."""
+    path = path.resolve()  # so that a link to a file has the journal of that file
+    return path.with_name(f"{path.name}.resume")
 
 
 def check_resumable(path: Path) -> None:

@@ -10,7 +10,7 @@ import stat
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -20,11 +20,13 @@ import msgspec
 from mdmf_deploy.detection.outputs import CsvWriter, JsonlWriter, Writer
 from mdmf_deploy.detection.outputs.done import Done, InputKey, digest
 from mdmf_deploy.detection.outputs.journal import Entry, Journal, Mark, line
+from mdmf_deploy.detection.outputs.resumable import journal_of
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.files import atomic_file, only_writer
+from mdmf_deploy.files import atomic_file, failure, only_writer
 from mdmf_deploy.interrupts import held_back
+from mdmf_deploy.scratch import named
 from mdmf_deploy.text import from_cell
 
 _LOG = logging.getLogger(__name__)
@@ -64,9 +66,7 @@ class RowsFile:
                 self._held.enter_context(only_writer(self.path))
                 self._open()
             except OSError as error:
-                raise UsageError(
-                    f"-o {path}: {error.strerror or error}; choose a place you can read and write"
-                ) from error
+                raise UsageError(failure(f"-o {path}", error, "choose a place you can read and write")) from error
             opened.pop_all()
 
     @property
@@ -84,7 +84,7 @@ class RowsFile:
         dropped = {name for one in inputs if self.done.place(name := digest(*one)) is not None}
         if not dropped:
             return 0
-        with _named(self.path):
+        with named(self.path):
             self._replace(lambda entry: digest(entry.uri, entry.copy) not in dropped)
         self._done = None
         return len(dropped)
@@ -97,7 +97,7 @@ class RowsFile:
             self._writer.write(row)
         data = self._buffer.getvalue()
         entry = Entry(*key, len(data), zlib.crc32(data), rows[0].error_code, rows[0].sha256)
-        with _named(self.path):
+        with named(self.path):
             self._append(data, line(entry))
             if self._every_row or time.monotonic() >= self._next_sync:
                 self._sync(Mark("synced", self._sizes[1]))
@@ -109,13 +109,12 @@ class RowsFile:
 
     def close(self) -> None:
         """Flush what is finished, cut off what an interrupt or a full disk cut short, and give the lock back."""
-        with held_back(), self._held, _named(self.path):
+        with held_back(), self._held, named(self.path):
             if self._files is None:
                 return
             try:
                 for file, size in zip(self._files, self._sizes, strict=True):
-                    file.truncate(size)
-                    file.seek(size)
+                    _cut(file, size)
                 self._sync(Mark("closed", self._sizes[1]))
                 os.fsync(self._files[0].fileno())
             finally:
@@ -153,8 +152,7 @@ class RowsFile:
         files = self._journal.path.open("r+b", buffering=0), self.path.open("r+b", buffering=0)
         self._sizes, self._files = (journal, rows), files
         for file, size in zip(files, self._sizes, strict=True):
-            file.truncate(size)
-            file.seek(size)
+            _cut(file, size)
         if not rows:
             self._append(self._header, b"")
         self._sync(Mark("synced", self._sizes[1]))
@@ -199,9 +197,11 @@ class RowsFile:
             file.close()
 
 
-def journal_of(path: Path) -> Path:
-    """Return the path of the journal of a file of rows."""
-    return path.with_name(f"{path.name}.resume")
+def _cut(file: io.FileIO, size: int) -> None:
+    """Cut off whatever follows, and stand at the end. A file that ends there stays untouched."""
+    if file.seek(0, os.SEEK_END) > size:
+        file.truncate(size)
+        file.seek(size)
 
 
 def _read_jsonl(file: BinaryIO) -> Iterator[Row]:
@@ -221,13 +221,3 @@ _FORMATS: dict[str, tuple[Callable[[BinaryIO], Writer], Callable[[BinaryIO], Ite
     ".jsonl": (JsonlWriter, _read_jsonl),
     ".csv": (CsvWriter, _read_csv),
 }
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Put the name of the file into an error of the system, which knows it only where a file is opened."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise

@@ -56,7 +56,7 @@ def test_a_key_is_the_state_of_a_file(tmp_path: Path) -> None:
 
 
 def test_an_input_takes_about_forty_bytes() -> None:
-    count = 20_000
+    count = 5000
     tracemalloc.start()
     done = Done(Held(InputKey(f"photos/{n}.jpg", 0, n, n), "ab" * 32, None, n) for n in range(count))
     kept, most = tracemalloc.get_traced_memory()

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdmf_deploy.detection.outputs.done import InputKey
-from mdmf_deploy.detection.outputs.rows_file import RowsFile, journal_of
+from mdmf_deploy.detection.outputs.resumable import journal_of
+from mdmf_deploy.detection.outputs.rows_file import RowsFile
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import UsageError
 
