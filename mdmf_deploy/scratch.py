@@ -167,8 +167,14 @@ def _claimed(path: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
     """Create and lock a scratch file or folder under a name that nobody could guess."""
     for _ in range(_TRIES):
         scratch = hidden(path, f".{os.urandom(8).hex()}{SCRATCH}")
-        with suppress(FileExistsError):
+        try:
             descriptor = create(scratch)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            error.filename = str(path)
+            raise
+        else:
             # Before it was locked, another process may have taken it for a stray.
             if lock(descriptor) is not False and is_at(descriptor, scratch):
                 return scratch, descriptor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,6 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_written, print_json, print_lines
-from mdmf_deploy.cli.kept import watch
 from mdmf_deploy.cli.options import BUNDLE_VARIABLE, Yes, complete_bundle, runtime_option
 from mdmf_deploy.tasks.benchmark import BATCH_SIZE
 
@@ -77,7 +77,7 @@ def benchmark(
 
     Example: mdmf benchmark mine.mdmf --images photos/ --precision fp32,int8 -o report.html
     """
-    from mdmf_deploy.detection.outputs import write_output
+    from mdmf_deploy.detection.outputs import open_report
     from mdmf_deploy.images.inputs import expand
     from mdmf_deploy.tasks.benchmark.benchmark import run
     from mdmf_deploy.tasks.benchmark.report import check_output, lines, to_bytes
@@ -85,7 +85,6 @@ def benchmark(
 
     if output is not None:
         check_output(output)
-        watch(output)
     settings = Settings(
         scenarios=tuple(_split(scenario)),
         batch_size=batch_size,
@@ -96,16 +95,17 @@ def benchmark(
         threads=threads,
     )
     paths = None if images is None else expand(images, yes, log).paths
-    report = run(
-        bundles or [os.environ.get(BUNDLE_VARIABLE) or DEFAULT_BUNDLE],
-        settings,
-        runtimes=_split(runtime),
-        precisions=_split(precision or ""),
-        images=paths,
-        log=_log_on_terminal,
-    )
-    if output is not None:
-        write_output(output, to_bytes(report, output.suffix.lower()))
+    with nullcontext() if output is None else open_report(output) as write:
+        report = run(
+            bundles or [os.environ.get(BUNDLE_VARIABLE) or DEFAULT_BUNDLE],
+            settings,
+            runtimes=_split(runtime),
+            precisions=_split(precision or ""),
+            images=paths,
+            log=_log_on_terminal,
+        )
+        if output is not None and write is not None:
+            write(to_bytes(report, output.suffix.lower()))
     if not as_json:
         print_lines(lines(report))
     else:

@@ -93,6 +93,7 @@ def evaluate(
     fractions = None if recipe is None else recipe.training.split
     tables = []
     with ExitStack() as stack:
+        writer = None if output is None else stack.enter_context(open_output(output, _LABELS))
         detector = stack.enter_context(Detector(bundle, runtime=runtime, frames=None))
         samples, audited = audit(find_images(dataset, yes, log), detector.bundle, fractions, part.value)
         trained_by = detector.bundle.manifest.provenance.recipe
@@ -102,7 +103,6 @@ def evaluate(
                 "images that it was trained on may be judged"
             )
         _log_audit(audited)
-        writer = None if output is None else stack.enter_context(open_output(output, _LABELS))
         if detector.caveat:
             log(detector.caveat)
         for chosen in conditions:

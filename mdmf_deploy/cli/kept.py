@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# What a command is going to write -> its inode before, or None.
-_watched: dict[Path, int | None] = {}
+# What a command is going to write -> what is there before, or None. An inode alone does not tell: a file system may
+# give that of a removed file to the next one.
+_watched: dict[Path, tuple[int, int] | None] = {}
 
 
 def watch(path: Path) -> None:
     """Remember what is at a path that the command is going to write. Everything is written by renaming."""
-    _watched[path] = _inode(path)
+    _watched[path] = _there(path)
 
 
 def watch_nothing() -> None:
@@ -23,15 +24,17 @@ def kept() -> list[str]:
     return [f"{path} {_state(path, before)}" for path, before in _watched.items()]
 
 
-def _state(path: Path, before: int | None) -> str:
-    now = _inode(path)
+def _state(path: Path, before: tuple[int, int] | None) -> str:
+    now = _there(path)
     if now == before:
         return "was not written" if now is None else "is unchanged"
     return "was written"
 
 
-def _inode(path: Path) -> int | None:
+def _there(path: Path) -> tuple[int, int] | None:
+    """Return the inode of a file or folder, and when it was changed."""
     try:
-        return path.stat().st_ino
+        found = path.stat()
     except OSError:
         return None
+    return found.st_ino, found.st_mtime_ns

@@ -22,7 +22,7 @@ from torch import Tensor
 from mdmf_deploy.bundle.manifest import WeightsSource
 from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import CheckpointError
-from mdmf_deploy.files import atomic_file, file_sha256
+from mdmf_deploy.files import failure, file_sha256, replace_durably
 from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.foreign import backbone_prefix, fill_head
 from mdmf_deploy.model.layouts import official
@@ -31,6 +31,7 @@ from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.model.recipes import check_recipe
 from mdmf_deploy.model.tensors import problems, read_facts, read_tensors
+from mdmf_deploy.scratch import named, scratch_folder
 
 _BACKBONE, _LORA = "backbone.", "lora."
 SMOKE = "smoke"
@@ -72,10 +73,18 @@ def save_model(
         facts["lora_scale"] = lora.scale
         tensors |= {_LORA + key: value.detach().cpu().contiguous() for key, value in lora.factors.items()}
     try:
-        with atomic_file(path) as scratch:
-            save_file(tensors, scratch, metadata={"mdmf": json.dumps(facts, sort_keys=True)})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write checkpoint {path}: {error}; choose a writable place") from error
+        with named(path), scratch_folder(path) as scratch:
+            # safetensors makes a private file under a name of its own, and renames it.
+            written = scratch / path.name
+            save_file(tensors, written, metadata={"mdmf": json.dumps(facts, sort_keys=True)})
+            written.chmod(scratch.stat().st_mode & 0o666)
+            replace_durably(written, path)
+    except OSError as error:
+        raise CheckpointError(failure(f"cannot write checkpoint {path}", error, "choose a writable place")) from error
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"cannot write checkpoint {path}: {error}; free some space, or write elsewhere"
+        ) from error
 
 
 def load_model(path: Path, recipe: Recipe, backbone_weights: Path | None = None) -> MdmfModel:

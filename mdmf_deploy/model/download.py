@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import urllib.error
 import urllib.request
@@ -9,13 +10,15 @@ from pathlib import Path
 from shutil import copyfileobj
 
 from mdmf_deploy.errors import CheckpointError
-from mdmf_deploy.files import atomic_file, file_sha256
+from mdmf_deploy.files import atomic_file, failure, file_sha256
 from mdmf_deploy.model.checkpoints import checkpoint_sha256
 from mdmf_deploy.model.known_weights import PINNED_SHA256
+from mdmf_deploy.scratch import remove_strays
 
 OFFICIAL_SERVER = "https://dl.fbaipublicfiles.com/dinov2"
 
 _TIMEOUT = 30  # seconds
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EMFILE}
 
 
 def fetch_backbone(name: str, cache_dir: Path, server: str = OFFICIAL_SERVER) -> Path:
@@ -33,6 +36,7 @@ def fetch_backbone(name: str, cache_dir: Path, server: str = OFFICIAL_SERVER) ->
     if path.is_file() and checkpoint_sha256(path) == pinned:
         return path
     url = f"{server}/{name.removesuffix('_reg')}/{file_name}"
+    remove_strays(cache_dir, file_name)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as scratch:
@@ -46,6 +50,8 @@ def fetch_backbone(name: str, cache_dir: Path, server: str = OFFICIAL_SERVER) ->
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise CheckpointError(failure(path, error, "choose another folder")) from error
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise CheckpointError(
             f"cannot download {url} ({reason}); fetch it elsewhere and pass the file to --backbone-weights"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -297,6 +298,16 @@ def test_a_destination_that_cannot_be_written_is_an_error_with_a_remedy(
     monkeypatch.setattr(Path, "mkdir", read_only)
     with pytest.raises(BundleError, match="Read-only file system; choose a folder"):
         make_bundle(tmp_path / "b.mdmf")
+
+
+def test_a_full_disk_is_no_reason_to_choose_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BundleError, match=r"b\.mdmf: No space left on device; free some space$"):
+        make_bundle(tmp_path / "b.mdmf")
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_the_manifest_does_not_list_are_refused(bundle: Bundle) -> None:

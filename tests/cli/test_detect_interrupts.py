@@ -23,7 +23,7 @@ def run(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
 
 def has_finished_row(folder: Path) -> bool:
     """Return whether a row is finished for sure. A signal may come before the last one that is written counts."""
-    return any(file.read_bytes().count(b"\n") > 1 for file in folder.glob(".rows.jsonl.*.tmp"))
+    return any(file.read_bytes().count(b"\n") > 1 for file in folder.glob(".rows.jsonl.*.mdmf-tmp"))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
@@ -31,7 +31,8 @@ def has_finished_row(folder: Path) -> bool:
 def test_an_interrupt_keeps_what_was_finished(calibrated: Path, photos: Path, tmp_path: Path, number: int) -> None:
     path = photos / "photo00.jpg"
     (tmp_path / "list").write_text(f"{path}\n" * 20_000)
-    output = tmp_path / "rows.jsonl"
+    output, kept = tmp_path / "rows.jsonl", tmp_path / "rows.partial.jsonl"
+    output.write_text("older\n")
     process = run(f"@{tmp_path / 'list'}", "--bundle", calibrated, "-o", output)
     try:
         deadline = time.monotonic() + 60
@@ -39,20 +40,21 @@ def test_an_interrupt_keeps_what_was_finished(calibrated: Path, photos: Path, tm
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert not output.exists()
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == 128 + number
-    rows = timeless_lines(output.read_text())
+    assert output.read_text() == "older\n"
+    rows = timeless_lines(kept.read_text())
     assert 0 < len(rows) < 20_000
-    assert errors.endswith(f"mdmf: interrupted; the {len(rows)} rows finished before are in {output}\n".encode())
+    last = f"mdmf: interrupted; the {len(rows)} rows finished before are in {kept}; {output} is unchanged\n"
+    assert errors.endswith(last.encode())
     assert all(row["uri"] == path.as_posix() and row["status"] == "ok" for row in rows)
     assert f"{len(rows)} of 20000 images".encode() in errors
     assert b"Traceback" not in errors
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["list", "rows.jsonl"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["list", "rows.jsonl", "rows.partial.jsonl"]
 
 
 _SLOW_ENGINE = """
@@ -88,11 +90,11 @@ def test_an_interrupt_during_a_long_call_of_the_engine(
         process.kill()
         process.wait()
     assert process.returncode == 130
-    rows = timeless_lines(output.read_text())
+    rows = timeless_lines((tmp_path / "rows.partial.jsonl").read_text())
     assert 0 < len(rows) < 2000
     assert f"{len(rows)} of 2000 images".encode() in errors
     assert b"Traceback" not in errors
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["list", "rows.jsonl"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["list", "rows.partial.jsonl"]
 
 
 @needs_proc

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -58,6 +60,17 @@ def test_another_hash_is_an_error_and_leaves_nothing(server: str, tmp_path: Path
     with pytest.raises(CheckpointError, match=r"sha256 is [0-9a-f]{64}, not the pinned b938bf1b"):
         fetch_backbone("dinov2_vits14", tmp_path / "cache", server)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_full_disk_is_not_the_server_s_fault(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(PINNED_SHA256, "dinov2_vits14", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(os, "fsync", full)
+    path = tmp_path / "cache" / "dinov2_vits14_pretrain.pth"
+    with pytest.raises(CheckpointError, match=f"^{path}: No space left on device; free some space$"):
+        fetch_backbone("dinov2_vits14", path.parent, server)
 
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(

@@ -6,7 +6,7 @@ import csv
 import importlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,10 +148,19 @@ def replacing(path: Path) -> Iterator[Scratch]:
                 _settle(scratch, temporary, path, target if keep else None)
 
 
-def write_output(path: Path, data: bytes) -> None:
-    """Write a whole file as in `replacing`. Raises an OSError that names it if the disk is full."""
-    with replacing(path) as scratch, named(path):
-        scratch.file.write(data)
+@contextmanager
+def open_report(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Yield a function that writes the whole file. It takes its name as in `replacing`, which holds the output's lock.
+
+    Raises an OSError that names the file if the disk is full.
+    """
+    with replacing(path) as scratch:
+
+        def write(data: bytes) -> None:
+            with named(path):
+                scratch.file.write(data)
+
+        yield write
 
 
 class JsonlWriter:

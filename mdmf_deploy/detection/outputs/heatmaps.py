@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,10 +20,11 @@ from mdmf_deploy.detection.outputs.drawing import PANEL, ColourScale, Picture, c
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.videos import decode_frame
 from mdmf_deploy.errors import ImageError, UsageError
-from mdmf_deploy.files import atomic_file
+from mdmf_deploy.files import atomic_file, failure
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.images.crops import boxes
 from mdmf_deploy.images.decode import ReadLimits, decode, decode_boxes, read, sha256_of_video
+from mdmf_deploy.scratch import remove_strays, scratch_file
 
 # name -> ending, options of Pillow's save.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -76,11 +76,10 @@ class HeatmapFolder:
         self._taken: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".{os.getpid()}.tmp"
-            probe.touch()
-            probe.unlink()
+            with scratch_file(folder / "heatmap"):
+                remove_strays(folder)
         except OSError as error:
-            raise UsageError(f"--heatmaps {folder}: {error.strerror}; choose a folder you can write to") from error
+            raise UsageError(failure(f"--heatmaps {folder}", error, "choose a folder you can write to")) from error
         if keep:
             self._taken.update(path.name.casefold() for path in folder.iterdir())
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.files import cache_folder, write_to_cache
+from mdmf_deploy.errors import UsageError
+from mdmf_deploy.files import CACHE_VARIABLE, cache_folder, failure, only_writer, write_to_cache
 from mdmf_deploy.runtime.building.flavours import Flavour, builder_flags, dotted
 from mdmf_deploy.runtime.building.profiles import Profile
 
@@ -175,12 +176,20 @@ def find(key: EngineKey) -> Plan | str:
 
 
 def keep(card: PlanCard, data: bytes) -> Plan:
-    """Write a plan and then its card, each atomically."""
+    """Write a plan and then its card, each atomically. Another process that keeps the same engine waits.
+
+    Raises UsageError if they cannot be written.
+    """
     path = plan_path(card.key)
-    # The inspector's JSON of an earlier plan does not describe this one.
-    layers_path(path).unlink(missing_ok=True)
-    write_to_cache(path, data)
-    _write_card(path, card)
+    try:
+        # Without the lock, one process's plan might be left with the other's card.
+        with only_writer(path, wait=True):
+            # The inspector's JSON of an earlier plan does not describe this one.
+            layers_path(path).unlink(missing_ok=True)
+            write_to_cache(path, data)
+            _write_card(path, card)
+    except OSError as error:
+        raise UsageError(failure(path, error, f"set {CACHE_VARIABLE} to another folder")) from error
     return Plan(path, data, card)
 
 

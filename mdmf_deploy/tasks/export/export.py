@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel, TorchEngine
 from mdmf_deploy.runtime import images_per_second, installed, open_engine
 from mdmf_deploy.runtime.ort import OrtEngine
+from mdmf_deploy.scratch import scratch_folder
 from mdmf_deploy.tasks.bank.build import BankReport
 from mdmf_deploy.tasks.export.golden import check_golden
 from mdmf_deploy.tasks.export.ladder import Candidate, Ladder
@@ -163,11 +163,9 @@ def export_detector(
 
     destination.parent.mkdir(parents=True, exist_ok=True)
     # Beside the destination, because /tmp may be too small for gigabytes of weights.
-    with tempfile.TemporaryDirectory(
-        prefix=f".{destination.name}.export.", dir=destination.parent, ignore_cleanup_errors=True
-    ) as scratch:
+    with scratch_folder(destination) as scratch:
         log("tracing to ONNX")
-        graph = Path(scratch) / "fp32" / MODEL
+        graph = scratch / "fp32" / MODEL
         graph.parent.mkdir()
         trace(detector, recipe, graph, _graph_metadata(recipe, sigma))
         # The graph's file holds the weights now. Free the detector's: a ViT-g has 4.5 GB, and a session needs as much.

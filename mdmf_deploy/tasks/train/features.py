@@ -40,13 +40,14 @@ class FeatureCache:
         facts: everything that the crops depend on.
         """
         path = self.folder / f"{self.key(*facts)}.npy"
-        if not path.is_file():
+        kept = _read(path)
+        if kept is None:
             features = np.concatenate([self._features(batch) for batch in crops()])
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as scratch, scratch.open("wb") as file:
                 np.save(file, features)
-        loaded: NDArray[np.float16] = np.load(path, mmap_mode="r")
-        return loaded
+            kept = np.load(path, mmap_mode="r")
+        return kept
 
     def key(self, *facts: str) -> str:
         """Hash everything the features depend on: weights, preprocessing, pool grid, and the facts in order."""
@@ -66,6 +67,17 @@ class FeatureCache:
         ]
         features: NDArray[np.float16] = torch.cat(parts).cpu().numpy().astype(np.float16)
         return features
+
+
+def _read(path: Path) -> NDArray[np.float16] | None:
+    """Map a file, and return None if there is none, or a broken one. Raises OSError if it cannot be read."""
+    try:
+        kept: NDArray[np.float16] = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError):
+        return None  # cut short, for example by a power failure
+    return kept
 
 
 class FeatureBatches:

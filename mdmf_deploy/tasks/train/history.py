@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.files import cache_folder
+from mdmf_deploy.files import atomic_file, cache_folder
 from mdmf_deploy.tasks.train.validate import Record
 from mdmf_deploy.text import cell
 
@@ -18,7 +18,7 @@ from mdmf_deploy.text import cell
 def write_csv(path: Path, history: Sequence[Record]) -> None:
     """Write one line per logged step. Columns come in order of first appearance, and are empty if not measured."""
     columns = list(dict.fromkeys(name for record in history for name in record))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path, durable=False) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(map(cell, columns))  # some hold names of folders
         writer.writerows([record.get(name, "") for name in columns] for record in history)
@@ -53,7 +53,8 @@ def write_plot(path: Path, history: Sequence[Record], title: str) -> None:
         if len(columns) > 1:
             panel.legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=120)
+    with atomic_file(path, durable=False) as scratch:
+        figure.savefig(scratch, format="png", dpi=120)
 
 
 @contextlib.contextmanager

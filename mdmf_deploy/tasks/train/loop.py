@@ -208,7 +208,9 @@ def read_state(path: Path, fingerprint: str) -> TrainingState:
             header = json.loads(file.metadata()["mdmf"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a training state ({error}); start again without --resume") from error
+        raise CheckpointError(
+            f"{path} is not a training state ({error}); remove it, and start without --resume"
+        ) from error
     if header["fingerprint"] != fingerprint:
         raise CheckpointError(
             f"{path} was trained with another recipe or other images; choose another -o to start afresh"

@@ -64,18 +64,32 @@ class PairMaker:
         """
         part = _middle(pixels, self.largest)
         path = self.folder / f"{name}-{self.hashes[name][1][:8]}-{self.largest}" / f"{sha256[:24]}.png"
-        if not path.is_file():
+        kept = _read(path)
+        if kept is None or kept.shape != part.shape:
             path.parent.mkdir(parents=True, exist_ok=True)
-            rebuilt = reconstruct(self.nets[name], part, seed=int(sha256[:12], 16))
+            kept = reconstruct(self.nets[name], part, seed=int(sha256[:12], 16))
             with atomic_file(path) as scratch, scratch.open("wb") as file:
-                Image.fromarray(rebuilt).save(file, "PNG", compress_level=1)
-        with Image.open(path) as image:
-            return part, np.array(image)
+                Image.fromarray(kept).save(file, "PNG", compress_level=1)
+        return part, kept
 
 
 def large_enough(pixels: Pixels) -> bool:
     """Return whether a photograph can pass through an autoencoder."""
     return bool(min(pixels.shape[:2]) >= 4 * FACTOR)
+
+
+def _read(path: Path) -> Pixels | None:
+    """Return the pixels of a file, or None if there is none, or a broken one. Raises OSError if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return np.array(image)
+    except FileNotFoundError:
+        return None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        return None  # cut short, for example by a power failure
 
 
 def _middle(pixels: Pixels, largest: int) -> Pixels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.recipe import Recipe
 from mdmf_deploy.errors import CheckpointError, TrainingFailed, UsageError
+from mdmf_deploy.files import atomic_file, only_writer
 from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.model.checkpoints import SMOKE, checkpoint_sha256, load_backbone, save_model
 from mdmf_deploy.model.known_weights import described
 from mdmf_deploy.model.lora import Lora
 from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel
+from mdmf_deploy.scratch import remove_strays
 from mdmf_deploy.tasks.train.batches import Batches, CropBatches
 from mdmf_deploy.tasks.train.data import Dataset, LabelledImage, PixelCache, center_crops, collect
 from mdmf_deploy.tasks.train.features import FeatureBatches, FeatureCache
@@ -84,22 +87,39 @@ def fit(
     Raises UsageError for a frozen backbone without weights. Raises CheckpointError for a state that would be
     overwritten, or is missing and cannot be resumed. Raises TrainingFailed if the detector does not depend on its bank,
     and leaves it as failed.safetensors. Also raises what `collect`, `load_backbone`, `PairMaker.load` and `train`
-    raise.
+    raise, and UsageError if another run writes to the folder.
     A smoke run only reports whether its detector depends on its bank, and leaves no state behind.
     """
-    declared, folder = run, run.folder
-    tuned = _tuned(run)
+    folder = run.folder
     # Check this before the preparation, which may take an hour.
     state = folder / STATE
     if state.is_file() and not run.resume:
         raise CheckpointError(f"{state} is there already; go on from it with --resume, or choose another -o")
     if run.resume and not state.is_file():
         raise CheckpointError(f"{state} is not there, so nothing can be resumed; start without --resume")
+    tuned = _tuned(run)
     # Under `accelerate launch` every process comes through here. The first makes the files and reports progress, and
     # the others find the files.
-    team = processes()
-    if not team.is_main_process:
-        reports = SILENT
+    if not processes().is_main_process:
+        return _fit(run, tuned, real, generated, SILENT)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The lock lies in the folder, because the one above may not be the user's.
+    with only_writer(folder / CHECKPOINT):
+        for below, _, _ in os.walk(folder):
+            remove_strays(Path(below))
+        return _fit(run, tuned, real, generated, reports)
+
+
+def _fit(
+    run: TrainingRun,
+    tuned: Tuned,
+    real: Sequence[Path],
+    generated: Mapping[str, Sequence[Path]],
+    reports: Reports,
+) -> Path:
+    """Train in a folder that no other run writes to."""
+    declared, folder, team = run, run.folder, processes()
+    state = folder / STATE
     log, follow, sizes = reports.log, reports.follow, run.sizes
     kept = folder / "reconstructed"
     pairs = PairMaker.load(run.recipe.training.pairs, run.autoencoders, kept, team.device, sizes.largest)
@@ -108,7 +128,6 @@ def fit(
         run = replace(run, recipe=smoke(run.recipe), cadence=Cadence(log=1, validate=2, save=2))
         real, generated = few(real, generated, run.recipe.training.split)
     recipe = run.recipe
-    folder.mkdir(parents=True, exist_ok=True)
     dataset = collect(real, generated, recipe.training.split, follow)
     for path, code in dataset.unreadable:
         log(f"left out {path}: {code}")
@@ -178,7 +197,8 @@ def write_split(dataset: Dataset, folder: Path) -> None:
     for image in dataset.images:
         lists.setdefault(f"{image.part}-{image.generator or 'real'}", []).append(str(image.path.absolute()))
     for name, lines in lists.items():
-        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+        with atomic_file(folder / f"{name}.txt", durable=False) as scratch:
+            scratch.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
 
 
 def _tuned(run: TrainingRun) -> Tuned:

@@ -350,7 +350,7 @@ def test_a_map_that_cannot_be_written_whole_has_no_name(tmp_path: Path, monkeypa
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         folder.write(scored, tmp_path / "a.png")
-    assert [name.endswith(".tmp") for name in seen] == [True]
+    assert [name.endswith(".mdmf-tmp") for name in seen] == [True]
     assert list((tmp_path / "maps").iterdir()) == []
 
 

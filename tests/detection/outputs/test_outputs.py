@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdmf_deploy.detection.outputs import WRITERS, open_output, parquet, rows_to_arrow, write_output
+from mdmf_deploy.detection.outputs import WRITERS, open_output, open_report, parquet, rows_to_arrow
 from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import MdmfError, RuntimeUnavailable, UsageError
 from mdmf_deploy.interrupts import SIGNALS, Interrupted, raised
@@ -371,7 +371,10 @@ def test_a_file_for_which_the_disk_is_full_is_named(tmp_path: Path, monkeypatch:
     opened = Path.open
     monkeypatch.setattr(Path, "open", lambda self, mode: opened(Path("/dev/full"), mode))
     for size in (10, 10**6):
-        with pytest.raises(OSError, match="No space left on device") as failed:
-            write_output(tmp_path / "report.html", bytes(size))
+        with (
+            pytest.raises(OSError, match="No space left on device") as failed,
+            open_report(tmp_path / "report.html") as write_report,
+        ):
+            write_report(bytes(size))
         assert failed.value.filename == str(tmp_path / "report.html")
         assert list(tmp_path.iterdir()) == []

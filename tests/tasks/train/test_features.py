@@ -43,6 +43,18 @@ def test_features_are_those_of_the_crops_and_are_computed_once(tiny_recipe: Reci
     np.testing.assert_array_equal(cache(lambda: pytest.fail("computed again"), "crops"), features)
 
 
+def test_a_file_that_was_cut_short_is_made_again(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    crops = torch.randn(3, 3, 56, 56)
+    cache = FeatureCache(MdmfModel(tiny_recipe).eval(), tiny_recipe.preprocessing, tmp_path)
+    features = np.array(cache(lambda: [crops]))
+    [path] = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for broken in (b"", whole[:40], whole[:-1], bytes(len(whole))):
+        path.write_bytes(broken)
+        np.testing.assert_array_equal(cache(lambda: [crops]), features)
+        assert path.read_bytes() == whole
+
+
 class Direct:
     """Stands in for the feature cache. Features are the crops themselves."""
 

@@ -55,6 +55,18 @@ def test_a_pair_is_the_middle_of_a_photograph_and_is_made_once(
     assert (maker(photograph, SHA, "plain")[1] == rebuilt).all()
 
 
+def test_a_file_that_was_cut_short_is_made_again(autoencoders: Path, tmp_path: Path) -> None:
+    maker = PairMaker.load(Pairs(autoencoders=("plain",)), autoencoders, tmp_path, CPU, 48)
+    photograph = synthetic_photo(2, 61, 37)
+    _, rebuilt = maker(photograph, SHA, "plain")
+    [path] = tmp_path.rglob("*.png")
+    whole = path.read_bytes()
+    for broken in (b"", whole[: len(whole) // 2], whole[:-200], bytes(len(whole))):
+        path.write_bytes(broken)
+        assert (maker(photograph, SHA, "plain")[1] == rebuilt).all()
+        assert path.read_bytes() == whole
+
+
 def test_a_small_photograph_gives_no_pair() -> None:
     assert large_enough(synthetic_photo(1, 40, 32))
     assert not large_enough(synthetic_photo(1, 200, 31))
