@@ -36,9 +36,7 @@ def expected(
 
 
 @pytest.fixture
-def job(
-    tiny_bundle: Path, photos: Path, tmp_path: Path, expected: Callable[[str], Path]
-) -> Callable[[str], Job]:
+def job(tiny_bundle: Path, photos: Path, tmp_path: Path, expected: Callable[[str], Path]) -> Callable[[str], Job]:
     """job("detect csv") is a command that writes: detect FORMAT, detect --resume FORMAT, or one that makes a bundle."""
 
     def made(name: str) -> Job:

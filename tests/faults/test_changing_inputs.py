@@ -55,9 +55,7 @@ def test_a_file_that_changes_while_it_is_read_costs_its_own_row(
     assert ending.code == (0 if codes == {None} else 3), str(ending)
 
 
-def test_a_pipe_without_a_writer_is_no_input(
-    inputs: Path, tiny_bundle: Path, server: Server, tmp_path: Path
-) -> None:
+def test_a_pipe_without_a_writer_is_no_input(inputs: Path, tiny_bundle: Path, server: Server, tmp_path: Path) -> None:
     pipe = inputs / "pipe.jpg"
     os.mkfifo(pipe)
     output = tmp_path / "rows.jsonl"

@@ -75,8 +75,6 @@ def test_a_folder_without_locks_is_written_to_all_the_same(job: Callable[[str], 
     assert ending.code == 0, str(ending)
     command.whole(command.output)
     command.tidy(ending)
-    killed = server.run(
-        *command.arguments, rules=[rule, Rule(command.folder, CHANGES, Action.tear, 5, signal.SIGKILL)]
-    )
+    killed = server.run(*command.arguments, rules=[rule, Rule(command.folder, CHANGES, Action.tear, 5, signal.SIGKILL)])
     assert killed.code == -signal.SIGKILL, str(killed)
     command.whole(command.output)

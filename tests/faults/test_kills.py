@@ -1,7 +1,7 @@
 """Commands killed at any moment leave an output that is whole, or absent, or goes on where it stopped.
 
-The moments are system calls that change a file, drawn from a seed, and moments in time. MDMF_FAULTS=N kills each command
-N times, and MDMF_FAULTS_SEED=S draws others.
+The moments are system calls that change a file, drawn from a seed, and moments in time. MDMF_FAULTS=N kills each
+command N times, and MDMF_FAULTS_SEED=S draws others.
 """
 
 from __future__ import annotations
