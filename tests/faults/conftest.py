@@ -14,7 +14,9 @@ ON = ("--runtime", "onnxruntime")
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("server")) as running:
+    # Several parts for a dozen inputs.
+    few = "import mdmf_deploy.detection.outputs.row_parts as parts; parts.PART_INPUTS = 3"
+    with serving(tmp_path_factory.mktemp("server"), few) as running:
         yield running
 
 

@@ -7,9 +7,12 @@ command N times, and MDMF_FAULTS_SEED=S draws others.
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.faulty import CHANGES, LONG, SEED, Action, Rule, Server, moments
@@ -65,15 +68,58 @@ def test_a_resumable_run_goes_on_until_every_input_is_there_once(
     total = calls(command, server)
     command.begin()
     for at in moments(total, 4 if number == signal.SIGKILL else 2, f"{name} {number}"):
-        # One that gets more done each time would come to its end before the last of these.
-        rule = Rule(command.folder, CHANGES, Action.tear, 1 + at // 3, number)
+        # Half of the calls, so that most runs have something to go on from and come to no end.
+        rule = Rule(command.folder, CHANGES, Action.tear, 1 + at // 2, number)
         stopped = server.run(*command.arguments, rules=[rule])
         assert stopped.code in (-number, 128 + number, 0), str(stopped)
         assert "Traceback" not in stopped.err, str(stopped)
         if stopped.code == 0:
             command.whole(command.output)
             command.begin()
+        elif command.output.exists():
+            rows = whole_rows(command.output)
+            assert len({row["uri"] for row in rows}) == len(rows), str(stopped)
     command.finish(server, stopped)
+
+
+def whole_rows(output: Path) -> list[dict[str, Any]]:
+    """Return the rows that a reader sees while a run is stopped: whatever ends in a newline, or is a whole part."""
+    if output.is_dir():
+        return read_rows(output)
+    seen = output.with_name(f"seen{output.suffix}")
+    seen.write_bytes(b"".join(line for line in output.read_bytes().splitlines(True) if line.endswith(b"\n")))
+    try:
+        return read_rows(seen)
+    finally:
+        seen.unlink()
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_row_is_superseded_whole_or_not_at_all(name: str, job: Callable[[str], Job], server: Server) -> None:
+    command = job(name)
+    command.begin()
+    photos, other = Path(str(command.arguments[1])), command.folder.parent / "photos"
+    shutil.copytree(photos, other)
+    arguments = tuple(other if argument == photos else argument for argument in command.arguments)
+    assert server.run(*arguments).code == 0
+    before = command.folder.parent / "before"
+    shutil.copytree(command.folder, before)
+    changed = other / "photo03.png"
+    shutil.copy(other / "photo05.png", changed)
+    ending = server.run(*arguments, rules=[Rule(command.folder, CHANGES)])
+    assert ending.code == 0, str(ending)
+    expected = read_rows(command.output)
+    for at in moments(ending.counts[0], 4, f"{name} superseded"):
+        shutil.rmtree(command.folder)
+        shutil.copytree(before, command.folder)
+        killed = server.run(*arguments, rules=[Rule(command.folder, CHANGES, Action.tear, at, signal.SIGKILL)])
+        assert killed.code == -signal.SIGKILL, str(killed)
+        finished = server.run(*arguments)
+        assert finished.code == 0, f"{finished}\nafter {killed}"
+        rows = read_rows(command.output)
+        assert [row["uri"] for row in rows] == [row["uri"] for row in expected], f"{finished}\nafter {killed}"
+        assert [row["sha256"] for row in rows] == [row["sha256"] for row in expected], f"{finished}\nafter {killed}"
+        command.tidy(finished, killed)
 
 
 @pytest.mark.parametrize("name", ["detect --resume jsonl", "build"])
@@ -98,7 +144,7 @@ def test_the_moment_may_also_be_one_in_time(name: str, job: Callable[[str], Job]
 def test_rows_that_are_there_are_not_judged_again(job: Callable[[str], Job], server: Server) -> None:
     command = job("detect --resume jsonl")
     command.begin()
-    killed = server.run(*command.arguments, rules=[Rule(command.folder, CHANGES, Action.tear, 9, signal.SIGKILL)])
+    killed = server.run(*command.arguments, rules=[Rule(command.folder, CHANGES, Action.tear, 30, signal.SIGKILL)])
     before = command.output.read_bytes()
     kept = before[: before.rindex(b"\n") + 1]
     assert 0 < kept.count(b"\n") < 12, str(killed)
