@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -37,6 +38,7 @@ _REMEDIES = {
     errno.ENFILE: "close other programs, since the system has too many files open",
 }
 
+_LOG = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -214,7 +216,10 @@ def _lock_file(name: Path, path: Path, wait: bool) -> int:
                 raise
             descriptor = os.open(name, os.O_RDONLY | SAFELY)  # another user's
         try:
-            locked = lock(descriptor, wait=wait)
+            locked = lock(descriptor)
+            if wait and locked is False:
+                _LOG.info("%s: waiting for another process that is writing it", path)
+                locked = lock(descriptor, wait=True)
             # The writer before may have removed the file while this one waited for it.
             if locked is not False and is_at(descriptor, name):
                 return descriptor

@@ -140,12 +140,13 @@ def remove_strays(folder: Path, name: str | None = None) -> None:
 
 
 @contextmanager
-def _held(path: Path, create: Callable[[Path], int], remove: Callable[[Path], None]) -> Iterator[Path]:
+def _held(path: Path, create: Callable[[Path], int | None], remove: Callable[[Path], None]) -> Iterator[Path]:
     """Create a scratch file or folder, and hold its lock until it is renamed or removed.
 
     An error of the system about it names the output instead, which is the name that a user knows.
     """
-    scratch, descriptor = path, None
+    scratch: Path | None = None
+    descriptor: int | None = None
     with at_stake():
         try:
             # An interrupt has to wait until the name and the descriptor are known.
@@ -153,17 +154,18 @@ def _held(path: Path, create: Callable[[Path], int], remove: Callable[[Path], No
                 scratch, descriptor = _claimed(path, create)
             yield scratch
         except OSError as error:
-            if isinstance(error.filename, str) and error.filename.startswith(str(scratch)):
+            if scratch is not None and isinstance(error.filename, str) and error.filename.startswith(str(scratch)):
                 error.filename = str(path) + error.filename.removeprefix(str(scratch))
             raise
         finally:
             with held_back():
-                if descriptor is not None:
+                if scratch is not None:
                     remove(scratch)
+                if descriptor is not None:
                     os.close(descriptor)
 
 
-def _claimed(path: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
+def _claimed(path: Path, create: Callable[[Path], int | None]) -> tuple[Path, int | None]:
     """Create and lock a scratch file or folder under a name that nobody could guess."""
     for _ in range(_TRIES):
         scratch = hidden(path, f".{os.urandom(8).hex()}{SCRATCH}")
@@ -176,18 +178,26 @@ def _claimed(path: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
             raise
         else:
             # Before it was locked, another process may have taken it for a stray.
-            if lock(descriptor) is not False and is_at(descriptor, scratch):
+            if descriptor is None or (lock(descriptor) is not False and is_at(descriptor, scratch)):
                 return scratch, descriptor
             os.close(descriptor)
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
-def _new_file(scratch: Path) -> int:
-    return os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | SAFELY, 0o666)
+def _new_file(scratch: Path) -> int | None:
+    """Create a file, and return an open descriptor, or None on Windows, which renames no open files."""
+    descriptor = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | SAFELY, 0o666)
+    if sys.platform != "win32":
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
-def _new_folder(scratch: Path) -> int:
+def _new_folder(scratch: Path) -> int | None:
+    """Create a folder, and return an open descriptor, or None on Windows, which opens no folders."""
     scratch.mkdir()
+    if sys.platform == "win32":
+        return None
     try:
         return os.open(scratch, os.O_RDONLY | SAFELY)
     except FileNotFoundError as error:  # another process took it for a stray

@@ -152,7 +152,9 @@ def detect(
     Rows go to stdout or to -o, everything else to stderr. Exit code 1 if --fail-on refuses a verdict, otherwise 2 if
     the calibration has too few images of some input's size for --fail-on to be judged, otherwise 3 if some inputs were
     unreadable. Exit code 130 if interrupted (143 by SIGTERM): finished rows of -o rows.csv are in rows.partial.csv.
-    With --resume, exit codes 1 to 3 judge all rows in the output.
+
+    With --resume, rows are appended to -o as they come, and the same command goes on where it was stopped. Exit codes 1
+    to 3 judge all rows in there.
 
     Example: mdmf detect photos/ "more/*.png" -o verdicts.csv --heatmaps maps/
     """

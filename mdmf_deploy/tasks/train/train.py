@@ -90,39 +90,38 @@ def fit(
     raise, and UsageError if another run writes to the folder.
     A smoke run only reports whether its detector depends on its bank, and leaves no state behind.
     """
+    # Check all this before the preparation, which may take an hour.
+    _tuned(run)
     folder = run.folder
-    # Check this before the preparation, which may take an hour.
     state = folder / STATE
     if state.is_file() and not run.resume:
         raise CheckpointError(f"{state} is there already; go on from it with --resume, or choose another -o")
     if run.resume and not state.is_file():
         raise CheckpointError(f"{state} is not there, so nothing can be resumed; start without --resume")
-    tuned = _tuned(run)
     # Under `accelerate launch` every process comes through here. The first makes the files and reports progress, and
     # the others find the files.
-    if not processes().is_main_process:
-        return _fit(run, tuned, real, generated, SILENT)
+    team, kept = processes(), folder / "reconstructed"
+    pairs = PairMaker.load(run.recipe.training.pairs, run.autoencoders, kept, team.device, run.sizes.largest)
+    if not team.is_main_process:
+        return _fit(run, pairs, real, generated, SILENT)
     folder.mkdir(parents=True, exist_ok=True)
     # The lock lies in the folder, because the one above may not be the user's.
     with only_writer(folder / CHECKPOINT):
         for below, _, _ in os.walk(folder):
             remove_strays(Path(below))
-        return _fit(run, tuned, real, generated, reports)
+        return _fit(run, pairs, real, generated, reports)
 
 
 def _fit(
     run: TrainingRun,
-    tuned: Tuned,
+    pairs: PairMaker,
     real: Sequence[Path],
     generated: Mapping[str, Sequence[Path]],
     reports: Reports,
 ) -> Path:
     """Train in a folder that no other run writes to."""
-    declared, folder, team = run, run.folder, processes()
-    state = folder / STATE
+    declared, folder, team, tuned = run, run.folder, processes(), _tuned(run)
     log, follow, sizes = reports.log, reports.follow, run.sizes
-    kept = folder / "reconstructed"
-    pairs = PairMaker.load(run.recipe.training.pairs, run.autoencoders, kept, team.device, sizes.largest)
     if run.smoke:
         log(WARNING)
         run = replace(run, recipe=smoke(run.recipe), cadence=Cadence(log=1, validate=2, save=2))
@@ -179,7 +178,7 @@ def _fit(
     if team.is_main_process:
         _save(folder / CHECKPOINT, trained, declared, dataset)
         if run.smoke:
-            state.unlink()
+            (folder / STATE).unlink()
     return folder / CHECKPOINT
 
 
