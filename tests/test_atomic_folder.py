@@ -117,6 +117,39 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_be_renamed(
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
+def test_an_old_folder_that_a_killed_run_left_without_its_name_gets_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_exchange(monkeypatch)
+    write(tmp_path / "folder", "old")
+    rename = Path.rename
+
+    def stop_at_the_second(self: Path, target: Path) -> Path:
+        if target == tmp_path / "folder":
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", stop_at_the_second)
+        with pytest.raises(PermissionError):
+            write(tmp_path / "folder", "new")
+    assert not (tmp_path / "folder").exists()
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "folder"):
+        raise KeyboardInterrupt
+    assert contents(tmp_path / "folder")["top"] == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs renameat2")
+def test_the_old_folder_keeps_its_name_until_the_new_one_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "folder", "old")
+    monkeypatch.setattr(Path, "rename", lambda self, target: pytest.fail("two renames"))
+    write(tmp_path / "folder", "new")
+    assert contents(tmp_path / "folder")["top"] == "new"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork and renameat2")
 @pytest.mark.parametrize("how", ["exchange", "renames"])
 def test_a_killed_writer_leaves_a_whole_folder(tmp_path: Path, how: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -85,7 +87,7 @@ def test_a_lock_on_a_file_that_its_last_holder_removed_does_not_count(
             pass
 
 
-def test_writers_that_wait_come_one_by_one(tmp_path: Path) -> None:
+def test_writers_that_wait_come_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     at_once, most, turns = 0, 0, 0
     guard = threading.Lock()
 
@@ -100,10 +102,15 @@ def test_writers_that_wait_come_one_by_one(tmp_path: Path) -> None:
                     at_once -= 1
 
     threads = [threading.Thread(target=write) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with caplog.at_level(logging.INFO, "mdmf_deploy"):
+        with only_writer(tmp_path / "bundle"):
+            for thread in threads:
+                thread.start()
+            while not caplog.messages:
+                time.sleep(0.001)
+        for thread in threads:
+            thread.join()
+    assert caplog.messages[0] == f"{tmp_path / 'bundle'}: waiting for another process that is writing it"
     assert (most, turns) == (1, 200)
     assert not list(tmp_path.iterdir())
 

@@ -14,32 +14,21 @@ from mdmf_deploy.files import only_writer
 
 @pytest.mark.skipif(os.name != "posix", reason="no such locks on Windows")
 @pytest.mark.parametrize(
-    ("command", "output", "locked"),
+    ("command", "output"),
     [
-        ("detect", "rows.jsonl", "rows.jsonl"),
-        ("evaluate", "rows.csv", "rows.csv"),
-        ("benchmark", "report.html", "report.html"),
-        ("train", "run", "run/checkpoint.safetensors"),
+        ("detect", "rows.jsonl"),
+        ("evaluate", "rows.csv"),
+        ("benchmark", "report.html"),
     ],
 )
-def test_the_second_is_refused_before_it_reads_a_model(
-    command: str, output: str, locked: str, photos: Path, tmp_path: Path
-) -> None:
+def test_the_second_is_refused_before_it_reads_a_model(command: str, output: str, photos: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing.mdmf"
-    (tmp_path / "run").mkdir()
-    if command == "train":
-        (tmp_path / "generated").mkdir()
-        (tmp_path / "generated" / "a").symlink_to(photos)
-        given = (photos, tmp_path / "generated", "--backbone-weights", missing)
-    elif command == "benchmark":
-        given = (missing, "--images", photos)
-    else:
-        given = (photos, "--bundle", missing)
-    with only_writer(tmp_path / locked):
+    given = (missing, "--images", photos) if command == "benchmark" else (photos, "--bundle", missing)
+    with only_writer(tmp_path / output):
         result = mdmf(command, *given, "-o", tmp_path / output)
     assert result.exit_code == 2
     why = "another process is writing it; wait for its end, or choose another output"
-    assert result.stderr == f"mdmf: {tmp_path / locked}: {why}\n"
+    assert result.stderr == f"mdmf: {tmp_path / output}: {why}\n"
 
 
 def test_a_folder_that_was_changed_was_written(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from mdmf_deploy.bundle.recipe import Adapters, BankGate, Pairs, Recipe
 from mdmf_deploy.errors import CheckpointError, TrainingFailed, UsageError
-from mdmf_deploy.files import file_sha256
+from mdmf_deploy.files import file_sha256, only_writer
 from mdmf_deploy.model.checkpoints import backbone_source, load_model
 from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.pfs import MdmfModel
@@ -112,6 +113,25 @@ def test_resuming_with_other_data_is_refused(training_folder: Path, frozen: Trai
         run(training_folder, plan)
     with pytest.raises(CheckpointError, match="without --resume"):
         run(training_folder, replace(plan, folder=tmp_path / "elsewhere", resume=True))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such locks on Windows")
+def test_a_second_run_in_one_folder_is_refused(training_folder: Path, frozen: TrainingRun, tmp_path: Path) -> None:
+    plan = replace(frozen, folder=tmp_path)
+    with (
+        only_writer(tmp_path / CHECKPOINT),
+        pytest.raises(UsageError, match="another process is writing it"),
+    ):
+        run(training_folder, plan)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_removes_what_a_killed_one_left(training_folder: Path, frozen: TrainingRun, tmp_path: Path) -> None:
+    plan = afresh(frozen, tmp_path)
+    for folder in (tmp_path, tmp_path / "features"):
+        (folder / ".state.safetensors.0123456789abcdef.mdmf-tmp").touch()
+    run(training_folder, plan)
+    assert not list(tmp_path.rglob("*.mdmf-tmp"))
 
 
 @pytest.mark.parametrize("objective", ["image", "pooled"])
