@@ -1,4 +1,4 @@
-"""Kill `mdmf detect --resume` again and again, and see whether each input is in its output once, as if nothing happened.
+"""Kill `mdmf detect --resume` again and again, and see whether each input is in its output once, unchanged.
 
     python benchmarks/kills.py FOLDER [--bundle starter] [--kills 200] [--outputs jsonl csv parquet] [--seed 0]
 

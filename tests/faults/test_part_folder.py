@@ -66,13 +66,9 @@ def test_a_call_of_the_store_that_fails_loses_and_doubles_nothing(
         monkeypatch.undo()
         failing = FailingStore(at)
         store(failing)
-        try:
+        with pytest.raises((UsageError, OSError)) as caught:
             run(folder, keys)
-        except UsageError as error:
-            assert str(folder) in str(error), failing.struck
-        except OSError as error:
-            assert str(folder) in str(error.filename), failing.struck
-        assert failing.struck
+        assert str(folder) in str(caught.value), failing.struck
         store_again = FailingStore()
         monkeypatch.setattr("pyarrow.fs.LocalFileSystem", lambda found=store_again: pyarrow.fs.PyFileSystem(found))
         run(folder, keys)
