@@ -183,13 +183,14 @@ class RowsFile:
         self._append(b"", line(Mark("replacing", size)))
         os.fsync(self._files[0].fileno())
         self._close_files()
-        with self.path.open("rb") as old, atomic_file(self.path) as scratch, scratch.open("wb") as new:
-            new.write(old.read(len(self._header)))
-            for entry in self._journal.entries():
-                data = old.read(entry.bytes)
-                if keep(entry):
-                    new.write(data)
-            scratch.chmod(stat.S_IMODE(os.fstat(old.fileno()).st_mode))
+        with atomic_file(self.path) as scratch:
+            scratch.chmod(stat.S_IMODE(self.path.stat().st_mode))
+            with self.path.open("rb") as before, scratch.open("wb") as after:
+                after.write(before.read(len(self._header)))
+                for entry in self._journal.entries():
+                    data = before.read(entry.bytes)
+                    if keep(entry):
+                        after.write(data)
         self._journal.write(self._settings, filter(keep, self._journal.entries()), size)
         self._begin(self._journal.path.stat().st_size, size)
 
