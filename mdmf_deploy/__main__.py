@@ -9,6 +9,9 @@ import io
 import os
 import sys
 
+# Bytes of the least address space. With less, NumPy's OpenBLAS ends the process with exit code 1 when it is imported.
+_LEAST = 256 << 20
+
 
 def _leave(number: int, frame: object) -> None:
     """End the process at once. Before the command begins and after its end, there is nothing to tidy up."""
@@ -32,11 +35,32 @@ def main() -> None:
             signal.signal(number, _leave)
     _complete_streams()
     try:
+        _check_memory()
         from mdmf_deploy.cli import main as run
 
         run()
     except KeyboardInterrupt:
         _leave(signal.SIGINT, None)
+    except MemoryError:
+        # Before the command line could be imported, or while it said so.
+        _fail("out of memory; free some, or raise the limit of this process (ulimit -v, or its container's)")
+
+
+def _check_memory() -> None:
+    """End with one line where the limits are too low for any command."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    for name, option in (("RLIMIT_AS", "-v"), ("RLIMIT_DATA", "-d")):
+        limit = resource.getrlimit(getattr(resource, name))[0]
+        if 0 <= limit < _LEAST:
+            _fail(f"{limit >> 20} MiB of memory are too few, expected {_LEAST >> 20}; raise ulimit {option}")
+
+
+def _fail(text: str) -> None:
+    os.write(2, f"mdmf: {text}\n".encode())
+    os._exit(2)
 
 
 def _complete_streams() -> None:

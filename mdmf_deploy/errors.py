@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import re
+
+# How libraries say that they ran out of memory: those in C++, the loader of shared libraries, PyTorch and ONNX Runtime.
+_NO_MEMORY = re.compile(
+    r"bad_alloc|out of memory|cannot allocate memory(?! in static TLS)|failed to map segment|"
+    r"(?:can't|failed to|unable to|could not) allocate",
+    re.IGNORECASE,
+)
+_NO_THREADS = re.compile(
+    r"can't start new thread|pthread_create failed|thread constructor failed|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+
 
 class MdmfError(Exception):
     """Base of all errors raised on purpose. The command line prints its text and exits with `exit_code`."""
@@ -60,7 +74,11 @@ class CompilationFailed(MdmfError):
 
 
 class OutOfMemory(MdmfError):
-    """GPU memory, or pinned host memory, that cannot be allocated."""
+    """Memory that cannot be allocated: a GPU's, pinned memory, or this machine's own."""
+
+
+class OutOfThreads(MdmfError):
+    """A thread or a process that the system does not start."""
 
 
 class ShapeMismatch(MdmfError):
@@ -82,6 +100,40 @@ class ImageError(MdmfError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def shortage(error: BaseException) -> MdmfError | None:
+    """Return the error that says what this machine or this process's limits lack, or None if it is another error.
+
+    Each library has exceptions of its own for it. They differ by their text alone.
+    """
+    if isinstance(error, MdmfError):
+        return None
+    number = error.errno if isinstance(error, OSError) else None
+    text = " ".join(str(error).split())
+    memory, threads = _NO_MEMORY.search(text), _NO_THREADS.search(text)
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or (number is None and memory):
+        reason = _from(text, 0 if memory is None or isinstance(error, MemoryError) else memory.start())
+        return OutOfMemory(
+            f"out of memory{f' ({reason})' if reason else ''}; free some, raise the limit of this process (ulimit -v, "
+            "or its container's), or use fewer --threads or a smaller --batch-size where the command has them"
+        )
+    # A fork that fails has no file. The same error of a file that is read means something else.
+    if number == errno.EAGAIN and isinstance(error, OSError) and error.filename is None:
+        return _too_few("processes", _from(text, 0))
+    return _too_few("threads", _from(text, threads.start())) if number is None and threads else None
+
+
+def _too_few(what: str, reason: str) -> OutOfThreads:
+    return OutOfThreads(
+        f"no more {what} can be started ({reason}); raise the limit of this user (ulimit -u, or its container's), free "
+        "some memory, or use --threads 1 where the command has it"
+    )
+
+
+def _from(text: str, start: int) -> str:
+    """Return the telling part of a library's message, which may begin with a page of C++."""
+    return text[start : start + 120]
 
 
 def version(distribution: str) -> str | None:

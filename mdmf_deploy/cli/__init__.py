@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from mdmf_deploy.cli.console import behave, log, log_traceback, print_text
 from mdmf_deploy.cli.kept import kept, watch_nothing
 from mdmf_deploy.cli.manners import Color, Command, LogFile, Quiet, Verbose, behave_as, with_manners
-from mdmf_deploy.errors import MdmfError, install
+from mdmf_deploy.errors import MdmfError, install, shortage
 from mdmf_deploy.interrupts import exit_code, raised
 from mdmf_deploy.text import one_line
 
@@ -90,20 +90,26 @@ def _explained() -> Iterator[None]:
         _fail(_with_notes(str(error), error), error.exit_code)
     except BrokenPipeError:
         raise typer.Exit(_BROKEN_PIPE) from None
-    except ModuleNotFoundError as error:
+    except Exception as error:
+        if (lacking := shortage(error)) is not None:
+            _fail(_with_notes(str(lacking), error), lacking.exit_code)
+        _explain(error)
+        raise
+
+
+def _explain(error: Exception) -> None:
+    """End the command with a line and exit code 2 if a user can act on the error. Return if it is a bug."""
+    if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
-        if package not in _EXTRAS:
-            raise
-        _fail(f"this needs {package}; run: {install(_EXTRAS[package])}", _IO_ERROR)
-    except OSError as error:
+        if package in _EXTRAS:
+            _fail(f"this needs {package}; run: {install(_EXTRAS[package])}", _IO_ERROR)
+    elif isinstance(error, OSError):
         text = error.strerror or " ".join(map(str, error.args))
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         _fail(_with_notes(f"{where}{text}", error), _IO_ERROR)
-    except Exception as error:
-        # Typer prints its own errors about arguments, which may be names of files that a shell has put in.
-        if hasattr(error, "format_message") and isinstance(message := vars(error).get("message"), str):
-            vars(error)["message"] = one_line(message)
-        raise
+    # Typer prints its own errors about arguments, which may be names of files that a shell has put in.
+    elif hasattr(error, "format_message") and isinstance(message := vars(error).get("message"), str):
+        vars(error)["message"] = one_line(message)
 
 
 def _log_interrupt(interrupt: KeyboardInterrupt) -> None:
@@ -191,10 +197,15 @@ def main() -> NoReturn:
         app(prog_name="mdmf")
     except SystemExit as stopped:
         code = stopped.code
-    except Exception:
-        log_traceback()
-        log("this is a bug; please report it with the lines above", logging.ERROR)
-        code = _BUG
+    except Exception as error:
+        # Outside of a command, before its arguments are known or after its end.
+        if (lacking := shortage(error)) is not None:
+            log(str(lacking), logging.ERROR)
+            code = lacking.exit_code
+        else:
+            log_traceback()
+            log("this is a bug; please report it with the lines above", logging.ERROR)
+            code = _BUG
     try:
         sys.stdout.flush()
     except OSError as error:

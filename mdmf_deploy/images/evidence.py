@@ -64,7 +64,7 @@ def _rough(patches: NDArray[np.uint8]) -> NDArray[np.bool_]:
     pairs = wide[:, ::2] + wide[:, 1::2]
     fours = (pairs[:, :, ::2] + pairs[:, :, 1::2]).reshape(len(patches), -1).astype(np.float64)
     basis, norms = _plane_basis(PATCH // 2)
-    left = np.einsum("mp,mp->m", fours, fours) - ((fours @ basis) ** 2 / norms).sum(axis=1)
+    left = np.einsum("mp,mp->m", fours, fours) - (np.einsum("mp,kp->mk", fours, basis) ** 2 / norms).sum(axis=1)
     # `fours` holds sums of four pixels.
     return np.asarray(left > fours.shape[1] * (4 * _NOISE) ** 2)
 
@@ -104,20 +104,21 @@ def _light(medians: NDArray[np.uint8]) -> NDArray[np.int16]:
 def _fitted(levels: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return the plane that fits (n, n) levels best, rounded to whole levels."""
     basis, norms = _plane_basis(len(levels))
-    mean, down, across = levels.reshape(-1) @ basis / norms
+    mean, down, across = np.einsum("p,kp->k", levels.reshape(-1), basis) / norms
     steps = _steps(len(levels))
     return np.asarray(np.rint(mean + down * steps[:, None] + across * steps), np.int32)
 
 
 @lru_cache(maxsize=8)
 def _plane_basis(side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the orthogonal parts of a plane over a square, (side * side, 3): level, down, across.
+    """Return the orthogonal parts of a plane over a square, (3, side * side): level, down, across.
 
-    Also returns the squares of their norms, (3,). All entries are whole numbers.
+    Also returns the squares of their norms, (3,). All entries are whole numbers, so that every sum is exact. Use it
+    without BLAS: in the threads that decode, OpenBLAS would end the process if it got no memory for a buffer.
     """
     steps = _steps(side)
-    basis = np.stack([np.ones(side * side), np.repeat(steps, side), np.tile(steps, side)], axis=1)
-    return basis, np.maximum((basis**2).sum(axis=0), 1.0)
+    basis = np.stack([np.ones(side * side), np.repeat(steps, side), np.tile(steps, side)])
+    return basis, np.maximum((basis**2).sum(axis=1), 1.0)
 
 
 def _steps(side: int) -> NDArray[np.float64]:

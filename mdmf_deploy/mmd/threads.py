@@ -32,6 +32,12 @@ _NAMES = [
     ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
 ]
 
+# Bytes that OpenBLAS takes for each thread that multiplies at the same time, rounded up.
+_BUFFER = 64 << 20
+
+# Threads that have been found to have room for their buffers.
+_with_room = 0
+
 # Overlapping callers share the limit: the first sets it, the last removes it.
 _lock = threading.Lock()
 _inside = 0
@@ -42,7 +48,7 @@ def share_out(count: int, threads: int, worker: Callable[[Iterator[int]], None])
     """Let up to `threads` threads call worker(tasks). Together their tasks are range(count), each once.
 
     The calling thread is one of them. An exception in any thread stops all of them after their current task and is
-    raised.
+    raised. So is MemoryError if BLAS would have no memory for their buffers.
     """
     waiting = deque(range(count))
 
@@ -62,6 +68,7 @@ def share_out(count: int, threads: int, worker: Callable[[Iterator[int]], None])
             raise
 
     helpers = min(threads, count) - 1
+    _check_room(helpers + 1)
     if helpers < 1:
         return run()
     with ThreadPoolExecutor(helpers, "mdmf-mmd") as pool:
@@ -76,8 +83,10 @@ def one_blas_thread() -> Iterator[None]:
     """Keep NumPy's BLAS to one thread in the whole process, and restore its former number at the end.
 
     Any number of threads may be inside at once. A BLAS that is neither OpenBLAS nor MKL is left alone.
+    Raises MemoryError if BLAS would have no memory for its buffer.
     """
     global _inside, _before
+    _check_room(1)
     functions = _functions()
     if functions is None:
         yield
@@ -109,6 +118,14 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+
+
+def _check_room(threads: int) -> None:
+    """Raise MemoryError if BLAS cannot have the buffers of so many threads: OpenBLAS would end the process, with 1."""
+    global _with_room
+    if threads > _with_room:
+        np.empty((threads - _with_room) * _BUFFER, np.uint8)  # never touched, so that it takes only addresses
+        _with_room = threads
 
 
 @cache

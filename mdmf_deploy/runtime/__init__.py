@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.errors import RuntimeUnavailable, install
+from mdmf_deploy.errors import RuntimeUnavailable, install, shortage
 from mdmf_deploy.hardware.forks import keep_in_forks
 from mdmf_deploy.hardware.host import saturates_int8
 
@@ -104,6 +104,8 @@ def why_not(name: str) -> Missing | None:
         adapter = importlib.import_module(module)
     # A package whose shared libraries are absent raises ImportError, too.
     except ImportError as error:
+        if (lacking := shortage(error)) is not None:
+            raise lacking from error
         return Missing(str(error), install(extra))
     old = adapter.outdated(adapter.onnxruntime) if name == "onnxruntime" else None
     return None if old is None else Missing(old, install(extra))
@@ -139,6 +141,8 @@ def open_engine(name: str, bundle: Bundle, threads: int | None = None) -> Engine
     try:
         engine: Engine = getattr(importlib.import_module(module), class_name)(bundle, threads=threads, **options)
     except ImportError as error:
+        if (lacking := shortage(error)) is not None:
+            raise lacking from error
         raise RuntimeUnavailable(f"runtime {name!r} needs {error.name}; run: {install(extra)}") from error
     keep_in_forks(engine)
     seconds = time.perf_counter() - start

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from mdmf_deploy.bundle.manifest import INPUT, OUTPUT
-from mdmf_deploy.errors import BundleError
+from mdmf_deploy.errors import BundleError, shortage
 from mdmf_deploy.runtime.torch_merging import Node, merge_for_speed, merge_quantisers
 from mdmf_deploy.runtime.torch_operators import APART, KNOWN_INTEGERS, MERGED, OPERATORS, SYMMETRIC, TYPES, Unsupported
 
@@ -68,6 +68,8 @@ class OnnxGraph:
             model = onnx.load(path)
         # Damaged files raise protobuf's errors, missing weights those of onnx and of the system.
         except Exception as error:
+            if (lacking := shortage(error)) is not None:
+                raise lacking from error
             raise BundleError(
                 f"{path}: onnx {onnx.__version__} cannot read it ({_first_line(error)}); upgrade onnx, or export the "
                 "bundle again"
@@ -143,6 +145,8 @@ class OnnxGraph:
         except torch.OutOfMemoryError:
             raise
         except (Unsupported, RuntimeError, TypeError, ValueError, IndexError) as error:
+            if (lacking := shortage(error)) is not None:
+                raise lacking from error
             self._refuse(f"{node.kind} at {node.outputs[0]!r} ({_first_line(error)})")
         return [result] if len(node.outputs) == 1 else result
 

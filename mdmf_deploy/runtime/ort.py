@@ -10,7 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable, install
+from mdmf_deploy.errors import BundleError, MdmfError, RuntimeUnavailable, install, shortage
 from mdmf_deploy.hardware.host import cores, saturates_int8
 
 # On Windows the environment variable has no effect (mdmf_deploy/__init__.py), and only this stops most events.
@@ -24,8 +24,8 @@ _OLDEST = (1, 24, 1)
 class OrtEngine:
     """One session with the bundle's graph. threads: None means every core of this process.
 
-    Raises BundleError if the graph cannot be loaded, RuntimeUnavailable if it would not run on the CPU provider, or if
-    ONNX Runtime is too old.
+    Raises BundleError if the graph cannot be loaded, RuntimeUnavailable if it would not run on the CPU provider or if
+    ONNX Runtime is too old, and OutOfMemory or OutOfThreads.
     """
 
     name = "onnxruntime"
@@ -43,12 +43,15 @@ class OrtEngine:
             # Multiply u8 by u8, which no kernel saturates. Other CPUs are exact without this, and faster.
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
+            # Without its fallback, which would load the same provider again and print so on stdout.
             with bundle.unchanged_model() as path:
-                self._session = onnxruntime.InferenceSession(path, options, providers=[_PROVIDER])
+                self._session = onnxruntime.InferenceSession(path, options, providers=[_PROVIDER], enable_fallback=0)
         except MdmfError:
             raise
         # ONNX Runtime's exceptions (InvalidProtobuf, NotImplemented, ...) have no base class of their own.
         except Exception as error:
+            if (lacking := shortage(error)) is not None:
+                raise lacking from error
             reason = str(error).strip().splitlines()[0]
             raise BundleError(
                 f"{bundle.model_path}: onnxruntime {onnxruntime.__version__} cannot load it ({reason}); "

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bundle import Bundle
-from mdmf_deploy.errors import BundleError, RuntimeUnavailable
+from mdmf_deploy.errors import BundleError, RuntimeUnavailable, shortage
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.runtime import why_refused, without_telemetry
 
@@ -57,6 +57,8 @@ class OpenVinoEngine:
                 model = core.read_model(path)
                 compiled = core.compile_model(model, _DEVICE, options)
         except RuntimeError as error:
+            if (lacking := shortage(error)) is not None:
+                raise lacking from error
             reason = str(error).strip().splitlines()[-1]
             raise BundleError(
                 f"{bundle.model_path}: openvino {openvino.__version__} cannot load it ({reason}); "

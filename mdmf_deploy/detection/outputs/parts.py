@@ -154,7 +154,7 @@ class PartFolder:
     def tables(self, columns: list[str]) -> Iterator[pyarrow.Table]:
         """Yield these columns of all parts, part by part."""
         for name in filter(_is_part, self._names()):
-            with self.filesystem.open_input_file(self._at(name)) as file, _named(self._at(name)):
+            with _named(self._at(name)), self.filesystem.open_input_file(self._at(name)) as file:
                 yield pyarrow.parquet.read_table(file, columns=columns)
 
     def close(self) -> None:
@@ -231,7 +231,7 @@ class PartFolder:
 
     def _facts(self, name: str) -> tuple[int, str] | None:
         """Return when a part was written and what it replaces, or remove it and return None if it is cut."""
-        with self.filesystem.open_input_file(self._at(name)) as file, _named(self._at(name)):
+        with _named(self._at(name)), self.filesystem.open_input_file(self._at(name)) as file:
             try:
                 schema = pyarrow.parquet.read_schema(file)
             except pyarrow.ArrowInvalid:  # not OSError: a part that cannot be reached is no damaged one
@@ -246,7 +246,7 @@ class PartFolder:
     def _inputs(self, place: int, name: str) -> Iterator[Held]:
         """Yield the inputs of a part. The rows of one input follow each other."""
         facts = [column for column in ("sha256", "error_code") if column in self._schema.names]
-        with self.filesystem.open_input_file(self._at(name)) as file, _named(self._at(name)):
+        with _named(self._at(name)), self.filesystem.open_input_file(self._at(name)) as file:
             table = pyarrow.parquet.read_table(file, columns=[*INPUT_COLUMNS, *facts])
         lists = [table[column].to_pylist() for column in INPUT_COLUMNS]
         hashes, codes = (
@@ -260,7 +260,7 @@ class PartFolder:
 
     def _rewrite(self, name: str, without: set[bytes]) -> None:
         """Replace a part by one without these inputs. Until the old one is removed, the new one says so."""
-        with self.filesystem.open_input_file(self._at(name)) as file, _named(self._at(name)):
+        with _named(self._at(name)), self.filesystem.open_input_file(self._at(name)) as file:
             table = pyarrow.parquet.read_table(file)
         keys = zip(table["input"].to_pylist(), table["input_copy"].to_pylist(), strict=True)
         kept = table.filter(pyarrow.array([digest(*key) not in without for key in keys], pyarrow.bool_()))
@@ -274,7 +274,8 @@ class PartFolder:
 
     def _names(self) -> list[str]:
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
-        found = self.filesystem.get_file_info(selector)
+        with _named(self.path):
+            found = self.filesystem.get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == pyarrow.fs.FileType.File)
 
     def _put(self, name: str, data: bytes | pyarrow.Buffer) -> None:

@@ -26,7 +26,7 @@ from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import atomic_file, failure, only_writer
 from mdmf_deploy.interrupts import held_back
-from mdmf_deploy.scratch import named
+from mdmf_deploy.scratch import named, remove_strays
 from mdmf_deploy.text import from_cell
 
 _LOG = logging.getLogger(__name__)
@@ -62,8 +62,10 @@ class RowsFile:
         self._held = ExitStack()
         with ExitStack() as opened:
             opened.callback(self._held.close)
+            opened.callback(self._close_files)
             try:
                 self._held.enter_context(only_writer(self.path))
+                remove_strays(self.path.parent, self._journal.path.name)
                 self._open()
             except OSError as error:
                 raise UsageError(failure(f"-o {path}", error, "choose a place you can read and write")) from error

@@ -1,0 +1,69 @@
+"""A server for commands whose calls fail, and the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from helpers.faulty import Server, serving
+from helpers.jobs import OLD, Job, read_rows, whole_bundle
+
+ON = ("--runtime", "onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Iterator[Server]:
+    # Several parts for a dozen inputs.
+    few = "import mdmf_deploy.detection.outputs.row_parts as parts; parts.PART_INPUTS = 3"
+    with serving(tmp_path_factory.mktemp("server"), few) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def expected(
+    server: Server, tiny_bundle: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """expected("csv") is a file of the rows that an undisturbed run gives for the photographs."""
+    folder = tmp_path_factory.mktemp("expected")
+
+    def made(ending: str) -> Path:
+        path = folder / f"rows.{ending}"
+        if not path.exists():
+            result = server.run("detect", photos, "-o", path, "--bundle", tiny_bundle, *ON)
+            assert result.code == 0, str(result)
+        return path
+
+    return made
+
+
+@pytest.fixture
+def job(tiny_bundle: Path, photos: Path, tmp_path: Path, expected: Callable[[str], Path]) -> Callable[[str], Job]:
+    """job("detect csv") is a command that writes: detect FORMAT, detect --resume FORMAT, or one that makes a bundle."""
+
+    def made(name: str) -> Job:
+        folder = tmp_path / "out"
+        *command, ending = name.split()
+        if command and command[0] == "detect":
+            output = folder / f"rows.{ending}"
+            rows = read_rows(expected(ending))
+
+            def whole(path: Path) -> None:
+                found = read_rows(path)
+                common = found[0].keys() & rows[0].keys()
+                assert [{key: row[key] for key in common} for row in found] == [
+                    {key: row[key] for key in common} for row in rows
+                ]
+
+            arguments = ("detect", photos, "-o", output, "--bundle", tiny_bundle, *ON, *command[1:])
+            return Job(folder, output, arguments, whole, None if command[1:] else OLD)
+        output = folder / "new.mdmf"
+        choices: dict[str, tuple[object, ...]] = {
+            "build": ("bank", "build", output, photos, "--force"),
+            "compress": ("bank", "compress", output, "--points", 10, "--force"),
+            "calibrate": ("calibrate", output, photos, "--force", "--fpr", 0.3),
+            "verify": ("verify", output, *ON),
+        }
+        return Job(folder, output, choices[name], whole_bundle, tiny_bundle)
+
+    return made

@@ -1,0 +1,72 @@
+"""Few file descriptors, threads, processes and little memory: one line that says so and exit code 2, never 1."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers.faulty import LONG, Action, Calls, Rule, Server
+from helpers.jobs import Job
+from helpers.tiffs import slow_tiff
+
+MIB = 1 << 20
+COMMANDS = ("detect jsonl", "build", "calibrate")
+
+
+def says_what_is_lacking(command: Job, server: Server, expected: str, **options: object) -> int:
+    """Run a command, and return its exit code: 0, or 2 after one line that matches."""
+    command.begin()
+    ending = server.run(*command.arguments, **options)  # type: ignore[arg-type]
+    command.check(ending)
+    if ending.code:
+        assert ending.code == 2, str(ending)
+        assert re.search(expected, ending.err.splitlines()[-1]), str(ending)
+        command.finish(server, ending)
+    return ending.code
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_thread_that_cannot_be_started_is_one_line(name: str, job: Callable[[str], Job], server: Server) -> None:
+    command = job(name)
+    command.begin()
+    total = server.run(*command.arguments, rules=[Rule(command.folder, Calls.THREAD)]).counts[0]
+    assert total > 2
+    for at in range(1, total + 1) if LONG else (1, 2, total - 1):
+        rule = Rule(command.folder, Calls.THREAD, Action.fail_from, at, errno.EAGAIN)
+        says_what_is_lacking(command, server, "no more threads can be started", rules=[rule])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_little_memory_is_one_line(name: str, job: Callable[[str], Job], server: Server) -> None:
+    command, codes = job(name), []
+    # More than what the process holds already. With 8 MiB nothing works, and with 4 GiB everything does.
+    for mib in [*range(8, 400, 8), 4096] if LONG else [8, 60, 4096]:
+        codes.append(says_what_is_lacking(command, server, "memory|threads", limits={"RLIMIT_AS": mib * MIB}))
+    assert codes[0] == 2
+    assert codes[-1] == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_few_file_descriptors_are_one_line(name: str, job: Callable[[str], Job], server: Server) -> None:
+    command, codes = job(name), []
+    for most in range(4, 64, 2) if LONG else (6, 9, 12, 64):
+        codes.append(says_what_is_lacking(command, server, "Too many open files", limits={"RLIMIT_NOFILE": most}))
+    assert codes[0] == 2
+    assert codes[-1] == 0
+
+
+def test_a_process_that_cannot_be_started_costs_the_rows_that_need_it(
+    photos: Path, tiny_bundle: Path, server: Server, tmp_path: Path
+) -> None:
+    tiff = tmp_path / "in a child.tif"
+    tiff.write_bytes(slow_tiff())
+    rule = Rule(tmp_path, Calls.PROCESS, Action.fail_from, 1, errno.EAGAIN)
+    ending = server.run("detect", photos, tiff, "--json", "--bundle", tiny_bundle, rules=[rule])
+    assert ending.code == 3, str(ending)
+    rows = ending.out.splitlines()
+    assert len(rows) == 13
+    assert '"error_code":"unreadable"' in rows[-1]
+    assert "no process can be started to decode it" in rows[-1]
