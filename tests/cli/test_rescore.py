@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,9 @@ def test_what_one_output_lacks_is_done_again_in_both(
     found = json.loads(f"[{','.join(mdmf('rescore', kept, '--bundle', tiny_bundle, '--json').stdout.splitlines())}]")
     assert sorted(row["uri"] for row in found) == sorted(row["uri"] for row in before)
     assert sorted(rows_of(rows), key=lambda row: row["uri"]) == sorted(before, key=lambda row: row["uri"])
+    os.utime(min(inputs.iterdir()), ns=(1, 1))  # changed, so that its old signatures are superseded
+    detect(inputs, *options)
+    assert len(StoredSignatures.open(str(kept))) == 8
 
 
 def test_an_interrupt_keeps_the_signatures_of_finished_rows(

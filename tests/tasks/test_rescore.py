@@ -221,7 +221,7 @@ def test_the_order_is_that_in_which_runs_stored(
 
 def test_a_part_that_was_replaced_gives_no_rows(tiny_bundle: Path, tmp_path: Path) -> None:
     """As after a kill between writing a part anew and removing the old one."""
-    put(tmp_path, tiny_bundle, [facts(0), facts(1)])
+    put(tmp_path, tiny_bundle, [facts(0), facts(1)], "Fine GPU")
     [old] = tmp_path.glob("part-*")
     data = old.read_bytes()
     put(tmp_path, tiny_bundle, [facts(2)])
@@ -231,6 +231,8 @@ def test_a_part_that_was_replaced_gives_no_rows(tiny_bundle: Path, tmp_path: Pat
             keeper.drop([("0.jpg", 0)])
     old.write_bytes(data)
     assert sorted(row.uri for row in rescored(tmp_path, tiny_bundle)) == ["1.jpg", "2.jpg"]
+    # The part that took its place still says which GPU extracted.
+    assert {part.extractor.gpu for part in StoredSignatures.open(str(tmp_path)).parts} == {"Fine GPU", None}
 
 
 @pytest.mark.parametrize("at", ["end", "signatures"])
