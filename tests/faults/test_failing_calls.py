@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from helpers.faulty import CHANGES, Action, Calls, Rule, Server, moments
+from helpers.faulty import CHANGES, LONG, Action, Calls, Rule, Server, moments
 from helpers.jobs import Job
 
 # Removing a scratch file may fail as well, but then it stays, and nobody can help it.
@@ -32,12 +32,16 @@ def meets_an_error(command: Job, server: Server, rule: Rule) -> None:
     command.finish(server, ending)
 
 
-@pytest.mark.parametrize("name", ["detect jsonl", "detect csv", "detect parquet", "build", "calibrate", "verify"])
+# `mdmf verify` measures speeds, which takes long.
+NAMES = ["detect jsonl", "detect csv", "detect parquet", "build", "calibrate", *(["verify"] if LONG else [])]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_call_that_fails_costs_one_line(name: str, job: Callable[[str], Job], server: Server) -> None:
     command = job(name)
     command.begin()
     total = server.run(*command.arguments, rules=[Rule(command.folder, FAILING)]).counts[0]
-    for place, at in enumerate(moments(total, 4, f"{name} fails")):
+    for place, at in enumerate(moments(total, 3, f"{name} fails")):
         meets_an_error(command, server, Rule(command.folder, FAILING, Action.fail, at, ERRORS[place % len(ERRORS)]))
 
 
@@ -47,7 +51,7 @@ def test_a_disk_that_stays_full_costs_one_line(
     name: str, number: int, job: Callable[[str], Job], server: Server
 ) -> None:
     command = job(name)
-    for at in moments(8, 2, f"{name} stays full {number}"):
+    for at in moments(8, 1, f"{name} stays full {number}"):
         meets_an_error(command, server, Rule(command.folder, FAILING, Action.fail_from, at, number))
 
 
@@ -57,7 +61,7 @@ def test_a_resumable_run_goes_on_after_an_error(name: str, job: Callable[[str], 
     command.begin()
     total = server.run(*command.arguments, rules=[Rule(command.folder, FAILING)]).counts[0]
     command.begin()
-    for place, at in enumerate(moments(total, 4, f"{name} fails")):
+    for place, at in enumerate(moments(total, 3, f"{name} fails")):
         number = ERRORS[place % len(ERRORS)]
         rule = Rule(command.folder, FAILING, Action.fail, 1 + at // 3, number)
         ending = server.run(*command.arguments, rules=[rule])

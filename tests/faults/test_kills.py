@@ -37,7 +37,7 @@ def test_a_killed_command_leaves_the_old_output_or_the_new_one(
     name: str, job: Callable[[str], Job], server: Server
 ) -> None:
     command = job(name)
-    for at in moments(calls(command, server), 4, name):
+    for at in moments(calls(command, server), 2, name):
         command.begin()
         killed = server.run(*command.arguments, rules=[Rule(command.folder, CHANGES, Action.tear, at, signal.SIGKILL)])
         assert killed.code == -signal.SIGKILL, str(killed)
@@ -48,7 +48,7 @@ def test_a_killed_command_leaves_the_old_output_or_the_new_one(
 @pytest.mark.parametrize("name", ["detect jsonl", "detect parquet", *BUNDLES])
 def test_a_terminated_command_also_tidies_up(name: str, job: Callable[[str], Job], server: Server) -> None:
     command = job(name)
-    for at in moments(calls(command, server), 2, f"{name} SIGTERM"):
+    for at in moments(calls(command, server), 1, f"{name} SIGTERM"):
         command.begin()
         rule = Rule(command.folder, CHANGES, Action.signal, at, signal.SIGTERM)
         stopped = server.run(*command.arguments, rules=[rule])
@@ -67,7 +67,7 @@ def test_a_resumable_run_goes_on_until_every_input_is_there_once(
     command = job(name)
     total = calls(command, server)
     command.begin()
-    for at in moments(total, 4 if number == signal.SIGKILL else 2, f"{name} {number}"):
+    for at in moments(total, 3 if number == signal.SIGKILL else 1, f"{name} {number}"):
         # Half of the calls, so that most runs have something to go on from and come to no end.
         rule = Rule(command.folder, CHANGES, Action.tear, 1 + at // 2, number)
         stopped = server.run(*command.arguments, rules=[rule])
@@ -109,7 +109,7 @@ def test_a_row_is_superseded_whole_or_not_at_all(name: str, job: Callable[[str],
     ending = server.run(*arguments, rules=[Rule(command.folder, CHANGES)])
     assert ending.code == 0, str(ending)
     expected = read_rows(command.output)
-    for at in moments(ending.counts[0], 4, f"{name} superseded"):
+    for at in moments(ending.counts[0], 2, f"{name} superseded"):
         shutil.rmtree(command.folder)
         shutil.copytree(before, command.folder)
         killed = server.run(*arguments, rules=[Rule(command.folder, CHANGES, Action.tear, at, signal.SIGKILL)])
@@ -132,7 +132,7 @@ def test_the_moment_may_also_be_one_in_time(name: str, job: Callable[[str], Job]
     server.run(*command.arguments)
     seconds = time.monotonic() - start
     command.begin()
-    for _ in range(LONG or 3):
+    for _ in range(LONG or 2):
         stopped = server.run(*command.arguments, kill_after=draw.uniform(0, seconds))
         assert stopped.code in (-signal.SIGKILL, 0), str(stopped)
         if stopped.code == 0 or "--resume" not in name:

@@ -23,7 +23,8 @@ def says_what_is_lacking(command: Job, server: Server, expected: str, **options:
     command.check(ending)
     if ending.code:
         assert ending.code == 2, str(ending)
-        assert re.search(expected, ending.err.splitlines()[-1]), str(ending)
+        last = ending.err.splitlines()[-1]
+        assert re.search(expected, last), str(ending)
         command.finish(server, ending)
     return ending.code
 
@@ -36,7 +37,8 @@ def test_a_thread_that_cannot_be_started_is_one_line(name: str, job: Callable[[s
     assert total > 2
     for at in range(1, total + 1) if LONG else (1, 2, total - 1):
         rule = Rule(command.folder, Calls.THREAD, Action.fail_from, at, errno.EAGAIN)
-        says_what_is_lacking(command, server, "no more threads can be started", rules=[rule])
+        kept = "; .*(is unchanged|rows finished before are in) *" if "detect" in name else ""
+        says_what_is_lacking(command, server, f"no more threads can be started.*{kept}", rules=[rule])
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -132,7 +132,7 @@ def test_a_stopped_export_writes_a_whole_bundle_or_none(
     for path in sorted(path for path in tiny_bundle.parent.iterdir() if path.is_file())[:16]:
         shutil.copy(path, reals)
     output = tmp_path / "out" / "new.mdmf"
-    arguments = ("export", tmp_path / "model.safetensors", "--reals", reals, "-o", output)
+    arguments = ("export", tmp_path / "model.safetensors", "--reals", reals, "-o", output, "--force")
     graph = json.dumps(str(tiny_bundle / "model.onnx"))
     patch = (
         "import shutil\nfrom pathlib import Path\nfrom mdmf_deploy.tasks.export import export as exporting\n"
