@@ -202,6 +202,9 @@ def _new_folder(scratch: Path) -> int | None:
         return os.open(scratch, os.O_RDONLY | SAFELY)
     except FileNotFoundError as error:  # another process took it for a stray
         raise FileExistsError from error
+    except OSError:
+        scratch.rmdir()
+        raise
 
 
 def _remove_stray(path: Path) -> bool:

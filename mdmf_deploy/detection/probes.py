@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import PROBES
 from mdmf_deploy.bundle.probe_images import probe_crops
-from mdmf_deploy.errors import BundleError, MdmfError
+from mdmf_deploy.errors import BundleError, MdmfError, shortage
 from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.runtime import Engine
 
@@ -86,6 +86,8 @@ def _extracted(bundle: Bundle, engine: Engine, crops: NDArray[np.uint8]) -> NDAr
         raise
     # Runtimes share no exceptions. A graph may ask for a shape that fits nothing, or for more memory than there is.
     except Exception as error:
+        if (lacking := shortage(error)) is not None:
+            raise lacking from error
         raise _refused(bundle, engine, f"it fails ({' '.join(str(error).split())[:200]})") from error
 
 

@@ -18,11 +18,13 @@ from pathlib import Path
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import shipped
 from mdmf_deploy.bundle.calibration import Calibration
-from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MANIFEST, PROBES, Manifest
+from mdmf_deploy.bundle.graph import check_graph
+from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, MANIFEST, MODEL, PROBES, Manifest
 from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
 from mdmf_deploy.errors import MdmfError
 
 _CROPS = probe_crops(28)
+_STARTER = Manifest.from_bytes((shipped("starter") / MANIFEST).read_bytes())
 _TOKENS = (b"[", b"{", b'"', b"-", b"9" * 400, b"e999", b"null", b"NaN", b"\xff", b"\\u0000")
 
 # What an input is given to: its first byte chooses. A new reader is one line here, and a valid file for it below.
@@ -31,6 +33,7 @@ READERS: Mapping[str, Callable[[bytes], object]] = {
     CALIBRATION: Calibration.from_bytes,
     BANK: Bank.from_bytes,
     PROBES: lambda data: probes_from_bytes(data, _CROPS, PROBES),
+    MODEL: lambda data: check_graph(data, _STARTER, MODEL),
 }
 
 
