@@ -31,22 +31,39 @@ def probes_to_bytes(signatures: NDArray[np.float32], crops: NDArray[np.uint8]) -
     return save({"signatures": np.ascontiguousarray(signatures, np.float32)}, metadata={"crops": _digest(crops)})
 
 
-def probes_from_bytes(data: bytes, crops: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
-    """Read signatures (count, N, d). Raises BundleError if the file is damaged or was made from other crops."""
-    try:
-        header = TensorHeader.read(data, len(data), {"signatures": ("F32", 3)})
-        signatures: NDArray[np.float32] = header.tensors["signatures"].of(data)
-        drawn = header.metadata.get("crops", "")
-        if not np.isfinite(signatures).all():
-            raise ValueError("its signatures are not finite")
-    except ValueError as error:
-        raise BundleError(f"{name} does not hold probe signatures ({error}); export the bundle again") from error
+def probes_from_bytes(
+    data: bytes, crops: NDArray[np.uint8], name: str, shape: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
+    """Read the signatures (count, N, d) of these crops.  shape: (N, d) of the model, if it is known.
+
+    Raises BundleError if the file is damaged, was made from other crops, or holds signatures of another shape.
+    """
+    signatures, drawn = _read(data, name, shape)
     if drawn != _digest(crops) or len(signatures) != len(crops):
         raise BundleError(
             f"{name}: made of other probe images than this version of mdmf-deploy draws; export the bundle again, or "
             "give --checkpoint and images"
         )
     return signatures
+
+
+def stored_probes(data: bytes, shape: tuple[int, int], name: str) -> NDArray[np.float32]:
+    """Read signatures (count, N, d) of any probe images.  shape: (N, d) of the model. Raises BundleError."""
+    return _read(data, name, shape)[0]
+
+
+def _read(data: bytes, name: str, shape: tuple[int, int] | None) -> tuple[NDArray[np.float32], str]:
+    """Return the signatures, and the digest of the crops that they are of."""
+    try:
+        header = TensorHeader.read(data, len(data), {"signatures": ("F32", 3)})
+        signatures: NDArray[np.float32] = header.tensors["signatures"].of(data)
+        if shape is not None and signatures.shape[1:] != shape:
+            raise ValueError(f"expected (count, {shape[0]}, {shape[1]}) of this model, got {signatures.shape}")
+        if not np.isfinite(signatures).all():
+            raise ValueError("its signatures are not finite")
+    except ValueError as error:
+        raise BundleError(f"{name} does not hold probe signatures ({error}); export the bundle again") from error
+    return signatures, header.metadata.get("crops", "")
 
 
 def _digest(crops: NDArray[np.uint8]) -> str:

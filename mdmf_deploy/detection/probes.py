@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.bundle.manifest import PROBES
-from mdmf_deploy.bundle.probe_images import probe_crops
+from mdmf_deploy.bundle.probe_images import probe_crops, stored_probes
 from mdmf_deploy.errors import BundleError, MdmfError, shortage
 from mdmf_deploy.images.crops import normalise
 from mdmf_deploy.runtime import Engine
@@ -61,22 +61,11 @@ def _drawn(size: int) -> NDArray[np.uint8]:
 
 
 def _stored(bundle: Bundle, shape: tuple[int, int]) -> NDArray[np.float64]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     path = bundle.path / PROBES
-    try:
-        signatures: NDArray[np.float64] = load(bundle.read(PROBES))["signatures"].astype(np.float64)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise BundleError(f"{path} does not hold probe signatures ({error}); export the bundle again") from error
-    if signatures.ndim != 3 or len(signatures) < COUNT or signatures.shape[1:] != shape:
-        raise BundleError(
-            f"{path}: expected signatures (>= {COUNT}, {shape[0]}, {shape[1]}), got {signatures.shape}; export the "
-            "bundle again"
-        )
-    if not np.isfinite(signatures).all():
-        raise BundleError(f"{path}: holds values that are not finite; export the bundle again")
-    return signatures
+    signatures = stored_probes(bundle.read(PROBES), shape, str(path))
+    if len(signatures) < COUNT:
+        raise BundleError(f"{path}: holds {len(signatures)} probes, expected at least {COUNT}; export the bundle again")
+    return signatures.astype(np.float64)
 
 
 def _extracted(bundle: Bundle, engine: Engine, crops: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -96,7 +96,9 @@ def verify_probes(bundle: Bundle, engine: Engine) -> Verification:
         raise BundleError(f"{bundle.path}: has no {PROBES}; export it again, or give --checkpoint and images")
     preprocessing = bundle.manifest.preprocessing
     crops = probe_crops(preprocessing.crop)
-    source = probes_from_bytes(bundle.read(PROBES), crops, str(bundle.path / PROBES))
+    card = bundle.manifest.model
+    shape = (card.pool**2, card.signature)
+    source = probes_from_bytes(bundle.read(PROBES), crops, str(bundle.path / PROBES), shape)
     reference = f"{bundle.manifest.provenance.recipe}'s source at export, {len(crops)} probes"
     exported = extract_crops(crops, engine, preprocessing)
     limits = msgspec.structs.replace(bundle.manifest.limits, min_rank_correlation=-1.0)
