@@ -14,7 +14,9 @@ import numpy as np
 
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.hardware.host import look_at_machine
+from mdmf_deploy.mmd.reference import bank_self_term
 
+SELF_TERM_POINTS = 4096
 HEADINGS = ("what", "figure", "aim", "ratio")
 
 
@@ -135,14 +137,17 @@ def random_bank(
 ) -> Bank:
     """Draw normal signatures, (points, width), with the median distance as the bandwidth unless sigma is given.
 
-    The self term is made up: it takes hours at a million points, and every reduction only adds it.
+    The self term is that of the first SELF_TERM_POINTS: it takes hours at a million, and every reduction only adds it.
     """
     generator = generator or np.random.default_rng(0)
+    signatures = generator.standard_normal((points, width), np.float32)
+    sigma = sigma or (2.0 * width) ** 0.5
+    few = signatures[:SELF_TERM_POINTS]
     return Bank(
-        signatures=generator.standard_normal((points, width), np.float32),
+        signatures=signatures,
         weights=np.full(points, 1 / points),
-        sigma=sigma or (2.0 * width) ** 0.5,
-        self_term=0.25,
+        sigma=sigma,
+        self_term=bank_self_term(few, np.full(len(few), 1 / len(few)), sigma),
         source=np.zeros(points, np.int32),
         sources=(BankSource("drawn", "0" * 64),),
         model_sha256="0" * 64,

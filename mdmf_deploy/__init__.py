@@ -15,17 +15,16 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mdmf_deploy.bundle.bundle import Bundle
-    from mdmf_deploy.detection.detector import Detector
+    from mdmf_deploy.detection.detector import Detector, DetectorSpec
     from mdmf_deploy.detection.outputs import rows_to_arrow
     from mdmf_deploy.detection.rows import Row
     from mdmf_deploy.detection.sources import Named
-    from mdmf_deploy.detection.spec import DetectorSpec
     from mdmf_deploy.errors import MdmfError
 
 _PUBLIC = {
     "Bundle": "mdmf_deploy.bundle.bundle",
     "Detector": "mdmf_deploy.detection.detector",
-    "DetectorSpec": "mdmf_deploy.detection.spec",
+    "DetectorSpec": "mdmf_deploy.detection.detector",
     "MdmfError": "mdmf_deploy.errors",
     "Named": "mdmf_deploy.detection.sources",
     "Row": "mdmf_deploy.detection.rows",

@@ -29,6 +29,7 @@ from mdmf_deploy.detection.pipeline import extract_batches
 from mdmf_deploy.errors import MdmfError
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.mmd.cuda.reduction import CudaReduction
+from mdmf_deploy.mmd.reference import bank_self_term
 from mdmf_deploy.runtime import installed, open_engine, stays_on_device
 
 RECIPES = ("dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14")
@@ -143,7 +144,9 @@ def random_bundle(model: Any, recipe: Recipe, destination: Path, points: int = 4
     files: dict[str, bytes | Path] = {path.name: path for path in half.parent.iterdir()}
     hashed = write_bundle(destination, manifest, files).manifest
     bank = bank_of(draw * few.std(0).numpy() + few.mean(0).numpy(), sigma)
-    files[BANK] = replace(bank, model_sha256=hashed.model_sha256).to_bytes()
+    few = bank.signatures[:4096]
+    term = bank_self_term(few, np.full(len(few), 1 / len(few)), sigma)  # near enough, and opening a bundle checks it
+    files[BANK] = replace(bank, self_term=term, model_sha256=hashed.model_sha256).to_bytes()
     return write_bundle(destination, manifest, files)
 
 

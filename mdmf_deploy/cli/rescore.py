@@ -48,7 +48,7 @@ def rescore(
         int | None, typer.Option(min=1, help="Threads of the reduction; by default one per core.")
     ] = None,
 ) -> None:
-    """Judge stored signatures with another bank, threshold or compression.
+    """Judge stored signatures with another bundle.
 
     The bundle must have the model and the crop plan of the one that extracted the signatures. Then rows are those of
     `mdmf detect` with it, without reading an image or running the model: to the last bit for signatures in fp32, apart

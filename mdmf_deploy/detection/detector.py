@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, cast, get_args
@@ -16,25 +17,70 @@ from mdmf_deploy.bundle.bundle import Bundle, shipped_name
 from mdmf_deploy.detection.feed import Extraction, ImageScore, Prepared
 from mdmf_deploy.detection.pipeline import extract_batches, extract_prepared
 from mdmf_deploy.detection.probes import check_probes
+from mdmf_deploy.detection.reductions import choose_reduction
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.detection.sources import Named, Source, is_one, take
-from mdmf_deploy.detection.spec import DetectorSpec
 from mdmf_deploy.detection.streams import Stream, Streams
 from mdmf_deploy.detection.verdicts import Verdicts
-from mdmf_deploy.errors import MdmfError, UsageError
-from mdmf_deploy.hardware.forks import keep_in_forks
+from mdmf_deploy.errors import BundleError, UsageError
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.images.limits import FRAMES, MOST_FRAMES
 from mdmf_deploy.images.pixels import Colour
 from mdmf_deploy.mmd import Reduction, score_images
-from mdmf_deploy.mmd.cpu import CpuReduction
-from mdmf_deploy.runtime import Engine, open_engine, stays_on_device
+from mdmf_deploy.runtime import Engine, open_engine
 
 if TYPE_CHECKING:
-    from mdmf_deploy.detection.on_gpu import Fused
+    pass
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorSpec:
+    """How to open a detector like another one. It can be pickled, so that a worker process can open its own.
+
+    bundle: an absolute path, or the name of a bundle shipped in the package.
+    bundle_id, calibration_id: of the bundle when the first detector opened it.
+    The other fields are arguments of Detector, with "auto" and defaults resolved. threads stays None for one per core,
+    so that it is one per core of the worker's machine.
+    """
+
+    bundle: str
+    bundle_id: str
+    calibration_id: str | None
+    runtime: str
+    threads: int | None
+    batch_size: int
+    crops: int
+    limits: ReadLimits
+    reduction: str
+    frames: int | None
+
+    def open(self) -> Detector:
+        """Open a detector that gives the same rows.
+
+        Raises BundleError if the bundle or its calibration has changed, and otherwise as Detector does.
+        """
+        detector = Detector(
+            self.bundle,
+            self.runtime,
+            self.threads,
+            batch_size=self.batch_size,
+            crops=self.crops,
+            limits=self.limits,
+            reduction=self.reduction,
+            frames=self.frames,
+        )
+        for name in ("bundle_id", "calibration_id"):
+            found, wanted = getattr(detector.bundle, name), getattr(self, name)
+            if found != wanted:
+                detector.close()
+                raise BundleError(
+                    f"{detector.bundle.path}: {name} is {_short(found)}, and {_short(wanted)} in the spec; give every "
+                    "worker the same bundle"
+                )
+        return detector
 
 
 class Detector:
@@ -96,7 +142,7 @@ class Detector:
         self._verdicts = Verdicts(self.bundle, self._engine.name, self._engine.precision, self._crops)
         try:
             check_probes(self.bundle, self._engine)
-            self._reduction, self._fused = self._reduce_by(reduction)
+            self._reduction, self._fused = choose_reduction(reduction, self._engine, self._bank, threads, self._held)
         except BaseException:
             self.close()
             raise
@@ -301,31 +347,6 @@ class Detector:
         if self._streams.close():
             self._held.close()
 
-    def _reduce_by(self, name: str) -> tuple[Reduction, Fused | None]:
-        """Return the reduction, and the engine fused with it if signatures can stay on the GPU."""
-        if name not in ("auto", "cpu", "cuda"):
-            raise UsageError(f"reduction {name!r} is not known; choose auto, cpu or cuda")
-        engine = self._engine if stays_on_device(self._engine) else None
-        if name == "cpu" or (name == "auto" and engine is None):
-            return CpuReduction(self._threads), None
-        # Imported late: modules that only a GPU needs must not slow down every other start.
-        from mdmf_deploy.detection.on_gpu import Fused
-        from mdmf_deploy.mmd.cuda.reduction import CudaReduction
-
-        try:
-            reduction = CudaReduction()
-            self._held.callback(reduction.close)
-            keep_in_forks(reduction)
-            reduction.prepare(self._bank)
-        except MdmfError as error:
-            if name == "cuda":
-                raise
-            _LOG.info("reduction cpu (%s)", error)
-            return CpuReduction(self._threads), None
-        if name == "auto":
-            _LOG.info("reduction cuda (signatures stay on the GPU)")
-        return reduction, None if engine is None else Fused(engine, reduction, self._bank)
-
     def __enter__(self) -> Detector:
         return self
 
@@ -369,3 +390,7 @@ def _flat(grouped: Generator[tuple[Row, ...], None, None]) -> Generator[Row, Non
     with closing(grouped):
         for rows in grouped:
             yield from rows
+
+
+def _short(identity: str | None) -> str:
+    return "none" if identity is None else identity[:12]

@@ -16,7 +16,6 @@ from helpers.mdmf import mdmf
 from rich.console import Console
 
 import mdmf_deploy.cli
-from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.cli import console
 from mdmf_deploy.cli.phases import PhaseDisplay
 from mdmf_deploy.detection.rows import Row, json_line, table_line
@@ -44,30 +43,29 @@ def test_only_the_console_prints() -> None:
     assert not calls
 
 
-@pytest.fixture
-def evil_bundle(bundle_copy: Path) -> Path:
-    """A bundle whose manifest holds characters that a terminal obeys, wherever it holds free text."""
-    path = bundle_copy / "manifest.json"
+def with_texts(bundle: Path, text: str) -> Path:
+    """Write a text to wherever a bundle's manifest holds free text."""
+    path = bundle / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["name"] = manifest["provenance"]["recipe"] = f"{EVIL}\nbundle id     forged"
-    manifest["provenance"]["libraries"] = {EVIL: EVIL}
+    manifest["name"] = manifest["provenance"]["recipe"] = text
+    manifest["provenance"]["libraries"] = {text: text}
     for record in manifest["verification"]:
-        record["reference"] = EVIL
-        record["reasons"] = [EVIL]
+        record["reference"] = text
+        record["reasons"] = [text]
     path.write_text(json.dumps(manifest))
-    return bundle_copy
+    return bundle
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_a_manifest_is_shown_as_text(evil_bundle: Path, options: tuple[str, ...]) -> None:
-    result = mdmf("inspect", evil_bundle, *options)
+def test_a_manifest_is_shown_as_text(bundle_copy: Path, options: tuple[str, ...]) -> None:
+    """Markup of Rich is text like any other. Characters that a terminal obeys are refused, and not shown either."""
+    result = mdmf("inspect", with_texts(bundle_copy, "[red]a[/red]"), *options)
     assert result.exit_code == 0
-    assert shows(result.stdout)
-    assert not any(line.startswith("bundle id     forged") for line in result.stdout.splitlines())
-    if options:
-        assert json.loads(result.stdout)["name"] == Bundle.open(evil_bundle).manifest.name
-    else:
-        assert SHOWN in result.stdout
+    assert "[red]a[/red]" in result.stdout
+    result = mdmf("inspect", with_texts(bundle_copy, f"{EVIL}\nbundle id     forged"), *options)
+    assert result.exit_code == 2
+    assert shows(result.output)
+    assert "forged" not in result.output
 
 
 def test_file_names_are_shown_as_text(photos: Path, tiny_bundle: Path, tmp_path: Path) -> None:

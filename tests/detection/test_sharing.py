@@ -77,6 +77,7 @@ def test_coroutines_share_a_detector_through_threads(tiny_bundle: Path, photos: 
 FORKS = """
 import gc, os, sys, threading
 from pathlib import Path
+import numpy as np
 from mdmf_deploy import Detector
 from mdmf_deploy.detection.outputs.heatmaps import HeatmapFolder, HeatmapOptions, HeatmapPool
 from mdmf_deploy.detection.pipeline import extract

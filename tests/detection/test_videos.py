@@ -257,8 +257,8 @@ def test_videos_alone_judge_videos(bundle_copy: Path, clip: Path, photos: Path) 
     assert (row.verdict, row.reason, row.size_group) == ("uncalibrated", "no_video_thresholds", None)
     assert {(one.verdict, one.reason) for one in each} == {("uncalibrated", "one_frame")}
     score = row.score or 0.0
-    for shift, verdict, p in ((1.0, "real", 1.0), (-1.0, "generated", 0.25)):
-        with_videos(bundle, [score + shift] * 3, 10)
+    for other_score, verdict, p in ((score + 1.0, "real", 1.0), (score / 2.0, "generated", 0.25)):
+        with_videos(bundle, [other_score] * 3, 10)
         with gpu_free(bundle) as detector:
             [found] = detector.detect(clip)
             assert [one.verdict for one in detector.detect(images)] == [one.verdict for one in judged]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from helpers.clips import write_clip
 from helpers.crop_plans import planned
@@ -152,15 +153,16 @@ def test_another_model_or_plan_is_refused_with_both_names(
 ) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     files = Bundle.open(tiny_bundle).files()
-    changed = msgspec.structs.replace(manifest.preprocessing, crop=70, std=(0.5, 0.5, 0.5))
-    write_bundle(tmp_path / "crop.mdmf", msgspec.structs.replace(manifest, preprocessing=changed), files)
-    graph = {**files, MODEL: (tiny_bundle / MODEL).read_bytes() + b"\0"}
-    write_bundle(tmp_path / "model.mdmf", manifest, graph)
+    changed = msgspec.structs.replace(manifest.preprocessing, mean=(0.4, 0.4, 0.4), std=(0.5, 0.5, 0.5))
+    write_bundle(tmp_path / "scaled.mdmf", msgspec.structs.replace(manifest, preprocessing=changed), files)
+    graph = onnx.load(tiny_bundle / MODEL)
+    graph.producer_version = "another"
+    write_bundle(tmp_path / "model.mdmf", manifest, {**files, MODEL: graph.SerializeToString()})
     planned(tiny_bundle, 4, tmp_path / "plan.mdmf")
     card = msgspec.structs.replace(manifest.model, opset=99)
     write_bundle(tmp_path / "card.mdmf", msgspec.structs.replace(manifest, model=card), files)
     for name, words in {
-        "crop": ["crop 56 there, 70 here", "std (0.229, 0.224, 0.225) there, (0.5, 0.5, 0.5) here"],
+        "scaled": ["(0.4, 0.4, 0.4) here", "std (0.229, 0.224, 0.225) there, (0.5, 0.5, 0.5) here"],
         "model": [f"model {manifest.model_sha256[:12]} there, "],
         "plan": ["crops 1 there, 4 here"],
         "card": [f"opset {manifest.model.opset} there, 99 here"],

@@ -305,7 +305,7 @@ def test_an_ending_may_be_in_capitals(tmp_path: Path) -> None:
 def test_a_missing_library_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mdmf_deploy.detection.outputs.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(RuntimeUnavailable, match=r"pip install 'mdmf-deploy\[scale\]'"):
+    with pytest.raises(RuntimeUnavailable, match=r"pip install 'mdmf-deploy\[parquet\]'"):
         write(tmp_path / "rows.parquet", [])
     assert not list(tmp_path.iterdir())
 

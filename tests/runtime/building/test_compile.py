@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,9 @@ def test_a_plan_is_built_once_and_again_when_asked(tiny_bundle: Path) -> None:
 
 
 def test_a_graph_that_does_not_parse_is_an_error_of_one_line(bundle_copy: Path) -> None:
-    request = requested(bundle_copy)
+    # A bundle that was not checked: one that was opened would be refused before the parser sees it.
+    unchecked = Bundle(bundle_copy, Bundle.open(bundle_copy).manifest)
+    request = replace(requested(bundle_copy), bundle=unchecked)
     (bundle_copy / MODEL).write_bytes(b"not a graph")
     with pytest.raises(
         EngineError, match=r"model\.onnx: tensorrt_rtx .* cannot parse it \(.*Failed to parse"
