@@ -27,6 +27,7 @@ data of HEIC, AVIF and JPEG 2000 may pass as well, because they hold no checksum
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -145,6 +146,8 @@ def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError("missing", why_missing(path)) from error
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # This says nothing about the file, and all files after it would get such a row.
         # A data URL is longer than any name may be.
         refused = refuse_url(path)
         if refused is not None:

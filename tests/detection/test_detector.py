@@ -21,6 +21,7 @@ from PIL import Image
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, write_bundle
 from mdmf_deploy.detection import detector as detector_module
+from mdmf_deploy.detection import reductions
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.feed import Extraction
 from mdmf_deploy.detection.pipeline import extract
@@ -333,7 +334,7 @@ def test_a_batch_is_one_reduction_however_many_crops_its_images_have(
             shapes.append(signatures.shape[:2])
             return super().__call__(signatures, bank)
 
-    monkeypatch.setattr(detector_module, "CpuReduction", Recording)
+    monkeypatch.setattr(reductions, "CpuReduction", Recording)
     with Detector(tiny_bundle, batch_size=8, crops=3) as detector:
         rows = detector.detect([small, large, b"", small])
         assert shapes == [(5, 4)]
@@ -404,7 +405,7 @@ def test_options_reach_the_pipeline_and_the_reduction(tiny_bundle: Path, monkeyp
         lambda *_, **options: (b for b in asked.update(options) or ()),
     )
     threads: list[int | None] = []
-    monkeypatch.setattr(detector_module, "CpuReduction", threads.append)
+    monkeypatch.setattr(reductions, "CpuReduction", threads.append)
     limits = ReadLimits(max_pixels=5)
     with Detector(tiny_bundle, threads=3, batch_size=5, crops=2, limits=limits) as detector:
         assert detector.detect([]) == []
