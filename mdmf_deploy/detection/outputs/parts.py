@@ -151,6 +151,10 @@ class PartFolder:
             self._done = None
         return sum(map(len, places.values()))
 
+    def names(self) -> set[str]:
+        """Return the names of the parts that are there now."""
+        return set(filter(_is_part, self._names()))
+
     def tables(self, columns: list[str]) -> Iterator[pyarrow.Table]:
         """Yield these columns of all parts, part by part."""
         for name in filter(_is_part, self._names()):

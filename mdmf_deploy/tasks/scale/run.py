@@ -41,13 +41,16 @@ from mdmf_deploy.tasks.scale.stages import (
     read_block,
     write_part,
 )
-from mdmf_deploy.tasks.scale.tables import KEYS
+from mdmf_deploy.tasks.scale.tables import KEYS, packed
 from mdmf_deploy.tasks.scale.tally import COUNTED, Tally
 
 _LOG = logging.getLogger(__name__)
 
 BLOCK, BLOCK_BYTES = 32, 64 * 2**20
 """Inputs in a block, and bytes of their crops, at most. A block travels whole, and is done again if its worker dies."""
+
+GROUP = 64
+"""Blocks that are handed to Ray Data as one."""
 
 PART = 1000
 """Rows in a part, about. A run of fewer than 50,000 inputs gets parts of a fiftieth, so that a kill costs little."""
@@ -115,7 +118,7 @@ class ScaleRun:
         They go before they are done again, so a run that is killed in between leaves them out and never has them twice.
         """
         self._folder.drop(self._again)
-        self._known = _part_names(self._folder)
+        self._known = self._folder.names()
         for table in self._folder.tables(list(COUNTED)):
             self.before.add(Tally.of(table))
 
@@ -132,7 +135,7 @@ class ScaleRun:
                 self._known.add(part)
                 self.tally.add(tally)
                 yield tally
-        if not _part_names(self._folder) <= self._known:
+        if not self._folder.names() <= self._known:
             _LOG.warning("warning: a run that was killed has written parts meanwhile; inputs are looked up again")
             self._reread()
         left = self.total - self.tally.inputs
@@ -199,13 +202,13 @@ def _summaries(
 ) -> Iterator[pyarrow.Table]:
     """Yield the summaries of the parts: the four stages, as Ray Data runs them."""
     ray = load_ray()
-    blocks = _blocks(todo, reading)
     part = max(1, min(PART, max(BLOCK, len(todo) // 50)) // _rows(todo))
     common: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     with _set(ray.data.DataContext.get_current(), **_CONTEXT), warnings.catch_warnings():
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)  # of the options of _tries
         rows = (
-            ray.data.from_arrow(blocks)
+            ray.data.from_arrow(_blocks(todo, reading))
+            .repartition(target_num_rows_per_block=1)
             .map_batches(
                 read_block,
                 fn_kwargs={"reading": reading},
@@ -266,7 +269,7 @@ def _missing(done: Done, table: pyarrow.Table) -> tuple[pyarrow.Table, list[tupl
 
 
 def _blocks(todo: pyarrow.Table, reading: Reading) -> list[pyarrow.Table]:
-    """Divide inputs into blocks, whose crops take about BLOCK_BYTES at most."""
+    """Divide inputs into blocks, whose crops take about BLOCK_BYTES at most, and pack them, GROUP to a table."""
     image = 3 * reading.preprocessing.crop**2 * reading.crops
     suffixes = "|".join(suffix.removeprefix(".") for suffix in sorted(VIDEO_SUFFIXES))
     videos = pyarrow.compute.match_substring_regex(todo["uri"], rf"\.({suffixes})$", ignore_case=True)
@@ -279,7 +282,8 @@ def _blocks(todo: pyarrow.Table, reading: Reading) -> list[pyarrow.Table]:
             first, held = n, 0
         held += size
     blocks.append(todo.slice(first))
-    return blocks
+    groups = [blocks[n : n + GROUP] for n in range(0, len(blocks), GROUP)]
+    return [packed(group, [*map(len, group)]) for group in groups]
 
 
 def _rows(todo: pyarrow.Table) -> int:
@@ -362,11 +366,6 @@ def _home(todo: pyarrow.Table) -> tuple[str, str] | None:
     found = local.filter(pyarrow.compute.is_valid(local["size"]))
     folder = os.path.dirname(os.fsdecode(found["path"][0].as_py())) if len(found) else ""  # noqa: PTH120
     return os.getcwd(), folder or "."  # noqa: PTH109
-
-
-def _part_names(folder: PartFolder) -> set[str]:
-    selector = pyarrow.fs.FileSelector(folder.path, allow_not_found=True)
-    return {info.base_name for info in folder.filesystem.get_file_info(selector) if info.base_name.startswith("part-")}
 
 
 @contextmanager

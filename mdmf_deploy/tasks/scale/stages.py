@@ -36,7 +36,7 @@ from mdmf_deploy.tasks.scale.cluster import load_ray
 from mdmf_deploy.tasks.scale.listing import LOCAL
 from mdmf_deploy.tasks.scale.locations import Location
 from mdmf_deploy.tasks.scale.shipment import Shipment
-from mdmf_deploy.tasks.scale.tables import packed_rows, prepared_of, table_of_prepared, unpacked_rows
+from mdmf_deploy.tasks.scale.tables import packed_rows, prepared_of, table_of_prepared, unpacked
 from mdmf_deploy.tasks.scale.tally import Tally
 
 # Requests at once for the files of one block, and the bytes of those that wait to be decoded.
@@ -109,7 +109,8 @@ def on_gpu(runtime: str) -> bool:
 
 
 def read_block(block: pyarrow.Table, reading: Reading) -> pyarrow.Table:
-    """Read, decode and crop a block of a listing, on this thread. No input raises."""
+    """Read, decode and crop a block of a listing, which is packed, on this thread. No input raises."""
+    block = unpacked(block)
     _settle(reading.home, reading.version)
     sources = [
         prepare(
@@ -147,7 +148,7 @@ class Scorer:
 
 def write_part(blocks: pyarrow.Table, folder: PartFolder) -> pyarrow.Table:
     """Write blocks of rows as one part, and return one row of SUMMARY. An error of the file system is in it."""
-    rows = unpacked_rows(blocks)
+    rows = unpacked(blocks)
     tally = Tally.of(rows, sum(blocks["inputs"].to_pylist()))
     for pause in (*_PAUSES, None):
         try:

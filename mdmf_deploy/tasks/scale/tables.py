@@ -46,10 +46,11 @@ _FACTS = {
 _CROPS = {"side": pyarrow.int32(), "pixels": pyarrow.large_binary()}
 PREPARED = pyarrow.schema({**INPUT_COLUMNS, **_FACTS, **_CROPS})
 
-ROWS = pyarrow.schema({"inputs": pyarrow.int32(), "rows": pyarrow.large_binary()})
-"""One block of rows as a single row, so that no input's rows are ever divided between two parts.
+PACKED = pyarrow.schema({"inputs": pyarrow.int32(), "table": pyarrow.large_binary()})
+"""A whole table as a single row, which nobody divides.  inputs: how many it is of.  table: an Arrow stream of it.
 
-rows: an Arrow stream of INPUT_COLUMNS and the columns of a row.
+Blocks of a listing travel so, because Ray Data keeps 50 kB in the driver for each block that it is given. Blocks of
+rows do, because no input's rows may be divided between two parts.
 """
 
 
@@ -82,20 +83,27 @@ def prepared_of(table: pyarrow.Table) -> Iterator[Prepared]:
 
 
 def packed_rows(rows: Sequence[tuple[Row, ...]], keys: pyarrow.Table) -> pyarrow.Table:
-    """Return the rows of each source as a table of ROWS.  keys: the columns INPUT_COLUMNS, one row a source."""
+    """Return the rows of each source as a table of PACKED.  keys: the columns INPUT_COLUMNS, one row a source."""
     sources = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
     flat = table_of(row for one in rows for row in one)
     whole = with_keys(flat, {name: keys[name].take(pyarrow.array(sources)) for name in INPUT_COLUMNS})
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_stream(sink, whole.schema) as stream:
-        stream.write_table(whole)
-    columns = [pyarrow.array([len(rows)], pyarrow.int32()), _binary([sink.getvalue()])]
-    return pyarrow.Table.from_arrays(columns, schema=ROWS)
+    return packed([whole], [len(rows)])
 
 
-def unpacked_rows(table: pyarrow.Table) -> pyarrow.Table:
-    """Return the rows in a table of ROWS."""
-    return pyarrow.concat_tables(pyarrow.ipc.open_stream(block.as_buffer()).read_all() for block in table["rows"])
+def packed(tables: Sequence[pyarrow.Table], inputs: Sequence[int]) -> pyarrow.Table:
+    """Return tables as one of PACKED.  inputs: how many each is of."""
+    streams = []
+    for table in tables:
+        sink = pyarrow.BufferOutputStream()
+        with pyarrow.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        streams.append(sink.getvalue())
+    return pyarrow.Table.from_arrays([pyarrow.array(inputs, pyarrow.int32()), _binary(streams)], schema=PACKED)
+
+
+def unpacked(table: pyarrow.Table) -> pyarrow.Table:
+    """Return the tables in one of PACKED, one after the other."""
+    return pyarrow.concat_tables(pyarrow.ipc.open_stream(one.as_buffer()).read_all() for one in table["table"])
 
 
 def _binary(parts: Sequence[Any]) -> pyarrow.LargeBinaryArray:

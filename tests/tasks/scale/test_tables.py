@@ -19,7 +19,7 @@ from mdmf_deploy.detection.videos import VideoFrames
 from mdmf_deploy.errors import ImageError, ShapeMismatch
 from mdmf_deploy.images.limits import Code, Note
 from mdmf_deploy.images.provenance import Claim, Provenance
-from mdmf_deploy.tasks.scale.tables import KEYS, packed_rows, prepared_of, table_of_prepared, unpacked_rows
+from mdmf_deploy.tasks.scale.tables import KEYS, packed_rows, prepared_of, table_of_prepared, unpacked
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 FLOATS = st.none() | st.floats(allow_nan=False)
@@ -94,7 +94,7 @@ def test_rows_come_back_with_the_key_of_their_input(counts: list[int], blocks: i
     keys = keys_of(len(rows))
     packed = [packed_rows(rows, keys) for _ in range(blocks)]
     assert [len(one) for one in packed] == [1] * blocks
-    table = unpacked_rows(pyarrow.concat_tables(packed))
+    table = unpacked(pyarrow.concat_tables(packed))
     flat = [row for one in rows for row in one]
     assert table.select(table_of(flat).column_names).equals(table_of(flat * blocks))
     assert table["input"].to_pylist() == [f"{n}.jpg" for n, one in enumerate(rows) for _ in one] * blocks
