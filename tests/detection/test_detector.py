@@ -355,48 +355,6 @@ def test_rows_stream_before_the_sources_end(tiny_bundle: Path) -> None:
         assert [next(rows).uri for _ in range(5)] == [f"array:{n}" for n in range(5)]
 
 
-def test_a_non_finite_score_costs_only_its_own_row(
-    bundle_copy: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calibrate(bundle_copy, [0.1] * 20)
-    sources = [photos / f"photo{n:02}.jpg" for n in (0, 2, 4)]
-    with Detector(bundle_copy, batch_size=1) as detector:
-        whole = timeless(detector.detect(sources))
-        call, calls = type(detector.engine).__call__, iter(range(3))
-
-        def second_fails(self: object, crops: np.ndarray) -> np.ndarray:
-            return call(self, crops) * (np.nan if next(calls) == 1 else 1)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(type(detector.engine), "__call__", second_fails)
-        before, bad, after = timeless(detector.detect(sources))
-    assert [before, after] == [whole[0], whole[2]]
-    assert (bad.status, bad.verdict, bad.error_code) == ("error", "error", "not_finite")
-    assert (bad.score, bad.p_value, bad.threshold, bad.contributions) == (None, None, None, None)
-    assert (bad.sha256, bad.width, bad.format) == (whole[1].sha256, whole[1].width, "jpeg")
-    assert bad.error is not None
-    assert bad.error.startswith("its score on onnxruntime is nan; run `mdmf verify`")
-
-
-@pytest.mark.parametrize("self_term", [-1.0, 9.0])
-def test_a_score_that_no_image_can_have_is_no_verdict(
-    bundle_copy: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, self_term: float
-) -> None:
-    calibrate(bundle_copy, [0.1] * 20)
-    with Detector(bundle_copy) as detector:
-        call = CpuReduction.__call__
-
-        def wrong(self: CpuReduction, signatures: np.ndarray, bank: Bank) -> Scores:
-            scores = call(self, signatures, bank)
-            return Scores(scores.mmd2 + self_term, scores.contributions + self_term)
-
-        monkeypatch.setattr(CpuReduction, "__call__", wrong)
-        [row] = detector.detect(photos / "photo00.jpg")
-    assert (row.status, row.verdict, row.error_code) == ("error", "error", "impossible_score")
-    assert (row.score, row.p_value, row.contributions) == (None, None, None)
-    assert row.error is not None
-    assert "run `mdmf verify`" in row.error
-
-
 def test_options_reach_the_pipeline_and_the_reduction(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     monkeypatch.setattr(

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from helpers.settings import SETTINGS
+from helpers.snapshots import State, pairs, snapshots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +25,6 @@ from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import UsageError
 
 ENDINGS = (".jsonl", ".csv")
-State = tuple[bytes, bytes]  # of the rows and of the journal
 
 
 @pytest.fixture(autouse=True)
@@ -188,35 +188,6 @@ def test_a_run_killed_as_it_begins_leaves_what_the_next_can_use(
                 file.write_bytes(content)
         add(path, *(n for n in (1,) if n not in held(path, [1])))
         assert uris(path) == wanted(1)
-
-
-def snapshots(
-    path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]
-) -> list[tuple[bytes | None, bytes | None]]:
-    """Both files before each flush to the disk and each renaming, and at the end."""
-    found: list[tuple[bytes | None, bytes | None]] = []
-    rename = Path.replace
-
-    def look(*_: object) -> None:
-        pair = [file.read_bytes() if file.exists() else None for file in (path, journal_of(path))]
-        found.append((pair[0], pair[1]))
-
-    def renamed(self: Path, target: Path) -> Path:
-        look()
-        return rename(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", look)
-        patch.setattr(Path, "replace", renamed)
-        look()
-        act()
-    look()
-    return list(dict.fromkeys(found))
-
-
-def pairs(states: list[tuple[bytes | None, bytes | None]]) -> list[State]:
-    """Those in which both files are there."""
-    return [(rows, journal) for rows, journal in states if rows is not None and journal is not None]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
