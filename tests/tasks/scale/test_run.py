@@ -19,6 +19,7 @@ from typer.testing import Result
 
 from mdmf_deploy.detection.rows import COLUMNS, TIMINGS
 from mdmf_deploy.interrupts import Interrupted, raised
+from mdmf_deploy.tasks.scale import run
 from mdmf_deploy.tasks.scale.cluster import connected
 
 
@@ -79,6 +80,7 @@ def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_rows_are_those_of_a_local_run(
     tiny_bundle: Path, folder: Path, options: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(run, "GROUP", 3)  # so that there are several groups, and the last is not full
     if options:  # relative paths, which workers must not take from where they started
         monkeypatch.chdir(folder.parent)
         folder = Path(folder.name)
