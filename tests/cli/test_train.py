@@ -18,6 +18,7 @@ from helpers.mdmf import mdmf
 from helpers.one_thread import one_thread
 from helpers.suggested import suggested
 from helpers.synthetic_photos import synthetic_photo
+from helpers.tracing import quickly_traced
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -55,6 +56,7 @@ def on_one_thread() -> Iterator[None]:
 def small_model() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "starter_vit14", SMALL)
+        patch.setattr("mdmf_deploy.tasks.train.train.write_plot", lambda *_: None)
         yield
 
 
@@ -73,6 +75,7 @@ def test_a_smoke_run_goes_from_folders_to_a_bundle_that_says_so(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mdmf_deploy.tasks.export.export.installed", lambda: ["onnxruntime"])
+    monkeypatch.setattr("mdmf_deploy.tasks.export.export.trace", quickly_traced)
     run = tmp_path / "run"
     arguments = (data / "real", data / "generated", "--recipe", data / "tiny.toml", "--train-backbone", "-o", run)
     result = mdmf("train", *arguments, "--smoke")

@@ -1,7 +1,8 @@
 """A folder with the files that the documentation names, and small things behind its names.
 
 Commands run as they stand. So that they take seconds, the bundles and recipes of the package are tiny ones here, the
-downloaded backbone is a tiny one, and benchmarks take a fraction of a second.
+downloaded backbone is a tiny one, and benchmarks take a fraction of a second. Trained models are traced by a faster
+exporter, and their histories are not plotted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from helpers.mdmf import mdmf
 from helpers.one_thread import one_thread
 from helpers.running import Scratch
 from helpers.synthetic_photos import synthetic_photo, write_photos
-from helpers.tracing import known_or_traced
+from helpers.tracing import known_or_traced, quickly_traced
 from PIL import Image
 
 from mdmf_deploy.bundle.manifest import MODEL
@@ -130,14 +131,14 @@ def scratch(
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MDMF_BUNDLE")
     _shrink(world, monkeypatch)
-    traced = known_or_traced(_model(tiny_recipe).state_dict(), tiny_bundle / MODEL)
+    traced = known_or_traced(_model(tiny_recipe).state_dict(), tiny_bundle / MODEL, quickly_traced)
     monkeypatch.setattr("mdmf_deploy.tasks.export.export.trace", traced)
     return Scratch(folder, world / "given", tmp_path / "call")
 
 
 def _shrink(world: Path, patch: pytest.MonkeyPatch) -> None:
     def settings(**given: Any) -> Settings:
-        return Settings(**given | {"seconds": 0.05})
+        return Settings(**given | {"seconds": 0.05, "cv_limit": 1.0})
 
     def download(name: str, folder: Path) -> Path:
         folder.mkdir(parents=True)
@@ -156,6 +157,7 @@ def _shrink(world: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr("mdmf_deploy.model.download.fetch_backbone", download)
     patch.setattr(results, "Settings", settings)
     patch.setattr(cold_start, "measure", lambda *_: None)
+    patch.setattr("mdmf_deploy.tasks.train.train.write_plot", lambda *_: None)
     patch.setattr(samples, "SIZES", {"0.5 MP": (408, 306, 2)})
     for module in ("mdmf_deploy.runtime", "mdmf_deploy.tasks.export.export"):
         patch.setattr(f"{module}.installed", installed)
