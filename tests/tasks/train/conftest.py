@@ -15,13 +15,30 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mdmf_deploy.bundle.recipe import BankGate, Recipe, Split, Training
+from mdmf_deploy.model.architectures import ARCHITECTURES, Architecture
 from mdmf_deploy.tasks.train.autoencoders import AutoencoderNet
+
+_SMALL = Architecture(width=24, depth=4, heads=2, position_grid=4)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def on_one_thread() -> Iterator[None]:
     with one_thread():
         yield
+
+
+@pytest.fixture(scope="module")
+def small_model() -> Iterator[None]:
+    """Let the recipes of these tests have a small backbone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "starter_vit14", _SMALL)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plot no history of a run that a test makes. Fixtures of a module plot theirs."""
+    monkeypatch.setattr("mdmf_deploy.tasks.train.train.write_plot", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

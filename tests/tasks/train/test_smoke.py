@@ -71,6 +71,7 @@ def test_few_images_are_readable_and_distinct_and_no_more_are_read(training_fold
     assert not {photos[0], missing, tmp_path / "broken.png"} & {*kept}
 
 
+@pytest.mark.usefixtures("small_model")
 def test_a_smoke_run_goes_through_every_phase_and_marks_its_checkpoint(
     training_folder: Path, training_recipe: Recipe, autoencoders: Path, tmp_path: Path
 ) -> None:

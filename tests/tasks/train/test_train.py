@@ -25,7 +25,9 @@ from mdmf_deploy.tasks.train.loop import STATE, Cadence
 from mdmf_deploy.tasks.train.phases import Reports
 from mdmf_deploy.tasks.train.train import CHECKPOINT, FAILED, TrainingRun, fit
 
-EVERY = Cadence(log=1, validate=3, save=3)
+# The backbone of every run is a small one.
+pytestmark = pytest.mark.usefixtures("small_model")
+EVERY = Cadence(log=1, validate=2, save=2)
 
 
 def run(folder: Path, plan: TrainingRun) -> Path:
@@ -44,7 +46,7 @@ def whole(
     """A finished run that also trained the backbone. Never change its folder."""
     pairs = Pairs(autoencoders=("plain",), held_out="grouped", share=0.5)
     recipe = msgspec.structs.replace(
-        training_recipe, training=msgspec.structs.replace(training_recipe.training, pairs=pairs)
+        training_recipe, training=msgspec.structs.replace(training_recipe.training, pairs=pairs, steps=4)
     )
     folder = tmp_path_factory.mktemp("whole")
     plan = TrainingRun(recipe, folder, train_backbone=True, autoencoders=autoencoders, cadence=EVERY)
@@ -75,7 +77,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(
     training_folder: Path, whole: TrainingRun, tmp_path: Path
 ) -> None:
     torch.manual_seed(99)  # the state of the process must not matter
-    cut = replace(whole, folder=tmp_path, stop_after=4)
+    cut = replace(whole, folder=tmp_path, stop_after=3)
     run(training_folder, cut)
     torch.manual_seed(7)
     run(training_folder, replace(cut, resume=True, stop_after=None))
@@ -90,7 +92,7 @@ def test_a_run_leaves_a_checkpoint_a_history_a_plot_and_the_split(training_folde
     assert recipe_of(whole.folder / CHECKPOINT, None) == whole.recipe
     with (whole.folder / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == [str(step) for step in range(1, 7)]
+    assert [row["step"] for row in rows] == [str(step) for step in range(1, 5)]
     assert {"loss", "power", "mmd2", "sigma", "auroc_checker", "auroc_mean"} <= rows[-1].keys()
     gates = {"auroc_swapped", "mean_kernel", "self_rank", "fpr_flat", "fpr_gradient", "fpr_text", "fpr_double"}
     assert gates | {"pairs_plain", "pairs_grouped"} <= rows[-1].keys()
