@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -34,9 +35,16 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem in HEIGHT}
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Every node of a file that may import something, or be a part of a table."""
+    kinds = (ast.Import, ast.ImportFrom, ast.Tuple, ast.Call, ast.Dict)
+    return tuple(node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds))
+
+
 def imported(path: Path) -> Iterator[str]:
     """Every module of ours that a file imports, at any depth, without the leading "mdmf_deploy."."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -53,7 +61,7 @@ def imported(path: Path) -> Iterator[str]:
 
 def imported_late(path: Path) -> Iterator[tuple[str, str]]:
     """Every module of ours, and the class in it, that a table of a file names as text."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         rows: list[list[ast.expr | None]] = []
         if isinstance(node, ast.Tuple | ast.Call):
             rows = [list(node.elts if isinstance(node, ast.Tuple) else node.args)[:2]]
