@@ -1,7 +1,7 @@
 """Run one `mdmf` command in two processes, as `accelerate launch` does: python team.py PORT FOLDER ARGUMENTS.
 
-The processes are forked after PyTorch and its optimisers are imported, which takes seconds. The model is a small one,
-and its history is not plotted.
+The processes are forked after PyTorch, its optimisers and Accelerate are imported, which takes seconds. The model is a
+small one, and its history is not plotted.
 What process N prints goes to FOLDER/stdoutN and FOLDER/stderrN. The exit code is 1 if any process fails.
 """
 
@@ -12,6 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
+import accelerate  # noqa: F401
 import torch._dynamo  # noqa: F401
 from helpers.backbones import PLAIN
 
