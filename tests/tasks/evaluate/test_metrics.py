@@ -19,7 +19,7 @@ def plain(real: np.ndarray, generated: np.ndarray) -> tuple[float, float]:
     return float(auroc[0]), float(ap[0])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(SCORES, SCORES, st.integers(0, 2**32 - 1))
 def test_equal_to_scikit_learn_under_any_weights(real: np.ndarray, generated: np.ndarray, seed: int) -> None:
     rng = np.random.default_rng(seed)
