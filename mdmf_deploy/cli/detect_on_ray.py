@@ -82,8 +82,11 @@ def detect_on_ray(options: RayOptions) -> None:
         address=options.address,
         actors=options.actors,
     )
+    others = listing.others
     start = time.perf_counter()
-    with prepared_run(request, listing) as (run, tallies):
+    run_and_tallies = prepared_run(request, listing)
+    del listing  # the run lets go of it as well
+    with run_and_tallies as (run, tallies):
         warn_of_caveat(run.opened.caveat, bool(options.fail_on))
         _tell_before(run, where)
         try:
@@ -96,7 +99,7 @@ def detect_on_ray(options: RayOptions) -> None:
         finally:
             counts = Counter(run.tally.verdicts)
             if run.total:
-                summarise(counts, (run.tally.inputs, run.total), listing.others, time.perf_counter() - start)
+                summarise(counts, (run.tally.inputs, run.total), others, time.perf_counter() - start)
     bundle = Bundle.open(options.bundle)
     if run.tally.unjudged:
         advise_on_videos(bundle, run.tally.unjudged)

@@ -102,14 +102,19 @@ class ScaleRun:
     before, tally: of the parts that were there, and of those that are written.
     """
 
-    def __init__(self, opened: Opened, outputs: Outputs, listing: Listing) -> None:
+    def __init__(self, opened: Opened, outputs: Outputs, inputs: pyarrow.Table) -> None:
         self.opened, self._outputs = opened, outputs
         self.tally = Tally()
         self.before = Tally()
-        self.todo, self._again = missing([folder.done for folder in outputs.folders], listing.table)
-        self.total, self.already = len(self.todo), len(listing.table) - len(self.todo)
+        self.todo, self._again = missing([folder.done for folder in outputs.folders], inputs)
+        self.total, self.already = len(self.todo), len(inputs) - len(self.todo)
         self.again = len(self._again)
         self._known: set[str] = set()
+
+    def take(self) -> pyarrow.Table:
+        """Return the inputs to do, and forget them."""
+        todo, self.todo = self.todo, self.todo.schema.empty_table()
+        return todo
 
     def begin(self) -> None:
         """Remove the rows that are superseded, and count the others.
@@ -170,7 +175,9 @@ def prepared_run(request: ScaleRequest, listing: Listing) -> Iterator[tuple[Scal
         with without_secrets(urls):
             folders = Outputs.open(request.output, request.signatures, opened.settings, opened.extractor)
             outputs = stack.enter_context(folders)
-            run = ScaleRun(opened, outputs, listing)
+            run = ScaleRun(opened, outputs, listing.table)
+        places = listing.places
+        del listing  # The workers get the inputs in blocks, so they need not stay here.
         if complaints is None and run.total:
             complaints = stack.enter_context(connected(None))
         with without_secrets(urls):
@@ -181,7 +188,7 @@ def prepared_run(request: ScaleRequest, listing: Listing) -> Iterator[tuple[Scal
         runtime = opened.settings.runtime if request.runtime == "auto" else request.runtime
         scoring = _scoring(request, bundle, runtime, shared=request.address is None)
         reading = Reading(
-            listing.places,
+            places,
             bundle.manifest.preprocessing,
             opened.settings.crops,
             request.limits,
@@ -189,7 +196,7 @@ def prepared_run(request: ScaleRequest, listing: Listing) -> Iterator[tuple[Scal
             _home(run.todo),
             __version__,
         )
-        summaries = _summaries(run.todo, reading, scoring, opened, outputs, request)
+        summaries = _summaries(run.take(), reading, scoring, opened, outputs, request)
         yield run, _explained(run.follow(summaries, complaints))
 
 
@@ -203,15 +210,17 @@ def _summaries(
 ) -> Iterator[pyarrow.Table]:
     """Yield the summaries of the parts: the four stages, as Ray Data runs them."""
     ray = load_ray()
-    part = max(1, min(PART, max(BLOCK, len(todo) // 50)) // most_inputs(todo))
+    most, blocks = most_inputs(todo), blocks_of(todo, reading)
+    part = max(1, min(PART, max(BLOCK, len(todo) // 50)) // most)
     if opened.extractor is not None:
         crop = 4 * math.prod(opened.extractor.shape)
-        part = max(1, min(part, PART_BYTES // (most_inputs(todo) * opened.settings.crops * crop)))
+        part = max(1, min(part, PART_BYTES // (most * opened.settings.crops * crop)))
+    del todo
     common: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     with _set(ray.data.DataContext.get_current(), **_CONTEXT), warnings.catch_warnings():
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)  # of the options of _tries
         rows = (
-            ray.data.from_arrow(blocks_of(todo, reading))
+            ray.data.from_arrow(blocks)
             .repartition(target_num_rows_per_block=1)
             .map_batches(
                 read_block,
@@ -240,6 +249,8 @@ def _summaries(
                 **common,
             )
         )
+    del blocks
+    pyarrow.default_memory_pool().release_unused()
     yield from rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from typer.testing import Result
 
 from mdmf_deploy.detection.rows import COLUMNS, TIMINGS
 from mdmf_deploy.interrupts import Interrupted, raised
-from mdmf_deploy.tasks.scale import run
+from mdmf_deploy.tasks.scale import blocks, run
 from mdmf_deploy.tasks.scale.cluster import connected
 
 
@@ -65,10 +65,11 @@ def few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Finished(NamedTuple):
-    """A run that is done: its inputs, the folder of its rows, and what it printed."""
+    """A run that is done: its inputs, the folders of its rows and signatures, and what it printed."""
 
     folder: Path
     output: Path
+    signatures: Path
     done: Result
 
 
@@ -78,12 +79,13 @@ def finished(tiny_bundle: Path, photos: Path, tmp_path_factory: pytest.TempPathF
     folder = inputs_in(tmp_path_factory.mktemp("finished") / "inputs", sorted(photos.iterdir()))
     output = folder.parent / "rows"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "GROUP", 3)
+        patch.setattr(blocks, "GROUP", 3)
         patch.setattr(run, "BLOCK", 8)  # blocks of one input, and parts of 8
         patch.setattr(run, "READ_CPUS", 0.5)  # two workers that read, beside the actors, on two cores
-        done = on_ray(*run_on(folder), "-o", output, "--bundle", tiny_bundle)
+        kept = folder.parent / "signatures"
+        done = on_ray(*run_on(folder), "-o", output, "--keep-signatures", kept, "--bundle", tiny_bundle)
     assert done.exit_code == 3, done.output
-    return Finished(folder, output, done)
+    return Finished(folder, output, kept, done)
 
 
 def run_on(folder: Path) -> tuple[Path, ...]:
@@ -98,6 +100,10 @@ def on_ray(*arguments: object) -> Result:
 def rows_of(part: Path) -> list[dict[str, Any]]:
     """The rows of a part, without their times."""
     return [row | dict.fromkeys(TIMINGS) for row in pyarrow.parquet.read_table(part).to_pylist()]
+
+
+def inputs_of(part: Path) -> list[str]:
+    return pyarrow.parquet.read_table(part)["input"].to_pylist()
 
 
 def rows_in(output: Path) -> list[dict[str, Any]]:
@@ -128,6 +134,16 @@ def are_those_of_a_local_run(done: Result, output: Path, folder: Path, *options:
 
 def test_rows_are_those_of_a_local_run(tiny_bundle: Path, finished: Finished) -> None:
     are_those_of_a_local_run(finished.done, finished.output, finished.folder, "--bundle", tiny_bundle)
+    give_the_rows_again(finished.signatures, finished.output, tiny_bundle)
+
+
+def give_the_rows_again(signatures: Path, output: Path, bundle: Path, besides: Collection[str] = ()) -> None:
+    """Judge signatures, and compare with the rows that were written beside them, but for these inputs."""
+    again = mdmf("rescore", signatures, "--bundle", bundle, "--json")
+    assert again.exit_code == 3, again.output
+    judged = sorted(timeless_lines(again.stdout), key=lambda row: row["uri"])
+    kept = [[row for row in rows if row["uri"] not in besides] for rows in (judged, plain(rows_in(output)))]
+    assert kept[0] == kept[1]
 
 
 def test_rows_of_relative_paths_and_of_frames_are_those_of_a_local_run(
@@ -143,35 +159,44 @@ def test_rows_of_relative_paths_and_of_frames_are_those_of_a_local_run(
 def test_a_second_run_does_what_is_new_changed_or_worth_another_try(
     tiny_bundle: Path, finished: Finished, few_workers: None
 ) -> None:
-    folder, output, _ = finished
+    folder, output, signatures, _ = finished
+    options = ("-o", output, "--keep-signatures", signatures, "--bundle", tiny_bundle)
     *inputs, gone = run_on(folder)
     changed, new, away = folder / "photo01.png", folder / "new.png", folder / "away.jpg"
     parts = {part: part.read_bytes() for part in output.glob("part-*")}
     before = rows_in(output)
     away.unlink()
-    again = on_ray(*inputs, "-o", output, "--bundle", tiny_bundle)
+    again = on_ray(*inputs, *options)
     assert again.exit_code == 3, again.output
     assert f"nothing to do: {len(before) - 2} inputs are in {output}" in again.stderr
     assert {part: part.read_bytes() for part in output.glob("part-*")} == parts
 
-    refused = on_ray(*inputs, "-o", output, "--bundle", tiny_bundle, "--crops", 3)
+    refused = on_ray(*inputs, *options, "--crops", 3)
     assert refused.exit_code == 2
     assert "crops 1 there, 3 now" in refused.stderr
 
-    lost = next(part for part in parts if all(row["uri"] != changed.as_posix() for row in rows_of(part)))
-    new_inputs = 1 + sum(row["uri"] not in (away.as_posix(), gone.as_posix()) for row in rows_of(lost))
+    # A part of rows that is lost with its signatures, and signatures that are lost alone, as after a kill between two.
+    no_longer = {path.as_posix() for path in (away, gone)}
+    each = {part: {*inputs_of(part)} - no_longer for part in signatures.glob("part-*")}
+    lost = next(part for part, held in each.items() if changed.as_posix() not in held)
+    halved = next(part for part in each if part != lost)
+    next(part for part in parts if {*inputs_of(part)} - no_longer == each[lost]).unlink()
     lost.unlink()
+    halved.unlink()
     changed.write_bytes((folder / "photo05.png").read_bytes())
     new.write_bytes(changed.read_bytes())
-    third = on_ray(*inputs, "-o", output, "--bundle", tiny_bundle, "--actors", 1)
+    third = on_ray(*inputs, *options, "--actors", 1)
     assert third.exit_code == 3, third.output
-    assert f", 1 changed or could not be read and are done again; {new_inputs} are new" in third.stderr
+    redone = each[halved] | {changed.as_posix()}
+    told = f", {len(redone)} changed or could not be read and are done again; {1 + len(each[lost])} are new"
+    assert told in third.stderr
     after = rows_in(output)
     [one] = [row for row in after if row["uri"] == changed.as_posix()]
     [other] = [row for row in after if row["uri"] == new.as_posix()]
     assert one["score"] == other["score"] is not None
     others = {path.as_posix() for path in (changed, new, away, gone)}
     assert [row for row in before if row["uri"] not in others] == [row for row in after if row["uri"] not in others]
+    give_the_rows_again(signatures, output, tiny_bundle, no_longer)
 
 
 def test_a_bundle_that_is_nowhere_else_travels_as_bytes(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
