@@ -90,7 +90,17 @@ def write_to_cache(path: Path, data: bytes) -> None:
 
 
 def refuse_url(path: str | Path) -> str | None:
-    """Return a line that refuses a URL given in place of a path, or None for a path.
+    """Return a line that refuses a URL given in place of the path of an input, or None for a path."""
+    name = url_in(path)
+    if name is None:
+        return None
+    if name.startswith("file:"):
+        return f"{name} is a URL; give the path of the file instead"
+    return f"{name} is a URL; mdmf reads files only and never the network; save it to a file first"
+
+
+def url_in(path: str | Path) -> str | None:
+    """Return the URL that is given in place of a path, as one printable line, or None for a path.
 
     A file or folder of that very name is no URL. A Path holds "https://host" as "https:/host".
     """
@@ -100,10 +110,7 @@ def refuse_url(path: str | Path) -> str | None:
     scheme = match[1].lower()
     url = f"{scheme}{'' if scheme == 'data:' else '//' if scheme == 'file:/' else '/'}{match[2]}"
     # A data URL may hold a whole image.
-    name = "".join(character if character.isprintable() else "?" for character in url[:200])
-    if scheme == "file:/":
-        return f"{name} is a URL; give the path of the file instead"
-    return f"{name} is a URL; mdmf reads files only and never the network; save it to a file first"
+    return "".join(character if character.isprintable() else "?" for character in url[:200])
 
 
 def failure(what: object, error: OSError, otherwise: str) -> str:

@@ -19,6 +19,7 @@ from mdmf_deploy.cli.resumed import begin, check_options, going_on, job_of, job_
 from mdmf_deploy.cli.row_output import row_output
 from mdmf_deploy.cli.summary import Counts, advise_on_videos, exit_by, following, summarise, warn_of_caveat
 from mdmf_deploy.errors import UsageError
+from mdmf_deploy.files import url_in
 from mdmf_deploy.images.limits import DEFAULT_LIMITS, FRAMES, MOST_FRAMES, ReadLimits
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def detect(
         typer.Argument(metavar="PATHS", help="Images, folders, globs, @LIST, or - for a list of paths on stdin."),
     ],
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option("-o", "--output", metavar="FILE", help="Write rows here: .jsonl, .json, .csv or .parquet."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")] = False,
@@ -124,7 +125,7 @@ def detect(
         bool, typer.Option("--fsync", help="With --resume: flush every row to the disk, not only every few seconds.")
     ] = False,
     keep_signatures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep signatures here, for `mdmf rescore`.")
+        str | None, typer.Option(metavar="DIR", help="Keep signatures here, for `mdmf rescore`.")
     ] = None,
     signature_type: Annotated[
         SignatureType, typer.Option(help="How signatures are kept; fp16 takes half the space.")
@@ -167,12 +168,13 @@ def detect(
             "--heatmaps": heatmaps is not None,
             "--verify": verify,
             "--fsync": fsync,
-            "--keep-signatures": keep_signatures is not None,
         }
         detect_on_ray(
             RayOptions(
                 inputs=inputs,
                 output=output,
+                signatures=keep_signatures,
+                signature_type=signature_type.value,
                 fail_on=fail_on or [],
                 bundle=bundle,
                 runtime=runtime,
@@ -193,15 +195,18 @@ def detect(
         return
     if address is not None or actors is not None:
         raise UsageError("--address and --actors are for a cluster; add --engine ray")
+    path = None if output is None else Path(output)
+    if path is not None and (url := url_in(path)):
+        raise UsageError(f"-o {url} is a URL; give a path, or add --engine ray, which writes to other file systems")
     from mdmf_deploy.images.inputs import expand
 
-    if as_json and output is not None:
+    if as_json and path is not None:
         raise UsageError("--json prints rows and -o writes them; give one of the two (-o rows.jsonl writes JSON)")
-    check_options(output, resume, verify, fsync)
-    if output is not None and not resume:
+    check_options(path, resume, verify, fsync)
+    if path is not None and not resume:
         from mdmf_deploy.detection.outputs import WRITERS, check_ending
 
-        check_ending(output, WRITERS)
+        check_ending(path, WRITERS)
     found = expand(inputs, yes, log)
     if list_inputs:
         from mdmf_deploy.cli.list_inputs import print_inputs
@@ -210,7 +215,7 @@ def detect(
         return
     with ExitStack() as stack:
         anew = "without --resume, all inputs are done anew"
-        write = None if resume else stack.enter_context(row_output(output, as_json, anew))
+        write = None if resume else stack.enter_context(row_output(path, as_json, anew))
 
         from mdmf_deploy.detection.detector import Detector
 
@@ -224,9 +229,9 @@ def detect(
             kept = keeping(keep_signatures, signature_type.value, detector, each_frame, resume)
             keeper = stack.enter_context(kept)
         if write is None:
-            assert output is not None
-            opened = stack.enter_context(going_on(output, detector.settings(each_frame), fsync))
-            job = begin(output, opened, found.paths, verify, keeper)
+            assert path is not None
+            opened = stack.enter_context(going_on(path, detector.settings(each_frame), fsync))
+            job = begin(path, opened, found.paths, verify, keeper)
             before.add(opened.rows())
         else:
             job = job_of(found.paths, write) if keeper is None else job_that_keeps(found.paths, write, keeper)
@@ -234,7 +239,7 @@ def detect(
         maps = None if heatmaps is None else _heatmaps(heatmaps, detector, look, limits, threads, keep=resume)
         if heatmaps is not None and _lies_in(heatmaps, inputs):
             log(f"note: {heatmaps} lies in a folder of inputs, so the next run would judge its heat maps as well")
-        shown = draws_bars() and not (output is None and sys.stdout.isatty())
+        shown = draws_bars() and not (path is None and sys.stdout.isatty())
         done = 0
         start = time.perf_counter()
         try:
@@ -244,20 +249,20 @@ def detect(
             stream = stack.enter_context(closing(rows_of))
             with maps or nullcontext(), progress(stream, "detecting", job.count, shown) as watched:
                 # The stream comes first: an input's key is known once its rows have come.
-                for rows, (path, key) in zip(watched, job.taken, strict=False):
+                for rows, (source, key) in zip(watched, job.taken, strict=False):
                     job.write(key, rows)
                     counts.add(rows)
                     if maps is not None:
                         for row in rows:
-                            maps.add(row, path)
+                            maps.add(row, source)
                     done += 1
         finally:
             if job.count:
                 summarise(counts.verdicts, (done, job.count), found.others, time.perf_counter() - start)
     if counts.unjudged:
         advise_on_videos(detector.bundle, counts.unjudged)
-    if output is not None and job.count:
-        log_written(f"{counts.verdicts.total()} rows", output, following(detector.bundle))
+    if path is not None and job.count:
+        log_written(f"{counts.verdicts.total()} rows", path, following(detector.bundle))
     if heatmaps is not None and any(heatmaps.iterdir()):
         log_written("heat maps", heatmaps)
     exit_by(counts.verdicts + before.verdicts, counts.undecided + before.undecided, fail_on or [])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mdmf_deploy.cli.console import draws_bars, log, stderr_console
 from mdmf_deploy.cli.summary import advise_on_videos, exit_by, following, summarise, warn_of_caveat
@@ -28,7 +28,9 @@ class RayOptions:
     """The options of `mdmf detect`.  local: names of those given that only a local run has."""
 
     inputs: Sequence[str]
-    output: Path | None
+    output: str | None
+    signatures: str | None
+    signature_type: Literal["fp32", "fp16"]
     fail_on: Sequence[str]
     bundle: str
     runtime: str
@@ -61,12 +63,12 @@ def detect_on_ray(options: RayOptions) -> None:
         return
 
     from mdmf_deploy.bundle.bundle import Bundle
-    from mdmf_deploy.tasks.scale.locations import Location, is_url
+    from mdmf_deploy.tasks.scale.locations import whole_uri
     from mdmf_deploy.tasks.scale.run import ScaleRequest, prepared_run
 
-    location = Location.of(output) if is_url(output) else None
+    where, output = whole_uri(output)
     request = ScaleRequest(
-        output=output if location is None else location.full_uri,
+        output=output,
         bundle=options.bundle,
         runtime=options.runtime,
         batch_size=options.batch_size,
@@ -74,13 +76,17 @@ def detect_on_ray(options: RayOptions) -> None:
         frames=options.frames,
         each_frame=options.each_frame,
         limits=options.limits,
+        signatures=None if options.signatures is None else whole_uri(options.signatures)[1],
+        signature_type=options.signature_type,
         threads=options.threads,
         address=options.address,
         actors=options.actors,
     )
-    where = str(location or output)
+    others = listing.others
     start = time.perf_counter()
-    with prepared_run(request, listing) as (run, tallies):
+    run_and_tallies = prepared_run(request, listing)
+    del listing  # the run lets go of it as well
+    with run_and_tallies as (run, tallies):
         warn_of_caveat(run.opened.caveat, bool(options.fail_on))
         _tell_before(run, where)
         try:
@@ -93,7 +99,7 @@ def detect_on_ray(options: RayOptions) -> None:
         finally:
             counts = Counter(run.tally.verdicts)
             if run.total:
-                summarise(counts, (run.tally.inputs, run.total), listing.others, time.perf_counter() - start)
+                summarise(counts, (run.tally.inputs, run.total), others, time.perf_counter() - start)
     bundle = Bundle.open(options.bundle)
     if run.tally.unjudged:
         advise_on_videos(bundle, run.tally.unjudged)
@@ -107,15 +113,13 @@ def detect_on_ray(options: RayOptions) -> None:
     )
 
 
-def _checked(output: Path | None) -> str:
-    """Return the output folder as a path or a URL. A Path holds "s3://bucket" as "s3:/bucket"."""
-    from mdmf_deploy.tasks.scale.locations import local_path
-
+def _checked(output: str | None) -> str:
+    """Return the output folder as a path or a URL."""
     if output is None:
         raise UsageError("--engine ray writes a folder of parts; name it, such as -o rows/ or -o s3://bucket/rows/")
-    if output.suffix.lower() in _FILES or output.is_file():
+    if Path(output).suffix.lower() in _FILES or Path(output).is_file():
         raise UsageError(f"-o {output}: --engine ray writes a folder of Parquet parts; name a folder, such as -o rows/")
-    return local_path(str(output)) or str(output)
+    return output
 
 
 def _tell_before(run: ScaleRun, where: str) -> None:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -17,6 +17,8 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from mdmf_deploy import __version__
 from mdmf_deploy.cli.console import Manners, behave, log_details, manners
+from mdmf_deploy.errors import UsageError
+from mdmf_deploy.files import url_in
 
 Quiet = Annotated[
     bool, typer.Option("-q", "--quiet", help="Show no progress bar and no messages, only warnings and errors.")
@@ -77,11 +79,23 @@ def _name_value(parameter: inspect.Parameter) -> None:
             option.metavar = _VALUES[kind]
 
 
+def _refuse_urls(values: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Raise UsageError for an option whose path is a URL. A folder named "s3:" would be made in the working folder."""
+    for name, value in values.items():
+        if not isinstance(value, Path) or (url := url_in(value)) is None:
+            continue
+        for option in get_args(parameters[name].annotation):
+            if isinstance(option, OptionInfo):
+                flag = (option.param_decls or [f"--{name.replace('_', '-')}"])[0]
+                raise UsageError(f"{flag} {url} is a URL; give a path on this machine")
+
+
 def with_manners(command: Callable[..., None]) -> Callable[..., None]:
     """Return the command with these options behind its own, for Typer to read."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
+        _refuse_urls(options, run.__signature__.parameters)  # type: ignore[attr-defined]
         behave_as(**{name: options.pop(name) for name in _OPTIONS})
         log_details("mdmf-deploy %s, Python %s, %s", __version__, platform.python_version(), sys.platform)
         command(*arguments, **options)

@@ -77,15 +77,18 @@ def job_that_keeps(paths: Sequence[Path], write: Callable[[Row], None], keeper: 
 
 
 def keeping(
-    folder: Path, type: Literal["fp32", "fp16"], detector: Detector, each_frame: bool, resume: bool
+    folder: str, type: Literal["fp32", "fp16"], detector: Detector, each_frame: bool, resume: bool
 ) -> SignatureKeeper:
-    """Open a folder for signatures. Raises RuntimeUnavailable without pyarrow."""
+    """Open a folder for signatures, a path or a URL. Raises RuntimeUnavailable without pyarrow."""
     try:
         from mdmf_deploy.detection.outputs.signatures import Extractor, SignatureKeeper
+        from mdmf_deploy.tasks.scale.locations import whole_uri, without_secrets
     except ModuleNotFoundError as error:
         raise RuntimeUnavailable(f"--keep-signatures needs {error.name}; run: {install('parquet')}") from error
     extractor = Extractor.of(detector.bundle, detector.runtime, type)
-    return SignatureKeeper(str(folder), detector.settings(each_frame), extractor, resume=resume)
+    uri = whole_uri(folder)[1]
+    with without_secrets([uri]):
+        return SignatureKeeper(uri, detector.settings(each_frame), extractor, resume=resume)
 
 
 @contextmanager

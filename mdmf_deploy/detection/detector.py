@@ -253,11 +253,16 @@ class Detector:
         return self._rows(self._streams.add(batches), each_frame, on_extraction)
 
     def rows_of(
-        self, prepared: Iterable[Prepared], *, each_frame: bool = False
+        self,
+        prepared: Iterable[Prepared],
+        *,
+        each_frame: bool = False,
+        on_extraction: Callable[[Extraction], None] | None = None,
     ) -> Generator[tuple[Row, ...], None, None]:
         """Yield the rows of sources that another process has read and cropped, as `stream_by_source` would.
 
         prepared: with this bundle's preprocessing, by mdmf_deploy.detection.feed.prepare.
+        on_extraction: as of `stream_by_source`.
         Scoring runs on the calling thread.
         """
         self._streams.check()
@@ -266,9 +271,9 @@ class Detector:
             self._engine,
             self.bundle.manifest.preprocessing,
             batch_size=self._batch_size,
-            fused=self._fused,
+            fused=None if on_extraction is not None else self._fused,
         )
-        return self._rows(self._streams.add(batches), each_frame)
+        return self._rows(self._streams.add(batches), each_frame, on_extraction)
 
     @property
     def runtime(self) -> str:

@@ -163,3 +163,26 @@ def test_environment_variables_are_shown(variable: str) -> None:
 def test_the_variable_chooses_the_runtime(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDMF_RUNTIME", "nonsense")
     assert "runtime 'nonsense' is not known" in mdmf("detect", photos, "-q").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("detect", "photos", "-o", "s3://bucket/rows.csv"), "-o"),
+        (("detect", "photos", "--heatmaps", "s3://bucket/maps"), "--heatmaps"),
+        (("rescore", "signatures", "-o", "gs://bucket/rows.csv"), "--output"),
+        (("bank", "build", "starter", "photos", "-o", "s3://bucket/new.mdmf"), "--output"),
+        (("export", "checkpoint.safetensors", "--reals", "photos", "-o", "s3://bucket/new.mdmf"), "--output"),
+        (("inspect", "starter", "--log-file", "https://host/log.txt"), "--log-file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_url_is_no_folder_of_this_machine(
+    arguments: tuple[str, ...], option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = mdmf(*arguments)
+    assert result.exit_code == 2
+    [line] = result.stderr.splitlines()
+    assert line.startswith(f"mdmf: {option} {arguments[-1]} is a URL; give a path")
+    assert not list(tmp_path.iterdir())

@@ -107,6 +107,11 @@ class PartFolder:
             self._done = self._read()
         return self._done
 
+    def read_again(self) -> Done:
+        """Return the inputs in all parts that are there now, as `done` does."""
+        self._done = None
+        return self.done
+
     def write(self, table: pyarrow.Table, replaces: str | None = None) -> str:
         """Write one part and return its name.  table: INPUT_COLUMNS and the schema's columns.
 

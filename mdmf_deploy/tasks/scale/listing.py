@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -25,6 +25,9 @@ from mdmf_deploy.images.inputs import expand, uri
 from mdmf_deploy.images.listing import skipped_by_head
 from mdmf_deploy.images.magic import HEAD
 from mdmf_deploy.tasks.scale.locations import Location, is_url, local_path
+
+AT_ONCE = 1000
+"""Inputs whose facts are Python objects at a time. More of them would stay in the driver's memory for the whole run."""
 
 REQUESTS = 32
 """Requests at once while a remote folder is listed."""
@@ -92,9 +95,11 @@ class _Maker:
         self._tables: list[pyarrow.Table] = []
 
     def listing(self) -> Listing:
-        table = pyarrow.concat_tables(self._tables).combine_chunks()
+        table = pyarrow.concat_tables(self._tables)
         copies = table.schema.get_field_index("copy")
-        table = table.set_column(copies, SCHEMA.field("copy"), _copies(table["uri"]))
+        table = table.set_column(copies, SCHEMA.field("copy"), _copies(table["uri"])).combine_chunks()
+        self._tables = []
+        pyarrow.default_memory_pool().release_unused()
         return Listing(table, tuple(self._locations), dict(self.others))
 
     def add_paths(self, paths: Sequence[Path]) -> None:
@@ -104,7 +109,9 @@ class _Maker:
                 for path in group:
                     self.add_url(str(path))
             else:
-                self._add_local(list(group))
+                paths = iter(group)
+                while some := list(islice(paths, AT_ONCE)):
+                    self._add_local(some)
 
     def add_url(self, text: str) -> None:
         location = Location.of(text)
@@ -133,7 +140,8 @@ class _Maker:
                 f"no images in {location} ({len(found)} other files skipped): neither the name nor the content of a "
                 "file says image or video; name files themselves to score them anyway"
             )
-        self._add(kept, location, place)
+        for n in range(0, len(kept), AT_ONCE):
+            self._add(kept[n : n + AT_ONCE], location, place)
 
     def _add(self, infos: Sequence[pyarrow.fs.FileInfo], location: Location, place: int) -> None:
         self._append(
@@ -193,7 +201,8 @@ def _state(path: Path) -> tuple[int | None, int | None]:
 
 def _copies(uris: pyarrow.ChunkedArray) -> pyarrow.Array:
     """Return, for each input, how often it was given before."""
-    if len(pyarrow.compute.unique(uris)) == len(uris):
+    hashes = np.concatenate([np.fromiter(map(hash, chunk.to_pylist()), np.int64, len(chunk)) for chunk in uris.chunks])
+    if len(np.unique(hashes)) == len(uris):
         return pyarrow.array(np.zeros(len(uris), np.int32))
     seen: Counter[str] = Counter()
     copies = np.zeros(len(uris), np.int32)

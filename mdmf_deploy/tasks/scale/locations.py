@@ -6,7 +6,10 @@ They make the file system. No row, no part and no message holds them.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,7 +18,7 @@ from urllib.parse import quote, unquote
 import pyarrow
 import pyarrow.fs
 
-from mdmf_deploy.errors import ImageError, UsageError
+from mdmf_deploy.errors import ImageError, MdmfError, UsageError
 from mdmf_deploy.files import refuse_url
 from mdmf_deploy.images.inputs import escaped_text
 from mdmf_deploy.images.limits import ReadLimits
@@ -111,6 +114,36 @@ def local_path(text: str) -> str | None:
     return None if match is None or not is_url(text) else f"/{text[match.end() :]}"
 
 
+def whole_uri(text: str) -> tuple[str, str]:
+    """Return the name of an output in messages, and the path or the URI by which pyarrow finds it."""
+    local = local_path(text) if is_url(text) else text
+    if local is not None:
+        return local, local
+    location = Location.of(text)
+    return str(location), location.full_uri
+
+
+@contextmanager
+def without_secrets(outputs: Sequence[str]) -> Iterator[None]:
+    """Name outputs in errors as rows would, without their options and credentials. Errors of the system have one line.
+
+    outputs: paths and URIs.
+    """
+    try:
+        yield
+    except (MdmfError, OSError) as error:
+        locations = [(text, Location.of(text)) for text in outputs if is_url(text)]
+        if not locations:
+            raise
+        line = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            line = f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+        for text, location in locations:
+            line = _cleaned(line.replace(text, str(location)), location.root, location.shown)
+        kind = type(error) if isinstance(error, MdmfError) else UsageError
+        raise kind(line) from error
+
+
 @lru_cache(maxsize=64)
 def _opened(root: str, shown: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Return the file system of a root, and the root's path in it."""
@@ -127,7 +160,11 @@ def _opened(root: str, shown: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def _reason(error: BaseException, root: str, shown: str) -> str:
-    text = (getattr(error, "strerror", None) or str(error)).replace(root, shown)
+    return _cleaned(getattr(error, "strerror", None) or str(error), root, shown)
+
+
+def _cleaned(text: str, root: str, shown: str) -> str:
+    text = text.replace(root, shown)
     user = root.partition("://")[2].partition("/")[0].rpartition("@")[0]
     for secret in user.split(":"):
         for form in (secret, unquote(secret)):

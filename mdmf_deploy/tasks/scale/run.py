@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pyarrow
 import pyarrow.compute
 import pyarrow.fs
@@ -21,15 +21,14 @@ import pyarrow.fs
 from mdmf_deploy import __version__
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.detection.detector import Detector
-from mdmf_deploy.detection.outputs.done import Done, InputKey
-from mdmf_deploy.detection.outputs.parquet import schema
-from mdmf_deploy.detection.outputs.parts import PartFolder
+from mdmf_deploy.detection.outputs.signatures import SignatureType
 from mdmf_deploy.errors import EngineError, MdmfError, RuntimeUnavailable, UsageError
 from mdmf_deploy.images.limits import DEFAULT_LIMITS, FRAMES, ReadLimits
-from mdmf_deploy.images.listing import VIDEO_SUFFIXES
+from mdmf_deploy.tasks.scale.blocks import BLOCK, blocks_of, missing, most_inputs
 from mdmf_deploy.tasks.scale.cluster import Complaints, connected, error_in, gist, load_ray
 from mdmf_deploy.tasks.scale.listing import LOCAL, Listing
-from mdmf_deploy.tasks.scale.locations import Location, is_url
+from mdmf_deploy.tasks.scale.locations import without_secrets
+from mdmf_deploy.tasks.scale.outputs import Outputs
 from mdmf_deploy.tasks.scale.shipment import Shipment
 from mdmf_deploy.tasks.scale.stages import (
     Opened,
@@ -37,23 +36,20 @@ from mdmf_deploy.tasks.scale.stages import (
     Scorer,
     Scoring,
     on_gpu,
+    opened_by,
     opened_remotely,
     read_block,
     write_part,
 )
-from mdmf_deploy.tasks.scale.tables import KEYS, packed
 from mdmf_deploy.tasks.scale.tally import COUNTED, Tally
 
 _LOG = logging.getLogger(__name__)
 
-BLOCK, BLOCK_BYTES = 32, 64 * 2**20
-"""Inputs in a block, and bytes of their crops, at most. A block travels whole, and is done again if its worker dies."""
-
-GROUP = 64
-"""Blocks that are handed to Ray Data as one."""
-
 PART = 1000
 """Rows in a part, about. A run of fewer than 50,000 inputs gets parts of a fiftieth, so that a kill costs little."""
+
+PART_BYTES = 64 * 2**20
+"""Bytes of kept signatures in a part, in fp32, about."""
 
 READ_CPUS, SCORE_CPUS, WRITE_CPUS = 0.2, 0.75, 0.05
 """Processors of a task or actor, in Ray's count. Each uses one thread, and decoding waits for what is scored."""
@@ -78,6 +74,7 @@ class ScaleRequest:
 
     output: a folder, or the URL of one.  bundle, runtime, batch_size, crops, frames: as of Detector.
     threads: of each actor, and processors that Ray grants it. None means one thread.
+    signatures: a folder, or the URL of one, in which signatures of signature_type are kept. None keeps none.
     address: of a running cluster, or None to start one.  actors: how many, or None for as many as there is room for.
     """
 
@@ -89,6 +86,8 @@ class ScaleRequest:
     frames: int | None = FRAMES
     each_frame: bool = False
     limits: ReadLimits = DEFAULT_LIMITS
+    signatures: str | None = None
+    signature_type: SignatureType = "fp32"
     threads: int | None = None
     address: str | None = None
     actors: int | None = None
@@ -103,23 +102,28 @@ class ScaleRun:
     before, tally: of the parts that were there, and of those that are written.
     """
 
-    def __init__(self, opened: Opened, folder: PartFolder, listing: Listing, reread: Callable[[], Done]) -> None:
-        self.opened, self._folder, self._reread = opened, folder, reread
+    def __init__(self, opened: Opened, outputs: Outputs, inputs: pyarrow.Table) -> None:
+        self.opened, self._outputs = opened, outputs
         self.tally = Tally()
         self.before = Tally()
-        self.todo, self._again = _missing(folder.done, listing.table)
-        self.total, self.already = len(self.todo), len(listing.table) - len(self.todo)
+        self.todo, self._again = missing([folder.done for folder in outputs.folders], inputs)
+        self.total, self.already = len(self.todo), len(inputs) - len(self.todo)
         self.again = len(self._again)
         self._known: set[str] = set()
+
+    def take(self) -> pyarrow.Table:
+        """Return the inputs to do, and forget them."""
+        todo, self.todo = self.todo, self.todo.schema.empty_table()
+        return todo
 
     def begin(self) -> None:
         """Remove the rows that are superseded, and count the others.
 
         They go before they are done again, so a run that is killed in between leaves them out and never has them twice.
         """
-        self._folder.drop(self._again)
-        self._known = self._folder.names()
-        for table in self._folder.tables(list(COUNTED)):
+        self._outputs.drop(self._again)
+        self._known = self._outputs.names()
+        for table in self._outputs.rows.tables(list(COUNTED)):
             self.before.add(Tally.of(table))
 
     def follow(self, summaries: Iterator[pyarrow.Table], complaints: Complaints) -> Iterator[Tally]:
@@ -128,16 +132,18 @@ class ScaleRun:
         Raises OSError for a part that cannot be written, and EngineError if inputs are left without a row.
         """
         for table in summaries:
-            for part, counts, error in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+            for parts, counts, error in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
                 if error is not None:
                     raise OSError(error)
                 tally = msgspec.json.decode(counts, type=Tally)
-                self._known.add(part)
+                self._known.update(parts)
                 self.tally.add(tally)
                 yield tally
-        if not self._folder.names() <= self._known:
+        if not self._outputs.names() <= self._known:
             _LOG.warning("warning: a run that was killed has written parts meanwhile; inputs are looked up again")
-            self._reread()
+            # Reading a folder removes what a process that outlived the killed run has written twice.
+            for folder in self._outputs.folders:
+                folder.read_again()
         left = self.total - self.tally.inputs
         if left:
             own = error_in(complaints.last or "")
@@ -165,14 +171,16 @@ def prepared_run(request: ScaleRequest, listing: Listing) -> Iterator[tuple[Scal
         bundle = Bundle.open(request.bundle)
         if opened is None:
             opened = _opened_there(_scoring(request, bundle, request.runtime, shared=False))
-        with _without_secrets(request.output):
-            settings = opened.settings
-            folder = stack.enter_context(PartFolder.open(request.output, settings, "rows", schema(), resume=True))
-            # Reading the folder removes what a process that outlived a killed run has written twice.
-            run = ScaleRun(opened, folder, listing, lambda: PartFolder(request.output, settings, "rows", schema()).done)
+        urls = [request.output] if request.signatures is None else [request.output, request.signatures]
+        with without_secrets(urls):
+            folders = Outputs.open(request.output, request.signatures, opened.settings, opened.extractor)
+            outputs = stack.enter_context(folders)
+            run = ScaleRun(opened, outputs, listing.table)
+        places = listing.places
+        del listing  # The workers get the inputs in blocks, so they need not stay here.
         if complaints is None and run.total:
             complaints = stack.enter_context(connected(None))
-        with _without_secrets(request.output):
+        with without_secrets(urls):
             run.begin()
         if complaints is None or not run.total:
             yield run, iter(())
@@ -180,7 +188,7 @@ def prepared_run(request: ScaleRequest, listing: Listing) -> Iterator[tuple[Scal
         runtime = opened.settings.runtime if request.runtime == "auto" else request.runtime
         scoring = _scoring(request, bundle, runtime, shared=request.address is None)
         reading = Reading(
-            listing.places,
+            places,
             bundle.manifest.preprocessing,
             opened.settings.crops,
             request.limits,
@@ -188,7 +196,7 @@ def prepared_run(request: ScaleRequest, listing: Listing) -> Iterator[tuple[Scal
             _home(run.todo),
             __version__,
         )
-        summaries = _summaries(run.todo, reading, scoring, opened, folder, request)
+        summaries = _summaries(run.take(), reading, scoring, opened, outputs, request)
         yield run, _explained(run.follow(summaries, complaints))
 
 
@@ -197,17 +205,22 @@ def _summaries(
     reading: Reading,
     scoring: Scoring,
     opened: Opened,
-    folder: PartFolder,
+    outputs: Outputs,
     request: ScaleRequest,
 ) -> Iterator[pyarrow.Table]:
     """Yield the summaries of the parts: the four stages, as Ray Data runs them."""
     ray = load_ray()
-    part = max(1, min(PART, max(BLOCK, len(todo) // 50)) // _rows(todo))
+    most, blocks = most_inputs(todo), blocks_of(todo, reading)
+    part = max(1, min(PART, max(BLOCK, len(todo) // 50)) // most)
+    if opened.extractor is not None:
+        crop = 4 * math.prod(opened.extractor.shape)
+        part = max(1, min(part, PART_BYTES // (most * opened.settings.crops * crop)))
+    del todo
     common: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     with _set(ray.data.DataContext.get_current(), **_CONTEXT), warnings.catch_warnings():
         warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)  # of the options of _tries
         rows = (
-            ray.data.from_arrow(_blocks(todo, reading))
+            ray.data.from_arrow(blocks)
             .repartition(target_num_rows_per_block=1)
             .map_batches(
                 read_block,
@@ -219,7 +232,7 @@ def _summaries(
             )
             .map_batches(
                 Scorer,
-                fn_constructor_args=(scoring, opened.settings),
+                fn_constructor_args=(scoring, opened),
                 compute=_pool(request, scoring),
                 batch_size=BLOCK if scoring.on_gpu else None,
                 num_cpus=None if scoring.on_gpu and request.threads is None else _actor_cpus(request),
@@ -229,13 +242,15 @@ def _summaries(
             )
             .map_batches(
                 write_part,
-                fn_kwargs={"folder": folder},
+                fn_kwargs={"outputs": outputs},
                 batch_size=part,
                 num_cpus=WRITE_CPUS,
                 **_tries(ray, max_retries=TRIES),
                 **common,
             )
         )
+    del blocks
+    pyarrow.default_memory_pool().release_unused()
     yield from rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
@@ -250,45 +265,6 @@ def _set(context: Any, **values: object) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(context, name, value)
-
-
-def _missing(done: Done, table: pyarrow.Table) -> tuple[pyarrow.Table, list[tuple[str, int]]]:
-    """Return the inputs that are not done, and the (uri, copy) of those that have to be done again."""
-    todo = np.zeros(len(table), bool)
-    again: list[tuple[str, int]] = []
-    at = 0
-    for batch in table.select(list(KEYS)).to_batches(max_chunksize=10_000):
-        for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            key = InputKey(*values)
-            state = done.state(key)
-            todo[at] = state != "done"
-            if state == "changed":
-                again.append((key.uri, key.copy))
-            at += 1
-    return table.filter(pyarrow.array(todo)), again
-
-
-def _blocks(todo: pyarrow.Table, reading: Reading) -> list[pyarrow.Table]:
-    """Divide inputs into blocks, whose crops take about BLOCK_BYTES at most, and pack them, GROUP to a table."""
-    image = 3 * reading.preprocessing.crop**2 * reading.crops
-    suffixes = "|".join(suffix.removeprefix(".") for suffix in sorted(VIDEO_SUFFIXES))
-    videos = pyarrow.compute.match_substring_regex(todo["uri"], rf"\.({suffixes})$", ignore_case=True)
-    sizes = np.where(videos.to_numpy(), image * (reading.frames or 1), image)
-    most = _rows(todo)
-    blocks, first, held = [], 0, 0
-    for n, size in enumerate(sizes.tolist()):
-        if n > first and (n - first == most or held + size > BLOCK_BYTES):
-            blocks.append(todo.slice(first, n - first))
-            first, held = n, 0
-        held += size
-    blocks.append(todo.slice(first))
-    groups = [blocks[n : n + GROUP] for n in range(0, len(blocks), GROUP)]
-    return [packed(group, [*map(len, group)]) for group in groups]
-
-
-def _rows(todo: pyarrow.Table) -> int:
-    """Return the most inputs in a block: fewer for few, so that one that kills its worker is soon left alone."""
-    return max(1, min(BLOCK, len(todo) // 64))
 
 
 def _pool(request: ScaleRequest, scoring: Scoring) -> Any:
@@ -335,7 +311,7 @@ def _opened_here(request: ScaleRequest) -> Opened:
         limits=request.limits,
         frames=request.frames,
     ) as detector:
-        return Opened(detector.settings(request.each_frame), detector.caveat)
+        return opened_by(detector, request.each_frame, _signature_type(request), detector.caveat)
 
 
 def _opened_there(scoring: Scoring) -> Opened:
@@ -354,8 +330,19 @@ def _scoring(request: ScaleRequest, bundle: Bundle, runtime: str, *, shared: boo
     """shared: whether every worker surely sees this machine's files."""
     shipment = Shipment.of(bundle, as_bytes=not shared)
     return Scoring(
-        shipment, runtime, request.batch_size, request.crops, request.limits, request.frames, request.each_frame
+        shipment,
+        runtime,
+        request.batch_size,
+        request.crops,
+        request.limits,
+        request.frames,
+        request.each_frame,
+        _signature_type(request),
     )
+
+
+def _signature_type(request: ScaleRequest) -> SignatureType | None:
+    return None if request.signatures is None else request.signature_type
 
 
 def _home(todo: pyarrow.Table) -> tuple[str, str] | None:
@@ -366,19 +353,6 @@ def _home(todo: pyarrow.Table) -> tuple[str, str] | None:
     found = local.filter(pyarrow.compute.is_valid(local["size"]))
     folder = os.path.dirname(os.fsdecode(found["path"][0].as_py())) if len(found) else ""  # noqa: PTH120
     return os.getcwd(), folder or "."  # noqa: PTH109
-
-
-@contextmanager
-def _without_secrets(output: str) -> Iterator[None]:
-    """Name an output in errors as rows would, without its options and credentials."""
-    try:
-        yield
-    except (MdmfError, OSError) as error:
-        if not is_url(output):
-            raise
-        location = Location.of(output)
-        kind = type(error) if isinstance(error, MdmfError) else UsageError
-        raise kind(location.reason(error).replace(output, str(location))) from error
 
 
 def _explained(tallies: Iterator[Tally]) -> Iterator[Tally]:

@@ -6,7 +6,6 @@ of its inputs, so one that is written again takes its own place.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import time
@@ -15,18 +14,17 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import pyarrow
-import pyarrow.fs
 
 from mdmf_deploy import __version__
 from mdmf_deploy.bundle.recipe import Preprocessing
 from mdmf_deploy.detection.detector import Detector
-from mdmf_deploy.detection.feed import prepare
-from mdmf_deploy.detection.outputs.parts import INPUT_COLUMNS, RUN, PartFolder
+from mdmf_deploy.detection.feed import Extraction, prepare
+from mdmf_deploy.detection.outputs.parts import INPUT_COLUMNS
+from mdmf_deploy.detection.outputs.signatures import Extractor, SignatureType, table_of
 from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.detection.sources import Taken
 from mdmf_deploy.errors import ImageError, MdmfError, RuntimeUnavailable, UsageError
@@ -35,6 +33,7 @@ from mdmf_deploy.runtime import ON_GPU
 from mdmf_deploy.tasks.scale.cluster import load_ray
 from mdmf_deploy.tasks.scale.listing import LOCAL
 from mdmf_deploy.tasks.scale.locations import Location
+from mdmf_deploy.tasks.scale.outputs import Outputs
 from mdmf_deploy.tasks.scale.shipment import Shipment
 from mdmf_deploy.tasks.scale.tables import packed_rows, prepared_of, table_of_prepared, unpacked
 from mdmf_deploy.tasks.scale.tally import Tally
@@ -42,7 +41,9 @@ from mdmf_deploy.tasks.scale.tally import Tally
 # Requests at once for the files of one block, and the bytes of those that wait to be decoded.
 _AHEAD, _AHEAD_BYTES = 8, 64 * 2**20
 _PAUSES = 1.0, 4.0  # seconds before a part is written again
-SUMMARY = pyarrow.schema({"part": pyarrow.string(), "tally": pyarrow.binary(), "error": pyarrow.string()})
+SUMMARY = pyarrow.schema(
+    {"parts": pyarrow.list_(pyarrow.string()), "tally": pyarrow.binary(), "error": pyarrow.string()}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +65,25 @@ class Reading:
 
 
 class Opened(NamedTuple):
-    """What a machine opens: `settings` must be the same on all of them.  caveat: why verdicts are withheld, or None."""
+    """What a machine opens: `settings` and `extractor` must be the same on all of them.
+
+    caveat: why verdicts are withheld, or None.
+    extractor: of the signatures that are kept, or None if none are.
+    """
 
     settings: RunSettings
     caveat: str | None
+    extractor: Extractor | None
 
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """How crops become rows. The other fields are arguments of Detector, except each_frame, which is one of rows_of."""
+    """How crops become rows.
+
+    each_frame: an argument of rows_of.
+    signature_type: of the signatures that are kept, or None to keep none.
+    The other fields are arguments of Detector.
+    """
 
     shipment: Shipment
     runtime: str
@@ -81,6 +92,7 @@ class Scoring:
     limits: ReadLimits
     frames: int | None
     each_frame: bool
+    signature_type: SignatureType | None
 
     @property
     def on_gpu(self) -> bool:
@@ -100,7 +112,13 @@ class Scoring:
             )
         # The caveat names a bundle of the driver's machine.
         caveat = detector.caveat and detector.caveat.replace(str(folder), self.shipment.path)
-        return detector, Opened(detector.settings(self.each_frame), caveat)
+        return detector, opened_by(detector, self.each_frame, self.signature_type, caveat)
+
+
+def opened_by(detector: Detector, each_frame: bool, signature_type: SignatureType | None, caveat: str | None) -> Opened:
+    """Return what a detector opened."""
+    kept = None if signature_type is None else Extractor.of(detector.bundle, detector.runtime, signature_type)
+    return Opened(detector.settings(each_frame), caveat, kept)
 
 
 def on_gpu(runtime: str) -> bool:
@@ -130,10 +148,11 @@ def read_block(block: pyarrow.Table, reading: Reading) -> pyarrow.Table:
 class Scorer:
     """An actor's detector."""
 
-    def __init__(self, scoring: Scoring, expected: RunSettings) -> None:
+    def __init__(self, scoring: Scoring, expected: Opened) -> None:
         self._each_frame = scoring.each_frame
         self._detector, opened = scoring.open(granted_threads())
-        differ = expected.differences(opened.settings)
+        self._extractor = opened.extractor
+        differ = expected.settings.differences(opened.settings)
         if differ:
             self._detector.close()
             raise RuntimeUnavailable(
@@ -142,23 +161,30 @@ class Scorer:
             )
 
     def __call__(self, block: pyarrow.Table) -> pyarrow.Table:
-        rows = list(self._detector.rows_of(prepared_of(block), each_frame=self._each_frame))
-        return packed_rows(rows, block.select(list(INPUT_COLUMNS)).combine_chunks())
+        sources, keys = prepared_of(block), block.select(list(INPUT_COLUMNS)).combine_chunks()
+        if self._extractor is None:
+            return packed_rows(list(self._detector.rows_of(sources, each_frame=self._each_frame)), keys)
+        kept: list[Extraction] = []
+        rows = list(self._detector.rows_of(sources, each_frame=self._each_frame, on_extraction=kept.append))
+        return packed_rows(rows, keys, table_of(kept, self._extractor))
 
 
-def write_part(blocks: pyarrow.Table, folder: PartFolder) -> pyarrow.Table:
-    """Write blocks of rows as one part, and return one row of SUMMARY. An error of the file system is in it."""
+def write_part(blocks: pyarrow.Table, outputs: Outputs) -> pyarrow.Table:
+    """Write blocks of rows as one part, and their signatures as another one if they are kept.
+
+    Returns one row of SUMMARY. An error of the file system is in it.
+    """
     rows = unpacked(blocks)
+    signatures = None if outputs.signatures is None else unpacked(blocks, "signatures")
     tally = Tally.of(rows, sum(blocks["inputs"].to_pylist()))
     for pause in (*_PAUSES, None):
         try:
-            _check_folder(folder)
-            return _summary(folder.write(rows), tally, None)
+            return _summary(outputs.write(rows, signatures), tally, None)
         except OSError as error:
             # The same bytes under the same name, so that a try which had written them after all does no harm.
             if pause is None:
                 where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-                return _summary(None, Tally(), f"{where}{error.strerror or error}")
+                return _summary([], Tally(), f"{where}{error.strerror or error}")
             time.sleep(pause)
     raise AssertionError
 
@@ -179,15 +205,8 @@ def opened_remotely(scoring: Scoring) -> Opened | MdmfError:
     return opened
 
 
-def _check_folder(folder: PartFolder) -> None:
-    """Raise FileNotFoundError if this machine does not see the driver's folder, but may have another of its name."""
-    if isinstance(folder.filesystem, pyarrow.fs.LocalFileSystem) and not Path(folder.path, RUN).exists():
-        text = f"not the folder of the run on {socket.gethostname()}; all machines must share it, or give a URL"
-        raise FileNotFoundError(errno.ENOENT, text, folder.path)
-
-
-def _summary(part: str | None, tally: Tally, error: str | None) -> pyarrow.Table:
-    return pyarrow.table([[part], [msgspec.json.encode(tally)], [error]], schema=SUMMARY)
+def _summary(parts: list[str], tally: Tally, error: str | None) -> pyarrow.Table:
+    return pyarrow.table([[parts], [msgspec.json.encode(tally)], [error]], schema=SUMMARY)
 
 
 @lru_cache(maxsize=1)

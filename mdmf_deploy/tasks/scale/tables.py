@@ -46,8 +46,14 @@ _FACTS = {
 _CROPS = {"side": pyarrow.int32(), "pixels": pyarrow.large_binary()}
 PREPARED = pyarrow.schema({**INPUT_COLUMNS, **_FACTS, **_CROPS})
 
-PACKED = pyarrow.schema({"inputs": pyarrow.int32(), "table": pyarrow.large_binary()})
-"""A whole table as a single row, which nobody divides.  inputs: how many it is of.  table: an Arrow stream of it.
+PACKED = pyarrow.schema(
+    {"inputs": pyarrow.int32(), "table": pyarrow.large_binary(), "signatures": pyarrow.large_binary()}
+)
+"""A whole table as a single row, which nobody divides.
+
+inputs: how many it is of.
+table: an Arrow stream of it.
+signatures: an Arrow stream of the same inputs' signatures, or null if nobody keeps them.
 
 Blocks of a listing travel so, because Ray Data keeps 50 kB in the driver for each block that it is given. Blocks of
 rows do, because no input's rows may be divided between two parts.
@@ -82,28 +88,45 @@ def prepared_of(table: pyarrow.Table) -> Iterator[Prepared]:
         yield Prepared(_extraction(facts), None, crops)
 
 
-def packed_rows(rows: Sequence[tuple[Row, ...]], keys: pyarrow.Table) -> pyarrow.Table:
-    """Return the rows of each source as a table of PACKED.  keys: the columns INPUT_COLUMNS, one row a source."""
+def packed_rows(
+    rows: Sequence[tuple[Row, ...]], keys: pyarrow.Table, signatures: pyarrow.Table | None = None
+) -> pyarrow.Table:
+    """Return the rows of each source as a table of PACKED.
+
+    keys: the columns INPUT_COLUMNS, one row a source.
+    signatures: of the same sources, without INPUT_COLUMNS.
+    """
     sources = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
     flat = table_of(row for one in rows for row in one)
     whole = with_keys(flat, {name: keys[name].take(pyarrow.array(sources)) for name in INPUT_COLUMNS})
-    return packed([whole], [len(rows)])
+    kept = None if signatures is None else with_keys(signatures, {name: keys[name] for name in INPUT_COLUMNS})
+    return packed([whole], [len(rows)], [kept])
 
 
-def packed(tables: Sequence[pyarrow.Table], inputs: Sequence[int]) -> pyarrow.Table:
+def packed(
+    tables: Sequence[pyarrow.Table], inputs: Sequence[int], signatures: Sequence[pyarrow.Table | None] | None = None
+) -> pyarrow.Table:
     """Return tables as one of PACKED.  inputs: how many each is of."""
-    streams = []
-    for table in tables:
-        sink = pyarrow.BufferOutputStream()
-        with pyarrow.ipc.new_stream(sink, table.schema) as stream:
-            stream.write_table(table)
-        streams.append(sink.getvalue())
-    return pyarrow.Table.from_arrays([pyarrow.array(inputs, pyarrow.int32()), _binary(streams)], schema=PACKED)
+    texts = _binary([_stream(one, "zstd") for one in tables])
+    # Signatures are noise, which nothing packs.
+    numbers = _binary([_stream(one, None) for one in signatures or [None] * len(tables)])
+    return pyarrow.Table.from_arrays([pyarrow.array(inputs, pyarrow.int32()), texts, numbers], schema=PACKED)
 
 
-def unpacked(table: pyarrow.Table) -> pyarrow.Table:
-    """Return the tables in one of PACKED, one after the other."""
-    return pyarrow.concat_tables(pyarrow.ipc.open_stream(one.as_buffer()).read_all() for one in table["table"])
+def unpacked(table: pyarrow.Table, column: str = "table") -> pyarrow.Table:
+    """Return the tables in a column of one of PACKED, one after the other."""
+    return pyarrow.concat_tables(pyarrow.ipc.open_stream(one.as_buffer()).read_all() for one in table[column])
+
+
+def _stream(table: pyarrow.Table | None, compression: str | None) -> pyarrow.Buffer | None:
+    if table is None:
+        return None
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(
+        sink, table.schema, options=pyarrow.ipc.IpcWriteOptions(compression=compression)
+    ) as stream:
+        stream.write_table(table)
+    return sink.getvalue()
 
 
 def _binary(parts: Sequence[Any]) -> pyarrow.LargeBinaryArray:

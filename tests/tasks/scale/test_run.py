@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet
 import pytest
@@ -19,7 +19,7 @@ from typer.testing import Result
 
 from mdmf_deploy.detection.rows import COLUMNS, TIMINGS
 from mdmf_deploy.interrupts import Interrupted, raised
-from mdmf_deploy.tasks.scale import run
+from mdmf_deploy.tasks.scale import blocks, run
 from mdmf_deploy.tasks.scale.cluster import connected
 
 
@@ -40,12 +40,10 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
-@pytest.fixture
-def folder(photos: Path, tmp_path: Path) -> Path:
-    """Inputs of every kind: good ones, broken ones, other files, and names that are not UTF-8."""
-    folder = tmp_path / "inputs"
+def inputs_in(folder: Path, photos: list[Path]) -> Path:
+    """Make a folder of inputs of every kind: good ones, broken ones, other files, and names that are not UTF-8."""
     (folder / "below").mkdir(parents=True)
-    for photo in photos.iterdir():
+    for photo in photos:
         (folder / photo.name).write_bytes(photo.read_bytes())
     good = (folder / "photo00.jpg").read_bytes()
     (folder / "below" / "cut.jpg").write_bytes(good[:400])
@@ -60,15 +58,57 @@ def folder(photos: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one worker read at a time. Each is a process that imports Ray Data for seconds."""
+    monkeypatch.setattr(run, "READ_CPUS", 1.0)
+
+
+class Finished(NamedTuple):
+    """A run that is done: its inputs, the folders of its rows and signatures, and what it printed."""
+
+    folder: Path
+    output: Path
+    signatures: Path
+    done: Result
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_bundle: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run of several groups, the last of which is not full, into several parts."""
+    folder = inputs_in(tmp_path_factory.mktemp("finished") / "inputs", sorted(photos.iterdir()))
+    output = folder.parent / "rows"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "GROUP", 3)
+        patch.setattr(run, "BLOCK", 8)  # blocks of one input, and parts of 8
+        patch.setattr(run, "READ_CPUS", 0.5)  # two workers that read, beside the actors, on two cores
+        kept = folder.parent / "signatures"
+        done = on_ray(*run_on(folder), "-o", output, "--keep-signatures", kept, "--bundle", tiny_bundle)
+    assert done.exit_code == 3, done.output
+    return Finished(folder, output, kept, done)
+
+
+def run_on(folder: Path) -> tuple[Path, ...]:
+    """The inputs of a run: a folder, a file of it once more, and a file that is missing."""
+    return folder, folder / "photo03.png", folder.parent / "gone.jpg"
+
+
 def on_ray(*arguments: object) -> Result:
     return mdmf("detect", *arguments, "--engine", "ray")
 
 
+def rows_of(part: Path) -> list[dict[str, Any]]:
+    """The rows of a part, without their times."""
+    return [row | dict.fromkeys(TIMINGS) for row in pyarrow.parquet.read_table(part).to_pylist()]
+
+
+def inputs_of(part: Path) -> list[str]:
+    return pyarrow.parquet.read_table(part)["input"].to_pylist()
+
+
 def rows_in(output: Path) -> list[dict[str, Any]]:
-    """The rows of a folder of parts, without their times, by uri."""
-    rows = [row for part in output.glob("part-*.parquet") for row in pyarrow.parquet.read_table(part).to_pylist()]
-    for row in rows:
-        row |= dict.fromkeys(TIMINGS)
+    """The rows of a folder of parts, by uri."""
+    rows = [row for part in output.glob("part-*.parquet") for row in rows_of(part)]
     return sorted(rows, key=lambda row: (row["uri"], row["input_copy"]))
 
 
@@ -76,25 +116,14 @@ def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: row[name] for name in COLUMNS} for row in rows]
 
 
-@pytest.mark.parametrize("options", [(), ("--crops", 2, "--each-frame")], ids=["", "each-frame"])
-def test_rows_are_those_of_a_local_run(
-    tiny_bundle: Path, folder: Path, options: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "GROUP", 3)  # so that there are several groups, and the last is not full
-    if options:  # relative paths, which workers must not take from where they started
-        monkeypatch.chdir(folder.parent)
-        folder = Path(folder.name)
-    twice = folder / "photo03.png"
-    arguments = (folder, twice, folder.parent / "gone.jpg", "--bundle", tiny_bundle, *options)
-    output = folder.parent / "rows"
-    done = on_ray(*arguments, "-o", output)
-    assert done.exit_code == 3, done.output
-    local = mdmf("detect", *arguments, "--json")
-    assert local.exit_code == 3
-    expected = sorted(timeless_lines(local.stdout), key=lambda row: row["uri"])
+def are_those_of_a_local_run(done: Result, output: Path, folder: Path, *options: object) -> None:
+    """Compare rows and messages with those of a run without Ray."""
+    local = mdmf("detect", *run_on(folder), "--json", *options)
+    assert local.exit_code == done.exit_code == 3, done.output
     rows = rows_in(output)
-    assert plain(rows) == expected
-    assert [row["input_copy"] for row in rows if row["input"] == twice.as_posix()] == [0, 1]
+    assert plain(rows) == sorted(timeless_lines(local.stdout), key=lambda row: row["uri"])
+    twice = (folder / "photo03.png").as_posix()
+    assert [row["input_copy"] for row in rows if row["input"] == twice] == [0, 1]
     assert {row["error_code"] for row in rows} >= {None, "truncated", "empty", "missing", "not_a_file"}
     # The same words, but for the time.
     assert [line for line in local.stderr.splitlines() if " images" in line and "images/s" not in line] == [
@@ -103,40 +132,71 @@ def test_rows_are_those_of_a_local_run(
     assert "1 other files in folders skipped (.txt 1)" in done.stderr
 
 
-def test_a_second_run_does_what_is_new_changed_or_worth_another_try(tiny_bundle: Path, folder: Path) -> None:
-    output = folder.parent / "rows"
-    first = on_ray(folder, "-o", output, "--bundle", tiny_bundle)
-    assert first.exit_code == 3, first.output
-    parts = {part.name: part.read_bytes() for part in output.glob("part-*")}
-    before = rows_in(output)
-    (folder / "away.jpg").unlink()
-    again = on_ray(folder, "-o", output, "--bundle", tiny_bundle)
+def test_rows_are_those_of_a_local_run(tiny_bundle: Path, finished: Finished) -> None:
+    are_those_of_a_local_run(finished.done, finished.output, finished.folder, "--bundle", tiny_bundle)
+    give_the_rows_again(finished.signatures, finished.output, tiny_bundle)
+
+
+def give_the_rows_again(signatures: Path, output: Path, bundle: Path, besides: Collection[str] = ()) -> None:
+    """Judge signatures, and compare with the rows that were written beside them, but for these inputs."""
+    again = mdmf("rescore", signatures, "--bundle", bundle, "--json")
     assert again.exit_code == 3, again.output
-    assert f"nothing to do: {len(before) - 1} inputs are in {output}" in again.stderr
-    assert {part.name: part.read_bytes() for part in output.glob("part-*")} == parts
+    judged = sorted(timeless_lines(again.stdout), key=lambda row: row["uri"])
+    kept = [[row for row in rows if row["uri"] not in besides] for rows in (judged, plain(rows_in(output)))]
+    assert kept[0] == kept[1]
 
-    # As when a task had written its part, but its worker died before it said so.
-    [part] = parts
-    (output / part).unlink()
-    retried = on_ray(folder, "-o", output, "--bundle", tiny_bundle)
-    assert retried.exit_code == 3, retried.output
-    assert len(list(output.glob("part-*"))) == 1
 
-    changed, new = folder / "photo01.png", folder / "new.png"
-    changed.write_bytes((folder / "photo05.png").read_bytes())
-    new.write_bytes(changed.read_bytes())
-    third = on_ray(folder, "-o", output, "--bundle", tiny_bundle)
-    assert third.exit_code == 3, third.output
-    assert ", 1 changed or could not be read and are done again; 1 are new" in third.stderr
-    rows = {row["uri"]: row for row in rows_in(output)}
-    assert len(rows) == len(rows_in(output)) == len(before)
-    assert rows[changed.as_posix()]["score"] == rows[new.as_posix()]["score"]
-    untouched = [row for row in before if row["uri"] not in (changed.as_posix(), (folder / "away.jpg").as_posix())]
-    assert untouched == [row for row in rows_in(output) if row["uri"] not in (changed.as_posix(), new.as_posix())]
+def test_rows_of_relative_paths_and_of_frames_are_those_of_a_local_run(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_workers: None
+) -> None:
+    inputs_in(tmp_path / "inputs", [photos / "photo00.jpg", photos / "photo03.png"])
+    monkeypatch.chdir(tmp_path)  # workers must not take relative paths from where they started
+    options = ("--bundle", tiny_bundle, "--crops", 2, "--each-frame")
+    done = on_ray(*run_on(Path("inputs")), "-o", "rows", *options)
+    are_those_of_a_local_run(done, Path("rows"), Path("inputs"), *options)
 
-    refused = on_ray(folder, "-o", output, "--bundle", tiny_bundle, "--crops", 3)
+
+def test_a_second_run_does_what_is_new_changed_or_worth_another_try(
+    tiny_bundle: Path, finished: Finished, few_workers: None
+) -> None:
+    folder, output, signatures, _ = finished
+    options = ("-o", output, "--keep-signatures", signatures, "--bundle", tiny_bundle)
+    *inputs, gone = run_on(folder)
+    changed, new, away = folder / "photo01.png", folder / "new.png", folder / "away.jpg"
+    parts = {part: part.read_bytes() for part in output.glob("part-*")}
+    before = rows_in(output)
+    away.unlink()
+    again = on_ray(*inputs, *options)
+    assert again.exit_code == 3, again.output
+    assert f"nothing to do: {len(before) - 2} inputs are in {output}" in again.stderr
+    assert {part: part.read_bytes() for part in output.glob("part-*")} == parts
+
+    refused = on_ray(*inputs, *options, "--crops", 3)
     assert refused.exit_code == 2
     assert "crops 1 there, 3 now" in refused.stderr
+
+    # A part of rows that is lost with its signatures, and signatures that are lost alone, as after a kill between two.
+    no_longer = {path.as_posix() for path in (away, gone)}
+    each = {part: {*inputs_of(part)} - no_longer for part in signatures.glob("part-*")}
+    lost = next(part for part, held in each.items() if changed.as_posix() not in held)
+    halved = next(part for part in each if part != lost)
+    next(part for part in parts if {*inputs_of(part)} - no_longer == each[lost]).unlink()
+    lost.unlink()
+    halved.unlink()
+    changed.write_bytes((folder / "photo05.png").read_bytes())
+    new.write_bytes(changed.read_bytes())
+    third = on_ray(*inputs, *options, "--actors", 1)
+    assert third.exit_code == 3, third.output
+    redone = each[halved] | {changed.as_posix()}
+    told = f", {len(redone)} changed or could not be read and are done again; {1 + len(each[lost])} are new"
+    assert told in third.stderr
+    after = rows_in(output)
+    [one] = [row for row in after if row["uri"] == changed.as_posix()]
+    [other] = [row for row in after if row["uri"] == new.as_posix()]
+    assert one["score"] == other["score"] is not None
+    others = {path.as_posix() for path in (changed, new, away, gone)}
+    assert [row for row in before if row["uri"] not in others] == [row for row in after if row["uri"] not in others]
+    give_the_rows_again(signatures, output, tiny_bundle, no_longer)
 
 
 def test_a_bundle_that_is_nowhere_else_travels_as_bytes(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
@@ -187,11 +247,11 @@ def test_an_interrupt_keeps_its_signal() -> None:
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_errors_of_workers_are_one_line(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_errors_of_workers_are_one_line(tiny_bundle: Path, photos: Path, tmp_path: Path, few_workers: None) -> None:
     output = tmp_path / "rows"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mdmf_deploy.tasks.scale.run.__version__", "0.0.0")
-        done = on_ray(photos, "-o", output, "--bundle", tiny_bundle)
+        done = on_ray(photos / "photo00.jpg", "-o", output, "--bundle", tiny_bundle)
     assert done.exit_code == 2
     [line] = [line for line in done.stderr.splitlines() if "0.0.0" in line]
     assert "install the same one" in line

@@ -92,9 +92,13 @@ def test_normalised_crops_are_refused() -> None:
 def test_rows_come_back_with_the_key_of_their_input(counts: list[int], blocks: int) -> None:
     rows = [tuple(Row(uri=f"{n}.jpg#{m}", score=m / 3) for m in range(count)) for n, count in enumerate(counts)]
     keys = keys_of(len(rows))
-    packed = [packed_rows(rows, keys) for _ in range(blocks)]
+    signatures = pyarrow.table({"n": range(len(rows))})
+    packed = [packed_rows(rows, keys, signatures) for _ in range(blocks)]
     assert [len(one) for one in packed] == [1] * blocks
     table = unpacked(pyarrow.concat_tables(packed))
     flat = [row for one in rows for row in one]
     assert table.select(table_of(flat).column_names).equals(table_of(flat * blocks))
     assert table["input"].to_pylist() == [f"{n}.jpg" for n, one in enumerate(rows) for _ in one] * blocks
+    kept = unpacked(pyarrow.concat_tables(packed), "signatures")
+    assert kept["n"].to_pylist() == [*range(len(rows))] * blocks
+    assert kept.select(list(INPUT_COLUMNS)).equals(pyarrow.concat_tables([keys] * blocks).cast(kept.schema.remove(4)))
