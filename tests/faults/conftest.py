@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.faulty import Server, serving
+from helpers.faulty import CHANGES, FAILING, Calls, Rule, Server, serving
 from helpers.jobs import OLD, Job, read_rows, whole_bundle
 
 ON = ("--runtime", "onnxruntime")
@@ -35,6 +35,25 @@ def expected(
         return path
 
     return made
+
+
+@pytest.fixture(scope="session")
+def calls_of(server: Server) -> Callable[[str, Job, Calls], int]:
+    """calls_of(name, job, kinds) is how many calls of these kinds an undisturbed run of a job makes, counted once."""
+    kinds = (CHANGES, FAILING, Calls.THREAD)
+    counts: dict[str, dict[Calls, int]] = {}
+
+    def counted(name: str, job: Job, wanted: Calls) -> int:
+        if name not in counts:
+            job.begin()
+            ending = server.run(*job.arguments, rules=[Rule(job.folder, kind) for kind in kinds])
+            assert ending.code == 0, str(ending)
+            job.whole(job.output)
+            job.tidy(ending)
+            counts[name] = dict(zip(kinds, ending.counts, strict=True))
+        return counts[name][wanted]
+
+    return counted
 
 
 @pytest.fixture

@@ -8,15 +8,14 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from helpers.faulty import CHANGES, LONG, Action, Calls, Rule, Server, moments
+from helpers.faulty import CHANGES, FAILING, LONG, Action, Calls, Ending, Rule, Server, moments
 from helpers.jobs import Job
 
-# Removing a scratch file may fail as well, but then it stays, and nobody can help it.
-FAILING = CHANGES & ~Calls.REMOVE
+CallsOf = Callable[[str, Job, Calls], int]
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE)
 
 
-def meets_an_error(command: Job, server: Server, rule: Rule) -> None:
+def meets_an_error(command: Job, server: Server, rule: Rule) -> Ending:
     command.begin()
     ending = server.run(*command.arguments, rules=[rule])
     command.check(ending)
@@ -29,7 +28,7 @@ def meets_an_error(command: Job, server: Server, rule: Rule) -> None:
     else:
         # A hint, a lock, or a copy in place of a second name: the command did without, or said so.
         assert not command.untouched() or "not recorded" in ending.err, str(ending)
-    command.finish(server, ending)
+    return ending
 
 
 # `mdmf verify` measures speeds, which takes long.
@@ -37,12 +36,15 @@ NAMES = ["detect jsonl", "detect csv", "detect parquet", "build", "calibrate", *
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_call_that_fails_costs_one_line(name: str, job: Callable[[str], Job], server: Server) -> None:
+def test_a_call_that_fails_costs_one_line(
+    name: str, job: Callable[[str], Job], calls_of: CallsOf, server: Server
+) -> None:
     command = job(name)
-    command.begin()
-    total = server.run(*command.arguments, rules=[Rule(command.folder, FAILING)]).counts[0]
+    total = calls_of(name, command, FAILING)
     for place, at in enumerate(moments(total, 3, f"{name} fails")):
-        meets_an_error(command, server, Rule(command.folder, FAILING, Action.fail, at, ERRORS[place % len(ERRORS)]))
+        rule = Rule(command.folder, FAILING, Action.fail, at, ERRORS[place % len(ERRORS)])
+        ending = meets_an_error(command, server, rule)
+    command.finish(server, ending)
 
 
 @pytest.mark.parametrize("name", ["detect jsonl", "build"])
@@ -52,16 +54,18 @@ def test_a_disk_that_stays_full_costs_one_line(
 ) -> None:
     command = job(name)
     for at in moments(8, 1, f"{name} stays full {number}"):
-        meets_an_error(command, server, Rule(command.folder, FAILING, Action.fail_from, at, number))
+        ending = meets_an_error(command, server, Rule(command.folder, FAILING, Action.fail_from, at, number))
+    command.finish(server, ending)
 
 
 @pytest.mark.parametrize("name", ["detect --resume jsonl", "detect --resume csv", "detect --resume parquet"])
-def test_a_resumable_run_goes_on_after_an_error(name: str, job: Callable[[str], Job], server: Server) -> None:
+def test_a_resumable_run_goes_on_after_an_error(
+    name: str, job: Callable[[str], Job], calls_of: CallsOf, server: Server
+) -> None:
     command = job(name)
+    total = calls_of(name, command, FAILING)
     command.begin()
-    total = server.run(*command.arguments, rules=[Rule(command.folder, FAILING)]).counts[0]
-    command.begin()
-    for place, at in enumerate(moments(total, 3, f"{name} fails")):
+    for place, at in enumerate(moments(total, 2, f"{name} fails")):
         number = ERRORS[place % len(ERRORS)]
         rule = Rule(command.folder, FAILING, Action.fail, 1 + at // 3, number)
         ending = server.run(*command.arguments, rules=[rule])

@@ -51,6 +51,8 @@ class Calls(IntFlag):
 CHANGES = (
     Calls.OPEN | Calls.WRITE | Calls.SYNC | Calls.RENAME | Calls.MAKE | Calls.REMOVE | Calls.TRUNCATE
 )  # everything that another process could see
+# Removing a scratch file may fail as well, but then it stays, and nobody can help it.
+FAILING = CHANGES & ~Calls.REMOVE
 
 
 class Action(IntEnum):
