@@ -275,7 +275,7 @@ KINDS: dict[str, Costly] = {
     "jpeg-trailer-flood.jpg": _kind(
         lambda scale: flooded_jpeg(b"\xff\xd8\xff\xd9" * _times(12_500_000, scale), "trailer"), "ok"
     ),
-    "bmp-rle-lines.bmp": _kind(lambda scale: rle_bmp(390_000, 250, _ONE_LINE), "ok", *_SLOW),
+    "bmp-rle-lines.bmp": _kind(lambda scale: rle_bmp(390_000, _times(250, scale), _ONE_LINE), "ok", *_SLOW),
     "bmp-rle-deltas.bmp": _kind(lambda scale: rle_bmp(10_000, 10_000, b"\0\2\xff\xff" * 250), "ok", *_SLOW),
     "gif-comment-flood.gif": _kind(lambda scale: flooded_gif(_COMMENT, _times(10_000_000, scale)), "ok", "too_slow"),
     "gif-application-flood.gif": _kind(

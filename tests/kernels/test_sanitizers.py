@@ -161,7 +161,8 @@ def programs(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[s
                 changed = re.sub(r"\bON\b", f"(host::fault == {NUMBERS[name]})", fault.changed)
                 (copy / fault.file).write_text(text.replace(fault.line, changed))
         kernel, program = STEPS[step], folder / f"driver{number}"
-        compile_host(kernel, copy / kernel.source.name, SHIM / "driver.cpp", program, *SANITIZERS[sanitizer])
+        flags = SANITIZERS[sanitizer]
+        compile_host(kernel, copy / kernel.source.name, SHIM / "driver.cpp", program, *flags, precompiled=True)
         return program
 
     with ThreadPoolExecutor(2) as pool:

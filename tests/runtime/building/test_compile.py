@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,13 @@ library = needed("tensorrt_rtx")
 SMALL = Profile(summary="For tests.", batch=BatchRange(opt=2, max=4), workspace_mib=64, name="small")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MDMF_CACHE", str(tmp_path / "cache"))
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the plans of this module: a build takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("MDMF_CACHE", str(folder))
+        yield folder
 
 
 def requested(bundle: Path, capability: tuple[int, int] = (8, 9), gpu: str = "") -> BuildRequest:
@@ -69,52 +74,50 @@ def shown_by(bars: Bars, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return monitors
 
 
-def test_every_phase_of_the_builder_is_a_bar_while_it_lasts(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bars = Bars()
-    shown_by(bars, monkeypatch)
+def test_a_plan_is_built_once_and_without_a_terminal_nothing_is_shown(
+    tiny_bundle: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    lines: list[str] = []
+    first = obtain(requested(tiny_bundle, gpu="NVIDIA GeForce RTX 4090"), lines.append)
+    assert first.card.key.gpu == ""
+    assert obtain(requested(tiny_bundle, gpu="NVIDIA RTX 4000 Ada"), lines.append) == first
+    assert lines == ["rtx: there is no engine yet; building for compute capability 8.9, profile small"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_plan_is_built_again_when_asked_and_every_phase_of_the_builder_is_a_bar_while_it_lasts(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     obtain(requested(tiny_bundle), lambda text: None)
+    bars, lines = Bars(), list[str]()
+    shown_by(bars, monkeypatch)
+    obtain(requested(tiny_bundle), lines.append, again=True)
+    assert "asked to build again" in lines[0]
     assert "Building engine" in bars.seen
     assert bars.steps > 10
     assert bars.open == {}
 
 
-def test_an_interrupted_build_ends_at_its_next_step_and_keeps_nothing(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_build_for_another_gpu_ends_at_its_next_step_and_keeps_nothing(
+    tiny_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bars = Bars(interrupt_at=3)
+    obtain(requested(tiny_bundle), lambda text: None)
+    plans = sorted(cache.rglob("*.plan"))
+    bars, lines = Bars(interrupt_at=3), list[str]()
     shown_by(bars, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        obtain(requested(tiny_bundle), lambda text: None)
+        obtain(requested(tiny_bundle, (12, 0)), lines.append)
+    assert "the closest engine differs: compute_capability 8.9 in place of 12.0" in lines[0]
     assert bars.steps < 10
-    assert not [*(tmp_path / "cache").rglob("*.plan")]
-
-
-def test_without_a_terminal_nothing_is_shown(
-    tiny_bundle: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
-    lines: list[str] = []
-    obtain(requested(tiny_bundle), lines.append)
-    assert lines == ["rtx: there is no engine yet; building for compute capability 8.9, profile small"]
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_plan_is_built_once_and_again_when_asked(tiny_bundle: Path) -> None:
-    lines: list[str] = []
-    first = obtain(requested(tiny_bundle, gpu="NVIDIA GeForce RTX 4090"), lines.append)
-    assert first.card.key.gpu == ""
-    assert obtain(requested(tiny_bundle, gpu="NVIDIA RTX 4000 Ada"), lines.append) == first
-    assert len(lines) == 1
-    obtain(requested(tiny_bundle), lines.append, again=True)
-    assert "asked to build again" in lines[1]
-    obtain(requested(tiny_bundle, (12, 0)), lines.append)
-    assert "the closest engine differs: compute_capability 8.9 in place of 12.0" in lines[2]
+    assert sorted(cache.rglob("*.plan")) == plans
 
 
 def test_a_graph_that_does_not_parse_is_an_error_of_one_line(bundle_copy: Path) -> None:
     # A bundle that was not checked: one that was opened would be refused before the parser sees it.
     unchecked = Bundle(bundle_copy, Bundle.open(bundle_copy).manifest)
-    request = replace(requested(bundle_copy), bundle=unchecked)
+    # No test builds for this GPU to the end, so there is no plan yet.
+    request = replace(requested(bundle_copy, (12, 0)), bundle=unchecked)
     (bundle_copy / MODEL).write_bytes(b"not a graph")
     with pytest.raises(
         EngineError, match=r"model\.onnx: tensorrt_rtx .* cannot parse it \(.*Failed to parse"
