@@ -153,7 +153,7 @@ def test_a_stopped_export_writes_a_whole_bundle_or_none(
     job.tidy(ending)
     older = Path(shutil.copytree(output, tmp_path / "older.mdmf"))
     for number, few in ((signal.SIGKILL, 2), (signal.SIGTERM, 1)):
-        for n, at in enumerate(moments(ending.counts[0], few, f"export {number}")):
+        for n, at in enumerate(moments(ending.counts[0], few, f"export {number} in the middle")):
             again = replace(job, older=older if n % 2 else None)
             again.begin()
             rule = Rule(job.folder, CHANGES, Action.tear, at, number)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pyarrow.fs
 import pytest
@@ -31,6 +33,27 @@ def server() -> Iterator[str]:
         host, port = server.get_host_and_port()
         yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
     server.stop()
+
+
+class Denying(BaseHTTPRequestHandler):
+    """Denies every request. A client tries again for seconds where nobody answers, but not here."""
+
+    def do_HEAD(self) -> None:
+        self.send_error(403)
+
+    do_GET = do_HEAD  # noqa: N815
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def denying() -> Iterator[str]:
+    """The options that name an S3 server on loopback which knows nobody."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Denying) as server:
+        Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield f"?endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=us-east-1"
+        server.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +136,13 @@ def test_a_file_system_that_fails_costs_rows(
     [
         ("/*.jpg", None, "globs are for local paths"),
         ("/x", "?bogus=1", "Unexpected query parameter"),
-        ("/x", "?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1", "check the address"),
+        ("/x", "denying", "check the address"),
     ],
 )
 def test_errors_and_texts_hold_no_credentials(
-    bucket: str, server: str, key: str, options: str | None, message: str
+    bucket: str, server: str, denying: str, key: str, options: str | None, message: str
 ) -> None:
-    given = f"{bucket}{key}{server if options is None else options}"
+    given = f"{bucket}{key}{ {None: server, 'denying': denying}.get(options, options) }"
     with pytest.raises(MdmfError, match=message) as caught:
         list_inputs([given])
     shown = [str(caught.value), repr(Location.of(bucket + server)), str(Location.of(bucket + server))]
