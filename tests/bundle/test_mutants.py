@@ -6,33 +6,40 @@ Whoever sends a bundle can compute its hashes again, so nothing but the values t
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
 from helpers.bundle_mutants import mutant, read_tensors, write_tensors
-from helpers.handmade import calibration_of
+from helpers.handmade import calibration_of, make_bundle
 from helpers.mdmf import mdmf
 from helpers.synthetic_photos import write_photos
 
 from mdmf_deploy.bundle.bank import Bank
 from mdmf_deploy.bundle.bundle import Bundle, shipped, write_bundle
 from mdmf_deploy.bundle.manifest import BANK, CALIBRATION, PROBES
-from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes
+from mdmf_deploy.bundle.probe_images import probe_crops, probes_from_bytes, probes_to_bytes
 from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.errors import BankError, MdmfError
 from mdmf_deploy.mmd.reference import check_self_term
+from mdmf_deploy.runtime import open_engine
 from mdmf_deploy.tasks.bank.compress import compress_bundle
+from mdmf_deploy.tasks.verify import extract_crops
 
 # Each opens in milliseconds. Every eighth gets a detector, and every sixtieth the commands.
 SEEDS = range(300)
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two calibrated bundles of one model. The second has a bank and a calibration of its own."""
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two calibrated bundles of one small model. The second has a bank and a calibration of its own."""
     folder = tmp_path_factory.mktemp("pair")
-    bundle = Bundle.open(tiny_bundle)
+    bundle = make_bundle(folder / "unprobed.mdmf")
+    crops = probe_crops(bundle.manifest.preprocessing.crop)
+    with closing(open_engine("onnxruntime", bundle)) as engine:
+        signatures = extract_crops(crops, engine, bundle.manifest.preprocessing)
+    probes = {PROBES: probes_to_bytes(signatures, crops)}
+    bundle = write_bundle(folder / "probed.mdmf", bundle.manifest, {**bundle.files(), **probes})
     found = []
     for name, points, shift in (("a.mdmf", None, 0.0), ("b.mdmf", 8, 0.5)):
         made = bundle if points is None else compress_bundle(bundle, folder / name, points=points).bundle

@@ -61,7 +61,7 @@ _SLOW_ENGINE = """
 import sys, time
 from mdmf_deploy.runtime import ort
 call = ort.OrtEngine.__call__
-ort.OrtEngine.__call__ = lambda self, images: (time.sleep(1), call(self, images))[1]
+ort.OrtEngine.__call__ = lambda self, images: (time.sleep(0.4), call(self, images))[1]
 from mdmf_deploy.cli import main
 main()
 """

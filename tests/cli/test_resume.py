@@ -66,7 +66,6 @@ def detect(calibrated: Path, given: Path) -> Any:
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_only_what_is_missing_is_done(detect: Any, given: Path, tmp_path: Path, ending: str) -> None:
     whole, rows = tmp_path / f"whole{ending}", tmp_path / f"rows{ending}"
-    assert detect("-o", tmp_path / "plain.jsonl").exit_code == 0
     assert detect("-o", whole, "--resume").exit_code == 0
     held_back = [path.rename(tmp_path / path.name) for path in sorted(given.iterdir())[3:7]]
     first = detect("-o", rows, "--resume")
@@ -79,6 +78,7 @@ def test_only_what_is_missing_is_done(detect: Any, given: Path, tmp_path: Path, 
     assert f"mdmf: wrote 4 rows to {rows}" in second.stderr
     assert by_uri(read(rows)) == by_uri(read(whole))
     if ending == ".jsonl":
+        assert detect("-o", tmp_path / "plain.jsonl").exit_code == 0
         assert read(whole) == read(tmp_path / "plain.jsonl")
     files = [path for path in (rows, *rows.glob("*")) if path.is_file()]
     before = [(path, path.stat().st_mtime_ns) for path in files]
@@ -242,18 +242,17 @@ def many(given: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_says_how_to_go_on(calibrated: Path, many: Path, tmp_path: Path, number: int) -> None:
+def test_an_interrupt_says_how_to_go_on(calibrated: Path, many: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     process = subprocess.Popen(command(many, calibrated, rows), stderr=subprocess.PIPE)
     try:
         wait_for_rows(process, rows, 5)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + signal.SIGTERM
     last = errors.decode().splitlines()[-1]
     assert last == f"mdmf: interrupted; finished rows are in {rows}; the same command goes on there"
     found = len(read(rows))
@@ -270,7 +269,7 @@ def test_kill_9_loses_and_doubles_nothing(calibrated: Path, many: Path, tmp_path
     print(f"seed {seed}")
     rows, chosen = tmp_path / "rows.csv", random.Random(seed)
     rows_before = 0
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(command(many, calibrated, rows), stderr=subprocess.DEVNULL)
         try:
             wait_for_rows(process, rows, rows_before + 2)
