@@ -88,6 +88,8 @@ def load_ray() -> Any:
     # Ray reads these when it is imported, and hands them to its processes.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # The history of tasks, which only the dashboard shows. It waits in the driver's memory.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     try:
         import ray
         import ray.data

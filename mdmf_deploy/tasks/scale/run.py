@@ -347,11 +347,11 @@ def _signature_type(request: ScaleRequest) -> SignatureType | None:
 
 def _home(todo: pyarrow.Table) -> tuple[str, str] | None:
     """Return the working folder and the folder of a local input that exists, for workers to look at."""
-    local = todo.filter(pyarrow.compute.equal(todo["place"], LOCAL))
-    if not len(local):
+    local = pyarrow.compute.equal(todo["place"], LOCAL)
+    if not pyarrow.compute.any(local).as_py():
         return None
-    found = local.filter(pyarrow.compute.is_valid(local["size"]))
-    folder = os.path.dirname(os.fsdecode(found["path"][0].as_py())) if len(found) else ""  # noqa: PTH120
+    at = pyarrow.compute.index(pyarrow.compute.and_(local, pyarrow.compute.is_valid(todo["size"])), True).as_py()
+    folder = os.path.dirname(os.fsdecode(todo["path"][at].as_py())) if at >= 0 else ""  # noqa: PTH120
     return os.getcwd(), folder or "."  # noqa: PTH109
 
 
