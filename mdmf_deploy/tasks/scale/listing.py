@@ -109,8 +109,7 @@ class _Maker:
                 for path in group:
                     self.add_url(str(path))
             else:
-                paths = iter(group)
-                while some := list(islice(paths, AT_ONCE)):
+                while some := list(islice(group, AT_ONCE)):
                     self._add_local(some)
 
     def add_url(self, text: str) -> None:
