@@ -13,8 +13,11 @@ from mdmf_deploy.images.listing import VIDEO_SUFFIXES
 from mdmf_deploy.tasks.scale.stages import Reading
 from mdmf_deploy.tasks.scale.tables import KEYS, packed
 
-BLOCK, BLOCK_BYTES = 32, 64 * 2**20
-"""Inputs in a block, and bytes of their crops, at most. A block travels whole, and is done again if its worker dies."""
+BLOCK, BLOCK_BYTES = 128, 32 * 2**20
+"""Inputs in a block, and bytes of their crops, at most. A block travels whole, and is done again if its worker dies.
+
+Ray Data keeps about 20 kB in the driver for each block, so small crops travel in larger ones.
+"""
 
 GROUP = 64
 """Blocks that are handed to Ray Data as one."""

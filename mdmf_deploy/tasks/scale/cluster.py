@@ -34,7 +34,7 @@ from mdmf_deploy.text import one_line
 _LOG = logging.getLogger(__name__)
 
 _STORE_PER_CORE, _LEAST_STORE, _MOST_STORE = 256 * 2**20, 512 * 2**20, 8 * 2**30
-"""Bytes of shared memory for the blocks that wait between the stages. A core works on two or three of 20 MB each."""
+"""Bytes of shared memory for the blocks that wait between the stages. A core works on two or three of 32 MB at most."""
 
 _PREFIX = "mdmf-ray-"
 _YOUNG = 60.0  # seconds in which a folder may be made and not yet locked
