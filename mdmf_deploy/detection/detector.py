@@ -262,8 +262,7 @@ class Detector:
         """Yield the rows of sources that another process has read and cropped, as `stream_by_source` would.
 
         prepared: with this bundle's preprocessing, by mdmf_deploy.detection.feed.prepare.
-        on_extraction: as of `stream_by_source`.
-        Scoring runs on the calling thread.
+        on_extraction: as of `stream_by_source`. Scoring runs on the calling thread.
         """
         self._streams.check()
         batches = extract_prepared(
