@@ -141,3 +141,16 @@ def test_an_interrupt_keeps_the_signatures_of_finished_rows(
     assert "has 3 of 8 inputs; 5 are new" in detect(inputs, *options)
     found = timeless_lines(mdmf("rescore", kept, "--bundle", tiny_bundle, "--json").stdout)
     assert found == rows_of(rows)
+
+
+def test_signatures_can_be_kept_where_a_url_says(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    rows, kept = tmp_path / "rows.csv", tmp_path / "kept"
+    done = mdmf("detect", photos, "--bundle", tiny_bundle, "-o", rows, "--keep-signatures", kept.as_uri())
+    assert done.exit_code == 0, done.output
+    again = mdmf("rescore", kept, "--bundle", tiny_bundle, "--json")
+    assert len(again.stdout.splitlines()) == len(list(photos.iterdir()))
+    away = "s3://IDENTITY:hushhush@bucket/kept?no_such_option=1"
+    refused = mdmf("detect", photos, "--bundle", tiny_bundle, "--keep-signatures", away)
+    assert refused.exit_code == 2
+    assert "hushhush" not in refused.output
+    assert "s3://bucket" in refused.stderr
