@@ -17,7 +17,9 @@ from mdmf_deploy.cli.options import AsJson, BundleOption, Yes, complete_recipe, 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.outputs import Writer
     from mdmf_deploy.detection.rows import Row
-    from mdmf_deploy.tasks.evaluate.evaluate import Audit, KnownImage, Table
+    from mdmf_deploy.tasks.evaluate.audit import Audit
+    from mdmf_deploy.tasks.evaluate.datasets import KnownImage
+    from mdmf_deploy.tasks.evaluate.evaluate import Table
     from mdmf_deploy.tasks.evaluate.metrics import Estimate
 
 _SHOWN = 3
@@ -83,7 +85,10 @@ def evaluate(
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.outputs import WRITERS, check_ending, open_output
     from mdmf_deploy.errors import GateFailed, UsageError
-    from mdmf_deploy.tasks.evaluate.evaluate import AS_IS, Condition, audit, find_images, judge, tabulate, unscored
+    from mdmf_deploy.tasks.evaluate.audit import audit
+    from mdmf_deploy.tasks.evaluate.conditions import AS_IS, Condition
+    from mdmf_deploy.tasks.evaluate.datasets import find_images
+    from mdmf_deploy.tasks.evaluate.evaluate import judge, tabulate, unscored
 
     if output is not None:
         check_ending(output, WRITERS)

@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 import pytest
-from PIL import Image
 
-from mdmf_deploy.bundle.recipe import Split, part_of, source_of
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.tasks.evaluate.evaluate import Condition, KnownImage, audit, find_images, judge, tabulate, unscored
+from mdmf_deploy.tasks.evaluate.audit import audit
+from mdmf_deploy.tasks.evaluate.conditions import Condition
+from mdmf_deploy.tasks.evaluate.datasets import KnownImage, find_images
+from mdmf_deploy.tasks.evaluate.evaluate import judge, tabulate, unscored
 
 
 def bundle(bank: Iterable[str] = (), calibration: Iterable[str] | None = None) -> Any:
     calibrated = None if calibration is None else SimpleNamespace(image_sha256=tuple(calibration))
     return SimpleNamespace(bank=SimpleNamespace(hashes=frozenset(bank)), calibration=calibrated)
-
-
-@pytest.fixture
-def dataset(photos: Path, tmp_path: Path) -> Path:
-    """A data set of 6 real images, one of them in a sub-folder, 4 of generator a and 2 of generator b."""
-    names = sorted(photos.iterdir())
-    for folder, files in {
-        "real": names[:5],
-        "real/deeper": names[5:6],
-        "generated/b": names[6:8],
-        "generated/a": names[8:],
-    }.items():
-        (tmp_path / folder).mkdir(parents=True)
-        for file in files:
-            shutil.copy(file, tmp_path / folder)
-    return tmp_path
 
 
 def row(score: float | None, verdict: Literal["real", "generated", "uncertain", "uncalibrated", "error"]) -> Row:
@@ -48,23 +30,6 @@ def row(score: float | None, verdict: Literal["real", "generated", "uncertain", 
 
 def pairs(generator: str | None, *rows: Row) -> list[tuple[KnownImage, Row]]:
     return [(KnownImage(Path("x"), "0", generator), row) for row in rows]
-
-
-def test_finds_classes_by_folder(dataset: Path) -> None:
-    images = find_images(dataset)
-    assert [image.generator for image in images] == [None] * 6 + ["a"] * 4 + ["b"] * 2
-    assert all(s.sha256 == hashlib.sha256(s.path.read_bytes()).hexdigest() for s in images)
-
-
-def test_folder_names_are_literal_and_hidden_folders_are_no_generators(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (dataset / "generated/a").rename(dataset / "generated/[a]*")
-    (dataset / "generated/.cache").mkdir()
-    shutil.copytree(dataset, tmp_path / "@set")
-    monkeypatch.chdir(tmp_path)
-    for folder in (dataset, Path("@set")):
-        assert [image.generator for image in find_images(folder)] == [None] * 6 + ["[a]*"] * 4 + ["b"] * 2
 
 
 def test_a_generator_that_lost_every_image_is_named(dataset: Path) -> None:
@@ -79,88 +44,6 @@ def test_a_generator_that_lost_every_image_is_named(dataset: Path) -> None:
     tables = [tabulate("x", judged, resamples=2) for judged in (whole, broken)]
     assert unscored([image for image, _ in whole], tables[:1]) == []
     assert unscored([image for image, _ in whole], tables) == ["b"]
-
-
-@pytest.mark.parametrize("folders", [[], ["real"], ["generated/a"], ["real", "generated"]])
-def test_another_layout_is_an_error(folders: list[str], tmp_path: Path) -> None:
-    for folder in folders:
-        (tmp_path / folder).mkdir(parents=True)
-    with pytest.raises(UsageError, match="expected"):
-        find_images(tmp_path)
-
-
-def test_images_that_shaped_the_bundle_are_left_out(dataset: Path) -> None:
-    shutil.copy(dataset / "generated/a/photo08.jpg", dataset / "generated/b/copy.jpg")
-    images = find_images(dataset)
-    banked, calibrated = images[0], images[7]
-    assert banked.sha256
-    assert calibrated.sha256
-    kept, report = audit(images, bundle([banked.sha256], [calibrated.sha256]))
-    assert report.in_bank == (str(banked.path),)
-    assert report.in_calibration == (str(calibrated.path),)
-    assert report.copies == (str(dataset / "generated/b/copy.jpg"),)
-    assert (report.judged, report.other_parts) == (10, 0) == (len(kept), 0)
-    assert not {banked, calibrated} & set(kept)
-
-
-def test_an_image_cannot_be_real_and_generated(dataset: Path) -> None:
-    shutil.copy(dataset / "generated/a/photo08.jpg", dataset / "real/other.jpg")
-    with pytest.raises(UsageError, match=r"other\.jpg and .*photo08\.jpg are the same bytes"):
-        audit(find_images(dataset), bundle())
-
-
-def test_the_split_keeps_one_part_and_all_of_held_out_generators(dataset: Path) -> None:
-    split = Split(train=0.5, validation=0.2, held_out=("b",))
-    images = find_images(dataset)
-    seen: list[KnownImage] = []
-    for part in ("train", "validation", "test"):
-        kept, report = audit(images, bundle(), split, part)
-        assert all(part_of(image.sha256 or "", split, source_of(image.path, image.generator)) == part for image in kept)
-        assert report.other_parts == len(images) - len(kept)
-        assert ("b" in {image.generator for image in kept}) == (part == "test")
-        seen += kept
-    assert sorted(seen, key=str) == sorted(images, key=str)
-
-
-def test_unreadable_files_are_kept_for_a_row_of_their_own(tmp_path: Path) -> None:
-    gone = KnownImage(tmp_path / "gone.jpg", None, None)
-    kept, report = audit([gone, gone], bundle(), Split())
-    assert kept == [gone, gone]
-    assert report.copies == ()
-
-
-@pytest.mark.parametrize(
-    "text", ["", "jpeg", "jpeg:0", "jpeg:101", "jpeg:7.5", "resize:0", "resize:9", "jpeg:75,blur:2"]
-)
-def test_unknown_conditions_are_errors(text: str) -> None:
-    with pytest.raises(UsageError, match="expected 'as is', jpeg:QUALITY"):
-        Condition.parse(text)
-
-
-def test_a_condition_changes_the_image_step_by_step(photos: Path) -> None:
-    path = photos / "photo01.png"
-    original = np.asarray(Image.open(path))
-    assert Condition.parse("as is").source(path) == path
-    halved = Condition.parse("resize:0.5").source(path)
-    assert isinstance(halved, np.ndarray)
-    assert halved.shape == (original.shape[0] // 2, original.shape[1] // 2, 3)
-    data = Condition.parse("jpeg:75").source(path)
-    assert isinstance(data, bytes)
-    expected = io.BytesIO()
-    Image.fromarray(original).save(expected, "JPEG", quality=75, subsampling=2)
-    assert data == expected.getvalue()
-    both = Condition.parse("resize:0.5, jpeg:75").source(path)
-    assert isinstance(both, bytes)
-    assert Image.open(io.BytesIO(both)).size == (halved.shape[1], halved.shape[0])
-    last = Condition.parse("jpeg:10,resize:1").source(path)
-    assert isinstance(last, np.ndarray)
-    assert not np.array_equal(last, original)
-
-
-def test_a_file_that_cannot_be_decoded_is_left_to_the_detector(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"\xff\xd8\xff")
-    assert Condition.parse("jpeg:75").source(broken) == broken
 
 
 def test_rows_name_the_file_not_the_changed_image(dataset: Path) -> None:
