@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mdmf_deploy.bundle.bank import Bank, BankSource
 from mdmf_deploy.mmd import Reduction, score_images
 from mdmf_deploy.mmd.reference import gaussian_kernel, uniform_bank
-from mdmf_deploy.tasks.evaluate.metrics import RESAMPLES, Estimate, Figures, auroc_and_ap, figures, wilson
+from mdmf_deploy.tasks.evaluate.metrics import RESAMPLES, Estimate, Figures, Sample, draws, figures, roc_figures, wilson
 from mdmf_deploy.tasks.verify import rank_correlation
 
 K = TypeVar("K")
@@ -196,8 +196,7 @@ def bank(
     def auroc(values: NDArray[np.float64]) -> float:
         negative, positive = values[: len(real)], values[len(real) :]
         each = [positive[[n == name for n in names]] for name in dict.fromkeys(names)]
-        ones = [auroc_and_ap(negative, one, np.ones((1, len(negative))), np.ones((1, len(one))))[0] for one in each]
-        return float(np.mean(ones))
+        return float(np.mean([roc_figures(negative, one).auroc for one in each]))
 
     base = auroc(scores)
     rows = [("the bundle's", len(shipped.signatures), _three(base))]
@@ -248,11 +247,16 @@ def pairs(judged: Mapping[str, Sequence[tuple[Scored, Scored]]]) -> Section:
 
 def compare(real: Sequence[Scored], generated: Sequence[Scored], resamples: int = RESAMPLES) -> Figures:
     """Return the figures of two sets of images, with flags by score alone."""
-    scores = [np.array([image.score for image in images]) for images in (real, generated)]
-    if any(image.flagged is None for image in (*real, *generated)):
-        return figures(scores[0], scores[1], None, None, resamples)
-    flags = [np.array([image.flagged for image in images], np.bool_) for images in (real, generated)]
-    return figures(scores[0], scores[1], flags[0], flags[1], resamples)
+    judged = all(image.flagged is not None for image in (*real, *generated))
+    samples = [
+        Sample(
+            np.array([image.score for image in images]),
+            np.array([image.flagged for image in images], np.bool_) if judged else None,
+            stream=name,
+        )
+        for name, images in (("real", real), ("generated", generated))
+    ]
+    return figures(samples[1], draws(samples[0], samples[1], resamples))
 
 
 def by(images: Iterable[Scored], key: Callable[[Scored], K]) -> dict[K, list[Scored]]:

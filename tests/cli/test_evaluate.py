@@ -48,7 +48,7 @@ def test_a_table_for_each_condition_and_a_row_for_each_image(dataset: Path, tiny
     assert [line["generator"] for line in lines[:12]] == [None] * 6 + ["a"] * 3 + ["b"] * 3
     assert all(before["score"] != after["score"] for before, after in zip(lines[:12], lines[12:], strict=True))
     text = evaluate(dataset, tiny_bundle, *arguments).stdout
-    assert [line.split()[0] for line in text.splitlines() if line.strip()].count("mean") == 4
+    assert [line.split()[0] for line in text.splitlines() if line.strip()].count("mean") == 8
     assert f"{report['tables'][0]['pooled']['auroc']['value']:.3f}" in text
 
 
@@ -121,7 +121,7 @@ def test_the_split_of_another_recipe_is_said_to_prove_nothing(
         "[training.split]\ntrain = 0.01\nvalidation = 0.01\n"
     )
     lines = evaluate(dataset, tiny_bundle, "--split", str(recipe), "--json").stderr.splitlines()
-    warnings = [line for line in lines if line.startswith("mdmf: warning: ")]
+    warnings = [line for line in lines if line.startswith("mdmf: warning: --split")]
     said = f"mdmf: warning: --split {recipe} is recipe 'other', but this bundle was trained by 'tiny'; "
     assert warnings == ([] if name == "tiny" else [f"{said}images that it was trained on may be judged"])
 
@@ -142,7 +142,7 @@ def test_rows_are_written_in_the_formats_of_detect(
     else:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     assert [row["generator"] or None for row in rows] == [None] * 6 + ["a"] * 3 + ["b"] * 3
-    assert list(rows[0]) == ["condition", "generator", *COLUMNS]
+    assert list(rows[0]) == ["condition", "generator", "kind", "compared_with", *COLUMNS]
 
 
 @pytest.mark.parametrize(

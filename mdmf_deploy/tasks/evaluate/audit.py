@@ -14,6 +14,7 @@ from mdmf_deploy.tasks.evaluate.datasets import KnownImage
 
 if TYPE_CHECKING:
     from mdmf_deploy.bundle.bundle import Bundle
+    from mdmf_deploy.bundle.calibration import Calibration
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,11 +40,13 @@ def audit(
     """Return the images that may be judged, and an account of the others.
 
     split: keep only the images that it puts into `part`.
+    A real image that lies beside several generators is kept beside each of them.
     Raises UsageError if the same bytes are called both real and generated.
     """
     banked, calibration = bundle.bank.hashes, bundle.calibration
-    calibrated = frozenset(calibration.image_sha256) if calibration else frozenset()
+    calibrated = _calibrated(calibration) if calibration else frozenset()
     seen: dict[str, KnownImage] = {}
+    places: set[tuple[str, str | None]] = set()
     generators: dict[str, None] = {}
     kept: list[KnownImage] = []
     dropped: dict[str, list[str]] = {"in_bank": [], "in_calibration": [], "copies": []}
@@ -59,17 +62,35 @@ def audit(
         first = seen.setdefault(sha256, image)
         if (first.generator is None) != (image.generator is None):
             raise UsageError(f"{uri(first.path)} and {uri(image.path)} are the same bytes; is it real or generated?")
-        if first is not image:
+        if (sha256, image.compared_with) in places:
             dropped["copies"].append(uri(image.path))
+            continue
+        places.add((sha256, image.compared_with))
+        if split is not None and part_of(sha256, split, source_of(image.path, image.generator)) != part:
+            other_parts += 1
         elif sha256 in banked:
             dropped["in_bank"].append(uri(image.path))
         elif sha256 in calibrated:
             dropped["in_calibration"].append(uri(image.path))
-        elif split is not None and part_of(sha256, split, source_of(image.path, image.generator)) != part:
-            other_parts += 1
         else:
             kept.append(image)
     lists = {name: tuple(uris) for name, uris in dropped.items()}
     remaining = {image.generator for image in kept}
     left_out = tuple(name for name in generators if name not in remaining)
     return kept, Audit(judged=len(kept), other_parts=other_parts, left_out=left_out, **lists)
+
+
+def refuse_overlap(audited: Audit) -> None:
+    """Raise UsageError if images of the data set shaped the bundle."""
+    banked, calibrated = len(audited.in_bank), len(audited.in_calibration)
+    if banked or calibrated:
+        first = (*audited.in_bank, *audited.in_calibration)[0]
+        raise UsageError(
+            f"{banked + calibrated} images of the data set made this bundle ({banked} are in its bank, {calibrated} in "
+            f"its calibration), such as {first}; judge others, or add --allow-overlap, which leaves these out"
+        )
+
+
+def _calibrated(calibration: Calibration) -> frozenset[str]:
+    videos = () if calibration.videos is None else calibration.videos.video_sha256
+    return frozenset((*calibration.image_sha256, *videos))

@@ -6,29 +6,34 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from mdmf_deploy.detection.rows import Row
-from mdmf_deploy.errors import UsageError
 from mdmf_deploy.images.inputs import uri
+from mdmf_deploy.tasks.evaluate.comparison import Comparison, Judged, fpr_of, uncertain
 from mdmf_deploy.tasks.evaluate.conditions import Condition
 from mdmf_deploy.tasks.evaluate.datasets import KnownImage
-from mdmf_deploy.tasks.evaluate.metrics import RESAMPLES, Estimate, Figures, figures, wilson
+from mdmf_deploy.tasks.evaluate.groups import Group, kinds_of, sizes_of
+from mdmf_deploy.tasks.evaluate.metrics import RESAMPLES, Draws, Estimate, Figures, figures, mean_figures
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.detector import Detector
+
+FEW = 10
+"""A generator with fewer images is named, because its figures say little."""
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
     """The figures measured under one condition.
 
-    real_images: how many are readable.
+    real_images: how many are readable. One that is compared with several generators counts once.
     fpr: the fraction of real images with the verdict "generated", None if uncalibrated.
     real_uncertain: how many real images got the verdict "uncertain", which is not "generated". None if uncalibrated.
     generators: worst AUROC first.
-    mean: auroc, ap, acc and tpr averaged over the generators. acc and tpr are None if uncalibrated.
+    mean: every figure of metrics.AVERAGED, averaged over the generators. None where a generator lacks it.
     pooled: all generated images taken as one generator.
+    kinds: "photographs", "art", "screenshots" and "videos", where folders or lists say so, and "other".
+    sizes: by the calibration's size groups, or without one by those that calibrations have by default.
+    best_thresholds: at which best_acc is measured, one for each half of the images or one of another data set.
     unreadable: images without a score, as row URIs.
     """
 
@@ -37,8 +42,11 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     fpr: Estimate | None
     real_uncertain: int | None
     generators: dict[str, Figures]
-    mean: dict[str, float | None]
+    mean: dict[str, Estimate | None]
     pooled: Figures
+    kinds: dict[str, Group]
+    sizes: dict[str, Group]
+    best_thresholds: tuple[float, ...]
     unreadable: tuple[str, ...]
 
     @property
@@ -46,47 +54,56 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         """The AUROC of the generator that is hardest to tell from real images."""
         return min(figure.auroc.value for figure in self.generators.values())
 
+    @property
+    def few(self) -> list[str]:
+        """The generators with fewer than FEW images."""
+        return [name for name, figure in self.generators.items() if figure.images < FEW]
 
-def judge(detector: Detector, images: Sequence[KnownImage], condition: Condition) -> Iterator[tuple[KnownImage, Row]]:
+
+def judge(detector: Detector, images: Sequence[KnownImage], condition: Condition) -> Iterator[Judged]:
     """Yield each image with its row, in order. The row's uri and sha256 are the file's, not the changed image's."""
     rows = detector.stream(condition.source(image.path) for image in images)
     for image, row in zip(images, rows, strict=True):
-        yield image, msgspec.structs.replace(row, uri=uri(image.path), sha256=image.sha256)
+        yield Judged(image, msgspec.structs.replace(row, uri=uri(image.path), sha256=image.sha256))
 
 
-def tabulate(condition: str, judged: Iterable[tuple[KnownImage, Row]], resamples: int = RESAMPLES) -> Table:
-    """Compute the figures of one condition. Raises UsageError unless real and generated images are readable."""
-    rows: dict[str | None, list[Row]] = {}
-    unreadable = []
-    for image, row in judged:
-        if row.score is None:
-            unreadable.append(row.uri)
-        else:
-            rows.setdefault(image.generator, []).append(row)
-    real = rows.pop(None, [])
-    generators = {name: rows_of for name, rows_of in rows.items() if name is not None}
-    if not real or not generators:
-        missing = "generated" if real else "real"
-        raise UsageError(f"no {missing} image is left to judge; give more, or another --part")
-    calibrated = _decided(real)
+def tabulate(
+    condition: str,
+    judged: Iterable[tuple[KnownImage, Row]],
+    resamples: int = RESAMPLES,
+    threshold: float | None = None,
+) -> Table:
+    """Compute the figures of one condition.
 
-    def measure(generated: list[Row]) -> Figures:
-        if not (calibrated and _decided(generated)):
-            return figures(_scores(real), _scores(generated), None, None, resamples)
-        measured = figures(_scores(real), _scores(generated), _flags(real), _flags(generated), resamples)
-        return msgspec.structs.replace(measured, uncertain=_uncertain(generated))
-
-    by_generator = {name: measure(rows_of) for name, rows_of in generators.items()}
+    threshold: for best_acc, found on another data set. None means that each half of the images gives the other's.
+    Raises UsageError unless real and generated images are readable.
+    """
+    pairs = [Judged(*pair) for pair in judged]
+    scored = [pair for pair in pairs if pair.row.score is not None]
+    comparison = Comparison(scored, threshold, resamples)
+    generators, drawn = {}, []
+    for name, own in comparison.generated.items():
+        drawn.append(comparison.draws(name, comparison.real_of(name), own))
+        generators[name] = _figures(comparison, own, drawn[-1])
+    everything = [pair for own in comparison.generated.values() for pair in own]
     return Table(
         condition=condition,
-        real_images=len(real),
-        fpr=wilson(int(_flags(real).sum()), len(real)) if calibrated else None,
-        real_uncertain=_uncertain(real) if calibrated else None,
-        generators=dict(sorted(by_generator.items(), key=lambda item: item[1].auroc.value)),
-        mean={name: _mean(by_generator.values(), name) for name in ("auroc", "ap", "acc", "tpr")},
-        pooled=measure([row for rows_of in generators.values() for row in rows_of]),
-        unreadable=tuple(unreadable),
+        real_images=len(comparison.real),
+        fpr=fpr_of(comparison.real),
+        real_uncertain=uncertain(comparison.real),
+        generators=dict(sorted(generators.items(), key=lambda item: item[1].auroc.value)),
+        mean=mean_figures(drawn),
+        pooled=_figures(comparison, everything, comparison.draws("", comparison.real, everything)),
+        kinds=kinds_of(comparison),
+        sizes=sizes_of(comparison),
+        best_thresholds=tuple(dict.fromkeys(comparison.thresholds)),
+        unreadable=tuple(pair.row.uri for pair in pairs if pair.row.score is None),
     )
+
+
+def _figures(comparison: Comparison, generated: list[Judged], drawn: Draws) -> Figures:
+    found = figures(comparison.sample(generated), drawn)
+    return msgspec.structs.replace(found, uncertain=None if found.tpr is None else uncertain(generated))
 
 
 def unscored(images: Iterable[KnownImage], tables: Sequence[Table]) -> list[str]:
@@ -95,23 +112,12 @@ def unscored(images: Iterable[KnownImage], tables: Sequence[Table]) -> list[str]
     return [name for name in names if any(name not in table.generators for table in tables)]
 
 
-def _mean(rows: Iterable[Figures], name: str) -> float | None:
-    estimates = [getattr(row, name) for row in rows]
-    return None if None in estimates else float(np.mean([estimate.value for estimate in estimates]))
+def threshold_of(judged: Iterable[tuple[KnownImage, Row]]) -> float:
+    """Return the threshold that has the highest accuracy on these images, as `tabulate` takes it.
 
-
-def _scores(rows: list[Row]) -> NDArray[np.float64]:
-    return np.array([row.score for row in rows], dtype=np.float64)
-
-
-def _flags(rows: list[Row]) -> NDArray[np.bool_]:
-    return np.array([row.verdict == "generated" for row in rows])
-
-
-def _decided(rows: list[Row]) -> bool:
-    """Return whether any of these images could have been called generated. If none could, a rate of 0 says nothing."""
-    return any(row.verdict != "uncalibrated" and row.reason != "no_calibration_for_this_size" for row in rows)
-
-
-def _uncertain(rows: list[Row]) -> int:
-    return sum(row.verdict == "uncertain" for row in rows)
+    Raises UsageError unless real and generated images are readable.
+    """
+    scored = [Judged(*pair) for pair in judged if pair[1].score is not None]
+    found = Comparison(scored, None, 0).best(lambda pair: True)
+    assert found is not None  # both classes have images
+    return found

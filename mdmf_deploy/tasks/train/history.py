@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from mdmf_deploy.errors import UsageError
-from mdmf_deploy.files import atomic_file, cache_folder
+from mdmf_deploy.files import atomic_file
+from mdmf_deploy.tasks.plots import new_figure
 from mdmf_deploy.tasks.train.validate import Record
 from mdmf_deploy.text import cell
 
@@ -26,12 +23,7 @@ def write_csv(path: Path, history: Sequence[Record]) -> None:
 
 def write_plot(path: Path, history: Sequence[Record], title: str) -> None:
     """Plot loss, test power, validation AUROC and gates over the steps as a PNG."""
-    with _font_list_in_cache():
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 3.2))
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 3.2)
     # Fixed margins: to compute them takes three times as long as to draw.
     panels = figure.subplots(
         1, 4, gridspec_kw={"left": 0.04, "right": 0.99, "bottom": 0.15, "top": 0.82, "wspace": 0.2}
@@ -55,27 +47,3 @@ def write_plot(path: Path, history: Sequence[Record], title: str) -> None:
     figure.suptitle(title, fontsize=10)
     with atomic_file(path, durable=False) as scratch:
         figure.savefig(scratch, format="png", dpi=120)
-
-
-@contextlib.contextmanager
-def _font_list_in_cache() -> Iterator[None]:
-    """Import matplotlib in this context: the list of fonts that it makes goes to our cache folder.
-
-    Otherwise it makes folders of its own in the home, and so does fontconfig, which it asks for fonts. Without a cache
-    folder that can be written to, the list goes to a temporary folder.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            folder = str(cache_folder("matplotlib"))
-        except UsageError:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mdmf-"))
-        before = {name: os.environ.get(name) for name in ("MPLCONFIGDIR", "XDG_CACHE_HOME")}
-        os.environ.update(dict.fromkeys(before, folder))
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -15,12 +16,14 @@ from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.tasks.evaluate.audit import audit
 from mdmf_deploy.tasks.evaluate.conditions import Condition
-from mdmf_deploy.tasks.evaluate.datasets import KnownImage, find_images
-from mdmf_deploy.tasks.evaluate.evaluate import judge, tabulate, unscored
+from mdmf_deploy.tasks.evaluate.datasets import Kind, KnownImage, find_images
+from mdmf_deploy.tasks.evaluate.evaluate import judge, tabulate, threshold_of, unscored
+
+_NUMBERS = count()
 
 
 def bundle(bank: Iterable[str] = (), calibration: Iterable[str] | None = None) -> Any:
-    calibrated = None if calibration is None else SimpleNamespace(image_sha256=tuple(calibration))
+    calibrated = None if calibration is None else SimpleNamespace(image_sha256=tuple(calibration), videos=None)
     return SimpleNamespace(bank=SimpleNamespace(hashes=frozenset(bank)), calibration=calibrated)
 
 
@@ -28,8 +31,11 @@ def row(score: float | None, verdict: Literal["real", "generated", "uncertain", 
     return Row(uri="x", score=score, verdict=verdict, status="error" if score is None else "ok")
 
 
-def pairs(generator: str | None, *rows: Row) -> list[tuple[KnownImage, Row]]:
-    return [(KnownImage(Path("x"), "0", generator), row) for row in rows]
+def pairs(
+    generator: str | None, *rows: Row, kind: Kind | None = None, beside: str | None = None
+) -> list[tuple[KnownImage, Row]]:
+    """Images with hashes of their own."""
+    return [(KnownImage(Path("x"), f"{next(_NUMBERS):064x}", generator, kind, beside), row) for row in rows]
 
 
 def test_a_generator_that_lost_every_image_is_named(dataset: Path) -> None:
@@ -76,7 +82,10 @@ def test_tables_show_the_worst_generator_first() -> None:
     assert hard.tpr
     assert easy.acc
     assert (hard.auroc.value, hard.tpr.value, easy.auroc.value, easy.acc.value) == (0.5, 0.5, 1.0, 0.875)
-    assert table.mean == {"auroc": 0.75, "ap": (hard.ap.value + 1) / 2, "acc": 0.75, "tpr": 0.75}
+    means = {name: mean.value for name, mean in table.mean.items() if mean is not None}
+    assert {name: means[name] for name in ("auroc", "acc", "tpr")} == {"auroc": 0.75, "acc": 0.75, "tpr": 0.75}
+    assert means["ap"] == (hard.ap.value + 1) / 2
+    assert table.few == ["hard", "easy"]
     assert (table.pooled.images, table.pooled.auroc.value, table.worst_auroc) == (4, 0.75, 0.5)
     assert table.unreadable == ("x",)
     assert (table.real_uncertain, hard.uncertain, easy.uncertain, table.pooled.uncertain) == (1, 1, 0, 1)
@@ -106,3 +115,114 @@ def test_sizes_that_no_verdict_can_fire_for_give_no_rates() -> None:
 def test_one_class_alone_cannot_be_judged(generator: str | None, missing: str) -> None:
     with pytest.raises(UsageError, match=f"no {missing} image"):
         tabulate("as is", pairs(generator, row(0.1, "real")))
+
+
+def test_a_generator_is_compared_with_the_real_images_beside_it() -> None:
+    judged = [
+        *pairs(None, row(0.1, "real"), row(0.2, "real"), beside="a"),
+        *pairs(None, row(0.8, "generated"), beside="b"),
+        *pairs(None, row(0.4, "real")),
+        *pairs("a", row(0.3, "real")),
+        *pairs("b", row(0.7, "real")),
+        *pairs("c", row(0.5, "real")),
+    ]
+    table = tabulate("as is", judged, resamples=5)
+    assert {name: figure.auroc.value for name, figure in table.generators.items()} == {"a": 1.0, "b": 0.0, "c": 1.0}
+    # Against all four real images, each would have another.
+    assert table.pooled.auroc.value == pytest.approx((2 + 3 + 3) / 12)
+    assert table.real_images == 4
+
+
+def test_a_real_image_beside_two_generators_counts_once_among_all() -> None:
+    [(image, one)] = pairs(None, row(0.2, "generated"), beside="a")
+    twice = [(image, one), (KnownImage(image.path, image.sha256, None, compared_with="b"), one)]
+    judged = [*twice, *pairs("a", row(0.3, "real")), *pairs("b", row(0.1, "real"))]
+    table = tabulate("as is", judged, resamples=5)
+    assert table.real_images == 1
+    assert table.fpr is not None
+    assert table.fpr.value == 1
+    assert {name: figure.auroc.value for name, figure in table.generators.items()} == {"a": 1.0, "b": 0.0}
+
+
+def test_kinds_are_apart_and_take_all_generated_images_if_none_has_the_kind() -> None:
+    judged = [
+        *pairs(None, row(0.1, "real"), row(0.2, "real"), kind="photographs"),
+        *pairs(None, row(0.9, "generated"), row(0.8, "uncertain"), kind="art"),
+        *pairs(None, row(0.3, "real"), kind="screenshots"),
+        *pairs("g", row(0.6, "generated")),
+        *pairs("h", row(0.7, "generated"), kind="screenshots"),
+    ]
+    table = tabulate("as is", judged, resamples=5)
+    assert list(table.kinds) == ["photographs", "art", "screenshots", "other"]
+    found = {
+        kind: (group.real_images, group.fpr and group.fpr.value, group.generated_images, group.all_generated)
+        for kind, group in table.kinds.items()
+    }
+    assert found == {
+        "photographs": (2, 0.0, 2, True),
+        "art": (2, 0.5, 2, True),
+        "screenshots": (1, 0.0, 1, False),
+        "other": (0, None, 1, False),
+    }
+    areas = {kind: group.auroc and group.auroc.value for kind, group in table.kinds.items()}
+    assert areas == {"photographs": 1.0, "art": 0.0, "screenshots": 1.0, "other": None}
+    assert table.kinds["art"].real_uncertain == 1
+    assert tabulate("x", [*pairs(None, row(0.1, "real")), *pairs("g", row(0.2, "real"))], resamples=2).kinds == {}
+
+
+def test_a_group_is_averaged_over_its_generators_not_pooled() -> None:
+    judged = [
+        *pairs(None, row(0.5, "real"), kind="photographs"),
+        *pairs("many", *[row(0.9, "generated")] * 9),
+        *pairs("one", row(0.1, "real")),
+    ]
+    group = tabulate("as is", judged, resamples=5).kinds["photographs"]
+    assert group.auroc is not None
+    assert group.tpr is not None
+    assert (group.auroc.value, group.tpr.value, group.generators) == (0.5, 0.5, 2)
+
+
+def test_sizes_are_those_of_the_calibration_and_stand_from_small_to_large() -> None:
+    def sized(score: float, group: str | None, side: int = 100, frames: int | None = None) -> Row:
+        return Row(
+            uri="x", score=score, verdict="real", size_group=group, width=side, height=side, frames=frames, status="ok"
+        )
+
+    names = ["above 8 MP", "videos", "0.5 to 2 MP", "up to 0.5 MP", "2 to 8 MP"]
+    judged = [*pairs(None, *(sized(0.1, name) for name in names)), *pairs("g", sized(0.2, "up to 0.5 MP"))]
+    table = tabulate("as is", judged, resamples=2)
+    assert list(table.sizes) == ["up to 0.5 MP", "0.5 to 2 MP", "2 to 8 MP", "above 8 MP", "videos"]
+    assert [group.generated_images for group in table.sizes.values()] == [1, 0, 0, 0, 0]
+    # Without a calibration, sizes are those that a new one would have.
+    bare = [sized(0.1, None, side) for side in (100, 1000, 2000, 4000)]
+    again = tabulate("as is", [*pairs(None, *bare, sized(0.1, None, frames=3)), *judged[-1:]], resamples=2)
+    assert list(again.sizes) == list(table.sizes)
+
+
+def test_the_best_threshold_is_found_on_the_other_half() -> None:
+    """Scores of one half lie far from those of the other, so a threshold of the same images would be right always."""
+    even = [(0.1, None), (0.2, "g"), (0.1, None), (0.2, "g")]
+    odd = [(0.3, None), (0.4, "g"), (0.3, None), (0.4, "g")]
+    judged = [
+        (KnownImage(Path("x"), f"{2 * n + half:064x}", generator), row(score, "real"))
+        for half, images in enumerate((even, odd))
+        for n, (score, generator) in enumerate(images)
+    ]
+    table = tabulate("as is", judged, resamples=2)
+    best = table.generators["g"].best_acc
+    assert best is not None
+    # The odd half's 0.35 misses all of the even half, and the even half's 0.15 flags all of the odd one.
+    assert sorted(table.best_thresholds) == pytest.approx([0.15, 0.35])
+    assert best.value == 0.5
+    given = tabulate("as is", judged, resamples=2, threshold=0.25)
+    assert given.best_thresholds == (0.25,)
+    assert threshold_of(judged) in (pytest.approx(0.15), pytest.approx(0.35))
+
+
+def test_a_half_without_a_class_gives_no_best_threshold() -> None:
+    judged = [
+        (KnownImage(Path("x"), "0" * 64, None), row(0.1, "real")),
+        (KnownImage(Path("x"), "1" * 64, "g"), row(0.2, "real")),
+    ]
+    table = tabulate("as is", judged, resamples=2)
+    assert (table.best_thresholds, table.pooled.best_acc) == ((), None)
