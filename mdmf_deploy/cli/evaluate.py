@@ -14,6 +14,7 @@ from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_written, print_json, print_lines, progress
 from mdmf_deploy.cli.evaluate_tables import table_lines
 from mdmf_deploy.cli.options import AsJson, BundleOption, Yes, complete_recipe, runtime_option
+from mdmf_deploy.images.limits import FRAMES, MOST_FRAMES
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.detector import Detector
@@ -81,6 +82,9 @@ def evaluate(
             "--allow-overlap", help="Leave out images of the bundle's bank or calibration, where they are refused."
         ),
     ] = False,
+    frames: Annotated[
+        int, typer.Option(min=1, max=MOST_FRAMES, help="Frames of a video, evenly over its length.")
+    ] = FRAMES,
     min_auroc: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Exit with 1 if a generator's AUROC is below this, or missing, in any table."),
@@ -123,7 +127,7 @@ def evaluate(
     with ExitStack() as stack:
         writer = None if output is None else stack.enter_context(open_output(output, _LABELS))
         folder = None if plots is None else _plot_folder(plots)
-        detector = stack.enter_context(Detector(bundle, runtime=runtime))
+        detector = stack.enter_context(Detector(bundle, runtime=runtime, frames=frames))
         samples, audited = audit(find_images(dataset, yes, log), detector.bundle, fractions, part.value)
         if not allow_overlap:
             refuse_overlap(audited)

@@ -114,27 +114,39 @@ def test_tables_show_the_videos(judged: Path, clips: list[Path], tmp_path: Path)
     assert (facts["calibration"]["videos"]["frames"], facts["calibration"]["images"]) == (4, 12)
 
 
-def test_banks_and_evaluations_take_no_videos(
-    tiny_bundle: Path, clips: list[Path], photos: Path, tmp_path: Path
-) -> None:
+def test_banks_take_no_videos(tiny_bundle: Path, clips: list[Path], photos: Path, tmp_path: Path) -> None:
     images = sorted(photos.iterdir())
     result = mdmf("bank", "build", tiny_bundle, *images, clips[0], "-o", tmp_path / "new.mdmf")
     assert result.exit_code == 3
     assert "(unsupported_format): this is a video" in result.stderr
     sources = {source.sha256 for source in Bundle.open(tmp_path / "new.mdmf").bank.sources}
     assert len(sources) == len(images)
+
+
+def test_evaluate_judges_videos_apart_and_conditions_leave_them_out(
+    judged: Path, clips: list[Path], photos: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "data"
-    (data / "generated").mkdir(parents=True)
-    shutil.copytree(photos, data / "real")
-    shutil.copytree(photos, data / "generated" / "one")
-    # A video under an image's name.
-    shutil.copy(clips[0], data / "real" / "clip.jpg")
-    for image in (data / "generated" / "one").iterdir():
-        image.write_bytes(image.read_bytes() + b"\0")
-    result = mdmf("evaluate", data, "--bundle", tiny_bundle, "--json")
+    for n, folder in enumerate(("real", "generated/one")):
+        (data / folder).mkdir(parents=True)
+        for image in photos.iterdir():
+            # Bytes after the image make it another file than that of the calibration.
+            (data / folder / image.name).write_bytes(image.read_bytes() + bytes(n + 1))
+    # One under an image's name, and one that holds no frame.
+    shutil.copy(clips[3], data / "real/clip.jpg")
+    shutil.copy(clips[4], data / "generated/one")
+    whole = clips[4].read_bytes()
+    (data / "real/cut.mp4").write_bytes(whole[: len(whole) // 3])
+    conditions = ("--condition", "as is", "--condition", "jpeg:90")
+    options = ("--bundle", judged, "--frames", 4, *conditions, "--json", "-o", tmp_path / "r.jsonl")
+    result = mdmf("evaluate", data, *options)
     assert result.exit_code == 3, result.stderr
-    [table] = json.loads(result.stdout)["tables"]
-    assert (table["real_images"], len(table["unreadable"])) == (12, 1)
+    assert "left out of 'jpeg:90', because conditions change images alone: 3 videos" in result.stderr
+    first, changed = json.loads(result.stdout)["tables"]
+    assert [name.rpartition("/")[2] for name in first["unreadable"]] == ["cut.mp4"]
+    assert (first["real_images"], first["kinds"]["videos"]["real_images"]) == (13, 1)
+    assert (first["kinds"]["videos"]["generated_images"], first["sizes"]["videos"]["generated_images"]) == (1, 1)
+    assert (changed["real_images"], changed["kinds"], changed["unreadable"]) == (12, {}, [])
 
 
 def test_detect_says_what_gives_videos_verdicts(

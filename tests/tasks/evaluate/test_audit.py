@@ -39,9 +39,7 @@ def test_an_overlap_is_refused_in_one_line_that_counts_it(dataset: Path) -> None
     images = find_images(dataset)
     hashes = [image.sha256 or "" for image in images]
     refuse_overlap(audit(images, bundle())[1])
-    with pytest.raises(
-        UsageError, match=r"3 images .* \(1 are in its bank, 2 in its calibration\), such as .*--allow"
-    ):
+    with pytest.raises(UsageError, match=r"3 images .* \(1 are in its bank, 2 in its calibration\), such as .*--allow"):
         refuse_overlap(audit(images, bundle(hashes[:1], hashes[1:3]))[1])
 
 

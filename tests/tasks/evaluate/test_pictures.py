@@ -1,0 +1,99 @@
+"""Pictures of an evaluation: what they say agrees with the table, whatever the data."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_curve
+
+from mdmf_deploy.detection.rows import Row
+from mdmf_deploy.tasks.evaluate.comparison import Judged
+from mdmf_deploy.tasks.evaluate.datasets import KnownImage
+from mdmf_deploy.tasks.evaluate.evaluate import tabulate
+from mdmf_deploy.tasks.evaluate.pictures import pictures, thresholds_of
+from mdmf_deploy.tasks.plots import encoded
+
+_NUMBERS = count()
+
+
+def images(generator: str | None, scores: np.ndarray, threshold: float | None = 0.5) -> list[Judged]:
+    return [
+        Judged(
+            KnownImage(Path("x"), f"{next(_NUMBERS):064x}", generator),
+            Row(
+                uri="x",
+                score=float(score),
+                threshold=threshold,
+                size_group=None if threshold is None else "up to 0.5 MP",
+                verdict="uncalibrated" if threshold is None else "generated" if score > threshold else "real",
+            ),
+        )
+        for score in scores
+    ]
+
+
+@pytest.fixture(scope="module")
+def judged() -> list[Judged]:
+    rng = np.random.default_rng(0)
+    return [
+        *images(None, rng.normal(0.3, 0.1, 60)),
+        *images("easy", rng.normal(0.7, 0.1, 20)),
+        *images("hard $x_1$", rng.normal(0.4, 0.1, 20)),
+    ]
+
+
+def test_curves_are_those_of_scikit_learn_and_the_worst_generator_is_named(judged: list[Judged]) -> None:
+    table = tabulate("as is", judged, resamples=10)
+    roc, scores, bars = pictures(judged, table)
+    assert [picture.name for picture in (roc, scores, bars)] == ["roc", "scores", "generators"]
+    worst = next(line for line in roc.figure.axes[0].lines if str(line.get_label()).startswith("worst"))
+    own = [pair for pair in judged if pair.image.generator in (None, "hard $x_1$")]
+    fpr, tpr, _ = roc_curve(
+        [pair.image.generator is not None for pair in own],
+        [pair.row.score for pair in own],
+        drop_intermediate=False,
+    )
+    assert np.allclose(worst.get_xdata(), fpr)
+    assert np.allclose(worst.get_ydata(), tpr)
+    assert f"hard $x_1$ with {table.worst_auroc:.3f}" in roc.description
+    assert bars.description.index("hard $x_1$") < bars.description.index("easy")
+
+
+def test_a_histogram_weighs_generators_alike(judged: list[Judged]) -> None:
+    many = [*judged, *images("easy", np.full(200, 0.7))]
+    _, scores, _ = pictures(many, tabulate("as is", many, resamples=2))
+    # Of each class there is a filled histogram and an outline.
+    heights = [patch.get_height() for patch in scores.figure.axes[0].patches if hasattr(patch, "get_height")]
+    assert sum(heights) == pytest.approx(2.0)
+    assert [line.get_label() for line in scores.figure.axes[0].lines] == ["threshold, up to 0.5 MP"]
+
+
+@pytest.mark.parametrize("format", ["svg", "png"])
+def test_names_of_any_kind_are_drawn_and_the_same_figure_gives_the_same_bytes(
+    format: str, judged: list[Judged]
+) -> None:
+    odd = [*judged, *images("<script>&\u202e生成" + "x" * 80, np.full(3, 0.6))]
+    table = tabulate("as is", odd, resamples=5)
+    files = [[encoded(picture.figure, format) for picture in pictures(odd, table)] for _ in range(2)]
+    assert files[0] == files[1]
+    if format == "svg":
+        for data in files[0]:
+            assert ET.fromstring(data).tag.endswith("svg")
+            assert b"<script" not in data
+
+
+def test_uncalibrated_images_have_no_thresholds_and_no_rates() -> None:
+    bare = [*images(None, np.array([0.1, 0.2]), None), *images("g", np.array([0.3]), None)]
+    assert thresholds_of(bare) == {}
+    _, scores, bars = pictures(bare, tabulate("as is", bare, resamples=2))
+    assert not scores.figure.axes[0].lines
+    assert [text.get_text() for text in bars.figure.axes[1].texts] == ["uncalibrated"]
+
+
+def test_equal_thresholds_of_several_sizes_are_one_line() -> None:
+    pairs = [*images(None, np.array([0.1]), 0.4), *images(None, np.array([0.2]), 0.5), *images(None, np.zeros(2), 0.4)]
+    assert thresholds_of(pairs) == {0.4: "up to 0.5 MP", 0.5: "up to 0.5 MP"}
