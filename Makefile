@@ -29,7 +29,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet $(TORCH)
-	$(VENV)/bin/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) -e '.[cpu,openvino,export,scale,heif,jxl,video,provenance,dev]'
+	$(VENV)/bin/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) -e '.[cpu,openvino,export,evaluate,scale,heif,jxl,video,provenance,dev]'
 	@touch $@
 
 clean:

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--bundle", default="starter")
     parser.add_argument("--images", type=int, default=40, metavar="N")
     options = parser.parse_args()
-    print(header())
+    header()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         images = _images(options.data, options.images, Path(folder) / "links")

@@ -50,7 +50,7 @@ def test_ci_tests_the_lowest_versions_that_are_allowed() -> None:
     project = PROJECT["project"]
     # What `make test` installs, and what it does not choose the version of: tools, and packages without an older one.
     apart = {"torch", "ruff", "mypy", "moto"}
-    tested = ["cpu", "openvino", "export", "scale", "heif", "jxl", "video", "provenance", "dev"]
+    tested = ["cpu", "openvino", "export", "evaluate", "scale", "heif", "jxl", "video", "provenance", "dev"]
     wanted = [*project["dependencies"], *(line for extra in tested for line in project["optional-dependencies"][extra])]
     bounds: dict[str, str] = {}
     for line in wanted:

@@ -44,7 +44,7 @@ COMMANDS = (
 _EXTRAS = {
     "accelerate": "export",
     "cuda": "gpu",
-    "matplotlib": "export",
+    "matplotlib": "evaluate",
     "nncf": "export",
     "onnx": "export",
     "onnxruntime": "cpu",
@@ -52,6 +52,7 @@ _EXTRAS = {
     "openvino": "openvino",
     "pyarrow": "parquet",
     "ray": "scale",
+    "sklearn": "evaluate",
     "tensorrt": "gpu",
     "tensorrt_rtx": "rtx",
     "torch": "export",

@@ -144,7 +144,8 @@ def test_errors_are_one_line(
         ("cuda", "gpu"),
         ("pyarrow", "parquet"),
         ("ray", "scale"),
-        *((name, "export") for name in ("accelerate", "matplotlib", "nncf", "onnx", "onnxscript", "torch")),
+        *((name, "export") for name in ("accelerate", "nncf", "onnx", "onnxscript", "torch")),
+        *((name, "evaluate") for name in ("matplotlib", "sklearn")),
     ],
 )
 def test_a_missing_package_names_its_extra(
