@@ -48,6 +48,8 @@ _NUMBERS = ("width", "height", "megapixels", "aspect", "quality")
 _SHOWN_ONLY = ("bytes_per_pixel",)
 # A category of fewer images than the commonest ones is "other".
 _MOST_VALUES = 8
+# Intervals that end above this say little.
+_WIDE = 0.7
 _SHOWN_FACTS, _SHOWN_VALUES, _SHOWN_GENERATORS = 4, 2, 3
 
 
@@ -123,8 +125,9 @@ def audit_leaks(images: Sequence[KnownImage], facts: Sequence[Facts | None] | No
     names = dict.fromkeys(image.generator for image, _ in known if image.generator is not None)
     real = [(image, fact) for image, fact in known if image.generator is None]
     generated = [(image, fact) for image, fact in known if image.generator is not None]
-    # One generator is all of them, and needs no comparison of its own.
-    level = level_for(1 if len(names) == 1 else 1 + len(names))
+    # Those with too few images are not compared. One generator is all of them, and needs no comparison of its own.
+    counts = Counter(image.generator for image, _ in generated)
+    level = level_for(1 if len(names) == 1 else 1 + sum(count >= LEAST for count in counts.values()))
     overall = _compare(None, [fact for _, fact in real], [fact for _, fact in generated], level)
     generators = [
         _compare(
@@ -149,15 +152,15 @@ def audit_leaks(images: Sequence[KnownImage], facts: Sequence[Facts | None] | No
 
 def lines(audit: LeakAudit) -> list[str]:
     """Return what a terminal shows of an audit: a line or two, and up to ten if there is a leak."""
-    shown = []
-    overall = audit.overall
+    overall, estimate = audit.overall, _evidence(audit.overall)
     counts = f"{overall.real} real and {overall.generated} generated images"
     if audit.verdict == "too few images":
-        shown.append(f"leaks: too few files to look for any ({counts}; at least {LEAST} of each are needed)")
+        shown = [f"leaks: too few files to look for any ({counts}; at least {LEAST} of each are needed)"]
     elif audit.verdict == "none found":
-        shown.append(f"leaks: none found; format, size and metadata hardly separate {counts}{_figure(overall)}")
+        wide = "; more images would show smaller leaks" if estimate is not None and estimate.high > _WIDE else ""
+        shown = [f"leaks: none found in format, size and metadata of {counts}{_figure(overall)}{wide}"]
     else:
-        shown += _warning(audit)
+        shown = _warning(audit)
     if audit.unreadable:
         shown.append(f"leaks: {len(audit.unreadable)} files could not be read and were left out")
     if audit.missing is not None:
@@ -166,23 +169,20 @@ def lines(audit: LeakAudit) -> list[str]:
 
 
 def _warning(audit: LeakAudit) -> list[str]:
-    overall = audit.overall
     leaking = [comparison for comparison in audit.generators if comparison.verdict == "leak"]
-    worst = audit.generators[0]
-    shown = overall if overall.verdict == "leak" else worst
-    against = "generated" if shown.generator is None else shown.generator
+    worst = audit.overall if audit.overall.verdict == "leak" else audit.generators[0]
+    name = worst.generator
     found = [
-        f"warning: format, size and metadata alone separate {shown.real} real images from {shown.generated} of "
-        f"{shown.generator or 'all generators'}{_figure(shown)}",
+        f"warning: format, size and metadata alone tell {worst.real} real images from {worst.generated} "
+        f"{'generated ones' if name is None else f'of {name}'}{_figure(worst)}",
         "A high score here may rest on them. --match scores again with formats and sizes made alike.",
     ]
-    for table in [table for table in shown.facts if table.auroc is not None and table.name not in _SHOWN_ONLY]:
-        if table.auroc is None or table.auroc.value <= BOUND or len(found) == 2 + _SHOWN_FACTS:
-            break
-        found.append(
-            f"  {table.name.replace('_', ' ')} {table.auroc.value:.3f}: real {_words(table.real)}; "
-            f"{against} {_words(table.generated)}"
-        )
+    found += [
+        f"  {table.name.replace('_', ' ')} {table.auroc.value:.3f}: real {_words(table.real)}; "
+        f"{name or 'generated'} {_words(table.generated)}"
+        for table in worst.facts
+        if table.name not in _SHOWN_ONLY and table.auroc is not None and table.auroc.value > BOUND
+    ][:_SHOWN_FACTS]
     if leaking and len(audit.generators) > 1:
         names = ", ".join(f"{comparison.generator}{_figure(comparison)}" for comparison in leaking[:_SHOWN_GENERATORS])
         more = ", ..." if len(leaking) > _SHOWN_GENERATORS else ""
@@ -192,7 +192,7 @@ def _warning(audit: LeakAudit) -> list[str]:
 
 def _figure(comparison: Comparison) -> str:
     estimate = _evidence(comparison)
-    return "" if estimate is None else f", AUROC {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return "" if estimate is None else f" (AUROC {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}])"
 
 
 def _words(summary: Summary) -> str:
@@ -245,7 +245,7 @@ def _table(
 ) -> FactTable:
     category = name in _CATEGORIES
     values = [getattr(row, name) for row in rows]
-    known = np.array([value is not None for value in values])
+    known = np.array([value is not None for value in values], np.bool_)
     looked_at = chosen[known[chosen]]
     some = [values[n] for n in looked_at]
     column = _codes(some) if category else np.array(some, np.float64)

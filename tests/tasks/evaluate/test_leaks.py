@@ -19,7 +19,7 @@ from mdmf_deploy.errors import install
 from mdmf_deploy.tasks.evaluate.datasets import KnownImage
 from mdmf_deploy.tasks.evaluate.facts import Facts
 from mdmf_deploy.tasks.evaluate.leaks import BOUND, LeakAudit, audit_leaks, lines
-from mdmf_deploy.tasks.evaluate.separation import LEAST
+from mdmf_deploy.tasks.evaluate.separation import LEAST, level_for
 
 COUNT = 16  # images of each class
 
@@ -141,9 +141,9 @@ def test_a_data_set_made_to_leak_is_warned_of_and_the_fact_is_named(leak: str, t
     assert facts_at_the_top(audit) & names
     first, *rest = lines(audit)
     assert first.startswith(
-        "warning: format, size and metadata alone separate 16 real images from 16 of all generators"
+        "warning: format, size and metadata alone tell 16 real images from 16 generated ones "
+        f"(AUROC {audit.overall.auroc.value:.3f} ["
     )
-    assert f"AUROC {audit.overall.auroc.value:.3f} [" in first
     assert "--match" in rest[0]
     assert any(line.strip().startswith(tuple(name.replace("_", " ") for name in names)) for line in rest)
     assert len(rest) < 10
@@ -154,8 +154,9 @@ def test_a_matched_data_set_is_not_warned_of(tmp_path: Path) -> None:
     assert audit.verdict == "none found"
     [line] = lines(audit)
     assert line.startswith(
-        "leaks: none found; format, size and metadata hardly separate 20 real and 20 generated images"
+        "leaks: none found in format, size and metadata of 20 real and 20 generated images (AUROC 0."
     )
+    assert line.endswith("]); more images would show smaller leaks")
 
 
 @pytest.mark.parametrize(("count", "generators", "seeds"), [(20, 1, 4), (LEAST, 1, 4), (60, 3, 1)])
@@ -182,7 +183,9 @@ def test_the_content_is_no_leak() -> None:
     assert table.generated.quartiles == (0.1, 0.1, 0.1)
 
 
-@pytest.mark.parametrize(("real", "generated"), [(1, 1), (1, 40), (LEAST - 1, 40), (40, LEAST - 1), (0, 5), (5, 0)])
+@pytest.mark.parametrize(
+    ("real", "generated"), [(1, 1), (1, 40), (LEAST - 1, 40), (40, LEAST - 1), (0, 5), (5, 0), (0, 0)]
+)
 def test_too_few_images_are_no_evidence(real: int, generated: int) -> None:
     images, facts = drawn(40, 0)
     facts = [
@@ -210,12 +213,17 @@ def test_a_leak_of_one_generator_among_many_is_found_and_named() -> None:
     assert worst.facts[0].name == "codec"
     assert {other.verdict for other in others} == {"none found"}
     text = "\n".join(lines(audit))
-    assert "1 of 5 generators leak: g3" in text or "20 of g3" in text
+    assert "1 of 5 generators leak: g3 (AUROC 1.000" in text
+    few = [image for n, image in enumerate(images) if image.generator in (None, "g3") or n < 105]
+    of_few = audit_leaks(few, [fact for image, fact in zip(images, facts, strict=True) if image in few])
+    # Generators of one image are not compared, and so do not widen the intervals.
+    assert of_few.level == level_for(2)
+    assert sorted(found.verdict for found in of_few.generators) == ["leak"] + ["too few images"] * 4
 
 
 def test_a_generator_is_compared_with_its_own_real_images_alone() -> None:
     """As in GenImage. Each generator's images look like its own real ones, and unlike the others."""
-    images, facts = drawn(60, 0, generators=2)
+    images, facts = drawn(150, 0, generators=2)
     sizes = {"g0": 256, "g1": 1024}
     own = [
         image if image.generator else KnownImage(image.path, None, None, compared_with="g0" if n % 2 else "g1")
@@ -228,7 +236,7 @@ def test_a_generator_is_compared_with_its_own_real_images_alone() -> None:
     ]
     audit = audit_leaks(own, alike)
     assert audit.verdict == "none found"
-    assert {(found.real, found.generated) for found in audit.generators} == {(30, 30)}
+    assert {(found.real, found.generated) for found in audit.generators} == {(75, 75)}
     assert audit_leaks(images, alike).verdict == "leak"
 
 
@@ -267,7 +275,7 @@ def test_a_video_among_images_is_a_leak_of_its_format() -> None:
 
 def test_without_scikit_learn_facts_are_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
-    images, facts = drawn(20, 0)
+    images, facts = drawn(30, 0)
     audit = audit_leaks(images, facts)
     assert audit.verdict == "none found"
     assert audit.overall.auroc is None
