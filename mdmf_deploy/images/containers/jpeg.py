@@ -83,6 +83,11 @@ class Jpeg(Container):
         return self.kind not in _MULTI_PASS and len(self.scans) == 1
 
     @property
+    def progressive(self) -> bool:
+        """Whether its scans refine one another (T.81, annex G)."""
+        return self.kind in _MULTI_PASS
+
+    @property
     def arithmetic(self) -> bool:
         """Whether its codes are arithmetic (T.81, annex D), not Huffman's."""
         return self.kind in _ARITHMETIC
