@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -12,23 +11,24 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_written, print_json, print_lines, progress
-from mdmf_deploy.cli.evaluate_tables import table_lines
+from mdmf_deploy.cli.evaluate_outputs import check_outputs, evaluation_outputs
+from mdmf_deploy.cli.evaluate_tables import evaluation_lines
 from mdmf_deploy.cli.options import AsJson, BundleOption, Yes, complete_recipe, runtime_option
 from mdmf_deploy.images.limits import FRAMES, MOST_FRAMES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mdmf_deploy.bundle.recipe import Recipe
     from mdmf_deploy.detection.detector import Detector
-    from mdmf_deploy.detection.outputs import Writer
-    from mdmf_deploy.detection.rows import Row
     from mdmf_deploy.tasks.evaluate.audit import Audit
-    from mdmf_deploy.tasks.evaluate.comparison import Judged
-    from mdmf_deploy.tasks.evaluate.conditions import Condition
+    from mdmf_deploy.tasks.evaluate.conditions import Change, Condition
     from mdmf_deploy.tasks.evaluate.datasets import KnownImage
     from mdmf_deploy.tasks.evaluate.evaluate import Table
+    from mdmf_deploy.tasks.evaluate.leaks import LeakAudit
+    from mdmf_deploy.tasks.evaluate.robustness import SweepResult
 
 _SHOWN = 3
-# Columns of -o before those of a row.
-_LABELS = ("condition", "generator", "kind", "compared_with")
 
 
 class SplitPart(StrEnum):
@@ -63,6 +63,26 @@ def evaluate(
         Path | None,
         typer.Option(
             "-o", "--output", metavar="FILE", help="Also write every row here: .jsonl, .json, .csv or .parquet."
+        ),
+    ] = None,
+    match: Annotated[
+        bool,
+        typer.Option("--match", help="Also judge all images cut to one size and coded alike, as the table `matched`."),
+    ] = False,
+    leaks: Annotated[
+        bool, typer.Option("--leaks/--no-leaks", help="Look for facts of files that tell the classes apart.")
+    ] = True,
+    robustness: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also sweep JPEG, blur, noise, scale and WebP. Rows are kept here, and are gone on with.",
+        ),
+    ] = None,
+    sample_size: Annotated[
+        int | None,
+        typer.Option(
+            "--sample", min=1, metavar="N", help="At most N images of a generator, and N real ones for each of them."
         ),
     ] = None,
     plots: Annotated[
@@ -104,59 +124,45 @@ def evaluate(
 
     Example: mdmf evaluate data/ --split dinov2s --condition "as is" --condition jpeg:75
     """
-    from mdmf_deploy.bundle.anonymous import cannot_be_told
     from mdmf_deploy.bundle.bundle import suggestion
-    from mdmf_deploy.bundle.recipe import load_recipe
     from mdmf_deploy.detection.detector import Detector
-    from mdmf_deploy.detection.outputs import WRITERS, check_ending, open_output
-    from mdmf_deploy.errors import GateFailed, UsageError
-    from mdmf_deploy.tasks.evaluate.audit import audit, refuse_overlap
+    from mdmf_deploy.errors import GateFailed
     from mdmf_deploy.tasks.evaluate.conditions import AS_IS, Condition
-    from mdmf_deploy.tasks.evaluate.datasets import find_images
     from mdmf_deploy.tasks.evaluate.evaluate import judge, tabulate, unscored
 
-    if output is not None:
-        check_ending(output, WRITERS)
+    check_outputs(output, plots)
     conditions = [Condition.parse(text) for text in condition or [AS_IS]]
-    if split is None and part is not SplitPart.test:
-        raise UsageError(f"--part {part} needs --split, which says what the parts are")
-    recipe = None if split is None else load_recipe(split)
-    fractions = None if recipe is None else recipe.training.split
+    chosen = _split_of(split, part)
     tables: list[Table] = []
     rows = 0
     with ExitStack() as stack:
-        writer = None if output is None else stack.enter_context(open_output(output, _LABELS))
-        folder = None if plots is None else _plot_folder(plots)
+        outputs = stack.enter_context(evaluation_outputs(output, plots))
         detector = stack.enter_context(Detector(bundle, runtime=runtime, frames=frames))
-        samples, audited = audit(find_images(dataset, yes, log), detector.bundle, fractions, part.value)
-        if not allow_overlap:
-            refuse_overlap(audited)
-        trained_by = detector.bundle.manifest.provenance.recipe
-        if recipe is not None and recipe.name != trained_by:
-            log(
-                f"warning: --split {split} is recipe {recipe.name!r}, but this bundle was trained by {trained_by!r}; "
-                "images that it was trained on may be judged"
-            )
-        log_audit(audited)
-        if unrecognised := cannot_be_told(detector.bundle, calibration=True):
-            log(unrecognised)
-        if detector.caveat:
-            log(detector.caveat)
+        if chosen is not None:
+            _warn_of_recipe(detector, split, chosen)
+        samples, audited = _samples(detector, dataset, chosen, part, yes, allow_overlap=allow_overlap)
+        _log_caveats(detector)
+        if sample_size is not None:
+            samples = _sampled(samples, sample_size)
+        audit_of_leaks = _look_for_leaks(samples) if leaks else None
         threshold = None if tune_on is None else _tuned(detector, tune_on, samples, yes)
-        for chosen in conditions:
-            changed = _changeable(samples, chosen)
-            rows += len(changed)
-            judged = list(_written(judge(detector, changed, chosen), len(changed), chosen.name, writer))
-            tables.append(tabulate(chosen.name, judged, threshold=threshold))
+        changes: list[tuple[Change, list[KnownImage]]] = [(one, _changeable(samples, one)) for one in conditions]
+        changes += _matching(samples, match)
+        outputs.begin(detector, sum(len(images) for _, images in changes))
+        for change, images in changes:
+            judged = list(outputs.written(judge(detector, images, change), len(images), change.name))
+            rows += len(images)
+            tables.append(tabulate(change.name, judged, threshold=threshold))
             _warn_of_few(tables[-1])
-            if folder is not None and len(tables) == 1:
-                _draw(folder, judged, tables[0])
+            if len(tables) == 1:
+                outputs.draw(judged, tables[0])
+        swept = None if robustness is None else _swept(detector, samples, robustness)
+        outputs.finish(tables, audited, audit_of_leaks, swept)
         ids = {"bundle_id": detector.bundle.bundle_id, "calibration_id": detector.bundle.calibration_id}
     if as_json:
-        print_json({**ids, "audit": audited, "tables": tables})
+        print_json({**ids, "audit": audited, "leaks": audit_of_leaks, "tables": tables, "robustness": swept})
     else:
-        for n, table in enumerate(tables):
-            print_lines([""] * (n > 0) + table_lines(table))
+        print_lines(evaluation_lines(tables, swept))
     if output is not None:
         log_written(f"{rows} rows", output, suggestion("detect", detector.bundle.path))
     worst = min(table.worst_auroc for table in tables)
@@ -167,6 +173,91 @@ def evaluate(
         raise GateFailed(f"--min-auroc cannot be judged, for no image is left of: {', '.join(unjudged)}")
     if any(table.unreadable for table in tables):
         raise typer.Exit(3)
+
+
+def _split_of(split: str | None, part: SplitPart) -> Recipe | None:
+    from mdmf_deploy.bundle.recipe import load_recipe
+    from mdmf_deploy.errors import UsageError
+
+    if split is None and part is not SplitPart.test:
+        raise UsageError(f"--part {part} needs --split, which says what the parts are")
+    return None if split is None else load_recipe(split)
+
+
+def _warn_of_recipe(detector: Detector, split: str | None, recipe: Recipe) -> None:
+    trained_by = detector.bundle.manifest.provenance.recipe
+    if recipe.name != trained_by:
+        log(
+            f"warning: --split {split} is recipe {recipe.name!r}, but this bundle was trained by {trained_by!r}; "
+            "images that it was trained on may be judged"
+        )
+
+
+def _samples(
+    detector: Detector, dataset: Path, recipe: Recipe | None, part: SplitPart, yes: bool, *, allow_overlap: bool
+) -> tuple[list[KnownImage], Audit]:
+    """Return the images that may be judged, and say which may not."""
+    from mdmf_deploy.tasks.evaluate.audit import audit, refuse_overlap
+    from mdmf_deploy.tasks.evaluate.datasets import find_images
+
+    fractions = None if recipe is None else recipe.training.split
+    samples, audited = audit(find_images(dataset, yes, log), detector.bundle, fractions, part.value)
+    if not allow_overlap:
+        refuse_overlap(audited)
+    _log_audit(audited)
+    return samples, audited
+
+
+def _log_caveats(detector: Detector) -> None:
+    from mdmf_deploy.bundle.anonymous import cannot_be_told
+
+    if unrecognised := cannot_be_told(detector.bundle, calibration=True):
+        log(unrecognised)
+    if detector.caveat:
+        log(detector.caveat)
+
+
+def _sampled(samples: list[KnownImage], number: int) -> list[KnownImage]:
+    from mdmf_deploy.tasks.evaluate.robustness import sample
+
+    chosen = sample(samples, number)
+    log(f"--sample {number}: {len(chosen)} of {len(samples)} images, chosen by their hashes")
+    return chosen
+
+
+def _look_for_leaks(samples: list[KnownImage]) -> LeakAudit:
+    from mdmf_deploy.tasks.evaluate.leaks import audit_leaks, lines
+
+    found = audit_leaks(samples)
+    for line in lines(found):
+        log(line)
+    return found
+
+
+def _matching(samples: list[KnownImage], match: bool) -> list[tuple[Change, list[KnownImage]]]:
+    if not match:
+        return []
+    from mdmf_deploy.tasks.evaluate.match import Matching
+
+    matching = Matching.of(samples)
+    log(matching.line())
+    return [(matching, list(matching.images))]
+
+
+def _swept(detector: Detector, samples: list[KnownImage], folder: Path) -> SweepResult:
+    """Run the robustness sweep, and draw its picture beside its rows if matplotlib is installed."""
+    from mdmf_deploy.errors import RuntimeUnavailable
+    from mdmf_deploy.tasks.evaluate.robustness import sweep
+    from mdmf_deploy.tasks.evaluate.robustness_plot import write_picture
+
+    images = [sample for sample in samples if not sample.video]
+    found = sweep(detector, images, folder, report=log, progress=progress)
+    try:
+        write_picture(folder / "robustness.svg", found)
+    except RuntimeUnavailable as error:
+        log(str(error))
+    log_written("the rows and the picture of the sweep", folder)
+    return found
 
 
 def _tuned(detector: Detector, dataset: Path, samples: Iterable[KnownImage], yes: bool) -> float:
@@ -186,8 +277,9 @@ def _tuned(detector: Detector, dataset: Path, samples: Iterable[KnownImage], yes
             f"--tune-on {uri(dataset)}: {len(shared)} of its images are judged too, such as {uri(shared[0].path)}; "
             "give images of their own"
         )
-    log_audit(audited)
-    return threshold_of(_written(judge(detector, others, Condition.parse(AS_IS)), len(others), "tuning", None))
+    _log_audit(audited)
+    with progress(judge(detector, others, Condition.parse(AS_IS)), "tuning", len(others)) as judged:
+        return threshold_of(judged)
 
 
 def _changeable(samples: list[KnownImage], condition: Condition) -> list[KnownImage]:
@@ -208,47 +300,7 @@ def _warn_of_few(table: Table) -> None:
         log(f"warning: fewer than {FEW} images, so figures say little: {', '.join(table.few)}")
 
 
-def _plot_folder(folder: Path) -> Path:
-    """Make the folder of --plots now, so that it fails before anything is scored."""
-    from mdmf_deploy.errors import UsageError
-    from mdmf_deploy.files import failure
-    from mdmf_deploy.scratch import scratch_file
-    from mdmf_deploy.tasks.plots import new_figure
-
-    new_figure(1, 1)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with scratch_file(folder / "plot"):
-            return folder
-    except OSError as error:
-        raise UsageError(failure(f"--plots {folder}", error, "choose a folder you can write to")) from error
-
-
-def _draw(folder: Path, judged: list[Judged], table: Table) -> None:
-    from mdmf_deploy.files import atomic_file
-    from mdmf_deploy.tasks.evaluate.pictures import pictures
-    from mdmf_deploy.tasks.plots import encoded
-
-    for picture in pictures(judged, table):
-        with atomic_file(folder / f"{picture.name}.svg", durable=False) as scratch:
-            scratch.write_bytes(encoded(picture.figure, "svg"))
-    log_written("plots", folder)
-
-
-def _written(
-    judged: Iterable[tuple[KnownImage, Row]], total: int, condition: str, writer: Writer | None
-) -> Iterator[Judged]:
-    """Pass the pairs on, write each one's row to the file, and show a bar."""
-    from mdmf_deploy.tasks.evaluate.comparison import Judged
-
-    with progress(judged, condition, total) as pairs:
-        for sample, row in pairs:
-            if writer is not None:
-                writer.write(row, condition, sample.generator, sample.kind, sample.compared_with)
-            yield Judged(sample, row)
-
-
-def log_audit(audit: Audit) -> None:
+def _log_audit(audit: Audit) -> None:
     left_out = {
         "in the bundle's bank": audit.in_bank,
         "in its calibration": audit.in_calibration,

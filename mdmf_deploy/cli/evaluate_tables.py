@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mdmf_deploy.tasks.evaluate.evaluate import Table
     from mdmf_deploy.tasks.evaluate.groups import Group
     from mdmf_deploy.tasks.evaluate.metrics import Estimate
+    from mdmf_deploy.tasks.evaluate.robustness import SweepResult
 
 # Four figures with their intervals do not fit one terminal line. The first column counts images.
 _BLOCKS = (
@@ -18,6 +19,18 @@ _BLOCKS = (
     (None, ("TPR at 1% FPR", "tpr_at_1"), ("TPR at 5% FPR", "tpr_at_5")),
 )
 _WIDTH = 20
+
+
+def evaluation_lines(tables: Sequence[Table], swept: SweepResult | None) -> list[str]:
+    """Return the tables of all conditions and of the robustness sweep."""
+    listed: list[str] = []
+    for table in tables:
+        listed += [*([""] if listed else []), *table_lines(table)]
+    if swept is not None:
+        from mdmf_deploy.tasks.evaluate.robustness import lines
+
+        listed += ["", *lines(swept)]
+    return listed
 
 
 def table_lines(table: Table) -> list[str]:

@@ -148,7 +148,7 @@ def test_rows_are_written_in_the_formats_of_detect(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--condition", "blur:3"], "condition 'blur:3'"),
+        (["--condition", "smear:3"], "condition 'smear:3'"),
         (["--part", "train"], "needs --split"),
         (["-o", "rows.txt"], "no format ends in '.txt'; choose one of .jsonl, .json, .csv, .parquet"),
         (["-o", "."], "-o . is a folder; give the name of a file that ends in one of .jsonl, .json"),

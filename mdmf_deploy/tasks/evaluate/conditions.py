@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mdmf_deploy.detection.sources import Source
 from mdmf_deploy.errors import ImageError, UsageError
 from mdmf_deploy.images.decode import decode, read
 
@@ -35,6 +37,17 @@ class Unencodable:
     def read(self, size: int = -1, /) -> bytes:
         """Raise ValueError with the reason."""
         raise ValueError(self.reason)
+
+
+class Change(Protocol):
+    """A change made to every image before it is judged."""
+
+    @property
+    def name(self) -> str: ...
+
+    def source(self, path: Path) -> Source:
+        """Return the input that the detector gets in place of the file."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

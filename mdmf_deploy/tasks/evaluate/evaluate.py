@@ -10,7 +10,7 @@ import msgspec
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.images.inputs import uri
 from mdmf_deploy.tasks.evaluate.comparison import Comparison, Judged, fpr_of, uncertain
-from mdmf_deploy.tasks.evaluate.conditions import Condition
+from mdmf_deploy.tasks.evaluate.conditions import Change
 from mdmf_deploy.tasks.evaluate.datasets import KnownImage
 from mdmf_deploy.tasks.evaluate.groups import Group, kinds_of, sizes_of
 from mdmf_deploy.tasks.evaluate.metrics import RESAMPLES, Draws, Estimate, Figures, figures, mean_figures
@@ -60,9 +60,9 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         return [name for name, figure in self.generators.items() if figure.images < FEW]
 
 
-def judge(detector: Detector, images: Sequence[KnownImage], condition: Condition) -> Iterator[Judged]:
+def judge(detector: Detector, images: Sequence[KnownImage], change: Change) -> Iterator[Judged]:
     """Yield each image with its row, in order. The row's uri and sha256 are the file's, not the changed image's."""
-    rows = detector.stream(condition.source(image.path) for image in images)
+    rows = detector.stream(change.source(image.path) for image in images)
     for image, row in zip(images, rows, strict=True):
         yield Judged(image, msgspec.structs.replace(row, uri=uri(image.path), sha256=image.sha256))
 

@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from mdmf_deploy.tasks.evaluate.metrics import Estimate, auroc_and_ap
+from mdmf_deploy.tasks.evaluate.metrics import Estimate, roc_figures
 
 FOLDS = 5
 LEAST = 10
@@ -145,5 +145,4 @@ def _binned(values: NDArray[np.float64]) -> NDArray[np.intp]:
 
 def _measured(scores: NDArray[np.float64], generated: Labels, level: float) -> Estimate:
     real, fake = scores[~generated], scores[generated]
-    auroc, _ = auroc_and_ap(real, fake, np.ones((1, len(real))), np.ones((1, len(fake))))
-    return interval(float(auroc[0]), len(real), len(fake), level, _INFLATION)
+    return interval(float(roc_figures(real, fake).auroc[0]), len(real), len(fake), level, _INFLATION)
