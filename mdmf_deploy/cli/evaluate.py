@@ -130,7 +130,7 @@ def evaluate(
     from mdmf_deploy.tasks.evaluate.conditions import AS_IS, Condition
     from mdmf_deploy.tasks.evaluate.evaluate import judge, tabulate, unscored
 
-    check_outputs(output, plots)
+    check_outputs(output, plots, robustness)
     conditions = [Condition.parse(text) for text in condition or [AS_IS]]
     chosen = _split_of(split, part)
     tables: list[Table] = []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _LABELS = ("condition", "generator", "kind", "compared_with")
 
 
-def check_outputs(output: Path | None, plots: Path | None) -> None:
+def check_outputs(output: Path | None, plots: Path | None, sweep: Path | None) -> None:
     """Raise UsageError if a file or folder cannot be what it is for, before anything is read."""
     from mdmf_deploy.detection.outputs import WRITERS, check_ending
 
@@ -30,6 +30,10 @@ def check_outputs(output: Path | None, plots: Path | None) -> None:
         check_ending(output, WRITERS)
     if plots is not None:
         _make_folder(plots)
+    if sweep is not None:
+        from mdmf_deploy.tasks.evaluate.robustness import check_folder
+
+        check_folder(sweep)
 
 
 @contextmanager

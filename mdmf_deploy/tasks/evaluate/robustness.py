@@ -152,7 +152,7 @@ def sweep(
         Condition.parse(text) for text in dict.fromkeys(step.condition for axis in axes for step in axis.steps)
     ]
     settings = detector.settings()
-    _begin(folder, conditions)
+    check_folder(folder, axes)
     left = {condition.name: _missing(folder, condition, settings, images) for condition in conditions}
     total = len(images) * len(conditions)
     held = f"; {total - sum(left.values())} of {total} rows are in {uri(folder)}" if sum(left.values()) < total else ""
@@ -181,8 +181,11 @@ def rows_file(folder: Path, condition: str) -> Path:
     return folder / f"{name}.jsonl"
 
 
-def _begin(folder: Path, conditions: Iterable[Condition]) -> None:
-    """Make the folder. Raises UsageError unless it is new, empty or a sweep's, so that no other data get mixed in."""
+def check_folder(folder: Path, axes: Sequence[Axis] = AXES) -> None:
+    """Make the folder of a sweep.
+
+    Raises UsageError unless it is new, empty or a sweep's, so that no other data get mixed in.
+    """
     url = url_in(folder)
     if url is not None:
         raise UsageError(f"--robustness {url} is a URL; give a folder of this machine")
@@ -193,7 +196,7 @@ def _begin(folder: Path, conditions: Iterable[Condition]) -> None:
         raise UsageError(f"--robustness {uri(folder)} is a file; give a folder, which may be new") from error
     except OSError as error:
         raise UsageError(failure(f"--robustness {uri(folder)}", error, "choose a folder you can write to")) from error
-    if found and found.isdisjoint(rows_file(folder, condition.name) for condition in conditions):
+    if found and found.isdisjoint(rows_file(folder, step.condition) for axis in axes for step in axis.steps):
         raise UsageError(
             f"--robustness {uri(folder)} holds no rows of a sweep, but other files; give a new or an empty folder"
         )

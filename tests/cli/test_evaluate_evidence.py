@@ -1,0 +1,73 @@
+"""Leaks, matched files, samples and the robustness sweep, as options of `mdmf evaluate`."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from helpers.mdmf import mdmf
+from helpers.synthetic_photos import synthetic_photo
+from PIL import Image
+
+SIDE = 240  # more than the least square of --match
+
+
+@pytest.fixture(scope="module")
+def leaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 real JPEGs and 6 + 6 generated PNGs."""
+    root = tmp_path_factory.mktemp("leaking")
+    for n in range(24):
+        folder = root / ("real" if n < 12 else "generated/a" if n < 18 else "generated/b")
+        folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        Image.fromarray(synthetic_photo(3000 + n, SIDE, SIDE)).save(buffer, "JPEG" if n < 12 else "PNG")
+        (folder / f"{n}.img").write_bytes(buffer.getvalue())
+    return root
+
+
+def test_a_leak_is_warned_of_and_matched_files_are_judged_beside(
+    leaking: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    result = mdmf("evaluate", leaking, "--bundle", tiny_bundle, "--match", "--json", "-o", rows)
+    assert result.exit_code == 0, result.stderr
+    assert "mdmf: warning: format, size and metadata alone tell 12 real images from 12 generated ones" in result.stderr
+    assert f"mdmf: matched: the central {SIDE} x {SIDE} pixels of every image, as a JPEG" in result.stderr
+    report = json.loads(result.stdout)
+    assert report["leaks"]["verdict"] == "leak"
+    assert [table["condition"] for table in report["tables"]] == ["as is", "matched"]
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [line["format"] for line in lines] == ["jpeg"] * 12 + ["png"] * 12 + ["jpeg"] * 24
+    assert all(before["sha256"] == after["sha256"] for before, after in zip(lines[:24], lines[24:], strict=True))
+    quiet = mdmf("evaluate", leaking, "--bundle", tiny_bundle, "--no-leaks", "--json")
+    assert "metadata alone" not in quiet.stderr
+    assert json.loads(quiet.stdout)["leaks"] is None
+
+
+def test_a_sample_is_taken_of_every_generator(leaking: Path, tiny_bundle: Path) -> None:
+    result = mdmf("evaluate", leaking, "--bundle", tiny_bundle, "--sample", 2, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "--sample 2: 8 of 24 images, chosen by their hashes" in result.stderr
+    [table] = json.loads(result.stdout)["tables"]
+    assert (table["real_images"], [figures["images"] for figures in table["generators"].values()]) == (4, [2, 2])
+
+
+def test_a_sweep_is_printed_drawn_kept_and_gone_on_with(leaking: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    command = ("evaluate", leaking, "--bundle", tiny_bundle, "--sample", 1, "--robustness", sweep)
+    first = mdmf(*command)
+    assert first.exit_code == 0, first.stderr
+    assert "JPEG quality (an axis of the paper)" in first.stdout
+    assert "lowest AUROC: " in first.stdout
+    assert (sweep / "robustness.svg").read_bytes().startswith(b"<?xml")
+    before = (sweep / "blur-5.jsonl").read_bytes()
+    again = mdmf(*command, "--json")
+    assert again.exit_code == 0, again.stderr
+    assert "112 of 112 rows are in" in again.stderr
+    assert (sweep / "blur-5.jsonl").read_bytes() == before
+    assert len(json.loads(again.stdout)["robustness"]["tables"]) == 28
+    wrong = mdmf(*command[:-1], leaking)
+    assert wrong.exit_code == 2
+    assert wrong.stderr.splitlines()[-1].startswith(f"mdmf: --robustness {leaking} holds no rows of a sweep")
