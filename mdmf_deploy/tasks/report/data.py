@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ _COLUMNS = {
     "width": "Pixels",
     "provenance": "Metadata",
 }
+_ALWAYS = ("uri", "verdict")
 _MOST_BINS = 40
 
 
@@ -38,7 +39,11 @@ class Labelled(NamedTuple):
 
 
 def page_data(
-    rows: Sequence[Labelled], labels: Sequence[str], bundle: Bundle, pictures: Sequence[bool]
+    rows: Sequence[Labelled],
+    labels: Sequence[str],
+    bundle: Bundle,
+    pictures: Sequence[bool],
+    missing: Mapping[int, str],
 ) -> dict[str, Any]:
     """Return what the page's script reads.
 
@@ -49,15 +54,17 @@ def page_data(
     texts: sentences.  words: for each row, the places of what its verdict says, what it does not say, and its p-value's
         headline and detail, or -1.
     groups: size group -> its histogram.
-    pictures: for each row, 1 if it has one.
+    pictures: for each row, 1 if it has one.  missing: a row's place -> why it has none, if it should have.
     """
     calibration = bundle.calibration
     facts = [labelled.row.to_dict() for labelled in rows]
     common = {name: facts[0][name] for name in COLUMNS if facts and all(one[name] == facts[0][name] for one in facts)}
     names = [name for name in COLUMNS if name not in common]
     texts: dict[str, int] = {}
+    groups = dict(_groups(calibration))
+    fpr, counts = calibration.fpr if calibration else None, {name: len(group.scores) for name, group in groups.items()}
     words = [
-        [texts.setdefault(text, len(texts)) if text else -1 for text in _words(one.row, calibration)] for one in rows
+        [texts.setdefault(text, len(texts)) if text else -1 for text in _words(one.row, fpr, counts)] for one in rows
     ]
     return {
         "names": names,
@@ -67,27 +74,31 @@ def page_data(
         "labels": list(labels),
         "labelled": [list(one.labels) for one in rows] if labels else [],
         "columns": [
-            [name, title] for name, title in _COLUMNS.items() if any(one.get(name) is not None for one in facts)
+            [name, title]
+            for name, title in _COLUMNS.items()
+            if name in _ALWAYS or any(one.get(name) is not None for one in facts)
         ],
         "texts": list(texts),
         "words": words,
         "notes": NOTES,
         "claims": CLAIMS,
-        "groups": {} if calibration is None else {name: _histogram(group) for name, group in _groups(calibration)},
+        "groups": {name: _histogram(group) for name, group in groups.items()},
         "pictures": [int(drawn) for drawn in pictures],
+        "missing": {str(n): why for n, why in missing.items()},
     }
 
 
-def _words(row: Row, calibration: Calibration | None) -> tuple[str, str, str, str]:
-    says = meaning(row, None if calibration is None else calibration.fpr)
+def _words(row: Row, fpr: float | None, counts: Mapping[str, int]) -> tuple[str, str, str, str]:
+    says = meaning(row, fpr)
     if row.p_value is None:
         return says.says, says.not_says, "", ""
-    counts = {} if calibration is None else {name: len(group.scores) for name, group in _groups(calibration)}
     p_value = p_value_in_words(row.p_value, counts.get(row.size_group or ""), row.size_group)
     return says.says, says.not_says, p_value.headline, p_value.detail
 
 
-def _groups(calibration: Calibration) -> Iterator[tuple[str, Group]]:
+def _groups(calibration: Calibration | None) -> Iterator[tuple[str, Group]]:
+    if calibration is None:
+        return
     for group in calibration.groups:
         if group.scores:
             yield group.name, group

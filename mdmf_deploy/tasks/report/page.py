@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from mdmf_deploy.text import printable_json
 
+_SCRIPTS = ("table.js", "row.js", "start.js")
 VERDICTS = ("generated", "uncertain", "real", "uncalibrated", "error")
 
 
@@ -38,7 +39,7 @@ def write_page(
     data: what the script reads before it shows anything.
     pictures: JSON for each row, or None. They come last, so that the table works before they are read.
     """
-    style, script = _part("style.css"), _part("page.js")
+    style, script = _part("style.css"), _script()
     template = _environment().from_string(_part("page.html"))
     parts = template.generate(
         **context,
@@ -66,6 +67,11 @@ def _environment() -> Environment:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment
+
+
+def _script() -> str:
+    """Return the parts of the script as one, in a block, so that their names are not the window's."""
+    return "\n".join(('"use strict";', "{", *map(_part, _SCRIPTS), "}", ""))
 
 
 def _policy(style: str, script: str) -> str:

@@ -19,26 +19,32 @@ from mdmf_deploy.detection.outputs.heatmaps import HeatmapOptions, scored_pictur
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import MdmfError
 from mdmf_deploy.hardware.host import cores
+from mdmf_deploy.text import one_line
 
 MOST_BYTES = 160_000
 """The most bytes that a row's pictures take in a page of few rows, in base64."""
 
-_ALL_BYTES = 24_000_000  # of a page of up to 1,000 rows
+_ALL_BYTES = 27_500_000  # of a page of up to 1,000 rows
 _MOST_ALL, _MANY = 33_000_000, 5_000  # of a page of this many rows and more
 # Pixels along the longer side, and the quality of WebP. The first that fits is taken.
 _RUNGS = (
     (1280, 80),
-    (1024, 75),
-    (800, 70),
-    (640, 65),
-    (512, 60),
-    (400, 55),
-    (320, 50),
-    (256, 40),
-    (192, 35),
-    (128, 30),
+    (1120, 76),
+    (960, 72),
+    (820, 68),
+    (700, 64),
+    (600, 60),
+    (520, 56),
+    (450, 52),
+    (390, 48),
+    (340, 44),
+    (290, 40),
+    (240, 36),
+    (192, 32),
+    (128, 28),
 )
 _LEAST_PER_PIXEL = 0.03  # bytes: few photographs take less, so rungs that would not fit even then are not tried
+_SURELY = 0.7  # of a picture's bytes a pixel: what it takes at the next rungs, at least
 _SHEET_SHARE = 0.35
 _ENLARGED = 0.7  # the scored crops are shown apart if the picture shows them smaller than this
 
@@ -114,7 +120,8 @@ def draw_row(row: Row, source: Path, options: PictureOptions) -> Shown:
 class PicturePool:
     """Draw rows on threads of their own, while the caller goes on. Close it, or use it in a `with` block.
 
-    drawn: the pictures of every row that was added, in order, as JSON, or None for one without. Read it once closed.
+    drawn: the pictures of every row that was added, in order, as JSON, or None for one without.
+    missing: the place of a row in `drawn` -> why its picture could not be drawn. Read both once the pool is closed.
     report: gets a row and the error for each picture that failed, in the order of `add`, on the caller's thread.
     """
 
@@ -125,6 +132,7 @@ class PicturePool:
         self._waiting: deque[tuple[Row, Future[bytes] | None]] = deque()
         self._most = 4 * workers
         self.drawn: list[bytes | None] = []
+        self.missing: dict[int, str] = {}
 
     def add(self, row: Row, source: Path | None) -> None:
         """Draw a row soon. Waits while four rows a thread are unfinished, so that pictures cannot pile up.
@@ -150,11 +158,12 @@ class PicturePool:
         row, future = self._waiting[0]
         error = None if future is None else future.exception()
         self._waiting.popleft()
-        self.drawn.append(None if future is None or error is not None else future.result())
         if isinstance(error, MdmfError | OSError):
+            self.missing[len(self.drawn)] = one_line(str(getattr(error, "strerror", None) or error))
             self._report(row, error)
         elif error is not None:
             raise error
+        self.drawn.append(None if future is None or error is not None else future.result())
 
 
 def _is_done(future: Future[bytes] | None) -> bool:
@@ -174,24 +183,27 @@ def _layers(row: Row, picture: Picture, maps: HeatmapOptions) -> HeatLayers | No
 def _encoded(image: Image.Image, most: int) -> tuple[bytes, tuple[int, int]]:
     """Return the image as WebP at the best rung that takes at most so many bytes, or else the last, and its size."""
     data, size = b"", image.size
-    for longest, quality in _RUNGS:
-        zoom = min(1.0, longest / max(image.size))
+    per_pixel = _LEAST_PER_PIXEL
+    for rung in _RUNGS:
+        zoom = min(1.0, rung[0] / max(image.size))
         size = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
-        last = (longest, quality) == _RUNGS[-1]
-        if not last and size[0] * size[1] * _LEAST_PER_PIXEL > most:
+        pixels = size[0] * size[1]
+        if rung != _RUNGS[-1] and pixels * per_pixel > most:
             continue
-        small = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0) if size != image.size else image
+        small = image if size == image.size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
         buffer = io.BytesIO()
-        small.save(buffer, format="WEBP", quality=quality, method=4)
+        small.save(buffer, format="WEBP", quality=rung[1], method=2)
         data = buffer.getvalue()
         if len(data) <= most:
             break
+        # A lower quality takes less a pixel, and a smaller picture more.
+        per_pixel = _SURELY * len(data) / pixels
     return data, size
 
 
 def _layer_bytes(layer: Layer) -> bytes:
     buffer = io.BytesIO()
-    layer.image.save(buffer, format="WEBP", quality=70, alpha_quality=80, method=4)
+    layer.image.save(buffer, format="WEBP", lossless=True, method=2)
     return buffer.getvalue()
 
 

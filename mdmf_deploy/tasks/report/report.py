@@ -95,7 +95,6 @@ class Report:
         self._bundle, self._settings, self._caveat = detector.bundle, detector.settings(), detector.caveat
         self._rows: list[Labelled] = []
         self._failed = failed
-        self._why: dict[int, str] = {}
         maps = HeatmapOptions.of(detector.bundle, limits=options.limits)
         drawing = PictureOptions(maps, bytes_per_row(options.rows))
         self._pool = PicturePool(drawing, self._report, options.threads)
@@ -117,6 +116,7 @@ class Report:
     def close(self, *, complete: bool = True) -> None:
         """Write the page.  complete: whether these are all rows of the run."""
         self._pool.close()
+        drawn = [one is not None for one in self._pool.drawn]
         verdicts = Counter(labelled.row.verdict for labelled in self._rows)
         reasons = Counter(one for labelled in self._rows if (one := labelled.row.reason or labelled.row.error_code))
         with named(self._path):
@@ -135,7 +135,7 @@ class Report:
                     "palette": palette(),
                     "complete": complete,
                 },
-                page_data(self._rows, self._options.labels, self._bundle, [d is not None for d in self._pool.drawn]),
+                page_data(self._rows, self._options.labels, self._bundle, drawn, self._pool.missing),
                 self._pool.drawn,
             )
         self._scratch.valid = True

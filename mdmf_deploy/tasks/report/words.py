@@ -105,7 +105,7 @@ _REAL = Meaning(
 def meaning(row: Row, fpr: float | None) -> Meaning:
     """Return what the row's verdict says.  fpr: the calibrated false positive rate, or None without one."""
     if row.verdict == "generated":
-        rate = "" if fpr is None else f" At this threshold, about {share(fpr)} real photographs get this verdict, too."
+        rate = "" if fpr is None else f" On average, up to {share(fpr)} real photographs get this verdict, too."
         return Meaning(
             "The image scores higher than real photographs of its size usually do.",
             "This is evidence, not proof. Illustrations, screenshots and heavy edits score high as well." + rate,
