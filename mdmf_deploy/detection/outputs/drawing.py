@@ -245,7 +245,7 @@ def _layer(
     scaled = [_scaled(box, small[0] / size[0], small[1] / size[1]) for box in placed]
     (left, top, right, bottom), levels = _levels(zip(scaled, patches, strict=True), small, inner, scale)
     image = _coloured(levels)
-    image.putalpha(Image.fromarray(np.rint(_OPACITIES[levels] / _OPACITY).astype(np.uint8)))
+    image.putalpha(Image.fromarray(np.minimum(_OPACITIES[levels] / _OPACITY, 255).astype(np.uint8)))
     return Layer(image, (left / small[0], top / small[1], right / small[0], bottom / small[1]))
 
 
