@@ -15,6 +15,7 @@ import typer
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import draws_bars, log, log_written, progress
 from mdmf_deploy.cli.options import BundleOption, Yes, runtime_option
+from mdmf_deploy.cli.report_output import REPORT, ReportPlan, report_file, report_path, reporting
 from mdmf_deploy.cli.resumed import begin, check_options, going_on, job_of, job_that_keeps, keeping
 from mdmf_deploy.cli.row_output import row_output
 from mdmf_deploy.cli.summary import Counts, advise_on_videos, exit_by, following, summarise, warn_of_caveat
@@ -70,7 +71,12 @@ def detect(
     ],
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write rows here: .jsonl, .json, .csv or .parquet."),
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Write rows: .jsonl, .json, .csv, .parquet, or .html to read."
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a page for readers: .html, with pictures and all.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")] = False,
     heatmaps: Annotated[
@@ -165,6 +171,7 @@ def detect(
 
         local = {
             "--json": as_json and not list_inputs,
+            "--report": report is not None,
             "--heatmaps": heatmaps is not None,
             "--verify": verify,
             "--fsync": fsync,
@@ -200,13 +207,14 @@ def detect(
         raise UsageError(f"-o {url} is a URL; give a path, or add --engine ray, which writes to other file systems")
     from mdmf_deploy.images.inputs import expand
 
+    report = report_path(path, report, as_json, resume)
     if as_json and path is not None:
         raise UsageError("--json prints rows and -o writes them; give one of the two (-o rows.jsonl writes JSON)")
     check_options(path, resume, verify, fsync)
     if path is not None and not resume:
         from mdmf_deploy.detection.outputs import WRITERS, check_ending
 
-        check_ending(path, WRITERS)
+        check_ending(path, (*WRITERS, REPORT))
     found = expand(inputs, yes, log)
     if list_inputs:
         from mdmf_deploy.cli.list_inputs import print_inputs
@@ -216,6 +224,7 @@ def detect(
     with ExitStack() as stack:
         anew = "without --resume, all inputs are done anew"
         write = None if resume else stack.enter_context(row_output(path, as_json, anew))
+        page = stack.enter_context(report_file(report))
 
         from mdmf_deploy.detection.detector import Detector
 
@@ -235,6 +244,8 @@ def detect(
             before.add(opened.rows())
         else:
             job = job_of(found.paths, write) if keeper is None else job_that_keeps(found.paths, write, keeper)
+        plan = ReportPlan(report, inputs, len(found.paths) * (frames if each_frame else 1), limits, threads)
+        add_to_report = stack.enter_context(reporting(page, plan, detector))
         look = (heatmap_format, heatmap_scale)
         maps = None if heatmaps is None else _heatmaps(heatmaps, detector, look, limits, threads, keep=resume)
         if heatmaps is not None and _lies_in(heatmaps, inputs):
@@ -252,6 +263,8 @@ def detect(
                 for rows, (source, key) in zip(watched, job.taken, strict=False):
                     job.write(key, rows)
                     counts.add(rows)
+                    for row in rows:
+                        add_to_report(row, source)
                     if maps is not None:
                         for row in rows:
                             maps.add(row, source)
@@ -263,6 +276,8 @@ def detect(
         advise_on_videos(detector.bundle, counts.unjudged)
     if path is not None and job.count:
         log_written(f"{counts.verdicts.total()} rows", path, following(detector.bundle))
+    if report not in (None, path):
+        log_written("a report", report)
     if heatmaps is not None and any(heatmaps.iterdir()):
         log_written("heat maps", heatmaps)
     exit_by(counts.verdicts + before.verdicts, counts.undecided + before.undecided, fail_on or [])

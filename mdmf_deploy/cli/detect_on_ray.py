@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mdmf_deploy.tasks.scale.run import ScaleRun
     from mdmf_deploy.tasks.scale.tally import Tally
 
-_FILES = (".jsonl", ".json", ".csv")
+_FILES = (".jsonl", ".json", ".csv", ".html")
 
 
 @dataclass(frozen=True, slots=True)

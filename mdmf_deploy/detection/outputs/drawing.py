@@ -8,7 +8,7 @@ keeps its own colours.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -44,6 +44,7 @@ _OPACITIES = np.append(np.rint(255 * _OPACITY * np.abs(_LEVELS)), 0).astype(np.u
 PANEL = (800, 448)
 """Pixels: greatest width and height of the panel that shows the whole picture."""
 
+_LAYER_PIXELS = 8  # of a layer, along one side of a patch. Whatever shows it smooths it.
 _SIDE = PANEL[1]  # pixels: of the square panel for the crops, where one of 224 pixels has twice its size
 _MARGIN, _HEAD, _FOOT, _BAR = 20, 88, 34, 150
 _INK, _QUIET, _PAPER = (25, 25, 25), (105, 105, 105), (255, 255, 255)
@@ -121,6 +122,29 @@ class Picture(NamedTuple):
         return cls(Image.fromarray(pixels), parts, width, height)
 
 
+class Layer(NamedTuple):
+    """A heat map without the picture under it.
+
+    image: RGBA. Stronger colours are less transparent, and a patch at the centre of the scale is invisible.
+    box: left, top, right, bottom of the part of the picture that it covers, as shares of the picture's size.
+    """
+
+    image: Image.Image
+    box: tuple[float, float, float, float]
+
+
+class HeatLayers(NamedTuple):
+    """The heat map of a row, apart from its picture.
+
+    whole: over the whole picture.
+    sheet: the crops that were scored, in their rows and columns, RGB.  zoomed: over the sheet.
+    """
+
+    whole: Layer
+    sheet: Image.Image
+    zoomed: Layer
+
+
 def draw(picture: Picture, row: Row, pool: int, crop: int, scale: ColourScale) -> Image.Image:
     """Draw the whole picture on the left, the scored crops in grey and enlarged on the right, a colour bar, a verdict.
 
@@ -131,15 +155,7 @@ def draw(picture: Picture, row: Row, pool: int, crop: int, scale: ColourScale) -
     Raises ShapeMismatch unless the row has pool x pool contributions for each of the crops that the picture holds.
     """
     width, height = picture.width, picture.height
-    contributions = np.array(row.contributions or (), np.float32)
-    count = crops_of(row, pool)
-    placed, shape = boxes(height, width, crop, count), grid(height, width, crop, count)
-    if contributions.size != len(placed) * pool**2 or len(picture.parts) != len(placed):
-        raise ShapeMismatch(
-            f"{row.uri}: expected {pool**2} contributions for each crop of {width} x {height} pixels, "
-            f"got {contributions.size} in all; draw the picture that was scored"
-        )
-    patches = [Image.fromarray(values) for values in contributions.reshape(-1, pool, pool)]
+    placed, shape, patches = _crops_of(picture, row, pool, crop)
     inner = _scored_part(placed[0], pool, crop)
 
     whole = _fit(picture.whole, PANEL, (width, height))
@@ -148,15 +164,48 @@ def draw(picture: Picture, row: Row, pool: int, crop: int, scale: ColourScale) -
     for box in on_picture:
         _frame(whole, (box[0], box[1], box[2] - 1, box[3] - 1))
 
-    sheet, cells = _sheet(picture.parts, shape)
+    # The sheet is grey, so that every colour on it comes from the map.
+    sheet, cells = _sheet(picture.parts, shape, "L")
     zoomed = _fit(sheet, (_SIDE, _SIDE), sheet.size)
     on_sheet = [_scaled(cell, zoomed.width / sheet.width, zoomed.height / sheet.height) for cell in cells]
     return _compose(row, whole, _painted(zoomed, zip(on_sheet, patches, strict=True), inner, scale), scale)
 
 
+def heat_layers(picture: Picture, row: Row, pool: int, crop: int, scale: ColourScale) -> HeatLayers:
+    """Return the heat map apart from the picture, to be laid over it by whatever shows the two.
+
+    pool, crop: as of `draw`. The colours are those of `draw` if a layer is shown at half its opacity.
+    Raises ShapeMismatch as `draw` does.
+    """
+    placed, shape, patches = _crops_of(picture, row, pool, crop)
+    inner = _scored_part(placed[0], pool, crop)
+    sheet, cells = _sheet(picture.parts, shape, "RGB")
+    whole = _layer(placed, patches, (picture.width, picture.height), inner, scale)
+    return HeatLayers(whole, sheet, _layer(cells, patches, sheet.size, inner, scale))
+
+
+def palette() -> list[str]:
+    """Return the colours of a heat map, from the lower end of a scale to the upper one, as #RRGGBB."""
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in _COLOURS.astype(int).tolist()]
+
+
 def crops_of(row: Row, pool: int) -> int:
     """Return how many crops of pool x pool patches a row's contributions are from, at least 1."""
     return max(1, len(row.contributions or ()) // pool**2)
+
+
+def _crops_of(picture: Picture, row: Row, pool: int, crop: int) -> tuple[list[Box], tuple[int, int], list[Image.Image]]:
+    """Return the boxes of a row's crops, the shape of their grid, and each one's contributions as (pool, pool) F."""
+    width, height = picture.width, picture.height
+    contributions = np.array(row.contributions or (), np.float32)
+    count = crops_of(row, pool)
+    placed, shape = boxes(height, width, crop, count), grid(height, width, crop, count)
+    if contributions.size != len(placed) * pool**2 or len(picture.parts) != len(placed):
+        raise ShapeMismatch(
+            f"{row.uri}: expected {pool**2} contributions for each crop of {width} x {height} pixels, "
+            f"got {contributions.size} in all; draw the picture that was scored"
+        )
+    return placed, shape, [Image.fromarray(values) for values in contributions.reshape(-1, pool, pool)]
 
 
 def _scored_part(box: Box, pool: int, crop: int) -> Part:
@@ -179,13 +228,37 @@ def _painted(
     inner: Part,
     scale: ColourScale,
 ) -> Image.Image:
-    """Lay each crop's patches, smoothed, over its box of a picture. Where boxes overlap, the mean counts.
+    """Lay each crop's patches, smoothed, over its box of a picture, half transparent."""
+    bounds, levels = _levels(maps, under.size, inner, scale)
+    painted = under.convert("RGB")
+    painted.paste(_coloured(levels), bounds, Image.fromarray(_OPACITIES[levels]))
+    return painted
 
-    inner: the part of the patches that fills the box.
+
+def _layer(
+    placed: Sequence[Box], patches: Sequence[Image.Image], size: tuple[int, int], inner: Part, scale: ColourScale
+) -> Layer:
+    """Draw the map of these boxes of a picture, at a few pixels a patch. The strongest colours are opaque."""
+    smallest = min(min(right - left, bottom - top) for left, top, right, bottom in placed)
+    zoom = min(1.0, patches[0].width * _LAYER_PIXELS / smallest)
+    small = (max(1, round(size[0] * zoom)), max(1, round(size[1] * zoom)))
+    scaled = [_scaled(box, small[0] / size[0], small[1] / size[1]) for box in placed]
+    (left, top, right, bottom), levels = _levels(zip(scaled, patches, strict=True), small, inner, scale)
+    image = _coloured(levels)
+    image.putalpha(Image.fromarray(np.minimum(_OPACITIES[levels] / _OPACITY, 255).astype(np.uint8)))
+    return Layer(image, (left / small[0], top / small[1], right / small[0], bottom / small[1]))
+
+
+def _levels(
+    maps: Iterable[tuple[Box, Image.Image]], size: tuple[int, int], inner: Part, scale: ColourScale
+) -> tuple[Box, NDArray[np.uint8]]:
+    """Return the box around all maps of a picture, and the levels in it. Where maps overlap, the mean counts.
+
+    inner: the part of the patches that fills a map's box.
     """
     maps = list(maps)
     boxes = np.array([box for box, _ in maps])
-    bounds: Box = (*boxes[:, :2].min(0).tolist(), *np.minimum(boxes[:, 2:].max(0), under.size).tolist())
+    bounds: Box = (*boxes[:, :2].min(0).tolist(), *np.minimum(boxes[:, 2:].max(0), size).tolist())
     shape = (bounds[3] - bounds[1], bounds[2] - bounds[0])
     total, crops = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for (left, top, right, bottom), patches in maps:
@@ -196,26 +269,28 @@ def _painted(
         crops[here] += 1
     levels = scale.levels(total / np.maximum(crops, 1))
     levels[crops == 0] = _BARE
+    return bounds, levels
+
+
+def _coloured(levels: NDArray[np.uint8]) -> Image.Image:
     index = Image.fromarray(levels)
     index.putpalette(_PALETTE.tobytes())
-    painted = under.convert("RGB")
-    painted.paste(index.convert("RGB"), bounds, Image.fromarray(_OPACITIES[levels]))
-    return painted
+    return index.convert("RGB")
 
 
-def _sheet(parts: tuple[Pixels, ...], shape: tuple[int, int]) -> tuple[Image.Image, list[Box]]:
+def _sheet(parts: tuple[Pixels, ...], shape: tuple[int, int], mode: str) -> tuple[Image.Image, list[Box]]:
     """Lay the crops out in their rows and columns, with a gap between them. Return the sheet and their boxes.
 
-    The sheet is grey, so that every colour on it comes from the map.
+    mode: of the sheet, "L" or "RGB".
     """
     height, width = parts[0].shape[:2]
     gap = max(1, height // 32)
-    sheet = Image.new("L", (shape[1] * (width + gap) - gap, shape[0] * (height + gap) - gap), 255)
+    sheet = Image.new(mode, (shape[1] * (width + gap) - gap, shape[0] * (height + gap) - gap), "white")
     cells = []
     for place, part in enumerate(parts):
         row, column = divmod(place, shape[1])
         left, top = column * (width + gap), row * (height + gap)
-        sheet.paste(Image.fromarray(part).convert("L"), (left, top))
+        sheet.paste(Image.fromarray(part).convert(mode), (left, top))
         cells.append((left, top, left + width, top + height))
     return sheet, cells
 

@@ -180,14 +180,22 @@ class HeatmapPool:
 
 def _write(path: Path, row: Row, source: Path, options: HeatmapOptions) -> Path:
     scale = ColourScale.of(row) if options.scale is None else options.scale.around(row)
-    picture = _frame(source, row, options) if _seconds(row) is not None else _image(source, row, options)
-    page = draw(picture, row, options.pool, options.crop, scale)
+    page = draw(scored_picture(row, source, options), row, options.pool, options.crop, scale)
     buffer = io.BytesIO()
     page.save(buffer, **FORMATS[options.format][1])
     # Not flushed to the disk: a map can be drawn again, and a flush takes longer than drawing.
     with atomic_file(path, durable=False) as scratch:
         scratch.write_bytes(buffer.getvalue())
     return path
+
+
+def scored_picture(row: Row, source: Path, options: HeatmapOptions, fit: tuple[int, int] = PANEL) -> Picture:
+    """Read an image again, or the frame of a video whose contributions the row has.
+
+    fit: the width and height into which the caller will scale the picture down. It may come reduced, but no smaller.
+    Raises ImageError if the file cannot be read, or has changed since it was scored.
+    """
+    return _frame(source, row, options) if _seconds(row) is not None else _image(source, row, options, fit)
 
 
 def _seconds(row: Row) -> float | None:
@@ -207,12 +215,12 @@ def _check_unchanged(sha256: str, row: Row) -> None:
         raise ImageError("unreadable", f"{row.uri} changed while it was scored; its heat map would be of another")
 
 
-def _image(source: Path, row: Row, options: HeatmapOptions) -> Picture:
-    """Decode no more pixels of an image than the map shows."""
+def _image(source: Path, row: Row, options: HeatmapOptions, fit: tuple[int, int]) -> Picture:
+    """Decode no more pixels of an image than are shown."""
     data = read(source, options.limits)
     _check_unchanged(hashlib.sha256(data).hexdigest(), row)
     count = crops_of(row, options.pool)
-    whole = decode(data, options.limits, fit=PANEL)
+    whole = decode(data, options.limits, fit=fit)
     if whole.pixels.shape[:2] == (whole.height, whole.width):
         return Picture.of(whole.pixels, options.crop, count)
     exact = decode_boxes(data, partial(boxes, size=options.crop, count=count), options.limits)

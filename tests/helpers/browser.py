@@ -1,0 +1,63 @@
+"""A headless Chromium that watches what a page does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.libraries import needed
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Open Debian's browser. Without one, or without Playwright, a test fails in CI and is skipped elsewhere."""
+    playwright = needed("playwright.sync_api")
+    path = next((found for name in _NAMES if (found := shutil.which(name))), None)
+    if path is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("no chromium on PATH; run: apt-get install chromium")
+        pytest.skip("no chromium on PATH")
+    with playwright.sync_playwright() as running:
+        # Containers have no sandbox of their own to give.
+        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A page of a file, and everything that it asked for, said or showed.
+
+    page: Playwright's.
+    """
+
+    def __init__(self, browser: Any, path: Path, **context: Any) -> None:
+        self._path = path
+        self._context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
+        self.page = self._context.new_page()
+        self.page.set_default_timeout(10_000)
+        self.complaints: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self._dismiss(dialog))
+        self.page.on("request", lambda request: self._judge(request.url))
+        self.page.goto(path.as_uri())
+
+    def close(self) -> None:
+        """Close the page, and assert that it asked for nothing but itself, and complained of nothing."""
+        self._context.close()
+        assert self.complaints == []
+
+    def _dismiss(self, dialog: Any) -> None:
+        self.complaints.append(f"a dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def _judge(self, url: str) -> None:
+        if not url.startswith("data:") and url.partition("#")[0] != self._path.as_uri():
+            self.complaints.append(f"a request: {url[:100]}")
