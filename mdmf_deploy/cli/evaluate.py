@@ -11,7 +11,7 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import log, log_written, print_json, print_lines, progress
-from mdmf_deploy.cli.evaluate_outputs import check_outputs, evaluation_outputs
+from mdmf_deploy.cli.evaluate_outputs import OutputPaths, evaluation_outputs
 from mdmf_deploy.cli.evaluate_tables import evaluation_lines
 from mdmf_deploy.cli.options import AsJson, BundleOption, Yes, complete_recipe, runtime_option
 from mdmf_deploy.images.limits import FRAMES, MOST_FRAMES
@@ -62,8 +62,12 @@ def evaluate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE", help="Also write every row here: .jsonl, .json, .csv or .parquet."
+            "-o", "--output", metavar="FILE", help="Also write rows: .jsonl, .json, .csv, .parquet, or .html to read."
         ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a page for readers: .html, with figures, rows and pictures."),
     ] = None,
     match: Annotated[
         bool,
@@ -130,13 +134,13 @@ def evaluate(
     from mdmf_deploy.tasks.evaluate.conditions import AS_IS, Condition
     from mdmf_deploy.tasks.evaluate.evaluate import judge, tabulate, unscored
 
-    check_outputs(output, plots, robustness)
+    paths = OutputPaths.of(output, report, plots, robustness)
     conditions = [Condition.parse(text) for text in condition or [AS_IS]]
     chosen = _split_of(split, part)
     tables: list[Table] = []
     rows = 0
     with ExitStack() as stack:
-        outputs = stack.enter_context(evaluation_outputs(output, plots))
+        outputs = stack.enter_context(evaluation_outputs(paths))
         detector = stack.enter_context(Detector(bundle, runtime=runtime, frames=frames))
         if chosen is not None:
             _warn_of_recipe(detector, split, chosen)
@@ -148,9 +152,9 @@ def evaluate(
         threshold = None if tune_on is None else _tuned(detector, tune_on, samples, yes)
         changes: list[tuple[Change, list[KnownImage]]] = [(one, _changeable(samples, one)) for one in conditions]
         changes += _matching(samples, match)
-        outputs.begin(detector, sum(len(images) for _, images in changes))
+        outputs.begin(detector, dataset, len(changes[0][1]))
         for change, images in changes:
-            judged = list(outputs.written(judge(detector, images, change), len(images), change.name))
+            judged = list(outputs.written(judge(detector, images, change), len(images), change.name, first=not tables))
             rows += len(images)
             tables.append(tabulate(change.name, judged, threshold=threshold))
             _warn_of_few(tables[-1])
@@ -163,8 +167,10 @@ def evaluate(
         print_json({**ids, "audit": audited, "leaks": audit_of_leaks, "tables": tables, "robustness": swept})
     else:
         print_lines(evaluation_lines(tables, swept))
-    if output is not None:
-        log_written(f"{rows} rows", output, suggestion("detect", detector.bundle.path))
+    if paths.rows is not None:
+        log_written(f"{rows} rows", paths.rows, suggestion("detect", detector.bundle.path))
+    if paths.report is not None:
+        log_written("the report", paths.report)
     worst = min(table.worst_auroc for table in tables)
     if min_auroc is not None and worst < min_auroc:
         raise GateFailed(f"the worst AUROC is {worst:.4f}, below --min-auroc {min_auroc:g}")

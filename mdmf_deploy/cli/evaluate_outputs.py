@@ -1,86 +1,157 @@
-"""The files of `mdmf evaluate`: rows and plots."""
+"""The files of `mdmf evaluate`: rows, plots and the report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdmf_deploy.cli.console import log_written, progress
+from mdmf_deploy.cli.console import log, log_written, progress
+from mdmf_deploy.cli.report_output import REPORT, is_report, report_file, report_path
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.detector import Detector
-    from mdmf_deploy.detection.outputs import Writer
+    from mdmf_deploy.detection.outputs import Scratch, Writer
+    from mdmf_deploy.detection.rows import Row
     from mdmf_deploy.tasks.evaluate.audit import Audit
     from mdmf_deploy.tasks.evaluate.comparison import Judged
     from mdmf_deploy.tasks.evaluate.evaluate import Table
     from mdmf_deploy.tasks.evaluate.leaks import LeakAudit
+    from mdmf_deploy.tasks.evaluate.pictures import Picture
     from mdmf_deploy.tasks.evaluate.robustness import SweepResult
+    from mdmf_deploy.tasks.report.report import Report
 
 # Columns of -o before those of a row.
 _LABELS = ("condition", "generator", "kind", "compared_with")
+# Those of the report, whose rows are of one condition.
+_PAGE_LABELS = ("class", "generator", "kind")
 
 
-def check_outputs(output: Path | None, plots: Path | None, sweep: Path | None) -> None:
-    """Raise UsageError if a file or folder cannot be what it is for, before anything is read."""
-    from mdmf_deploy.detection.outputs import WRITERS, check_ending
+@dataclass(frozen=True, slots=True)
+class OutputPaths:
+    """Where an evaluation writes. None means nowhere.
 
-    if output is not None:
-        check_ending(output, WRITERS)
-    if plots is not None:
-        _make_folder(plots)
-    if sweep is not None:
-        from mdmf_deploy.tasks.evaluate.robustness import check_folder
+    rows: a file of rows.  report: a page.  plots, sweep: folders.
+    """
 
-        check_folder(sweep)
+    rows: Path | None
+    report: Path | None
+    plots: Path | None
+    sweep: Path | None
+
+    @classmethod
+    def of(cls, output: Path | None, report: Path | None, plots: Path | None, sweep: Path | None) -> OutputPaths:
+        """Check the options before anything is read. -o may name rows or a report.
+
+        Raises UsageError if a file or folder cannot be what it is for.
+        """
+        from mdmf_deploy.detection.outputs import WRITERS, check_ending
+
+        page = report_path(output, report, as_json=False, resume=False)
+        if output is not None:
+            check_ending(output, (*WRITERS, REPORT))
+        if plots is not None:
+            _make_folder(plots)
+        if sweep is not None:
+            from mdmf_deploy.tasks.evaluate.robustness import check_folder
+
+            check_folder(sweep)
+        return cls(None if is_report(output) else output, page, plots, sweep)
 
 
 @contextmanager
-def evaluation_outputs(output: Path | None, plots: Path | None) -> Iterator[Outputs]:
+def evaluation_outputs(paths: OutputPaths) -> Iterator[Outputs]:
     """Open the files. They take their names when the block ends."""
     from mdmf_deploy.detection.outputs import open_output
 
     with ExitStack() as stack:
-        writer = None if output is None else stack.enter_context(open_output(output, _LABELS))
-        yield Outputs(writer, plots)
+        writer = None if paths.rows is None else stack.enter_context(open_output(paths.rows, _LABELS))
+        scratch = stack.enter_context(report_file(paths.report))
+        yield Outputs(paths, writer, scratch, stack)
 
 
 class Outputs:
-    """Writes each row as it comes, and the rest when it is known."""
+    """Writes each row as it comes, and the rest when it is known.  stack: closes the report."""
 
-    def __init__(self, writer: Writer | None, plots: Path | None) -> None:
-        self._writer, self._plots = writer, plots
+    def __init__(self, paths: OutputPaths, writer: Writer | None, scratch: Scratch | None, stack: ExitStack) -> None:
+        self._paths, self._writer, self._scratch, self._stack = paths, writer, scratch, stack
+        self._report: Report | None = None
+        self._pictures: Sequence[Picture] = ()
 
-    def begin(self, detector: Detector, rows: int) -> None:
-        """Get ready for this many rows."""
+    def begin(self, detector: Detector, dataset: Path, rows: int) -> None:
+        """Begin the report.  rows: how many the first condition has."""
+        if self._scratch is None or self._paths.report is None:
+            return
+        from mdmf_deploy.images.inputs import uri
+        from mdmf_deploy.tasks.report.report import Report, ReportOptions
 
-    def written(self, judged: Iterable[Judged], total: int, condition: str) -> Iterator[Judged]:
-        """Pass the pairs on, write each one's row, and show a bar."""
+        options = ReportOptions(title=f"Evaluation on {uri(dataset)}", rows=rows, labels=_PAGE_LABELS)
+        report = Report(self._scratch, self._paths.report, detector, options, _picture_failed)
+        self._report = self._stack.enter_context(report)
+
+    def written(self, judged: Iterable[Judged], total: int, condition: str, *, first: bool) -> Iterator[Judged]:
+        """Pass the pairs on, write each one's row, and show a bar.  first: whether the report shows them."""
         with progress(judged, condition, total) as pairs:
             for pair in pairs:
+                image = pair.image
                 if self._writer is not None:
-                    image = pair.image
                     self._writer.write(pair.row, condition, image.generator, image.kind, image.compared_with)
+                if self._report is not None and first:
+                    labels = {
+                        "class": "real" if image.generator is None else "generated",
+                        "generator": image.generator or "",
+                        "kind": image.kind or "",
+                    }
+                    self._report.add(pair.row, image.path, labels)
                 yield pair
 
     def draw(self, judged: Sequence[Judged], table: Table) -> None:
         """Draw the plots of one condition."""
-        if self._plots is None:
+        if self._paths.plots is None and self._report is None:
             return
-        from mdmf_deploy.files import atomic_file
         from mdmf_deploy.tasks.evaluate.pictures import pictures
-        from mdmf_deploy.tasks.plots import encoded
 
-        for picture in pictures(judged, table):
-            with atomic_file(self._plots / f"{picture.name}.svg", durable=False) as scratch:
-                scratch.write_bytes(encoded(picture.figure, "svg"))
-        log_written("plots", self._plots)
+        try:
+            self._pictures = pictures(judged, table)
+        except ModuleNotFoundError as error:
+            if self._paths.plots is not None or error.name != "matplotlib":
+                raise
+            from mdmf_deploy.errors import install
+
+            log(f"the report has no plots, which need matplotlib; run: {install('evaluate')}")
+        if self._paths.plots is not None:
+            self._write_plots(self._paths.plots)
 
     def finish(
         self, tables: Sequence[Table], audited: Audit, leaks: LeakAudit | None, swept: SweepResult | None
     ) -> None:
-        """Write what needs all figures."""
+        """Give the report its figures."""
+        if self._report is None:
+            return
+        from mdmf_deploy.cli.evaluate_sections import figures_section, leaks_section, sweep_section
+
+        if leaks is not None:
+            self._report.sections.append(leaks_section(leaks))
+        for n, table in enumerate(tables):
+            self._report.sections.append(figures_section(table, self._pictures if n == 0 else (), audited))
+        if swept is not None:
+            self._report.sections.append(sweep_section(swept))
+
+    def _write_plots(self, folder: Path) -> None:
+        from mdmf_deploy.files import atomic_file
+        from mdmf_deploy.tasks.plots import encoded
+
+        for picture in self._pictures:
+            with atomic_file(folder / f"{picture.name}.svg", durable=False) as scratch:
+                scratch.write_bytes(encoded(picture.figure, "svg"))
+        log_written("plots", folder)
+
+
+def _picture_failed(row: Row, error: Exception) -> None:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    log(f"warning: no picture of {row.uri} in the report: {reason}")
 
 
 def _make_folder(folder: Path) -> None:
