@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,40 @@ def test_a_sweep_is_printed_drawn_kept_and_gone_on_with(leaking: Path, tiny_bund
     wrong = mdmf(*command[:-1], leaking)
     assert wrong.exit_code == 2
     assert wrong.stderr.splitlines()[-1].startswith(f"mdmf: --robustness {leaking} holds no rows of a sweep")
+
+
+def test_a_report_shows_figures_leaks_and_every_image(leaking: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    dataset = tmp_path / "set"
+    shutil.copytree(leaking, dataset)
+    (dataset / "generated/b").rename(dataset / "generated/<b onmouseover=alert(1)>")
+    page, rows = tmp_path / "report.html", tmp_path / "rows.jsonl"
+    result = mdmf("evaluate", dataset, "--bundle", tiny_bundle, "--match", "-o", rows, "--report", page)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines()[-1] == f"mdmf: wrote the report to {page}"
+    text = page.read_text()
+    for heading in ("Leaks", "Figures, as is", "Figures, matched"):
+        assert f">{heading}</h2>" in text
+    assert "metadata alone tell 12 real images from 12 generated ones" in text
+    assert "<b onmouseover" not in text
+    assert "&lt;b onmouseover=alert(1)&gt;" in text
+    assert len(rows.read_text().splitlines()) == 48
+    # A row for each image of the first condition.
+    assert "24 rows" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "a.html", "--report", "b.html"], "-o a.html and --report b.html are both reports"),
+        (["--report", "a.txt"], "--report a.txt: a report ends in .html"),
+        (["--report", "nowhere/deep/a.html"], "nowhere/deep/a.html"),
+    ],
+)
+def test_a_wrong_place_for_the_report_fails_before_anything_is_scored(
+    options: list[str], message: str, leaking: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = mdmf("evaluate", leaking, "--bundle", tiny_bundle, *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
