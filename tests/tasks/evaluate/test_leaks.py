@@ -212,6 +212,11 @@ def test_a_leak_of_one_generator_among_many_is_found_and_named() -> None:
     worst, *others = audit.generators
     assert (audit.verdict, worst.generator, worst.verdict) == ("leak", "g3", "leak")
     assert worst.facts[0].name == "codec"
+    # The best of many facts was looked for, so its interval is wider than that of the model.
+    assert worst.auroc is not None
+    assert worst.facts[0].auroc is not None
+    assert worst.facts[0].auroc.value == worst.auroc.value == 1
+    assert worst.facts[0].auroc.low < worst.auroc.low
     assert {other.verdict for other in others} == {"none found"}
     text = "\n".join(lines(audit))
     assert "1 of 5 generators leak: g3 (AUROC 1.000" in text
