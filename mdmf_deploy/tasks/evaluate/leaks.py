@@ -103,7 +103,8 @@ class LeakAudit(msgspec.Struct, frozen=True, kw_only=True):
     overall: the real images against all generated ones.
     generators: against those of each generator, worst first.
     unreadable: files without facts, as row URIs.
-    level: of every interval. All of them hold together at 95%.
+    level: of each comparison's interval. All of them hold together at 95%. The intervals of a comparison's facts hold
+        together at this level.
     missing: the command that installs scikit-learn, if it is missing. Facts were then looked at one by one.
     """
 

@@ -128,6 +128,7 @@ def _zigzag() -> NDArray[np.intp]:
     return np.lexsort((np.where(diagonal % 2, row, column), diagonal))
 
 
+@lru_cache(maxsize=256)
 def _distances(tables: tuple[tuple[int, ...], ...]) -> NDArray[np.int64]:
     """Return the sum of absolute differences to the standard tables at each quality, (100,).
 

@@ -159,13 +159,14 @@ def test_a_matched_data_set_is_not_warned_of(tmp_path: Path) -> None:
     assert line.endswith("]); more images would show smaller leaks")
 
 
-@pytest.mark.parametrize(("count", "generators", "seeds"), [(20, 1, 4), (LEAST, 1, 4), (60, 3, 1)])
-def test_small_sets_that_do_not_leak_raise_no_false_alarm(count: int, generators: int, seeds: int) -> None:
-    """docs/evaluation.md holds the rate over 200 seeds, which MDMF_LONG=1 measures again."""
-    if os.environ.get("MDMF_LONG") == "1":
-        seeds = 200
-    alarms = sum(audit_leaks(*drawn(count, seed, generators)).verdict == "leak" for seed in range(seeds))
-    assert alarms <= seeds // 100
+@pytest.mark.parametrize(
+    ("count", "generators", "seeds", "many"), [(LEAST, 1, 4, 200), (20, 1, 4, 200), (60, 3, 1, 100)]
+)
+def test_small_sets_that_do_not_leak_raise_no_false_alarm(count: int, generators: int, seeds: int, many: int) -> None:
+    """docs/evaluation.md holds the counts, which MDMF_LONG=1 measures again."""
+    tried = many if os.environ.get("MDMF_LONG") == "1" else seeds
+    alarms = sum(audit_leaks(*drawn(count, seed, generators)).verdict == "leak" for seed in range(tried))
+    assert alarms <= tried // 100
 
 
 def test_the_content_is_no_leak() -> None:
@@ -211,6 +212,11 @@ def test_a_leak_of_one_generator_among_many_is_found_and_named() -> None:
     worst, *others = audit.generators
     assert (audit.verdict, worst.generator, worst.verdict) == ("leak", "g3", "leak")
     assert worst.facts[0].name == "codec"
+    # The best of many facts was looked for, so its interval is wider than that of the model.
+    assert worst.auroc is not None
+    assert worst.facts[0].auroc is not None
+    assert worst.facts[0].auroc.value == worst.auroc.value == 1
+    assert worst.facts[0].auroc.low < worst.auroc.low
     assert {other.verdict for other in others} == {"none found"}
     text = "\n".join(lines(audit))
     assert "1 of 5 generators leak: g3 (AUROC 1.000" in text
