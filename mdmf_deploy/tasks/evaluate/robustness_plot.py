@@ -11,6 +11,7 @@ from mdmf_deploy.errors import RuntimeUnavailable, install
 from mdmf_deploy.tasks.evaluate.conditions import AS_IS
 from mdmf_deploy.tasks.evaluate.evaluate import Table
 from mdmf_deploy.tasks.evaluate.metrics import Estimate
+from mdmf_deploy.tasks.evaluate.pictures import Picture
 from mdmf_deploy.tasks.evaluate.robustness import Axis, SweepResult
 from mdmf_deploy.tasks.plots import FORMATS, encoded, new_figure
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 3
-_OURS, _WORST, _PAPER, _FPR = "#0b5fa5", "#8fb4d6", "#555555", "#b5482a"
+# Okabe and Ito's colours, which colour-blind eyes can tell apart, and a grey.
+_OURS, _WORST, _PAPER, _FPR = "#0072B2", "#56B4E9", "#555555", "#D55E00"
 # Inches. A block is an axis: its title, a panel of AUROC, a panel of FPR, and the labels of the steps.
 _WIDTH, _TITLE, _UPPER, _BETWEEN, _LOWER, _LABELS = 2.7, 0.35, 1.6, 0.12, 1.0, 0.35
 _BLOCK = _TITLE + _UPPER + _BETWEEN + _LOWER + _LABELS
@@ -35,24 +37,22 @@ def write_picture(path: Path, result: SweepResult) -> None:
     Raises UsageError for another ending or a place that cannot be written to, RuntimeUnavailable without matplotlib.
     """
     ending = check_ending(path, [f".{name}" for name in FORMATS])
+    try:
+        figure = picture(result).figure
+    except ModuleNotFoundError as error:
+        raise RuntimeUnavailable(f"-o {path}: a picture needs {error.name}; run: {install('evaluate')}") from error
     with open_report(path) as write:
-        write(picture(result, ending[1:]))
+        write(encoded(figure, ending[1:]))
 
 
-def picture(result: SweepResult, format: str) -> bytes:
-    """Return the picture as the bytes of a file.  format: "svg" or "png".
-
-    Raises RuntimeUnavailable without matplotlib.
-    """
+def picture(result: SweepResult) -> Picture:
+    """Draw a sweep. Raises ModuleNotFoundError if matplotlib is not installed."""
     columns = min(_COLUMNS, len(result.axes))
     rows = -(-len(result.axes) // columns)
     # The legend takes three columns, however few the axes are.
     width = _LEFT + _COLUMNS * _WIDTH + (_COLUMNS - 1) * _GAP + _RIGHT
     height = rows * _BLOCK + _CAPTION
-    try:
-        figure = new_figure(width, height)
-    except ModuleNotFoundError as error:
-        raise RuntimeUnavailable(f"a picture needs {error.name}; run: {install('evaluate')}") from error
+    figure = new_figure(width, height)
     lowest, highest = _range(result.tables)
     for n, (axis, (upper, lower)) in enumerate(zip(result.axes, _panels(figure, len(result.axes)), strict=True)):
         _draw_auroc(upper, axis, result.tables)
@@ -64,7 +64,10 @@ def picture(result: SweepResult, format: str) -> bytes:
         _settle(lower, axis, None if n % _COLUMNS else "FPR", labelled=True)
     _legend(figure)
     figure.text(_LEFT / width, 0.1 / height, _caption(result), fontsize=7, color="#444444")
-    return encoded(figure, format)
+    described = (
+        "Panels of AUROC and of FPR at the shipped threshold, one pair for each kind of change in growing strength: "
+    )
+    return Picture("robustness", "Robustness", described + ", ".join(axis.title for axis in result.axes), figure)
 
 
 def _panels(figure: Figure, count: int) -> Iterator[tuple[Axes, Axes]]:
