@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -118,6 +119,21 @@ def test_only_new_and_changed_images_are_judged_in_a_second_sweep(
     changed = find_images(dataset)
     detector = HashingDetector()
     assert run(detector, changed, tmp_path / "rows") == run(HashingDetector(), changed, tmp_path / "anew")
+    assert detector.scored == len(CONDITIONS)
+
+
+def test_the_content_of_a_file_says_whether_it_changed(dataset: Path, images: list[KnownImage], tmp_path: Path) -> None:
+    first = images[0].path
+    before = first.stat()
+    result = run(HashingDetector(), images, tmp_path / "rows")
+    os.utime(first, (1, 1))
+    assert run(HashingDetector(stop_after=0), images, tmp_path / "rows") == result
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(data)
+    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns))
+    detector = HashingDetector()
+    run(detector, find_images(dataset), tmp_path / "rows")
     assert detector.scored == len(CONDITIONS)
 
 
