@@ -135,6 +135,9 @@ def test_the_content_of_a_file_says_whether_it_changed(dataset: Path, images: li
     detector = HashingDetector()
     run(detector, find_images(dataset), tmp_path / "rows")
     assert detector.scored == len(CONDITIONS)
+    # The row of the old content is gone.
+    rows = rows_file(tmp_path / "rows", "jpeg:50").read_text().splitlines()
+    assert len(rows) == len({json.loads(row)["uri"] for row in rows}) == len(images)
 
 
 @pytest.mark.parametrize(
