@@ -17,7 +17,7 @@ from fakes.hashing_detector import HashingDetector, Stopped
 from helpers.libraries import needed
 
 from mdmf_deploy.detection.detector import Detector
-from mdmf_deploy.detection.outputs.resumable import open_resumable
+from mdmf_deploy.detection.outputs.resumable import journal_of, open_resumable
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.tasks.evaluate.conditions import AS_IS, Condition
 from mdmf_deploy.tasks.evaluate.datasets import KnownImage, find_images
@@ -186,6 +186,13 @@ def rows_without_a_journal(folder: Path) -> Path:
     return folder
 
 
+def a_journal_that_is_no_file(folder: Path) -> Path:
+    folder.mkdir()
+    rows_file(folder, AS_IS).touch()
+    journal_of(rows_file(folder, AS_IS)).mkdir()
+    return folder
+
+
 def a_url(folder: Path) -> Path:
     return Path("s3://bucket/rows")
 
@@ -197,6 +204,7 @@ def a_url(folder: Path) -> Path:
         (below_a_file, "choose a folder you can write to"),
         (other_files, "holds no rows of a sweep, but other files; give a new or an empty folder"),
         (rows_without_a_journal, "to go on from; choose another folder, or remove it"),
+        (a_journal_that_is_no_file, "asis.jsonl: Is a directory; choose a place you can read and write"),
         (a_url, "is a URL; give a folder of this machine"),
     ],
 )
@@ -209,6 +217,7 @@ def test_a_folder_that_cannot_hold_a_sweep_is_refused_in_one_line(
     text = str(raised.value)
     assert text.startswith("--robustness ")
     assert text.endswith(message)
+    assert "-o " not in text
     assert len(text.splitlines()) == 1
     assert detector.scored == 0
 
