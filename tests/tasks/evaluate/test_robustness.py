@@ -209,8 +209,13 @@ def a_url(folder: Path) -> Path:
     ],
 )
 def test_a_folder_that_cannot_hold_a_sweep_is_refused_in_one_line(
-    images: list[KnownImage], tmp_path: Path, make: Callable[[Path], Path], message: str
+    images: list[KnownImage],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path], Path],
+    message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     detector = HashingDetector()
     with pytest.raises(UsageError) as raised:
         run(detector, images, make(tmp_path / "rows"))
