@@ -140,6 +140,16 @@ def test_the_content_of_a_file_says_whether_it_changed(dataset: Path, images: li
     assert len(rows) == len({json.loads(row)["uri"] for row in rows}) == len(images)
 
 
+def test_a_sweep_over_other_axes_shares_the_folder(images: list[KnownImage], tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    run(HashingDetector(), images, folder)
+    blur = Axis("blur", "Blur", (Step("2", "blur:2"),))
+    detector = HashingDetector()
+    assert list(run(detector, images, folder, axes=(blur,)).tables) == ["blur:2"]
+    assert detector.scored == len(images)
+    run(HashingDetector(stop_after=0), images, folder, axes=(*SMALL, blur))
+
+
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
