@@ -11,7 +11,6 @@ from mdmf_deploy.errors import RuntimeUnavailable, install
 from mdmf_deploy.tasks.evaluate.conditions import AS_IS
 from mdmf_deploy.tasks.evaluate.evaluate import Table
 from mdmf_deploy.tasks.evaluate.metrics import Estimate
-from mdmf_deploy.tasks.evaluate.pictures import Picture
 from mdmf_deploy.tasks.evaluate.robustness import Axis, SweepResult
 from mdmf_deploy.tasks.plots import FORMATS, encoded, new_figure
 
@@ -37,22 +36,24 @@ def write_picture(path: Path, result: SweepResult) -> None:
     Raises UsageError for another ending or a place that cannot be written to, RuntimeUnavailable without matplotlib.
     """
     ending = check_ending(path, [f".{name}" for name in FORMATS])
-    try:
-        figure = picture(result).figure
-    except ModuleNotFoundError as error:
-        raise RuntimeUnavailable(f"-o {path}: a picture needs {error.name}; run: {install('evaluate')}") from error
     with open_report(path) as write:
-        write(encoded(figure, ending[1:]))
+        write(picture(result, ending[1:]))
 
 
-def picture(result: SweepResult) -> Picture:
-    """Draw a sweep. Raises ModuleNotFoundError if matplotlib is not installed."""
+def picture(result: SweepResult, format: str) -> bytes:
+    """Return the picture as the bytes of a file.  format: "svg" or "png".
+
+    Raises RuntimeUnavailable without matplotlib.
+    """
     columns = min(_COLUMNS, len(result.axes))
     rows = -(-len(result.axes) // columns)
     # The legend takes three columns, however few the axes are.
     width = _LEFT + _COLUMNS * _WIDTH + (_COLUMNS - 1) * _GAP + _RIGHT
     height = rows * _BLOCK + _CAPTION
-    figure = new_figure(width, height)
+    try:
+        figure = new_figure(width, height)
+    except ModuleNotFoundError as error:
+        raise RuntimeUnavailable(f"a picture needs {error.name}; run: {install('evaluate')}") from error
     lowest, highest = _range(result.tables)
     for n, (axis, (upper, lower)) in enumerate(zip(result.axes, _panels(figure, len(result.axes)), strict=True)):
         _draw_auroc(upper, axis, result.tables)
@@ -64,10 +65,7 @@ def picture(result: SweepResult) -> Picture:
         _settle(lower, axis, None if n % _COLUMNS else "FPR", labelled=True)
     _legend(figure)
     figure.text(_LEFT / width, 0.1 / height, _caption(result), fontsize=7, color="#444444")
-    described = (
-        "Panels of AUROC and of FPR at the shipped threshold, one pair for each kind of change in growing strength: "
-    )
-    return Picture("robustness", "Robustness", described + ", ".join(axis.title for axis in result.axes), figure)
+    return encoded(figure, format)
 
 
 def _panels(figure: Figure, count: int) -> Iterator[tuple[Axes, Axes]]:
