@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mdmf_deploy.detection.outputs.done import InputKey
-from mdmf_deploy.detection.outputs.resumable import Resumable, open_resumable
+from mdmf_deploy.detection.outputs.resumable import Resumable, journal_of, open_resumable
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.settings import RunSettings
 from mdmf_deploy.errors import UsageError
@@ -196,7 +196,9 @@ def check_folder(folder: Path, axes: Sequence[Axis] = AXES) -> None:
         raise UsageError(f"--robustness {uri(folder)} is a file; give a folder, which may be new") from error
     except OSError as error:
         raise UsageError(failure(f"--robustness {uri(folder)}", error, "choose a folder you can write to")) from error
-    if found and found.isdisjoint(rows_file(folder, step.condition) for axis in axes for step in axis.steps):
+    ours = {rows_file(folder, step.condition) for axis in axes for step in axis.steps}
+    # A sweep over other axes may have begun the folder.
+    if found and found.isdisjoint(ours) and not any(journal_of(path) in found for path in found):
         raise UsageError(
             f"--robustness {uri(folder)} holds no rows of a sweep, but other files; give a new or an empty folder"
         )

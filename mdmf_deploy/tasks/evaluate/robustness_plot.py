@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 3
-_OURS, _WORST, _PAPER, _FPR = "#0b5fa5", "#8fb4d6", "#555555", "#b5482a"
+# Okabe and Ito's colours, which colour-blind eyes can tell apart, and a grey.
+_OURS, _WORST, _PAPER, _FPR = "#0072B2", "#56B4E9", "#555555", "#D55E00"
 # Inches. A block is an axis: its title, a panel of AUROC, a panel of FPR, and the labels of the steps.
 _WIDTH, _TITLE, _UPPER, _BETWEEN, _LOWER, _LABELS = 2.7, 0.35, 1.6, 0.12, 1.0, 0.35
 _BLOCK = _TITLE + _UPPER + _BETWEEN + _LOWER + _LABELS

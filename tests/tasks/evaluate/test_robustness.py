@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from fakes.hashing_detector import HashingDetector, Stopped
 from helpers.libraries import needed
 
 from mdmf_deploy.detection.detector import Detector
-from mdmf_deploy.detection.outputs.resumable import open_resumable
+from mdmf_deploy.detection.outputs.resumable import journal_of, open_resumable
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.tasks.evaluate.conditions import AS_IS, Condition
 from mdmf_deploy.tasks.evaluate.datasets import KnownImage, find_images
@@ -121,6 +122,34 @@ def test_only_new_and_changed_images_are_judged_in_a_second_sweep(
     assert detector.scored == len(CONDITIONS)
 
 
+def test_the_content_of_a_file_says_whether_it_changed(dataset: Path, images: list[KnownImage], tmp_path: Path) -> None:
+    first = images[0].path
+    before = first.stat()
+    result = run(HashingDetector(), images, tmp_path / "rows")
+    os.utime(first, (1, 1))
+    assert run(HashingDetector(stop_after=0), images, tmp_path / "rows") == result
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(data)
+    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns))
+    detector = HashingDetector()
+    run(detector, find_images(dataset), tmp_path / "rows")
+    assert detector.scored == len(CONDITIONS)
+    # The row of the old content is gone.
+    rows = rows_file(tmp_path / "rows", "jpeg:50").read_text().splitlines()
+    assert len(rows) == len({json.loads(row)["uri"] for row in rows}) == len(images)
+
+
+def test_a_sweep_over_other_axes_shares_the_folder(images: list[KnownImage], tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    run(HashingDetector(), images, folder)
+    blur = Axis("blur", "Blur", (Step("2", "blur:2"),))
+    detector = HashingDetector()
+    assert list(run(detector, images, folder, axes=(blur,)).tables) == ["blur:2"]
+    assert detector.scored == len(images)
+    run(HashingDetector(stop_after=0), images, folder, axes=(*SMALL, blur))
+
+
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
@@ -167,6 +196,13 @@ def rows_without_a_journal(folder: Path) -> Path:
     return folder
 
 
+def a_journal_that_is_no_file(folder: Path) -> Path:
+    folder.mkdir()
+    rows_file(folder, AS_IS).touch()
+    journal_of(rows_file(folder, AS_IS)).mkdir()
+    return folder
+
+
 def a_url(folder: Path) -> Path:
     return Path("s3://bucket/rows")
 
@@ -178,18 +214,25 @@ def a_url(folder: Path) -> Path:
         (below_a_file, "choose a folder you can write to"),
         (other_files, "holds no rows of a sweep, but other files; give a new or an empty folder"),
         (rows_without_a_journal, "to go on from; choose another folder, or remove it"),
+        (a_journal_that_is_no_file, "asis.jsonl: Is a directory; choose a place you can read and write"),
         (a_url, "is a URL; give a folder of this machine"),
     ],
 )
 def test_a_folder_that_cannot_hold_a_sweep_is_refused_in_one_line(
-    images: list[KnownImage], tmp_path: Path, make: Callable[[Path], Path], message: str
+    images: list[KnownImage],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path], Path],
+    message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     detector = HashingDetector()
     with pytest.raises(UsageError) as raised:
         run(detector, images, make(tmp_path / "rows"))
     text = str(raised.value)
     assert text.startswith("--robustness ")
     assert text.endswith(message)
+    assert "-o " not in text
     assert len(text.splitlines()) == 1
     assert detector.scored == 0
 

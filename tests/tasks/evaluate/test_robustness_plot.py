@@ -60,8 +60,8 @@ def test_each_axis_has_its_title_and_its_steps(result: SweepResult) -> None:
 def test_the_curves_are_the_tables(result: SweepResult) -> None:
     svg = picture(result, "svg")
     for colour, figures in (
-        ("#0b5fa5", [[result.tables[step.condition].mean["auroc"] for step in axis.steps] for axis in result.axes]),
-        ("#b5482a", [[result.tables[step.condition].fpr for step in axis.steps] for axis in result.axes]),
+        ("#0072b2", [[result.tables[step.condition].mean["auroc"] for step in axis.steps] for axis in result.axes]),
+        ("#d55e00", [[result.tables[step.condition].fpr for step in axis.steps] for axis in result.axes]),
     ):
         *heights, in_legend = curves(svg, colour)
         assert len(set(in_legend)) == 1
