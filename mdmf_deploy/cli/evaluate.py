@@ -151,7 +151,7 @@ def evaluate(
         audit_of_leaks = _look_for_leaks(samples) if leaks else None
         threshold = None if tune_on is None else _tuned(detector, tune_on, samples, yes)
         changes: list[tuple[Change, list[KnownImage]]] = [(one, _changeable(samples, one)) for one in conditions]
-        changes += _matching(samples, match)
+        changes += _matching(detector, samples) if match else []
         outputs.begin(detector, dataset, len(changes[0][1]))
         for change, images in changes:
             judged = list(outputs.written(judge(detector, images, change), len(images), change.name, first=not tables))
@@ -240,12 +240,11 @@ def _look_for_leaks(samples: list[KnownImage]) -> LeakAudit:
     return found
 
 
-def _matching(samples: list[KnownImage], match: bool) -> list[tuple[Change, list[KnownImage]]]:
-    if not match:
-        return []
+def _matching(detector: Detector, samples: list[KnownImage]) -> list[tuple[Change, list[KnownImage]]]:
+    """Return the images of --match, at least as large as the detector's crops."""
     from mdmf_deploy.tasks.evaluate.match import Matching
 
-    matching = Matching.of(samples)
+    matching = Matching.of(samples, least=detector.bundle.manifest.preprocessing.crop)
     log(matching.line())
     return [(matching, list(matching.images))]
 

@@ -12,6 +12,7 @@ from helpers.running import Scratch
 GIVEN = {
     "docs/bundle.md": ("mine.mdmf",),
     "docs/calibration.md": ("new.mdmf", "run"),
+    "docs/evaluation.md": ("mine.mdmf",),
     "docs/guide.md": ("a.mdmf", "b.mdmf"),
     "docs/triton.md": ("mine.mdmf",),
 }
