@@ -87,6 +87,9 @@ def detect(
     fail_on: Annotated[
         list[FailOn] | None, typer.Option(help="Exit with 1 if an image gets this verdict; may be repeated.")
     ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Look again at changed copies of images whose score is near the threshold.")
+    ] = False,
     bundle: BundleOption = DEFAULT_BUNDLE,
     runtime: Annotated[str, runtime_option("Runtime to score on.")] = "auto",
     crops: Annotated[
@@ -166,6 +169,7 @@ def detect(
         local = {
             "--json": as_json and not list_inputs,
             "--heatmaps": heatmaps is not None,
+            "--probe": probe,
             "--verify": verify,
             "--fsync": fsync,
         }
@@ -220,7 +224,16 @@ def detect(
         from mdmf_deploy.detection.detector import Detector
 
         detector = stack.enter_context(
-            Detector(bundle, runtime, threads, batch_size=batch_size, crops=crops, limits=limits, frames=frames)
+            Detector(
+                bundle,
+                runtime,
+                threads,
+                batch_size=batch_size,
+                crops=crops,
+                limits=limits,
+                frames=frames,
+                probe=probe,
+            )
         )
         warn_of_caveat(detector.caveat, bool(fail_on))
         counts, before = Counts(), Counts()

@@ -32,6 +32,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     frames: frames of a video that were scored. The score is the mean of theirs.
     frame_time: seconds from the beginning, in a row that holds one frame of a video.
     lowest_score, lowest_time, highest_score, highest_time: of a video's frames, and where they lie, in seconds.
+    probes: changed copies of the image that were scored in a second look (mdmf_deploy.detection.second_look). 0 if it
+        could not be read again. None if there was no second look.
+    lowest_probe, highest_probe: the lowest and the highest score of the image and these copies.
     ms_*: milliseconds spent on this image. The time of a batch is divided evenly among its images.
     contributions: (n N,) each patch's share of the score, crop by crop, each row-major over the pool grid. Their mean
         is the score. Those of a video's row are its highest frame's. The tabular outputs leave it out.
@@ -66,6 +69,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     lowest_time: float | None = None
     highest_score: float | None = None
     highest_time: float | None = None
+    probes: int | None = None
+    lowest_probe: float | None = None
+    highest_probe: float | None = None
     ms_decode: float | None = None
     ms_engine: float | None = None
     ms_mmd: float | None = None

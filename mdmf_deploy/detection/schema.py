@@ -41,6 +41,9 @@ DESCRIPTIONS: dict[str, str] = {
     "lowest_time": "Seconds from the beginning of a video to the frame with the lowest score.",
     "highest_score": "Highest score of a video's frames.",
     "highest_time": "Seconds from the beginning of a video to the frame with the highest score.",
+    "probes": "With --probe: changed copies that were scored in a second look. 0 if it could not be read again.",
+    "lowest_probe": "Lowest score of the image and these copies.",
+    "highest_probe": "Highest score of the image and these copies.",
     "ms_decode": "Milliseconds of reading and decoding.",
     "ms_engine": "Milliseconds of the model. A batch's time is divided evenly.",
     "ms_mmd": "Milliseconds of the reduction to a score. A batch's time is divided evenly.",
@@ -52,6 +55,7 @@ _BOUNDS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("sha256", "bundle_id", "calibration_id"), {"pattern": "^[0-9a-f]{64}$"}),
     (("evidence", "p_value"), {"minimum": 0, "maximum": 1}),
     (("width", "height", "frames"), {"minimum": 1}),
+    (("probes",), {"minimum": 0}),
     (("frame_time", "lowest_time", "highest_time", "ms_decode", "ms_engine", "ms_mmd"), {"minimum": 0}),
 )
 _GIVEN: dict[str, Any] = {"not": {"type": "null"}}
