@@ -20,6 +20,7 @@ Reason = Literal[
     "no_calibration_for_this_size",
     "borderline",
     "unstable",
+    "expected_by_chance",
     "not_verified",
     "no_thresholds",
     "other_crops",

@@ -14,6 +14,7 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import draws_bars, log, log_written, progress
+from mdmf_deploy.cli.discoveries import FdrOption, check_fdr, held_back, told
 from mdmf_deploy.cli.options import BundleOption, Yes, runtime_option
 from mdmf_deploy.cli.resumed import begin, check_options, going_on, job_of, job_that_keeps, keeping
 from mdmf_deploy.cli.row_output import row_output
@@ -90,6 +91,7 @@ def detect(
     probe: Annotated[
         bool, typer.Option("--probe", help="Look again at changed copies of images whose score is near the threshold.")
     ] = False,
+    fdr: FdrOption = None,
     bundle: BundleOption = DEFAULT_BUNDLE,
     runtime: Annotated[str, runtime_option("Runtime to score on.")] = "auto",
     crops: Annotated[
@@ -163,6 +165,7 @@ def detect(
     Example: mdmf detect photos/ "more/*.png" -o verdicts.csv --heatmaps maps/
     """
     limits = ReadLimits(max_pixels=max_pixels, max_memory=max_memory << 20, max_seconds=max_seconds)
+    check_fdr(fdr, resume, engine == DetectEngine.ray)
     if engine == DetectEngine.ray:
         from mdmf_deploy.cli.detect_on_ray import RayOptions, detect_on_ray
 
@@ -220,6 +223,8 @@ def detect(
     with ExitStack() as stack:
         anew = "without --resume, all inputs are done anew"
         write = None if resume else stack.enter_context(row_output(path, as_json, anew))
+        held = None if fdr is None or write is None else stack.enter_context(held_back(write, fdr))
+        write = write if held is None else held.write
 
         from mdmf_deploy.detection.detector import Detector
 
@@ -269,6 +274,8 @@ def detect(
                         for row in rows:
                             maps.add(row, source)
                     done += 1
+            if held is not None:
+                counts = told(held, detector.bundle)
         finally:
             if job.count:
                 summarise(counts.verdicts, (done, job.count), found.others, time.perf_counter() - start)

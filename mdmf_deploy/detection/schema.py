@@ -20,6 +20,7 @@ DESCRIPTIONS: dict[str, str] = {
     "score": "Squared maximum mean discrepancy to the bank of real images. Higher is less like the bank. No unit.",
     "evidence": "Share of the crops' patches that have a texture.",
     "p_value": "(k + 1) / (n + 1), with k of the n calibration photographs of this size scoring at least as high.",
+    "q_value": "With --fdr: lowest false discovery rate at which this row still counts as generated.",
     "verdict": "Whether the image is told apart from real photographs.",
     "reason": "Why the verdict is uncertain or uncalibrated.",
     "threshold": "The score above which the verdict is generated.",
@@ -53,7 +54,7 @@ DESCRIPTIONS: dict[str, str] = {
 # Bounds that no type says: the columns that have them, and what the schema says.
 _BOUNDS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("sha256", "bundle_id", "calibration_id"), {"pattern": "^[0-9a-f]{64}$"}),
-    (("evidence", "p_value"), {"minimum": 0, "maximum": 1}),
+    (("evidence", "p_value", "q_value"), {"minimum": 0, "maximum": 1}),
     (("width", "height", "frames"), {"minimum": 1}),
     (("probes",), {"minimum": 0}),
     (("frame_time", "lowest_time", "highest_time", "ms_decode", "ms_engine", "ms_mmd"), {"minimum": 0}),

@@ -15,6 +15,7 @@ _NUMBERS = {
     "score": pyarrow.float64(),
     "evidence": pyarrow.float64(),
     "p_value": pyarrow.float64(),
+    "q_value": pyarrow.float64(),
     "threshold": pyarrow.float64(),
     "width": pyarrow.int32(),
     "height": pyarrow.int32(),
