@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from mdmf_deploy.bundle.conformal import images_needed, p_value, threshold
+from mdmf_deploy.bundle.conformal import alarms, images_needed, p_value, threshold
 from mdmf_deploy.bundle.documents import ImageHash, Name, Rate
 from mdmf_deploy.errors import CalibrationError
 
@@ -19,6 +19,8 @@ Reason = Literal[
     "featureless",
     "no_calibration_for_this_size",
     "borderline",
+    "unstable",
+    "expected_by_chance",
     "not_verified",
     "no_thresholds",
     "other_crops",
@@ -41,6 +43,9 @@ MOST_CARRIED = 98.0
 CalibrationScore = Annotated[float, Meta(ge=LEAST_SCORE, le=(MOST_MMD + MOST_CARRIED) ** 2)]
 Carried = Annotated[float, Meta(ge=0.0, le=MOST_CARRIED)]
 _Megapixels = Annotated[float, Meta(ge=0.0, le=1e12)]
+
+NEAR = 4
+"""A real image is near the threshold if its p-value is at most this many times the false positive rate."""
 
 VIDEOS = "videos"
 """The size group of every video."""
@@ -138,6 +143,19 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def decides(self) -> float | None:
         """The threshold that decides. None means that the group has too few images, so it gives no verdict."""
         return self.thresholds[0].score
+
+    @property
+    def near(self) -> tuple[float, float] | None:
+        """The lowest and the highest score near the deciding threshold. None if there is no threshold.
+
+        The lowest is the calibration score at NEAR times the deciding rate. The highest lies as far above the threshold
+        as the lowest lies below it. P-values cannot tell where to end above it: the highest scores share the smallest.
+        """
+        if self.decides is None:
+            return None
+        n = len(self.scores)
+        lowest = self.scores[-min(n, alarms(n, min(1.0, NEAR * self.thresholds[0].fpr)))]
+        return lowest, 2.0 * self.decides - lowest
 
 
 class VideoGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -14,6 +14,7 @@ import typer
 
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import draws_bars, log, log_written, progress
+from mdmf_deploy.cli.discoveries import FdrOption, check_fdr, held_back, told
 from mdmf_deploy.cli.options import BundleOption, Yes, runtime_option
 from mdmf_deploy.cli.report_output import REPORT, ReportPlan, report_file, report_path, reporting
 from mdmf_deploy.cli.resumed import begin, check_options, going_on, job_of, job_that_keeps, keeping
@@ -93,6 +94,10 @@ def detect(
     fail_on: Annotated[
         list[FailOn] | None, typer.Option(help="Exit with 1 if an image gets this verdict; may be repeated.")
     ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Look again at changed copies of images whose score is near the threshold.")
+    ] = False,
+    fdr: FdrOption = None,
     bundle: BundleOption = DEFAULT_BUNDLE,
     runtime: Annotated[str, runtime_option("Runtime to score on.")] = "auto",
     crops: Annotated[
@@ -166,6 +171,7 @@ def detect(
     Example: mdmf detect photos/ "more/*.png" -o verdicts.csv --heatmaps maps/
     """
     limits = ReadLimits(max_pixels=max_pixels, max_memory=max_memory << 20, max_seconds=max_seconds)
+    check_fdr(fdr, resume, engine == DetectEngine.ray)
     if engine == DetectEngine.ray:
         from mdmf_deploy.cli.detect_on_ray import RayOptions, detect_on_ray
 
@@ -173,6 +179,7 @@ def detect(
             "--json": as_json and not list_inputs,
             "--report": report is not None,
             "--heatmaps": heatmaps is not None,
+            "--probe": probe,
             "--verify": verify,
             "--fsync": fsync,
         }
@@ -225,11 +232,22 @@ def detect(
         anew = "without --resume, all inputs are done anew"
         write = None if resume else stack.enter_context(row_output(path, as_json, anew))
         page = stack.enter_context(report_file(report))
+        held = None if fdr is None or write is None else stack.enter_context(held_back(write, fdr))
+        write = write if held is None else held.write
 
         from mdmf_deploy.detection.detector import Detector
 
         detector = stack.enter_context(
-            Detector(bundle, runtime, threads, batch_size=batch_size, crops=crops, limits=limits, frames=frames)
+            Detector(
+                bundle,
+                runtime,
+                threads,
+                batch_size=batch_size,
+                crops=crops,
+                limits=limits,
+                frames=frames,
+                probe=probe,
+            )
         )
         warn_of_caveat(detector.caveat, bool(fail_on))
         counts, before = Counts(), Counts()
@@ -245,7 +263,7 @@ def detect(
         else:
             job = job_of(found.paths, write) if keeper is None else job_that_keeps(found.paths, write, keeper)
         plan = ReportPlan(report, inputs, len(found.paths) * (frames if each_frame else 1), limits, threads)
-        add_to_report = stack.enter_context(reporting(page, plan, detector))
+        pages = stack.enter_context(reporting(page, plan, detector))
         look = (heatmap_format, heatmap_scale)
         maps = None if heatmaps is None else _heatmaps(heatmaps, detector, look, limits, threads, keep=resume)
         if heatmaps is not None and _lies_in(heatmaps, inputs):
@@ -264,11 +282,13 @@ def detect(
                     job.write(key, rows)
                     counts.add(rows)
                     for row in rows:
-                        add_to_report(row, source)
+                        pages.add(row, source)
                     if maps is not None:
                         for row in rows:
                             maps.add(row, source)
                     done += 1
+            if held is not None:
+                counts = told(held, detector.bundle, pages.revise)
         finally:
             if job.count:
                 summarise(counts.verdicts, (done, job.count), found.others, time.perf_counter() - start)

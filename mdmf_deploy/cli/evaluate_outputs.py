@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdmf_deploy.cli.console import log, log_written, progress
-from mdmf_deploy.cli.report_output import REPORT, is_report, report_file, report_path
+from mdmf_deploy.cli.report_output import REPORT, is_report, picture_failed, report_file, report_path
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.outputs import Scratch, Writer
-    from mdmf_deploy.detection.rows import Row
     from mdmf_deploy.tasks.evaluate.audit import Audit
     from mdmf_deploy.tasks.evaluate.comparison import Judged
     from mdmf_deploy.tasks.evaluate.evaluate import Table
@@ -88,7 +87,7 @@ class Outputs:
         from mdmf_deploy.tasks.report.report import Report, ReportOptions
 
         options = ReportOptions(title=f"Evaluation on {uri(dataset)}", rows=rows, labels=_PAGE_LABELS)
-        report = Report(self._scratch, self._paths.report, detector, options, _picture_failed)
+        report = Report(self._scratch, self._paths.report, detector, options, picture_failed)
         self._report = self._stack.enter_context(report)
 
     def written(self, judged: Iterable[Judged], total: int, condition: str, *, first: bool) -> Iterator[Judged]:
@@ -147,11 +146,6 @@ class Outputs:
             with atomic_file(folder / f"{picture.name}.svg", durable=False) as scratch:
                 scratch.write_bytes(encoded(picture.figure, "svg"))
         log_written("plots", folder)
-
-
-def _picture_failed(row: Row, error: Exception) -> None:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    log(f"warning: no picture of {row.uri} in the report: {reason}")
 
 
 def _make_folder(folder: Path) -> None:

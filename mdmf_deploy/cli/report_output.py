@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mdmf_deploy.detection.detector import Detector
     from mdmf_deploy.detection.outputs import Scratch
     from mdmf_deploy.detection.rows import Row
+    from mdmf_deploy.tasks.report.report import Report
 
 REPORT = ".html"
 _NAMED = 3
@@ -76,20 +77,32 @@ def report_file(path: Path | None) -> Iterator[Scratch | None]:
 
 
 @contextmanager
-def reporting(scratch: Scratch | None, plan: ReportPlan, detector: Detector) -> Iterator[Callable[[Row, Path], None]]:
-    """Yield a function that takes each row and its file. The page is written when the block ends, also by Ctrl-C."""
+def reporting(scratch: Scratch | None, plan: ReportPlan, detector: Detector) -> Iterator[Report | NoReport]:
+    """Yield what takes each row and its file. The page is written when the block ends, also by Ctrl-C."""
     if scratch is None or plan.path is None:
-        yield lambda row, source: None
+        yield NoReport()
         return
     from mdmf_deploy.tasks.report.report import Report, ReportOptions
 
-    def failed(row: Row, error: Exception) -> None:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        log(f"warning: no picture of {row.uri} in the report: {reason}")
-
     options = ReportOptions(title=_title(plan.inputs), rows=plan.rows, limits=plan.limits, threads=plan.threads)
-    with Report(scratch, plan.path, detector, options, failed) as report:
-        yield report.add
+    with Report(scratch, plan.path, detector, options, picture_failed) as report:
+        yield report
+
+
+class NoReport:
+    """Takes rows where no report is asked for."""
+
+    def add(self, row: Row, source: Path | None) -> None:
+        """Drop the row."""
+
+    def revise(self, n: int, row: Row) -> None:
+        """Drop the row."""
+
+
+def picture_failed(row: Row, error: Exception) -> None:
+    """Log that a row has no picture in the report."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    log(f"warning: no picture of {row.uri} in the report: {reason}")
 
 
 def _title(inputs: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ import typer
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import draws_bars, log_written, progress
 from mdmf_deploy.cli.detect import FailOn
+from mdmf_deploy.cli.discoveries import FdrOption, held_back, told
 from mdmf_deploy.cli.options import BundleOption
 from mdmf_deploy.cli.row_output import row_output
 from mdmf_deploy.cli.summary import Counts, advise_on_videos, exit_by, following, summarise, warn_of_caveat
@@ -38,6 +39,7 @@ def rescore(
     fail_on: Annotated[
         list[FailOn] | None, typer.Option(help="Exit with 1 if an image gets this verdict; may be repeated.")
     ] = None,
+    fdr: FdrOption = None,
     each_frame: Annotated[
         bool, typer.Option("--each-frame", help="Give a row for each frame of a video. Frames get no verdict.")
     ] = False,
@@ -65,6 +67,7 @@ def rescore(
 
     with ExitStack() as stack:
         write = stack.enter_context(row_output(output, as_json, "all rows are made anew"))
+        held = None if fdr is None else stack.enter_context(held_back(write, fdr))
         stored = StoredSignatures.open(signatures)
         opened = Bundle.open(bundle)
         rescorer = stack.enter_context(
@@ -79,9 +82,11 @@ def rescore(
             with progress(stream, "judging", len(stored), shown) as watched:
                 for rows in watched:
                     for row in rows:
-                        write(row)
+                        (write if held is None else held.write)(row)
                     counts.add(rows)
                     done += 1
+            if held is not None:
+                counts = told(held, opened)
         finally:
             summarise(counts.verdicts, (done, len(stored)), {}, time.perf_counter() - start)
     if counts.unjudged:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, cast, get_args
+from typing import TYPE_CHECKING, NoReturn
 
 from mdmf_deploy import __version__
 from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.bundle.bundle import Bundle, shipped_name
-from mdmf_deploy.detection.feed import Extraction, ImageScore, Prepared
-from mdmf_deploy.detection.pipeline import extract_batches, extract_prepared
+from mdmf_deploy.detection.feed import Extraction, ImageScore, Prepared, prepare
+from mdmf_deploy.detection.pipeline import extract_batches, extract_prepared, flat
 from mdmf_deploy.detection.probes import check_probes
 from mdmf_deploy.detection.reductions import choose_reduction
 from mdmf_deploy.detection.rows import Row
-from mdmf_deploy.detection.settings import RunSettings
-from mdmf_deploy.detection.sources import Named, Source, is_one, take
+from mdmf_deploy.detection.second_look import SecondLook
+from mdmf_deploy.detection.settings import RunSettings, short
+from mdmf_deploy.detection.sources import Source, Taken, take_each
 from mdmf_deploy.detection.streams import Stream, Streams
-from mdmf_deploy.detection.verdicts import Verdicts
+from mdmf_deploy.detection.verdicts import Copy, Verdicts
 from mdmf_deploy.errors import BundleError, UsageError
 from mdmf_deploy.images.decode import ReadLimits
 from mdmf_deploy.images.limits import FRAMES, MOST_FRAMES
@@ -31,8 +32,9 @@ from mdmf_deploy.mmd import Reduction, score_images
 from mdmf_deploy.runtime import Engine, open_engine
 
 if TYPE_CHECKING:
-    pass
+    from mdmf_deploy.detection.on_gpu import Fused
 
+OnExtraction = Callable[[Extraction], None] | None
 _LOG = logging.getLogger(__name__)
 
 
@@ -56,6 +58,7 @@ class DetectorSpec:
     limits: ReadLimits
     reduction: str
     frames: int | None
+    probe: bool
 
     def open(self) -> Detector:
         """Open a detector that gives the same rows.
@@ -71,13 +74,14 @@ class DetectorSpec:
             limits=self.limits,
             reduction=self.reduction,
             frames=self.frames,
+            probe=self.probe,
         )
         for name in ("bundle_id", "calibration_id"):
             found, wanted = getattr(detector.bundle, name), getattr(self, name)
             if found != wanted:
                 detector.close()
                 raise BundleError(
-                    f"{detector.bundle.path}: {name} is {_short(found)}, and {_short(wanted)} in the spec; give every "
+                    f"{detector.bundle.path}: {name} is {short(found)}, and {short(wanted)} in the spec; give every "
                     "worker the same bundle"
                 )
         return detector
@@ -101,6 +105,7 @@ class Detector:
     limits: the most bytes and pixels an image may have.
     reduction: "cpu", "cuda" or "auto". "auto" means cuda if the runtime can leave the signatures on a GPU.
     frames: the most frames taken of a video, 1 to 100. Its score is the mean of theirs. None refuses videos.
+    probe: look again at changed copies of images whose score is near the threshold (detection/second_look.py).
     Raises BundleError if the bundle is missing or damaged, or the runtime does not give the signatures that it holds of
     its own probe images. Raises RuntimeUnavailable if the runtime or the reduction is.
 
@@ -119,6 +124,7 @@ class Detector:
         limits: ReadLimits | None = None,
         reduction: str = "auto",
         frames: int | None = FRAMES,
+        probe: bool = False,
     ) -> None:
         start = time.perf_counter()
         self.bundle = Bundle.open(bundle)
@@ -128,21 +134,21 @@ class Detector:
         bundle_id, _ = self.bundle.bundle_id, self.bundle.calibration
         self._bank = self.bundle.bank
         self._threads, self._batch_size, self._limits = threads, batch_size, limits or ReadLimits()
+        self._frames, self._probe = frames, probe
         self._crops = self.bundle.manifest.preprocessing.crops if crops is None else crops
         if frames is not None and not 1 <= frames <= MOST_FRAMES:
             raise UsageError(f"frames must be 1 to {MOST_FRAMES}, got {frames}")
-        self._frames = frames
-        seconds = time.perf_counter() - start
-        _LOG.debug("read bundle %s, id %s, in %.2f s", self.bundle.path, bundle_id, seconds)
+        _LOG.debug("read bundle %s, id %s, in %.2f s", self.bundle.path, bundle_id, time.perf_counter() - start)
         self._held = ExitStack()
-        self._asked = runtime
-        self._streams = Streams()
+        self._asked, self._streams = runtime, Streams()
         self._engine = open_engine(runtime, self.bundle, threads)
         self._held.callback(self._engine.close)
         self._verdicts = Verdicts(self.bundle, self._engine.name, self._engine.precision, self._crops)
         try:
             check_probes(self.bundle, self._engine)
-            self._reduction, self._fused = choose_reduction(reduction, self._engine, self._bank, threads, self._held)
+            self._reduction, fused = choose_reduction(reduction, self._engine, self._bank, threads, self._held)
+            # A second look calls the engine beside the stream, which would overwrite signatures that stay on a GPU.
+            self._fused = None if probe else fused
         except BaseException:
             self.close()
             raise
@@ -207,8 +213,7 @@ class Detector:
         photo.jpg ok
         nowhere.jpg error
         """
-        grouped = self.stream_by_source(sources, name=name, colour=colour, each_frame=each_frame)
-        return _flat(grouped)
+        return flat(self.stream_by_source(sources, name=name, colour=colour, each_frame=each_frame))
 
     def stream_by_source(
         self,
@@ -229,20 +234,13 @@ class Detector:
         [1, 1]
         """
         self._streams.check()
-        if colour not in get_args(Colour):
-            raise UsageError(f"colour {colour!r} is not known; choose rgb, or bgr for arrays of OpenCV")
-        if is_one(sources):
-            one = cast(Source, sources)
-            sources = [one if name is None else Named(one, name)]
-        elif not isinstance(sources, Iterable):
-            raise UsageError(f"sources is a {type(sources).__name__}; give one source, or an iterable of them")
-        elif name is not None:
-            raise UsageError("name= is for a single source; among several, write Named(source, name)")
-        taken = (take(n, source, self._limits, colour) for n, source in enumerate(cast(Iterable[Source], sources)))
+        preprocessing = self.bundle.manifest.preprocessing
+        taken = take_each(sources, self._limits, name, colour)
+        again = SecondLook(taken, self._verdicts, preprocessing.crop, self._limits) if self._probe else None
         batches = extract_batches(
-            taken,
+            again.sources() if again else taken,
             self._engine,
-            self.bundle.manifest.preprocessing,
+            preprocessing,
             batch_size=self._batch_size,
             crops=self._crops,
             workers=self._threads,
@@ -250,7 +248,7 @@ class Detector:
             frames=self._frames,
             fused=None if on_extraction is not None else self._fused,
         )
-        return self._rows(self._streams.add(batches), each_frame, on_extraction)
+        return self._rows(self._streams.add(batches), each_frame, on_extraction, again)
 
     def rows_of(
         self,
@@ -263,15 +261,12 @@ class Detector:
 
         prepared: with this bundle's preprocessing, by mdmf_deploy.detection.feed.prepare.
         on_extraction: as of `stream_by_source`. Scoring runs on the calling thread.
+        Raises UsageError if the detector looks again at images, because they are not here.
         """
         self._streams.check()
-        batches = extract_prepared(
-            prepared,
-            self._engine,
-            self.bundle.manifest.preprocessing,
-            batch_size=self._batch_size,
-            fused=None if on_extraction is not None else self._fused,
-        )
+        if self._probe:
+            raise UsageError("rows_of has no images to look at again; open the detector without probe=True")
+        batches = self._extracted(prepared, None if on_extraction is not None else self._fused)
         return self._rows(self._streams.add(batches), each_frame, on_extraction)
 
     @property
@@ -298,7 +293,6 @@ class Detector:
 
     def settings(self, each_frame: bool = False) -> RunSettings:
         """Return everything besides an input's bytes that decides its rows.  each_frame: as in `detect`."""
-        limits = self._limits or ReadLimits()
         return RunSettings(
             tool=__version__,
             bundle_id=self.bundle.bundle_id,
@@ -309,9 +303,10 @@ class Detector:
             crops=self._crops,
             frames=self._frames,
             each_frame=each_frame,
-            max_pixels=limits.max_pixels,
-            max_memory=limits.max_memory,
-            max_seconds=limits.max_seconds,
+            probe=self._probe,
+            max_pixels=self._limits.max_pixels,
+            max_memory=self._limits.max_memory,
+            max_seconds=self._limits.max_seconds,
         )
 
     def spec(self) -> DetectorSpec:
@@ -334,6 +329,7 @@ class Detector:
             limits=self._limits,
             reduction=self._reduction.name,
             frames=self._frames,
+            probe=self._probe,
         )
 
     def __reduce__(self) -> NoReturn:
@@ -360,10 +356,7 @@ class Detector:
         self.close()
 
     def _rows(
-        self,
-        stream: Stream,
-        each_frame: bool,
-        on_extraction: Callable[[Extraction], None] | None = None,
+        self, stream: Stream, each_frame: bool, on_extraction: OnExtraction, again: SecondLook | None = None
     ) -> Generator[tuple[Row, ...], None, None]:
         with closing(stream):
             while True:
@@ -375,8 +368,24 @@ class Detector:
                 for n, extraction in enumerate(batch):
                     if on_extraction is not None:
                         on_extraction(extraction)
-                    yield self._verdicts.rows(extraction, scores.get(n), each_frame)
+                    rows = self._verdicts.rows(extraction, scores.get(n), each_frame)
+                    if again is not None:
+                        with self._streams.inside():
+                            rows = again.rows(rows, self._copies)
+                    yield rows
                     self._streams.check()
+
+    def _extracted(self, prepared: Iterable[Prepared], fused: Fused | None) -> Generator[list[Extraction], None, None]:
+        plan = self.bundle.manifest.preprocessing
+        return extract_prepared(prepared, self._engine, plan, batch_size=self._batch_size, fused=fused)
+
+    def _copies(self, sources: Iterable[Taken]) -> Iterator[Copy]:
+        """Yield the scores of changed copies. One that cannot be prepared is left out."""
+        plan = self.bundle.manifest.preprocessing
+        prepared = (prepare(0, source, plan, self._crops, self._limits) for source in sources)
+        for batch in self._extracted(prepared, None):
+            for n, image in self._scores(batch).items():
+                yield Copy(image.score, batch[n].evidence or 0.0)
 
     def _scores(self, batch: list[Extraction]) -> dict[int, ImageScore]:
         """Return the scores by place in the batch. One reduction scores the crops of all images."""
@@ -388,13 +397,3 @@ class Detector:
         for n, (score, contributions) in zip(places, reduced, strict=True):
             scores[n] = ImageScore(score, contributions.ravel().tolist(), batch[n].ms_engine, ms_mmd)
         return scores
-
-
-def _flat(grouped: Generator[tuple[Row, ...], None, None]) -> Generator[Row, None, None]:
-    with closing(grouped):
-        for rows in grouped:
-            yield from rows
-
-
-def _short(identity: str | None) -> str:
-    return "none" if identity is None else identity[:12]

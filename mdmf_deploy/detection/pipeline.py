@@ -14,12 +14,12 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ from mdmf_deploy.runtime import Engine
 if TYPE_CHECKING:
     from mdmf_deploy.detection.on_gpu import Fused
 
+T = TypeVar("T")
 ExtractBatch = Callable[[list[Prepared]], list[Extraction]]
 ModelInputs = Callable[[list[Prepared]], Iterator[NDArray[np.float32]]]
 
@@ -75,7 +76,7 @@ def extract(
         max_wait=max_wait,
         frames=frames,
     )
-    return _flat(batches)
+    return flat(batches)
 
 
 def extract_batches(
@@ -153,10 +154,11 @@ def _filled(sources: Iterable[Prepared], batch_size: int) -> Iterator[list[Prepa
         yield batch
 
 
-def _flat(batches: Generator[list[Extraction], None, None]) -> Generator[Extraction, None, None]:
-    with closing(batches):
-        for batch in batches:
-            yield from batch
+def flat(groups: Generator[Sequence[T], None, None]) -> Generator[T, None, None]:
+    """Yield the items of each group."""
+    with closing(groups):
+        for group in groups:
+            yield from group
 
 
 def _run(

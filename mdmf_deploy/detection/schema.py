@@ -20,6 +20,7 @@ DESCRIPTIONS: dict[str, str] = {
     "score": "Squared maximum mean discrepancy to the bank of real images. Higher is less like the bank. No unit.",
     "evidence": "Share of the crops' patches that have a texture.",
     "p_value": "(k + 1) / (n + 1), with k of the n calibration photographs of this size scoring at least as high.",
+    "q_value": "With --fdr: lowest false discovery rate at which this row still counts as generated.",
     "verdict": "Whether the image is told apart from real photographs.",
     "reason": "Why the verdict is uncertain or uncalibrated.",
     "threshold": "The score above which the verdict is generated.",
@@ -41,6 +42,9 @@ DESCRIPTIONS: dict[str, str] = {
     "lowest_time": "Seconds from the beginning of a video to the frame with the lowest score.",
     "highest_score": "Highest score of a video's frames.",
     "highest_time": "Seconds from the beginning of a video to the frame with the highest score.",
+    "probes": "With --probe: changed copies that were scored in a second look. 0 if it could not be read again.",
+    "lowest_probe": "Lowest score of the image and these copies.",
+    "highest_probe": "Highest score of the image and these copies.",
     "ms_decode": "Milliseconds of reading and decoding.",
     "ms_engine": "Milliseconds of the model. A batch's time is divided evenly.",
     "ms_mmd": "Milliseconds of the reduction to a score. A batch's time is divided evenly.",
@@ -50,8 +54,9 @@ DESCRIPTIONS: dict[str, str] = {
 # Bounds that no type says: the columns that have them, and what the schema says.
 _BOUNDS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("sha256", "bundle_id", "calibration_id"), {"pattern": "^[0-9a-f]{64}$"}),
-    (("evidence", "p_value"), {"minimum": 0, "maximum": 1}),
+    (("evidence", "p_value", "q_value"), {"minimum": 0, "maximum": 1}),
     (("width", "height", "frames"), {"minimum": 1}),
+    (("probes",), {"minimum": 0}),
     (("frame_time", "lowest_time", "highest_time", "ms_decode", "ms_engine", "ms_mmd"), {"minimum": 0}),
 )
 _GIVEN: dict[str, Any] = {"not": {"type": "null"}}

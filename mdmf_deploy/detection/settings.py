@@ -13,7 +13,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     format: version of the resumable output's own format.
     tool: version of mdmf-deploy.
     verdicts: whether thresholds hold (detection/verdicts.py). `mdmf verify` can change that at the same ids.
-    crops, frames, each_frame, max_*: the options of `mdmf detect`, with the bundle's own crop plan filled in.
+    crops, frames, each_frame, probe, max_*: the options of `mdmf detect`, with the bundle's own crop plan filled in.
     """
 
     format: int = 1
@@ -26,6 +26,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     crops: int
     frames: int | None
     each_frame: bool
+    probe: bool = False
     max_pixels: int
     max_memory: int
     max_seconds: float
@@ -33,7 +34,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     def differences(self, now: RunSettings) -> list[str]:
         """Return a clause for each setting that differs, such as "crops 4 there, 1 now"."""
         return [
-            f"{name} {_short(before)} there, {_short(after)} now"
+            f"{name} {short(before)} there, {short(after)} now"
             for name in self.__struct_fields__
             if (before := getattr(self, name)) != (after := getattr(now, name))
         ]
@@ -47,5 +48,6 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Return a setting as messages show it."""
     return value[:12] if isinstance(value, str) else "none" if value is None else str(value)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,6 +127,25 @@ def take(n: int, source: Source, limits: ReadLimits, colour: Colour = "rgb") -> 
     raise UsageError(
         f"source {n} is a {type(source).__name__}; give a path, bytes, a file object, a Pillow image, or a uint8 array"
     )
+
+
+def take_each(
+    sources: Source | Iterable[Source], limits: ReadLimits, name: str | None, colour: Colour
+) -> Iterator[Taken]:
+    """Take the sources one by one, as they are asked for.  name: of a single source.
+
+    Raises UsageError at once if this is neither a source nor an iterable, for another colour, or for a name of several.
+    """
+    if colour not in get_args(Colour):
+        raise UsageError(f"colour {colour!r} is not known; choose rgb, or bgr for arrays of OpenCV")
+    if is_one(sources):
+        one = cast(Source, sources)
+        sources = [one if name is None else Named(one, name)]
+    elif not isinstance(sources, Iterable):
+        raise UsageError(f"sources is a {type(sources).__name__}; give one source, or an iterable of them")
+    elif name is not None:
+        raise UsageError("name= is for a single source; among several, write Named(source, name)")
+    return (take(n, source, limits, colour) for n, source in enumerate(cast(Iterable[Source], sources)))
 
 
 def _copied(image: Image.Image, name: str, limits: ReadLimits) -> Snapshot | ImageError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -13,6 +15,13 @@ from mdmf_deploy.detection.feed import Extraction, ImageScore
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import ImageError
 from mdmf_deploy.text import one_line
+
+
+class Copy(NamedTuple):
+    """A changed copy of an image.  evidence: as in Row."""
+
+    score: float
+    evidence: float
 
 
 class Verdicts:
@@ -54,8 +63,40 @@ class Verdicts:
             return (self._image_row(extraction, scored),)
         return frame_rows if each_frame else (self._video_row(extraction, scored, frame_rows),)
 
+    def near(self, row: Row) -> bool:
+        """Return whether the row of an image lies so near its threshold that it is worth a second look."""
+        # Photographs' thresholds judge images alone, and a row without evidence has no threshold.
+        if self._calibration is None or row.threshold is None or row.score is None or row.frames is not None:
+            return False
+        near = self._calibration.group(_pixels(row)).near
+        return near is not None and near[0] <= row.score <= near[1]
+
+    def looked_again(self, row: Row, copies: Sequence[Copy]) -> Row:
+        """Return the row after a second look at copies of its image.
+
+        All copies are judged by the thresholds of the image's own size group. Those with too little evidence don't
+        count. The verdict is "uncertain" for the reason "unstable" if image and copies are "real" as well as
+        "generated". Otherwise it stays.
+        """
+        assert self._calibration is not None
+        assert row.score is not None
+        verdicts, scores = {row.verdict}, [row.score]
+        for copy in copies:
+            if not math.isfinite(copy.score):
+                continue
+            judgement = self._calibration.judge(copy.score, copy.evidence, _pixels(row), self._runtime, self._precision)
+            if judgement.threshold is not None:
+                verdicts.add(judgement.verdict)
+                scores.append(copy.score)
+        looked = msgspec.structs.replace(
+            row, probes=len(scores) - 1, lowest_probe=min(scores), highest_probe=max(scores)
+        )
+        if {"real", "generated"} <= verdicts:
+            return msgspec.structs.replace(looked, verdict="uncertain", reason="unstable")
+        return looked
+
     def _image_row(self, extraction: Extraction, scored: ImageScore) -> Row:
-        pixels = (extraction.width or 0) * (extraction.height or 0)
+        pixels = _pixels(extraction)
         judgement = self._withheld()
         if judgement is None:
             assert self._calibration is not None
@@ -193,6 +234,10 @@ class Verdicts:
                 f"run {hint('calibrate', self._path, 'REAL_PHOTOS')} with more"
             )
         return None
+
+
+def _pixels(image: Extraction | Row) -> int:
+    return (image.width or 0) * (image.height or 0)
 
 
 def _ms_prepared(extraction: Extraction) -> float:

@@ -1,4 +1,7 @@
-"""Thresholds for videos stand beside those for photographs: neither judges the other, and each is kept as it is."""
+"""Thresholds for videos stand beside those for photographs: neither judges the other, and each is kept as it is.
+
+Scores near a threshold are as far from it on both sides.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from mdmf_deploy.bundle.calibration import LEAST_EVIDENCE, Calibration, Judgement, Scored, VideoGroup
 from mdmf_deploy.bundle.conformal import p_value
+from mdmf_deploy.bundle.groups import NEAR, Group
 from mdmf_deploy.errors import CalibrationError
 
 FINITE = st.floats(0, 3, allow_nan=False)
@@ -114,3 +118,27 @@ def test_the_shortage_says_how_many_are_needed() -> None:
     assert shortage is not None
     assert "8 calibration videos" in shortage
     assert shortage.endswith(" 9")
+
+
+@given(st.lists(FINITE, min_size=1, max_size=60), st.sampled_from([0.01, 0.05, 0.1, 0.25, 0.5]), FINITE)
+def test_a_score_is_near_the_threshold_by_its_p_value_below_and_by_the_same_distance_above(
+    scores: list[float], fpr: float, score: float
+) -> None:
+    group = Group.of([(one, sha(f"{n}")) for n, one in enumerate(scores)], [fpr])
+    if group.decides is None:
+        assert group.near is None
+        return
+    assert group.near is not None
+    lowest, highest = group.near
+    p = p_value(score, group.scores)
+    if fpr < p <= NEAR * fpr and score >= group.scores[0]:
+        assert lowest <= score <= highest
+    if score < lowest:
+        assert p > min(NEAR * fpr, 1.0 - 1.0 / (len(scores) + 1))
+    assert highest - group.decides == pytest.approx(group.decides - lowest)
+
+
+def test_the_nearest_scores_are_those_of_a_few_real_images() -> None:
+    group = Group.of([(n / 1000, sha(f"{n}")) for n in range(999)], [0.01])
+    assert group.near is not None
+    assert sum(group.near[0] <= score <= group.near[1] for score in group.scores) == NEAR * 10

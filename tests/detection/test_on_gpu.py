@@ -164,6 +164,16 @@ def test_an_image_of_several_crops_scores_as_on_the_cpu(engines: list[GpuEngine]
     assert [engine.on_host > 0 for engine in engines] == [True, False, False]
 
 
+def test_a_second_look_leaves_no_signatures_on_the_gpu(engines: list[GpuEngine], sources: list[Path]) -> None:
+    """Its calls of the engine come beside the stream's, and would overwrite them."""
+    rows = []
+    for probe in (False, True):
+        with Detector("starter", batch_size=3, probe=probe) as detector:
+            rows.append([row.score for row in detector.detect(sources)])
+    assert rows[0] == rows[1]
+    assert [engine.on_host > 0 for engine in engines] == [False, True]
+
+
 def test_a_video_scores_as_on_the_cpu(engines: list[GpuEngine], device: Any, tmp_path: Path) -> None:
     pytest.importorskip("cv2")
     clip = write_clip(tmp_path / "a.mkv", 7, size=(300, 250))

@@ -82,7 +82,8 @@ def test_every_row_is_valid(bundle_copy: Path, photos: Path, tmp_path: Path, mon
         VALIDATOR.validate(json.loads(json_line(row)))
     assert {row.verdict for row in rows} == set(get_args(Verdict))
     # Those of videos are tested in test_videos.py, since not everyone has OpenCV.
-    assert {row.reason for row in rows} >= set(get_args(Reason)) - {"no_video_thresholds", "other_frames", "one_frame"}
+    elsewhere = {"no_video_thresholds", "other_frames", "one_frame", "unstable", "expected_by_chance"}
+    assert {row.reason for row in rows} >= set(get_args(Reason)) - elsewhere
     # Those of a file that cannot be opened, and of costly ones, are tested where they arise.
     assert {row.error_code for row in rows} >= set(get_args(Code)) - {"unreadable", "too_much_memory", "too_slow"}
     video = msgspec.structs.replace(
@@ -91,7 +92,11 @@ def test_every_row_is_valid(bundle_copy: Path, photos: Path, tmp_path: Path, mon
     noted = msgspec.structs.replace(
         good[0], notes=" ".join(get_args(Note)), provenance=get_args(Claim)[1], provenance_source="EXIF Software"
     )
-    for row in (video, noted, msgspec.structs.replace(good[0], frame_time=1.5)):
+    probed = msgspec.structs.replace(
+        good[0], verdict="uncertain", reason="unstable", probes=5, lowest_probe=-0.1, highest_probe=1.5
+    )
+    by_chance = msgspec.structs.replace(good[0], verdict="uncertain", reason="expected_by_chance", q_value=1.0)
+    for row in (video, noted, probed, by_chance, msgspec.structs.replace(good[0], frame_time=1.5)):
         VALIDATOR.validate(json.loads(json_line(row)))
 
 
@@ -113,6 +118,9 @@ ERROR: dict[str, Any] = Row(uri="a.jpg", status="error", error_code="empty", err
         {"score": None},
         {"score": "0.5"},
         {"p_value": 1.5},
+        {"q_value": -0.1},
+        {"probes": -1},
+        {"probes": 1.5},
         {"evidence": -0.1},
         {"width": 1.5},
         {"width": 0},

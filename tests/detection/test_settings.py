@@ -31,6 +31,7 @@ def test_options_that_change_rows_are_settings(tiny_bundle: Path) -> None:
         ({"crops": 4}, ["crops 1 there, 4 now"]),
         ({"frames": None}, ["frames 10 there, none now"]),
         ({"each_frame": True}, ["each_frame False there, True now"]),
+        ({"probe": True}, ["probe False there, True now"]),
         (
             {"limits": limits},
             [

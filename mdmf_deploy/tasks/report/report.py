@@ -113,6 +113,11 @@ class Report:
         self._scratch.rows += 1
         self._pool.add(row, source)
 
+    def revise(self, n: int, row: Row) -> None:
+        """Put another verdict in place of that of row number n, from 0. Its pictures stay."""
+        labels = self._rows[n].labels
+        self._rows[n] = Labelled(msgspec.structs.replace(row, contributions=None), labels)
+
     def close(self, *, complete: bool = True) -> None:
         """Write the page.  complete: whether these are all rows of the run."""
         self._pool.close()
