@@ -60,6 +60,22 @@ def test_a_report_goes_with_rows(calibrated: Path, mixed: Path, tmp_path: Path) 
     assert page_rows(page) == timeless_lines(result.stdout)
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_rows_judged_together_have_those_verdicts_on_the_page(
+    alone: bool, tiny_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    page, rows, bundle = tmp_path / "report.html", tmp_path / "rows.jsonl", tmp_path / "b.mdmf"
+    # Six photographs give thresholds at 50%, and all twelve together more alarms than chance explains at 1%.
+    some = sorted(photos.iterdir())[:6]
+    assert mdmf("calibrate", tiny_bundle, *some, "--fpr", 0.5, "-o", bundle).exit_code == 0
+    command = ("detect", photos, "--bundle", bundle, "--fdr", 0.01)
+    assert mdmf(*command, "-o", rows).exit_code == 0
+    written = timeless_lines(rows.read_text(encoding="utf-8"))
+    assert "expected_by_chance" in {row["reason"] for row in written}
+    assert mdmf(*command, *(("-o", page) if alone else ("-o", rows, "--report", page))).exit_code == 0
+    assert page_rows(page) == written
+
+
 def test_each_frame_is_a_row(calibrated: Path, photos: Path, tmp_path: Path) -> None:
     from helpers.clips import write_clip
 
