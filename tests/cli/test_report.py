@@ -148,7 +148,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_row(
 
 
 def test_commands_without_a_report_refuse_its_ending(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no format ends in '.html'"), row_output(tmp_path / "r.html", False, ""):
+    with pytest.raises(UsageError, match=r"no format ends in '\.html'"), row_output(tmp_path / "r.html", False, ""):
         pass
 
 
