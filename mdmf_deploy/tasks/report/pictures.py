@@ -21,7 +21,7 @@ from mdmf_deploy.errors import MdmfError
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.text import one_line
 
-MOST_BYTES = 160_000
+MOST_BYTES = 250_000
 """The most bytes that a row's pictures take in a page of few rows, in base64."""
 
 _ALL_BYTES = 27_500_000  # of a page of up to 1,000 rows

@@ -22,7 +22,7 @@ function open(at) {
 function showStages(n) {
   const pictures = picturesOf(n);
   const shape = get(n, "width") === null ? "" : `, ${get(n, "width")} × ${get(n, "height")} pixels`;
-  byId("blending").hidden = !pictures?.layer;
+  byId("blending").hidden = byId("reading").hidden = !pictures?.layer;
   if (!pictures) {
     const missing = `There is no picture of this row${data.missing[n] ? `: ${data.missing[n]}` : ""}.`;
     const why = data.pictures[n] ? "The picture is still being read." : missing;
