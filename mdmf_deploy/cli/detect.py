@@ -16,9 +16,8 @@ from mdmf_deploy.bundle import DEFAULT_BUNDLE
 from mdmf_deploy.cli.console import draws_bars, log, log_written, progress
 from mdmf_deploy.cli.discoveries import FdrOption, check_fdr, held_back, told
 from mdmf_deploy.cli.options import BundleOption, Yes, runtime_option
-from mdmf_deploy.cli.report_output import REPORT, ReportPlan, report_file, report_path, reporting
+from mdmf_deploy.cli.report_output import REPORT, ReportPlan, report_file, report_path, reporting, rows_beside
 from mdmf_deploy.cli.resumed import begin, check_options, going_on, job_of, job_that_keeps, keeping
-from mdmf_deploy.cli.row_output import row_output
 from mdmf_deploy.cli.summary import Counts, advise_on_videos, exit_by, following, summarise, warn_of_caveat
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import url_in
@@ -230,7 +229,7 @@ def detect(
         return
     with ExitStack() as stack:
         anew = "without --resume, all inputs are done anew"
-        write = None if resume else stack.enter_context(row_output(path, as_json, anew))
+        write = None if resume else stack.enter_context(rows_beside(path, as_json, anew))
         page = stack.enter_context(report_file(report))
         held = None if fdr is None or write is None else stack.enter_context(held_back(write, fdr))
         write = write if held is None else held.write

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdmf_deploy.cli.console import log
+from mdmf_deploy.cli.row_output import row_output
 from mdmf_deploy.errors import UsageError
 from mdmf_deploy.files import url_in
 from mdmf_deploy.images.limits import ReadLimits
@@ -62,6 +63,16 @@ def report_path(output: Path | None, report: Path | None, as_json: bool, resume:
     if not is_report(report):
         raise UsageError(f"{option} {report}: a report ends in {REPORT}; give such a name")
     return report
+
+
+@contextmanager
+def rows_beside(output: Path | None, as_json: bool, anew: str) -> Iterator[Callable[[Row], None]]:
+    """Yield what `row_output` yields, or a function that does nothing where -o is the report, which takes the rows."""
+    if is_report(output):
+        yield lambda row: None
+        return
+    with row_output(output, as_json, anew) as write:
+        yield write
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdmf_deploy.cli.console import log, print_row, print_text
-from mdmf_deploy.cli.report_output import is_report
 
 if TYPE_CHECKING:
     from mdmf_deploy.detection.rows import Row
@@ -17,15 +16,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def row_output(output: Path | None, as_json: bool, anew: str) -> Iterator[Callable[[Row], None]]:
-    """Yield a function that prints each row as it comes, or writes it to the output. It does nothing for a report.
+    """Yield a function that prints each row as it comes, or writes it to the output.
 
     anew: is said, and that the output is replaced, if it is one that runs with --resume have written.
     """
     if output is None:
         yield _stdout(as_json)
-        return
-    if is_report(output):
-        yield lambda row: None  # the report takes the rows
         return
     from mdmf_deploy.detection.outputs import open_output
     from mdmf_deploy.detection.outputs.resumable import journal_of

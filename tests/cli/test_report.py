@@ -13,7 +13,9 @@ import pytest
 from helpers.mdmf import mdmf
 from helpers.rows import timeless_lines
 
+from mdmf_deploy.cli.row_output import row_output
 from mdmf_deploy.detection.rows import COLUMNS
+from mdmf_deploy.errors import UsageError
 
 
 def page_rows(page: Path) -> list[dict[str, Any]]:
@@ -159,6 +161,11 @@ def test_a_picture_that_cannot_be_drawn_costs_no_row(
     assert f"warning: no picture of {mixed / 'photo01.png'} in the report: it changed" in result.stderr
     assert len(page_rows(page)) == 4
     assert len(re.findall(r'id="p\d"', page.read_text(encoding="utf-8"))) == 2
+
+
+def test_commands_without_a_report_refuse_its_ending(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no format ends in '\.html'"), row_output(tmp_path / "r.html", False, ""):
+        pass
 
 
 def test_help_names_the_report() -> None:

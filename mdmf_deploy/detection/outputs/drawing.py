@@ -136,11 +136,12 @@ class Layer(NamedTuple):
 class HeatLayers(NamedTuple):
     """The heat map of a row, apart from its picture.
 
-    whole: over the whole picture.
+    whole: over the whole picture.  crops: the boxes that were scored, as shares of its size, like Layer.box.
     sheet: the crops that were scored, in their rows and columns, RGB.  zoomed: over the sheet.
     """
 
     whole: Layer
+    crops: tuple[tuple[float, float, float, float], ...]
     sheet: Image.Image
     zoomed: Layer
 
@@ -180,8 +181,12 @@ def heat_layers(picture: Picture, row: Row, pool: int, crop: int, scale: ColourS
     placed, shape, patches = _crops_of(picture, row, pool, crop)
     inner = _scored_part(placed[0], pool, crop)
     sheet, cells = _sheet(picture.parts, shape, "RGB")
-    whole = _layer(placed, patches, (picture.width, picture.height), inner, scale)
-    return HeatLayers(whole, sheet, _layer(cells, patches, sheet.size, inner, scale))
+    size = (picture.width, picture.height)
+    crops = tuple(
+        (left / size[0], top / size[1], right / size[0], bottom / size[1]) for left, top, right, bottom in placed
+    )
+    whole = _layer(placed, patches, size, inner, scale)
+    return HeatLayers(whole, crops, sheet, _layer(cells, patches, sheet.size, inner, scale))
 
 
 def palette() -> list[str]:

@@ -65,6 +65,7 @@ def in_script(document: bytes) -> Markup:
 
 def _environment() -> Environment:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["count"] = "{:,}".format
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment
 

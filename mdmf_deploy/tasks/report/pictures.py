@@ -21,7 +21,7 @@ from mdmf_deploy.errors import MdmfError
 from mdmf_deploy.hardware.host import cores
 from mdmf_deploy.text import one_line
 
-MOST_BYTES = 160_000
+MOST_BYTES = 250_000
 """The most bytes that a row's pictures take in a page of few rows, in base64."""
 
 _ALL_BYTES = 27_500_000  # of a page of up to 1,000 rows
@@ -49,11 +49,16 @@ _SHEET_SHARE = 0.35
 _ENLARGED = 0.7  # the scored crops are shown apart if the picture shows them smaller than this
 
 
+Share = tuple[float, float, float, float]
+"""left, top, right, bottom, as shares of a picture's size."""
+
+
 class Shown(msgspec.Struct, frozen=True, omit_defaults=True):
     """The pictures of a row as the page holds them.
 
     picture: WebP in base64.  size: its width and height.  full: those of the image, if it was reduced.
     layer: the heat map over it, WebP with transparency.  box: as drawing.Layer.box.
+    crops: the boxes that were scored, as drawing.HeatLayers.crops.
     sheet, zoomed: the scored crops enlarged, and the heat map over them, where the picture shows them too small.
     """
 
@@ -61,7 +66,8 @@ class Shown(msgspec.Struct, frozen=True, omit_defaults=True):
     size: tuple[int, int]
     full: tuple[int, int] | None = None
     layer: str | None = None
-    box: tuple[float, float, float, float] | None = None
+    box: Share | None = None
+    crops: tuple[Share, ...] = ()
     sheet: str | None = None
     sheet_size: tuple[int, int] | None = None
     zoomed: str | None = None
@@ -97,11 +103,11 @@ def draw_row(row: Row, source: Path, options: PictureOptions) -> Shown:
     if layers is None:
         data, size = _encoded(picture.whole, most)
         return Shown(_text(data), size, _reduced(picture, size))
-    layer, box = _layer_bytes(layers.whole), layers.whole.box
+    layer, box, crops = _layer_bytes(layers.whole), _rounded(layers.whole.box), tuple(map(_rounded, layers.crops))
     left = most - len(layer)
     data, size = _encoded(picture.whole, left)
     if size[0] / picture.width >= _ENLARGED:
-        return Shown(_text(data), size, _reduced(picture, size), _text(layer), box)
+        return Shown(_text(data), size, _reduced(picture, size), _text(layer), box, crops)
     zoomed = _layer_bytes(layers.zoomed)
     sheet, sheet_size = _encoded(layers.sheet, int(most * _SHEET_SHARE))
     data, size = _encoded(picture.whole, left - len(zoomed) - len(sheet))
@@ -111,6 +117,7 @@ def draw_row(row: Row, source: Path, options: PictureOptions) -> Shown:
         full=_reduced(picture, size),
         layer=_text(layer),
         box=box,
+        crops=crops,
         sheet=_text(sheet),
         sheet_size=sheet_size,
         zoomed=_text(zoomed),
@@ -205,6 +212,11 @@ def _layer_bytes(layer: Layer) -> bytes:
     buffer = io.BytesIO()
     layer.image.save(buffer, format="WEBP", lossless=True, method=2)
     return buffer.getvalue()
+
+
+def _rounded(box: Share) -> Share:
+    left, top, right, bottom = (round(side, 4) for side in box)
+    return left, top, right, bottom
 
 
 def _text(data: bytes) -> str:

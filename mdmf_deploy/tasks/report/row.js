@@ -22,7 +22,7 @@ function open(at) {
 function showStages(n) {
   const pictures = picturesOf(n);
   const shape = get(n, "width") === null ? "" : `, ${get(n, "width")} × ${get(n, "height")} pixels`;
-  byId("blending").hidden = !pictures?.layer;
+  byId("blending").hidden = byId("reading").hidden = !pictures?.layer;
   if (!pictures) {
     const missing = `There is no picture of this row${data.missing[n] ? `: ${data.missing[n]}` : ""}.`;
     const why = data.pictures[n] ? "The picture is still being read." : missing;
@@ -33,32 +33,34 @@ function showStages(n) {
   let caption = video === null ? `The whole image${shape}` : `The frame at ${video.toFixed(2)} s${shape}`;
   if (get(n, "frames") !== null) caption = `The frame with the highest score, at ${video.toFixed(2)} s${shape}`;
   if (pictures.full) caption += `. Shown at ${pictures.size.join(" × ")}, to keep this file small`;
-  if (pictures.layer) caption += ". The frame marks what was scored";
+  const frames = (pictures.crops ?? []).length;
+  if (frames) caption += frames > 1 ? ". The frames mark what was scored" : ". The frame marks what was scored";
   const name = get(n, "uri");
-  const whole = stage(pictures.picture, pictures.size, `Picture of ${name}`, pictures.layer, pictures.box, 560);
+  const { picture, size, layer, box, crops = [] } = pictures;
+  const whole = stage(picture, size, `Picture of ${name}`, layer, box, crops, 560);
   const figures = [make("figure", {}, whole, make("figcaption", {}, `${caption}.`))];
   if (pictures.sheet) {
-    const sheet = stage(pictures.sheet, pictures.sheet_size, `Scored part of ${name}`, pictures.zoomed, null, 420);
+    const all = [0, 0, 1, 1];
+    const sheet = stage(pictures.sheet, pictures.sheet_size, `Scored part of ${name}`, pictures.zoomed, all, [], 420);
     figures.push(make("figure", {}, sheet, make("figcaption", {}, "The part that was scored, enlarged.")));
   }
   byId("stages").replaceChildren(...figures);
 }
 
-function stage(picture, [width, height], alt, layer, box, least) {
-  const shown = make("span", { className: "stage" }, make("img", { className: "base", alt, src: webp(picture), width, height }));
+function stage(picture, [width, height], alt, layer, box, crops, least) {
+  const base = make("img", { className: "base", alt, src: webp(picture), width, height });
+  const shown = make("span", { className: "stage" }, base);
   const zoom = Math.min(4, Math.max(1, least / Math.max(width, height))); // small pictures are enlarged
   shown.style.width = `min(100%, ${width * zoom}px, ${(66 * width) / height}vh)`;
-  if (layer) {
-    const heat = make("img", { className: "heat", alt: "", src: webp(layer) });
-    const frame = box && make("i", { "aria-hidden": "true" });
-    for (const part of box ? [heat, frame] : []) {
-      part.style.left = `${100 * box[0]}%`;
-      part.style.top = `${100 * box[1]}%`;
-      part.style.width = `${100 * (box[2] - box[0])}%`;
-      part.style.height = `${100 * (box[3] - box[1])}%`;
-    }
-    shown.append(heat, ...(frame ? [frame] : []));
-  }
+  const laid = (part, [left, top, right, bottom]) => {
+    part.style.left = `${100 * left}%`;
+    part.style.top = `${100 * top}%`;
+    part.style.width = `${100 * (right - left)}%`;
+    part.style.height = `${100 * (bottom - top)}%`;
+    shown.append(part);
+  };
+  if (layer) laid(make("img", { className: "heat", alt: "", src: webp(layer) }), box);
+  for (const crop of crops) laid(make("i", { "aria-hidden": "true" }), crop);
   return shown;
 }
 
@@ -73,7 +75,9 @@ function showEvidence(n) {
   const section = (title, ...children) => parts.push(make("h3", {}, title), ...children);
   if (get(n, "error")) section("Why", make("p", {}, make("bdi", {}, get(n, "error"))));
   section("What this does not say", make("p", {}, text(n, 1)));
-  if (text(n, 2)) section("How rare this score is", make("p", { className: "lead" }, text(n, 2)), make("p", {}, text(n, 3)));
+  if (text(n, 2)) {
+    section("How rare this score is", make("p", { className: "lead" }, text(n, 2)), make("p", {}, text(n, 3)));
+  }
   const plot = get(n, "score") === null ? null : histogram(n);
   if (plot) section("The score among calibration scores", plot);
   const claim = get(n, "provenance");
@@ -83,7 +87,9 @@ function showEvidence(n) {
       source ? make("p", { className: "quiet" }, make("bdi", {}, source)) : "",
       make("p", { className: "quiet" }, "The verdict does not use it."));
   }
-  for (const note of (get(n, "notes") ?? "").split(" ").filter(Boolean)) section("Note", make("p", {}, data.notes[note] ?? note));
+  for (const note of (get(n, "notes") ?? "").split(" ").filter(Boolean)) {
+    section("Note", make("p", {}, data.notes[note] ?? note));
+  }
   byId("evidence").replaceChildren(...parts.filter((part) => part !== ""));
 }
 
@@ -112,27 +118,30 @@ function histogram(n) {
   group.counts.forEach((held, bin) => {
     const height = ((bottom - top) * held) / most;
     const [from, to] = [x(group.low + bin * step), x(group.low + (bin + 1) * step)];
-    plot.append(svg("rect", { class: "bin", x: from, y: bottom - height, width: Math.max(0.5, to - from - 0.7), height }));
+    const width = Math.max(0.5, to - from - 0.7);
+    plot.append(svg("rect", { class: "bin", x: from, y: bottom - height, width, height }));
   });
   const anchor = (at) => (at < 110 ? "start" : at > 250 ? "end" : "middle");
   plot.append(svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
   if (threshold !== null) {
     const at = x(threshold);
+    const named = { class: "limit-text", x: at, y: bottom + 26, "text-anchor": anchor(at) };
     plot.append(svg("line", { class: "limit", x1: at, x2: at, y1: top - 6, y2: bottom + 14 }),
-      svg("text", { class: "limit-text", x: at, y: bottom + 26, "text-anchor": anchor(at) }, `threshold ${threshold.toFixed(4)}`));
+      svg("text", named, `threshold ${threshold.toFixed(4)}`));
   }
   const at = x(score);
   plot.append(svg("line", { class: "here", x1: at, x2: at, y1: top - 12, y2: bottom }),
     svg("path", { class: "here-mark", d: `M${at - 5} ${top - 12}h10l-5 7z` }),
     svg("text", { x: at, y: top - 17, "text-anchor": anchor(at) }, `this score ${score.toFixed(4)}`));
-  const note = `${count(group.n)} calibration scores of the size group “${get(n, "size_group")}”. Higher is less like real photographs.`;
-  return make("figure", {}, plot, make("figcaption", {}, note));
+  const note = `${count(group.n)} calibration scores of the size group “${get(n, "size_group")}”.`;
+  return make("figure", {}, plot, make("figcaption", {}, `${note} Higher is less like real photographs.`));
 }
 
 function showFacts(n) {
   const rows = [];
   const add = (name, value, help) => rows.push(make("tr", {},
-    make("th", { scope: "row" }, name, help ? make("small", {}, help) : ""), make("td", {}, make("bdi", {}, String(value)))));
+    make("th", { scope: "row" }, name, help ? make("small", {}, help) : ""),
+    make("td", {}, make("bdi", {}, String(value)))));
   data.labels.forEach((name, at) => label(n, at) && add(name, label(n, at), ""));
   for (const name of Object.keys(data.help)) {
     const value = get(n, name);

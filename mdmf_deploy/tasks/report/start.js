@@ -5,7 +5,8 @@ columns.forEach((column, at) => {
   const button = make("button", { type: "button" }, column.title);
   const first = HIGHEST_FIRST.has(column.name);
   button.addEventListener("click", () => sortBy(column, column === state.column ? !state.down : first));
-  head.append(make("th", { scope: "col", "aria-sort": "none", className: at === 0 ? "thumb" : kindOf(column.name) }, button));
+  const className = at === 0 ? "thumb" : kindOf(column.name);
+  head.append(make("th", { scope: "col", "aria-sort": "none", className }, button));
   byId("sort").append(make("option", { value: String(at) }, column.title));
 });
 byId("sort").addEventListener("change", (event) => {

@@ -44,7 +44,7 @@ if (pixels) pixels.value = (n) => (get(n, "width") === null ? null : get(n, "wid
 const state = { column: columns[0], down: false, verdict: "", page: 0, size: PAGE, rows: [] };
 const filters = []; // {select, value(n)}
 const searched = data.rows.map((_, n) =>
-  ["uri", "sha256", "provenance_source", "notes", "error"].map((name) => get(n, name) ?? "").concat(data.labelled[n] ?? [])
+  [...["uri", "sha256", "provenance_source", "notes", "error"].map((name) => get(n, name)), ...(data.labelled[n] ?? [])]
     .join("\n").toLowerCase());
 
 function addFilter(title, value) {

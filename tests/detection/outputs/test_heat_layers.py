@@ -65,6 +65,7 @@ def test_the_sheet_holds_the_scored_pixels() -> None:
     layers = heat_layers(Picture.of(pixels, 224, 1), row(1), POOL, 224, ColourScale(0.1, 0.4, "threshold"))
     np.testing.assert_array_equal(np.asarray(layers.sheet), pixels[188:412, 288:512])
     assert layers.zoomed.box == (0, 0, 1, 1)
+    assert layers.crops == ((288 / 800, 188 / 600, 512 / 800, 412 / 600),)
     assert layers.whole.box == pytest.approx((288 / 800, 188 / 600, 512 / 800, 412 / 600), abs=0.01)
 
 

@@ -160,6 +160,7 @@ def test_the_slider_blends_the_map_into_the_picture(show: Open, report: Path) ->
         page.get_by_label("Heat map").fill(str(percent))
         assert float(heat.evaluate("(image) => getComputedStyle(image).opacity")) == pytest.approx(percent / 100)
         assert page.locator("#blend-value").inner_text() == f"{percent}%"
+    assert page.locator(".stage i").count() == 1  # the frame around the one crop
     inside = "(image) => [image, image.parentElement].map((one) => one.getBoundingClientRect().width)"
     map_width, picture_width = heat.evaluate(inside)
     assert map_width == pytest.approx(picture_width * 56 / 96, rel=0.1)  # a crop of 56 pixels of 96
