@@ -30,28 +30,33 @@ class Table(NamedTuple):
     caption: str = ""
 
 
-def write_page(
-    file: BinaryIO, context: Mapping[str, Any], data: Mapping[str, Any], pictures: Iterable[bytes | None]
-) -> None:
-    """Write the whole page.
+class Page:
+    """The page's parts, read at birth: an installation that changes during a long run must not cost its report."""
 
-    context: the variables of page.html.
-    data: what the script reads before it shows anything.
-    pictures: JSON for each row, or None. They come last, so that the table works before they are read.
-    """
-    style, script = _part("style.css"), _script()
-    template = _environment().from_string(_part("page.html"))
-    parts = template.generate(
-        **context,
-        order=VERDICTS,
-        style=Markup(style),
-        script=Markup(script),
-        policy=_policy(style, script),
-        data=in_script(msgspec.json.encode(data)),
-        drawn=((n, in_script(one)) for n, one in enumerate(pictures) if one is not None),
-    )
-    for part in parts:
-        file.write(part.encode())
+    def __init__(self) -> None:
+        self._style, self._script = _part("style.css"), _script()
+        self._template = _environment().from_string(_part("page.html"))
+
+    def write(
+        self, file: BinaryIO, context: Mapping[str, Any], data: Mapping[str, Any], pictures: Iterable[bytes | None]
+    ) -> None:
+        """Write the whole page.
+
+        context: the variables of page.html.
+        data: what the script reads before it shows anything.
+        pictures: JSON for each row, or None. They come last, so that the table works before they are read.
+        """
+        parts = self._template.generate(
+            **context,
+            order=VERDICTS,
+            style=Markup(self._style),
+            script=Markup(self._script),
+            policy=_policy(self._style, self._script),
+            data=in_script(msgspec.json.encode(data)),
+            drawn=((n, in_script(one)) for n, one in enumerate(pictures) if one is not None),
+        )
+        for part in parts:
+            file.write(part.encode())
 
 
 def in_script(document: bytes) -> Markup:
@@ -65,7 +70,7 @@ def in_script(document: bytes) -> Markup:
 
 def _environment() -> Environment:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["count"] = "{:,}".format
+    environment.filters["thousands"] = "{:,}".format
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment
 

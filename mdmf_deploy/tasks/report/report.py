@@ -22,7 +22,7 @@ from mdmf_deploy.images.limits import ReadLimits
 from mdmf_deploy.interrupts import held_back
 from mdmf_deploy.scratch import named
 from mdmf_deploy.tasks.report.data import Labelled, page_data
-from mdmf_deploy.tasks.report.page import Table, write_page
+from mdmf_deploy.tasks.report.page import Page, Table
 from mdmf_deploy.tasks.report.pictures import PictureOptions, PicturePool, bytes_per_row
 from mdmf_deploy.tasks.report.words import BRIEF, share
 from mdmf_deploy.text import one_line
@@ -94,6 +94,7 @@ class Report:
         self._scratch, self._path, self._options = scratch, path, options
         self._bundle, self._settings, self._caveat = detector.bundle, detector.settings(), detector.caveat
         self._rows: list[Labelled] = []
+        self._page = Page()
         self._failed = failed
         maps = HeatmapOptions.of(detector.bundle, limits=options.limits)
         drawing = PictureOptions(maps, bytes_per_row(options.rows))
@@ -125,7 +126,7 @@ class Report:
         verdicts = Counter(labelled.row.verdict for labelled in self._rows)
         reasons = Counter(one for labelled in self._rows if (one := labelled.row.reason or labelled.row.error_code))
         with named(self._path):
-            write_page(
+            self._page.write(
                 self._scratch.file,
                 {
                     "title": self._options.title,
