@@ -39,11 +39,12 @@ BLOCKS = ((3,), (6,), (9,), (11,), (12,))
 WIDTHS = (16, 32, 64, 256)
 CROPS = (2, 4, 5)
 BANK = 4096
-BANK_SIZES = (64, 256, 1024, 16384)
+BANK_SIZES = (64, 256, 1024)
 BANK_IMAGES = (4, 16, 64, 256)
 DRAWS = 3
-# A step sees at most so many patches of an image, drawn at random. A fine grid then costs no more than the default.
-MOST_PATCHES = 25
+# A step sees at most so many patches of an image, drawn at random. They are as many as the coarsest grid has, so
+# training costs the same on each of them.
+MOST_PATCHES = 16
 # Thresholds of hard votes that are tried: so many quantiles of patch scores.
 LEVELS = 99
 _SCORED = 64
@@ -202,6 +203,7 @@ class Judge:
     def _banks(self) -> Iterator[tuple[str, Scores]]:
         swapped = self._centres(self._pool.dataset.of("train", True))
         yield "bank of generated images", self._mmd(self._bank(swapped, BANK))
+        yield "bank of all signatures", self._mmd(self._bank(self._bank_images, self._bank_images[..., 0].size))
         for size in BANK_SIZES:
             for draw in range(DRAWS):
                 yield f"bank {size}, draw {draw}", self._mmd(self._bank(self._bank_images, size, draw))

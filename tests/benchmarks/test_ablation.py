@@ -142,7 +142,7 @@ def test_figures_are_means_over_generators_and_differences_are_paired(scripts: S
         return {"real": rng.normal(size=40), "a": rng.normal(shift, size=30), "b": rng.normal(2 * shift, size=7)}
 
     weak, strong = [drawn(0.3), drawn(0.3)], [drawn(3.0), drawn(3.0)]
-    compare = scripts.main.Comparison(weak, 200)
+    compare = scripts.main.Comparison(weak, 0.02, 200)
     name, shown, difference, beyond, paper = compare.line(scripts.main.Row("itself", weak))
     assert (name, difference, beyond, paper) == ("itself", "+0.0 (+0.0 to +0.0)", "no", "not given")
     areas = [
@@ -154,6 +154,16 @@ def test_figures_are_means_over_generators_and_differences_are_paired(scripts: S
     value, low, high = map(float, re.findall(r"[+-][\d.]+", difference))
     assert 0 < low < value < high
     assert (beyond, paper) == ("yes", "95")
+    # Two standard errors of a difference of means of two seeds are two deviations.
+    value = scripts.main.mean_auroc(strong[0]) / 2 + scripts.main.mean_auroc(strong[1]) / 2 - np.mean(areas)
+    for between, expected in ((value / 2.02, "yes"), (value / 1.98, "no"), (np.nan, "unknown")):
+        assert scripts.main.Comparison(weak, between, 10).line(scripts.main.Row("better", strong))[3] == expected
+
+
+def test_the_deviation_between_seeds_is_pooled_over_settings(scripts: Scripts) -> None:
+    areas = [[0.7, 0.72, 0.71], [0.5, 0.54, 0.49], [0.9]]
+    assert scripts.main.deviation(areas) ** 2 == pytest.approx((np.var(areas[0]) + np.var(areas[1])) * 3 / 4)
+    assert np.isnan(scripts.main.deviation([[0.9], [0.8]]))
 
 
 def test_tokens_are_those_of_the_head_on_every_grid_and_are_computed_once(
@@ -229,7 +239,7 @@ def test_a_run_on_red_images_finds_them_and_a_second_run_trains_nothing(
     printed = capsys.readouterr().out
     rows = dict(re.findall(r"^\| \**([^|*]+)\** \| ([\d.]+) \(", printed, re.MULTILINE))
     names = {
-        "W 32 (7 x 7)",
+        "W 28 (2 x 2)",
         "block 3",
         "d 4",
         "8 signatures of all images",
