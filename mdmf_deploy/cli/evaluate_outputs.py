@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mdmf_deploy.tasks.evaluate.comparison import Judged
     from mdmf_deploy.tasks.evaluate.evaluate import Table
     from mdmf_deploy.tasks.evaluate.leaks import LeakAudit
-    from mdmf_deploy.tasks.evaluate.pictures import Picture
+    from mdmf_deploy.tasks.evaluate.plots import Plot
     from mdmf_deploy.tasks.evaluate.robustness import SweepResult
     from mdmf_deploy.tasks.report.report import Report
 
@@ -77,7 +77,7 @@ class Outputs:
     def __init__(self, paths: OutputPaths, writer: Writer | None, scratch: Scratch | None, stack: ExitStack) -> None:
         self._paths, self._writer, self._scratch, self._stack = paths, writer, scratch, stack
         self._report: Report | None = None
-        self._pictures: Sequence[Picture] = ()
+        self._drawn: Sequence[Plot] = ()
 
     def begin(self, detector: Detector, dataset: Path, rows: int) -> None:
         """Begin the report.  rows: how many the first condition has."""
@@ -110,10 +110,10 @@ class Outputs:
         """Draw the plots of one condition."""
         if self._paths.plots is None and self._report is None:
             return
-        from mdmf_deploy.tasks.evaluate.pictures import pictures
+        from mdmf_deploy.tasks.evaluate.plots import plots_of
 
         try:
-            self._pictures = pictures(judged, table)
+            self._drawn = plots_of(judged, table)
         except ModuleNotFoundError as error:
             if self._paths.plots is not None or error.name != "matplotlib":
                 raise
@@ -134,7 +134,7 @@ class Outputs:
         if leaks is not None:
             self._report.sections.append(leaks_section(leaks))
         for n, table in enumerate(tables):
-            self._report.sections.append(figures_section(table, self._pictures if n == 0 else (), audited))
+            self._report.sections.append(figures_section(table, self._drawn if n == 0 else (), audited))
         if swept is not None:
             self._report.sections.append(sweep_section(swept))
 
@@ -142,9 +142,9 @@ class Outputs:
         from mdmf_deploy.files import atomic_file
         from mdmf_deploy.tasks.plots import encoded
 
-        for picture in self._pictures:
-            with atomic_file(folder / f"{picture.name}.svg", durable=False) as scratch:
-                scratch.write_bytes(encoded(picture.figure, "svg"))
+        for plot in self._drawn:
+            with atomic_file(folder / f"{plot.name}.svg", durable=False) as scratch:
+                scratch.write_bytes(encoded(plot.figure, "svg"))
         log_written("plots", folder)
 
 

@@ -10,11 +10,11 @@ from mdmf_deploy.cli.evaluate_tables import cell
 if TYPE_CHECKING:
     from mdmf_deploy.tasks.evaluate.audit import Audit
     from mdmf_deploy.tasks.evaluate.evaluate import Table
-    from mdmf_deploy.tasks.evaluate.groups import Group
+    from mdmf_deploy.tasks.evaluate.groups import GroupFigures
     from mdmf_deploy.tasks.evaluate.leaks import LeakAudit
-    from mdmf_deploy.tasks.evaluate.pictures import Picture
+    from mdmf_deploy.tasks.evaluate.plots import Plot
     from mdmf_deploy.tasks.evaluate.robustness import SweepResult
-    from mdmf_deploy.tasks.report.page import Table as PageTable
+    from mdmf_deploy.tasks.report.page import PageTable
     from mdmf_deploy.tasks.report.report import Section
 
 # Eight figures with their intervals are too wide for one table.
@@ -25,12 +25,11 @@ _FIGURES = (
 _SHOWN = 5
 
 
-def figures_section(table: Table, pictures: Sequence[Picture], audited: Audit) -> Section:
-    """Return one condition's figures.  pictures: PNGs are made of them."""
+def figures_section(table: Table, plots: Sequence[Plot], audited: Audit) -> Section:
+    """Return one condition's figures.  plots: PNGs are made of them."""
     from mdmf_deploy.tasks.evaluate.evaluate import FEW
     from mdmf_deploy.tasks.plots import encoded
-    from mdmf_deploy.tasks.report.report import Picture as PagePicture
-    from mdmf_deploy.tasks.report.report import Section
+    from mdmf_deploy.tasks.report.report import PagePicture, Section
 
     warnings = []
     if table.few:
@@ -43,7 +42,7 @@ def figures_section(table: Table, pictures: Sequence[Picture], audited: Audit) -
         title=f"Figures, {table.condition}",
         paragraphs=tuple(_paragraphs(table, audited)),
         tables=tuple(_tables(table)),
-        pictures=[PagePicture(encoded(one.figure, "png"), one.description, one.title) for one in pictures],
+        pictures=[PagePicture(encoded(one.figure, "png"), one.description, one.title) for one in plots],
         warnings=warnings,
     )
 
@@ -65,9 +64,8 @@ def sweep_section(swept: SweepResult) -> Section:
     """Return the tables and the picture of the robustness sweep."""
     from mdmf_deploy.errors import RuntimeUnavailable
     from mdmf_deploy.tasks.evaluate.robustness_plot import picture
-    from mdmf_deploy.tasks.report.page import Table as PageTable
-    from mdmf_deploy.tasks.report.report import Picture as PagePicture
-    from mdmf_deploy.tasks.report.report import Section
+    from mdmf_deploy.tasks.report.page import PageTable
+    from mdmf_deploy.tasks.report.report import PagePicture, Section
 
     tables = []
     for axis in swept.axes:
@@ -99,7 +97,7 @@ def _paragraphs(table: Table, audited: Audit) -> Iterator[str]:
 
 
 def _tables(table: Table) -> Iterator[PageTable]:
-    from mdmf_deploy.tasks.report.page import Table as PageTable
+    from mdmf_deploy.tasks.report.page import PageTable
 
     for n, figures in enumerate(_FIGURES):
         rows = [
@@ -114,7 +112,7 @@ def _tables(table: Table) -> Iterator[PageTable]:
             yield PageTable(("", "real", "FPR", "generated", "AUROC", "TPR"), _group_rows(groups), title)
 
 
-def _group_rows(groups: Mapping[str, Group]) -> list[tuple[str, ...]]:
+def _group_rows(groups: Mapping[str, GroupFigures]) -> list[tuple[str, ...]]:
     return [
         (
             name,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mdmf_deploy.tasks.evaluate.evaluate import Table
-    from mdmf_deploy.tasks.evaluate.groups import Group
+    from mdmf_deploy.tasks.evaluate.groups import GroupFigures
     from mdmf_deploy.tasks.evaluate.metrics import Estimate
     from mdmf_deploy.tasks.evaluate.robustness import SweepResult
 
@@ -78,7 +78,7 @@ def _missing(field: str) -> str:
     return "- (too few)" if field == "best_acc" else "- (uncalibrated)"
 
 
-def _groups(title: str, groups: Mapping[str, Group]) -> list[str]:
+def _groups(title: str, groups: Mapping[str, GroupFigures]) -> list[str]:
     """Return the figures by kind or size. AUROC and TPR are means over generators."""
     if not groups:
         return []

@@ -12,7 +12,7 @@ from mdmf_deploy.images.inputs import uri
 from mdmf_deploy.tasks.evaluate.comparison import Comparison, Judged, fpr_of, uncertain
 from mdmf_deploy.tasks.evaluate.conditions import Change
 from mdmf_deploy.tasks.evaluate.datasets import KnownImage
-from mdmf_deploy.tasks.evaluate.groups import Group, kinds_of, sizes_of
+from mdmf_deploy.tasks.evaluate.groups import GroupFigures, kinds_of, sizes_of
 from mdmf_deploy.tasks.evaluate.metrics import RESAMPLES, Draws, Estimate, Figures, figures, mean_figures
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     generators: dict[str, Figures]
     mean: dict[str, Estimate | None]
     pooled: Figures
-    kinds: dict[str, Group]
-    sizes: dict[str, Group]
+    kinds: dict[str, GroupFigures]
+    sizes: dict[str, GroupFigures]
     best_thresholds: tuple[float, ...]
     unreadable: tuple[str, ...]
 

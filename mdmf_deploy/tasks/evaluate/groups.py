@@ -12,7 +12,7 @@ from mdmf_deploy.tasks.evaluate.comparison import Comparison, Judged, fpr_of, un
 from mdmf_deploy.tasks.evaluate.metrics import Estimate, mean_figures
 
 
-class Group(msgspec.Struct, frozen=True, kw_only=True):
+class GroupFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of the images of one kind or size.
 
     fpr, real_uncertain: of its real images, as in Table.
@@ -31,7 +31,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     all_generated: bool = False
 
 
-def kinds_of(comparison: Comparison) -> dict[str, Group]:
+def kinds_of(comparison: Comparison) -> dict[str, GroupFigures]:
     """Return the figures by kind. Without any kind there are none."""
     own = _by(comparison, _kind)
     if set(own) <= {"other"}:
@@ -44,7 +44,7 @@ def kinds_of(comparison: Comparison) -> dict[str, Group]:
     }
 
 
-def sizes_of(comparison: Comparison) -> dict[str, Group]:
+def sizes_of(comparison: Comparison) -> dict[str, GroupFigures]:
     """Return the figures by size, from small to large, with videos last."""
     own = _by(comparison, _size)
     return {size: _group(comparison, *own[size], False) for size in sorted(own, key=_place)}
@@ -63,13 +63,15 @@ def _by(
     return groups
 
 
-def _group(comparison: Comparison, real: list[Judged], generated: Mapping[str, list[Judged]], or_all: bool) -> Group:
+def _group(
+    comparison: Comparison, real: list[Judged], generated: Mapping[str, list[Judged]], or_all: bool
+) -> GroupFigures:
     all_generated = or_all and not generated
     if all_generated:
         generated = comparison.generated
     drawn = [comparison.draws(name, real, own) for name, own in generated.items()] if real else []
     means = mean_figures(drawn)
-    return Group(
+    return GroupFigures(
         real_images=len(real),
         fpr=fpr_of(real),
         real_uncertain=uncertain(real),

@@ -28,7 +28,7 @@ Two honest collections always differ a little, so 0.5 would call every large dat
 more than 6 of 10 pairs of a real and a generated image in the right order.
 """
 
-Verdict = Literal["leak", "none found", "too few images"]
+Finding = Literal["leak", "none found", "too few images"]
 
 _CATEGORIES = (
     "codec",
@@ -78,7 +78,7 @@ class FactTable(msgspec.Struct, frozen=True, kw_only=True):
     generated: Summary
 
 
-class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+class FactComparison(msgspec.Struct, frozen=True, kw_only=True):
     """The real images compared with those of one generator, or with all generated ones.
 
     generator: None for all.
@@ -93,7 +93,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     generated: int
     auroc: Estimate | None
     facts: tuple[FactTable, ...]
-    verdict: Verdict
+    verdict: Finding
 
 
 class LeakAudit(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,9 +108,9 @@ class LeakAudit(msgspec.Struct, frozen=True, kw_only=True):
     missing: the command that installs scikit-learn, if it is missing. Facts were then looked at one by one.
     """
 
-    verdict: Verdict
-    overall: Comparison
-    generators: tuple[Comparison, ...]
+    verdict: Finding
+    overall: FactComparison
+    generators: tuple[FactComparison, ...]
     unreadable: tuple[str, ...]
     level: float
     missing: str | None = None
@@ -191,7 +191,7 @@ def _warning(audit: LeakAudit) -> list[str]:
     return found
 
 
-def _figure(comparison: Comparison) -> str:
+def _figure(comparison: FactComparison) -> str:
     estimate = _evidence(comparison)
     return "" if estimate is None else f" (AUROC {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}])"
 
@@ -204,7 +204,7 @@ def _words(summary: Summary) -> str:
     return ", ".join(f"{value} {share:.0%}" for value, share in shares) or "none"
 
 
-def _compare(name: str | None, real: list[Facts], generated: list[Facts], level: float) -> Comparison:
+def _compare(name: str | None, real: list[Facts], generated: list[Facts], level: float) -> FactComparison:
     labels = np.arange(len(real) + len(generated)) >= len(real)
     rows = [*real, *generated]
     chosen = thinned(labels)
@@ -215,7 +215,7 @@ def _compare(name: str | None, real: list[Facts], generated: list[Facts], level:
     # One fact of many would be found by chance, so their intervals hold together, too.
     each = 1 - (1 - level) / len(names)
     tables = [_table(fact, rows, labels, chosen, each) for fact in names]
-    found = Comparison(
+    found = FactComparison(
         generator=name,
         real=len(real),
         generated=len(generated),
@@ -229,14 +229,14 @@ def _compare(name: str | None, real: list[Facts], generated: list[Facts], level:
     return msgspec.structs.replace(found, verdict="leak") if evidence and evidence.low > BOUND else found
 
 
-def _evidence(comparison: Comparison) -> Estimate | None:
+def _evidence(comparison: FactComparison) -> Estimate | None:
     """Return the figure that the verdict rests on: that of all facts together, else of the one that separates best."""
     if comparison.auroc is not None:
         return comparison.auroc
     return next((table.auroc for table in comparison.facts if table.auroc and table.name not in _SHOWN_ONLY), None)
 
 
-def _badness(comparison: Comparison) -> float:
+def _badness(comparison: FactComparison) -> float:
     estimate = _evidence(comparison)
     return -1.0 if estimate is None or comparison.verdict == "too few images" else estimate.low
 

@@ -22,7 +22,7 @@ _SCRIPTS = ("table.js", "row.js", "start.js")
 VERDICTS = ("generated", "uncertain", "real", "uncalibrated", "error")
 
 
-class Table(NamedTuple):
+class PageTable(NamedTuple):
     """A table of texts.  rows: each has as many as the header.  caption: above it, or ""."""
 
     header: Sequence[str]

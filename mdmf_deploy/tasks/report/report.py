@@ -22,13 +22,13 @@ from mdmf_deploy.images.limits import ReadLimits
 from mdmf_deploy.interrupts import held_back
 from mdmf_deploy.scratch import named
 from mdmf_deploy.tasks.report.data import Labelled, page_data
-from mdmf_deploy.tasks.report.page import Page, Table
+from mdmf_deploy.tasks.report.page import Page, PageTable
 from mdmf_deploy.tasks.report.pictures import PictureOptions, PicturePool, bytes_per_row
 from mdmf_deploy.tasks.report.words import BRIEF, share
 from mdmf_deploy.text import one_line
 
 
-class Picture(msgspec.Struct, frozen=True):
+class PagePicture(msgspec.Struct, frozen=True):
     """A picture of a section.  png: its bytes.  text: what it shows, in words.  caption: below it, or ""."""
 
     png: bytes
@@ -45,8 +45,8 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
 
     title: str
     paragraphs: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    pictures: Sequence[Picture] = ()
+    tables: Sequence[PageTable] = ()
+    pictures: Sequence[PagePicture] = ()
     warnings: Sequence[str] = ()
 
 
@@ -175,7 +175,7 @@ class Report:
             yield "Review", f"p-values of up to {calibration.review:g} are borderline"
 
 
-def _thresholds(bundle: Bundle) -> Table | None:
+def _thresholds(bundle: Bundle) -> PageTable | None:
     """Return the table of the calibration's groups."""
     calibration = bundle.calibration
     if calibration is None:
@@ -187,4 +187,4 @@ def _thresholds(bundle: Bundle) -> Table | None:
         (name, f"{len(group.scores):,}", "too few" if group.decides is None else f"{group.decides:.6f}")
         for name, group in groups
     ]
-    return Table(("Size", "Calibration images", "Threshold"), rows)
+    return PageTable(("Size", "Calibration images", "Threshold"), rows)

@@ -13,7 +13,7 @@ from helpers.browser import Watched, chromium
 from helpers.libraries import needed
 
 from mdmf_deploy.detection.rows import Row
-from mdmf_deploy.tasks.report.page import Table
+from mdmf_deploy.tasks.report.page import PageTable
 from mdmf_deploy.tasks.report.report import Section
 
 HOSTILE = (
@@ -71,7 +71,7 @@ def rows(scored: list[tuple[Row, Path]]) -> list[tuple[Row, Path | None]]:
 @pytest.fixture(scope="session")
 def report(write: Any, rows: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     section = Section(
-        title="Figures", paragraphs=["Worst first."], tables=[Table(["generator", "AUROC"], [["sd", "0.9"]])]
+        title="Figures", paragraphs=["Worst first."], tables=[PageTable(["generator", "AUROC"], [["sd", "0.9"]])]
     )
     labels = {"generator": lambda row: "sd" if row.verdict == "generated" else "real"}
     path: Path = write(tmp_path_factory.mktemp("browser") / "r.html", rows, labels=labels, sections=[section])

@@ -21,8 +21,8 @@ from mdmf_deploy.detection.detector import Detector
 from mdmf_deploy.detection.outputs import replacing
 from mdmf_deploy.detection.rows import COLUMNS, Row
 from mdmf_deploy.errors import UsageError
-from mdmf_deploy.tasks.report.page import Table, in_script
-from mdmf_deploy.tasks.report.report import Picture, Report, ReportOptions, Section
+from mdmf_deploy.tasks.report.page import PageTable, in_script
+from mdmf_deploy.tasks.report.report import PagePicture, Report, ReportOptions, Section
 
 HOSTILE = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(1)> \u202egpj.exe\u2028"
 
@@ -115,8 +115,8 @@ def test_names_and_metadata_cannot_act(write: Any, scored: Any, tmp_path: Path) 
     section = Section(
         title=HOSTILE,
         paragraphs=[HOSTILE],
-        tables=[Table([HOSTILE], [[HOSTILE]], HOSTILE)],
-        pictures=[Picture(png(), HOSTILE, HOSTILE)],
+        tables=[PageTable([HOSTILE], [[HOSTILE]], HOSTILE)],
+        pictures=[PagePicture(png(), HOSTILE, HOSTILE)],
         warnings=[HOSTILE],
     )
     labels = {HOSTILE: lambda row: HOSTILE}
@@ -156,7 +156,7 @@ def test_the_policy_allows_this_script_and_style_alone(write: Any, scored: Any, 
 
 def test_the_page_refers_to_nothing_outside(write: Any, scored: Any, tmp_path: Path) -> None:
     page = Page(
-        write(tmp_path / "r.html", scored, sections=[Section(title="t", pictures=[Picture(png(), "a picture")])])
+        write(tmp_path / "r.html", scored, sections=[Section(title="t", pictures=[PagePicture(png(), "a picture")])])
     )
     references = [held[name] for _, held in page.tags for name in ("src", "href", "srcset", "action") if name in held]
     assert all(one is not None and one.startswith(("data:image/", "#")) for one in references)
@@ -175,8 +175,8 @@ def test_sections_stand_before_the_rows(write: Any, scored: Any, tmp_path: Path)
     section = Section(
         title="Figures",
         paragraphs=["Worst first."],
-        tables=[Table(["generator", "AUROC"], [["sd", "0.91"], ["mj", "0.95"]], "By generator")],
-        pictures=[Picture(png(), "ROC curves", "One line a generator.")],
+        tables=[PageTable(["generator", "AUROC"], [["sd", "0.91"], ["mj", "0.95"]], "By generator")],
+        pictures=[PagePicture(png(), "ROC curves", "One line a generator.")],
         warnings=["Metadata alone separates the classes."],
     )
     text = " ".join(Page(write(tmp_path / "r.html", scored, sections=[section])).text.split())

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: ROC curves, the scores of both classes, and bars for each generator."""
+"""Plots of an evaluation: ROC curves, the scores of both classes, and bars for each generator."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _LONGEST = 28  # characters of a generator's name
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture, its file's name without an ending, and its content in words."""
+class Plot:
+    """A plot, its file's name without an ending, and its content in words."""
 
     name: str
     title: str
@@ -34,7 +34,7 @@ class Picture:
     figure: Figure
 
 
-def pictures(judged: Sequence[Judged], table: Table) -> list[Picture]:
+def plots_of(judged: Sequence[Judged], table: Table) -> list[Plot]:
     """Draw the images of one condition and their table.
 
     Raises ModuleNotFoundError if matplotlib is not installed.
@@ -44,7 +44,7 @@ def pictures(judged: Sequence[Judged], table: Table) -> list[Picture]:
     return [_roc(comparison, table), _scores(comparison, table), _bars(table)]
 
 
-def _roc(comparison: Comparison, table: Table) -> Picture:
+def _roc(comparison: Comparison, table: Table) -> Plot:
     figure = new_figure(6.4, 5.6)
     axes = figure.subplots(gridspec_kw={"left": 0.11, "right": 0.97, "bottom": 0.1, "top": 0.92})
     rates = []
@@ -77,10 +77,10 @@ def _roc(comparison: Comparison, table: Table) -> Picture:
     text = "ROC curves, one for each generator"
     if mean is not None:
         text += f". The mean AUROC is {mean.value:.3f}, the worst is {worst} with {table.worst_auroc:.3f}"
-    return Picture("roc", "ROC by generator", text, figure)
+    return Plot("roc", "ROC by generator", text, figure)
 
 
-def _scores(comparison: Comparison, table: Table) -> Picture:
+def _scores(comparison: Comparison, table: Table) -> Plot:
     figure = new_figure(7.2, 3.8)
     axes = figure.subplots(gridspec_kw={"left": 0.09, "right": 0.97, "bottom": 0.15, "top": 0.88})
     real = _of(comparison.real)
@@ -108,10 +108,10 @@ def _scores(comparison: Comparison, table: Table) -> Picture:
         f"Histograms of the scores of real and generated images. Their medians are {np.median(real):.4f} and "
         f"{_weighted_median(generated, weights):.4f}"
     )
-    return Picture("scores", "Scores and thresholds", text, figure)
+    return Plot("scores", "Scores and thresholds", text, figure)
 
 
-def _bars(table: Table) -> Picture:
+def _bars(table: Table) -> Plot:
     names = list(table.generators)
     height = 1.1 + 0.24 * len(names)
     figure = new_figure(8.4, height)
@@ -129,7 +129,7 @@ def _bars(table: Table) -> Picture:
     text = "AUROC and TPR of each generator with 95% intervals, the worst first: " + ", ".join(
         f"{name} {figures.auroc.value:.3f}" for name, figures in table.generators.items()
     )
-    return Picture("generators", "Generators, the worst first", text, figure)
+    return Plot("generators", "Generators, the worst first", text, figure)
 
 
 def _bar(

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: what they say agrees with the table, whatever the data."""
+"""Plots of an evaluation: what they say agrees with the table, whatever the data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.tasks.evaluate.comparison import Judged
 from mdmf_deploy.tasks.evaluate.datasets import KnownImage
 from mdmf_deploy.tasks.evaluate.evaluate import tabulate
-from mdmf_deploy.tasks.evaluate.pictures import pictures, thresholds_of
+from mdmf_deploy.tasks.evaluate.plots import plots_of, thresholds_of
 from mdmf_deploy.tasks.plots import encoded
 
 _NUMBERS = count()
@@ -48,7 +48,7 @@ def judged() -> list[Judged]:
 
 def test_curves_are_those_of_scikit_learn_and_the_worst_generator_is_named(judged: list[Judged]) -> None:
     table = tabulate("as is", judged, resamples=10)
-    roc, scores, bars = pictures(judged, table)
+    roc, scores, bars = plots_of(judged, table)
     assert [picture.name for picture in (roc, scores, bars)] == ["roc", "scores", "generators"]
     worst = next(line for line in roc.figure.axes[0].lines if str(line.get_label()).startswith("worst"))
     own = [pair for pair in judged if pair.image.generator in (None, "hard $x_1$")]
@@ -65,7 +65,7 @@ def test_curves_are_those_of_scikit_learn_and_the_worst_generator_is_named(judge
 
 def test_a_histogram_weighs_generators_alike(judged: list[Judged]) -> None:
     many = [*judged, *images("easy", np.full(200, 0.7))]
-    _, scores, _ = pictures(many, tabulate("as is", many, resamples=2))
+    _, scores, _ = plots_of(many, tabulate("as is", many, resamples=2))
     # Of each class there is a filled histogram and an outline.
     heights = [patch.get_height() for patch in scores.figure.axes[0].patches if hasattr(patch, "get_height")]
     assert sum(heights) == pytest.approx(2.0)
@@ -78,7 +78,7 @@ def test_names_of_any_kind_are_drawn_and_the_same_figure_gives_the_same_bytes(
 ) -> None:
     odd = [*judged, *images("<script>&\u202e生成" + "x" * 80, np.full(3, 0.6))]
     table = tabulate("as is", odd, resamples=5)
-    files = [[encoded(picture.figure, format) for picture in pictures(odd, table)] for _ in range(2)]
+    files = [[encoded(picture.figure, format) for picture in plots_of(odd, table)] for _ in range(2)]
     assert files[0] == files[1]
     if format == "svg":
         for data in files[0]:
@@ -89,7 +89,7 @@ def test_names_of_any_kind_are_drawn_and_the_same_figure_gives_the_same_bytes(
 def test_uncalibrated_images_have_no_thresholds_and_no_rates() -> None:
     bare = [*images(None, np.array([0.1, 0.2]), None), *images("g", np.array([0.3]), None)]
     assert thresholds_of(bare) == {}
-    _, scores, bars = pictures(bare, tabulate("as is", bare, resamples=2))
+    _, scores, bars = plots_of(bare, tabulate("as is", bare, resamples=2))
     assert not scores.figure.axes[0].lines
     assert [text.get_text() for text in bars.figure.axes[1].texts] == ["uncalibrated"]
 
