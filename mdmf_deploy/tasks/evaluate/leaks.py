@@ -28,7 +28,10 @@ Two honest collections always differ a little, so 0.5 would call every large dat
 more than 6 of 10 pairs of a real and a generated image in the right order.
 """
 
-Finding = Literal["leak", "none found", "too few images"]
+UNDECIDED = 0.75
+"""A figure above this whose interval reaches below BOUND is no leak for sure, but nothing to be silent about either."""
+
+Finding = Literal["leak", "undecided", "none found", "too few images"]
 
 _CATEGORIES = (
     "codec",
@@ -99,7 +102,8 @@ class FactComparison(msgspec.Struct, frozen=True, kw_only=True):
 class LeakAudit(msgspec.Struct, frozen=True, kw_only=True):
     """What the facts of files tell about the classes of a data set.
 
-    verdict: "leak" if one of the comparisons has that verdict, else that of all generated images together.
+    verdict: "leak" if one of the comparisons has that verdict, else that of all generated images together. "undecided"
+        means that the facts may tell the classes apart, and that too few images are there to be sure.
     overall: the real images against all generated ones.
     generators: against those of each generator, worst first.
     unreadable: files without facts, as row URIs.
@@ -157,6 +161,12 @@ def lines(audit: LeakAudit) -> list[str]:
     counts = f"{overall.real} real and {overall.generated} generated images"
     if audit.verdict == "too few images":
         shown = [f"leaks: too few files to look for any ({counts}; at least {LEAST} of each are needed)"]
+    elif audit.verdict == "undecided":
+        shown = [
+            f"leaks: perhaps. Format, size and metadata tell {overall.real} real images from {overall.generated} "
+            f"generated ones{_figure(overall)}, but too few are here to be sure. Give more, or add --match.",
+            *_facts(overall),
+        ]
     elif audit.verdict == "none found":
         wide = "; more images would show smaller leaks" if estimate is not None and estimate.high > _WIDE else ""
         shown = [f"leaks: none found in format, size and metadata of {counts}{_figure(overall)}{wide}"]
@@ -178,17 +188,23 @@ def _warning(audit: LeakAudit) -> list[str]:
         f"{'generated ones' if name is None else f'of {name}'}{_figure(worst)}",
         "A high score here may rest on them. --match scores again with formats and sizes made alike.",
     ]
-    found += [
-        f"  {table.name.replace('_', ' ')} {table.auroc.value:.3f}: real {_words(table.real)}; "
-        f"{name or 'generated'} {_words(table.generated)}"
-        for table in worst.facts
-        if table.name not in _SHOWN_ONLY and table.auroc is not None and table.auroc.value > BOUND
-    ][:_SHOWN_FACTS]
+    found += _facts(worst)
     if leaking and len(audit.generators) > 1:
         names = ", ".join(f"{comparison.generator}{_figure(comparison)}" for comparison in leaking[:_SHOWN_GENERATORS])
         more = ", ..." if len(leaking) > _SHOWN_GENERATORS else ""
         found.append(f"  {len(leaking)} of {len(audit.generators)} generators leak: {names}{more}")
     return found
+
+
+def _facts(comparison: FactComparison) -> list[str]:
+    """Return a line for each fact that separates the classes, the best first."""
+    name = comparison.generator
+    return [
+        f"  {table.name.replace('_', ' ')} {table.auroc.value:.3f}: real {_words(table.real)}; "
+        f"{name or 'generated'} {_words(table.generated)}"
+        for table in comparison.facts
+        if table.name not in _SHOWN_ONLY and table.auroc is not None and table.auroc.value > BOUND
+    ][:_SHOWN_FACTS]
 
 
 def _figure(comparison: FactComparison) -> str:
@@ -226,7 +242,11 @@ def _compare(name: str | None, real: list[Facts], generated: list[Facts], level:
     evidence = _evidence(found)
     if min(len(real), len(generated)) < LEAST:
         return msgspec.structs.replace(found, verdict="too few images")
-    return msgspec.structs.replace(found, verdict="leak") if evidence and evidence.low > BOUND else found
+    if evidence is None or evidence.value <= BOUND:
+        return found
+    if evidence.low > BOUND:
+        return msgspec.structs.replace(found, verdict="leak")
+    return msgspec.structs.replace(found, verdict="undecided") if evidence.value > UNDECIDED else found
 
 
 def _evidence(comparison: FactComparison) -> Estimate | None:

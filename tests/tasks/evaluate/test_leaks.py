@@ -18,7 +18,7 @@ from PIL import Image
 from mdmf_deploy.errors import install
 from mdmf_deploy.tasks.evaluate.datasets import KnownImage
 from mdmf_deploy.tasks.evaluate.facts import Facts
-from mdmf_deploy.tasks.evaluate.leaks import BOUND, LeakAudit, audit_leaks, lines
+from mdmf_deploy.tasks.evaluate.leaks import BOUND, UNDECIDED, LeakAudit, audit_leaks, lines
 from mdmf_deploy.tasks.evaluate.separation import LEAST, level_for
 
 COUNT = 16  # images of each class
@@ -244,6 +244,26 @@ def test_a_generator_is_compared_with_its_own_real_images_alone() -> None:
     assert audit.verdict == "none found"
     assert {(found.real, found.generated) for found in audit.generators} == {(75, 75)}
     assert audit_leaks(images, alike).verdict == "leak"
+
+
+def test_few_images_that_seem_to_leak_are_not_passed_over_in_silence() -> None:
+    """5 in 6 generated images, and 1 in 6 real ones, are PNGs: clear among 400 images, and not among 40."""
+    verdicts = {}
+    for count in (20, 200):
+        images, facts = drawn(count, 0)
+        leaning = [
+            msgspec.structs.replace(fact, codec="png" if (n % 6 > 0) == (image.generator is not None) else "jpeg")
+            for n, (image, fact) in enumerate(zip(images, facts, strict=True))
+        ]
+        audit = audit_leaks(images, leaning)
+        verdicts[count] = audit.verdict
+        if count == 20:
+            first, second, *_ = lines(audit)
+            assert first.startswith("leaks: perhaps. Format, size and metadata tell 20 real images from 20 generated")
+            assert second.startswith("  codec 0.7")
+            assert audit.overall.auroc is not None
+            assert audit.overall.auroc.low <= BOUND < UNDECIDED < audit.overall.auroc.value
+    assert verdicts == {20: "undecided", 200: "leak"}
 
 
 def test_tables_show_shares_and_quartiles_of_each_class() -> None:
