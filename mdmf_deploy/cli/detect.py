@@ -230,7 +230,7 @@ def detect(
     with ExitStack() as stack:
         anew = "without --resume, all inputs are done anew"
         write = None if resume else stack.enter_context(rows_beside(path, as_json, anew))
-        page = stack.enter_context(report_file(report))
+        page = stack.enter_context(report_file(report, path))
         held = None if fdr is None or write is None else stack.enter_context(held_back(write, fdr))
         write = write if held is None else held.write
 

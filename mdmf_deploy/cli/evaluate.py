@@ -40,7 +40,7 @@ class SplitPart(StrEnum):
 
 
 def evaluate(
-    dataset: Annotated[Path, typer.Argument(help="A folder of labelled images, or a .csv or .json list (see below).")],
+    dataset: Annotated[Path, typer.Argument(help="A folder of labelled images, or a .csv or .json list.")],
     bundle: BundleOption = DEFAULT_BUNDLE,
     runtime: Annotated[str, runtime_option("Runtime to evaluate it on.")] = "auto",
     split: Annotated[
@@ -55,8 +55,8 @@ def evaluate(
     condition: Annotated[
         list[str] | None,
         typer.Option(
-            help="Change every image in the same way first: jpeg:75, resize:0.5, both as resize:0.5,jpeg:75, or "
-            "'as is'. May be repeated, each for a table of its own; by default 'as is'."
+            help="Change every image in the same way first: jpeg:75, webp:80, resize:0.5, blur:1, noise:0.05, several as "
+            "resize:0.5,jpeg:75, or 'as is'. May be repeated, each for a table of its own; by default 'as is'."
         ),
     ] = None,
     output: Annotated[
@@ -80,7 +80,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Also sweep JPEG, blur, noise, scale and WebP. Rows are kept here, and are gone on with.",
+            help="Also sweep JPEG, blur, noise, scale and WebP. Rows stay in DIR, where the same command goes on.",
         ),
     ] = None,
     sample_size: Annotated[
@@ -103,7 +103,7 @@ def evaluate(
     allow_overlap: Annotated[
         bool,
         typer.Option(
-            "--allow-overlap", help="Leave out images of the bundle's bank or calibration, where they are refused."
+            "--allow-overlap", help="Leave out images of the bundle's own bank or calibration, and do not refuse them."
         ),
     ] = False,
     frames: Annotated[

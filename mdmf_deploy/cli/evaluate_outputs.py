@@ -32,9 +32,10 @@ _PAGE_LABELS = ("class", "generator", "kind")
 class OutputPaths:
     """Where an evaluation writes. None means nowhere.
 
-    rows: a file of rows.  report: a page.  plots, sweep: folders.
+    output: as -o gives it.  rows: a file of rows.  report: a page.  plots, sweep: folders.
     """
 
+    output: Path | None
     rows: Path | None
     report: Path | None
     plots: Path | None
@@ -57,7 +58,7 @@ class OutputPaths:
             from mdmf_deploy.tasks.evaluate.robustness import check_folder
 
             check_folder(sweep)
-        return cls(None if is_report(output) else output, page, plots, sweep)
+        return cls(output, None if is_report(output) else output, page, plots, sweep)
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def evaluation_outputs(paths: OutputPaths) -> Iterator[Outputs]:
 
     with ExitStack() as stack:
         writer = None if paths.rows is None else stack.enter_context(open_output(paths.rows, _LABELS))
-        scratch = stack.enter_context(report_file(paths.report))
+        scratch = stack.enter_context(report_file(paths.report, paths.output))
         yield Outputs(paths, writer, scratch, stack)
 
 

@@ -76,14 +76,14 @@ def rows_beside(output: Path | None, as_json: bool, anew: str) -> Iterator[Calla
 
 
 @contextmanager
-def report_file(path: Path | None) -> Iterator[Scratch | None]:
+def report_file(path: Path | None, output: Path | None) -> Iterator[Scratch | None]:
     """Hold the report's place from the beginning, so that a place that takes none is found before a model is read."""
     if path is None:
         yield None
         return
     from mdmf_deploy.detection.outputs import replacing
 
-    with replacing(path) as scratch:
+    with replacing(path, "-o" if path == output else "--report") as scratch:
         yield scratch
 
 

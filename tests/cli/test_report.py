@@ -130,7 +130,10 @@ def test_a_place_that_takes_no_file_is_found_before_a_model_is_read(option: str,
     page = tmp_path / "missing" / "r.html"
     result = mdmf("detect", photos, "--bundle", tmp_path / "no.mdmf", option, page)
     assert result.exit_code == 2
-    assert result.stderr == f"mdmf: -o {page.resolve()}: No such file or directory; choose a place you can write to\n"
+    assert (
+        result.stderr
+        == f"mdmf: {option} {page.resolve()}: No such file or directory; choose a place you can write to\n"
+    )
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")

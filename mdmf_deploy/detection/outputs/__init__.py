@@ -116,25 +116,26 @@ def open_output(path: Path, labels: Sequence[str] = ()) -> Iterator[Writer]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Scratch]:
+def replacing(path: Path, option: str = "-o") -> Iterator[Scratch]:
     """Open a temporary file beside the path. It takes that name when the block ends, replacing an older file.
 
     After an exception or an interrupt (Ctrl-C, SIGTERM), an older file stays as it is. Complete rows are then kept
     beside it as <stem>.partial<ending>, which replaces those of an earlier run. A note on the exception says what was
     kept. An interrupt after the block waits until the file has its name.
+    option: names the path in errors.
     Raises UsageError, before anything is written, if the place cannot be written to, or if another process is writing
     the same file.
     """
     path = path.resolve()  # so that a link to a file stays a link
     if path.is_dir():
-        raise UsageError(f"-o {path} is a folder; give the name of a file")
+        raise UsageError(f"{option} {path} is a folder; give the name of a file")
     with ExitStack() as stack:
         try:
             stack.enter_context(only_writer(path))
             temporary = stack.enter_context(scratch_file(path))
             file = temporary.open("wb")
         except OSError as error:
-            raise UsageError(failure(f"-o {path}", error, "choose a place you can write to")) from error
+            raise UsageError(failure(f"{option} {path}", error, "choose a place you can write to")) from error
         scratch, target = Scratch(file), path
         keep = True
         try:
