@@ -55,8 +55,8 @@ def evaluate(
     condition: Annotated[
         list[str] | None,
         typer.Option(
-            help="Change every image in the same way first: jpeg:75, webp:80, resize:0.5, blur:1, noise:0.05, several as "
-            "resize:0.5,jpeg:75, or 'as is'. May be repeated, each for a table of its own; by default 'as is'."
+            help="Change every image in the same way first: jpeg:75, webp:80, resize:0.5, blur:1, noise:0.05, several "
+            "as resize:0.5,jpeg:75, or 'as is'. May be repeated, each for a table of its own; by default 'as is'."
         ),
     ] = None,
     output: Annotated[
