@@ -111,8 +111,8 @@ def _label(path: Path, place: str, row: Mapping[str, Any]) -> Label:
     name, label = row["path"], row["label"]
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise UsageError(f"{uri(path)} {place}: path is {name!r}; expected the path of an image")
-    # True is no label: True could mean "is real" as well as "is generated".
-    word = str(label).strip().lower() if isinstance(label, str | int) and not isinstance(label, bool) else None
+    # True is none of the words. It could mean "is real" as well as "is generated".
+    word = str(label).strip().lower()
     generator, kind = (row.get(column) for column in ("generator", "kind"))
     for column, value in (("generator", generator), ("kind", kind)):
         if value is not None and not isinstance(value, str):
