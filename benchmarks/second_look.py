@@ -25,7 +25,8 @@ from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.detection.second_look import copies
 from mdmf_deploy.detection.verdicts import Copy, Verdicts
 from mdmf_deploy.images.decode import decode, read
-from mdmf_deploy.tasks.evaluate.evaluate import KnownImage, audit, find_images
+from mdmf_deploy.tasks.evaluate.audit import audit
+from mdmf_deploy.tasks.evaluate.datasets import KnownImage, find_images
 
 
 class Judged(NamedTuple):
