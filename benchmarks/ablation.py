@@ -56,7 +56,7 @@ from mdmf_deploy.errors import MdmfError
 from mdmf_deploy.model.checkpoints import load_backbone
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.scratch import scratch_folder
-from mdmf_deploy.tasks.evaluate.metrics import auroc_and_ap
+from mdmf_deploy.tasks.evaluate.metrics import roc_figures
 from mdmf_deploy.tasks.train.features import FeatureCache
 
 # Besides the recipe's: with its three real sources alone, a figure would rest on 88 real images.
@@ -122,7 +122,7 @@ class Comparison:
     def _resample(self, replicates: Sequence[Scores]) -> Values:
         """Return the mean AUROC, over generators and replicates, of each resample, (R,)."""
         areas = [
-            auroc_and_ap(scores["real"], made, self._weights["real"], self._weights[name])[0]
+            roc_figures(scores["real"], made, self._weights["real"], self._weights[name]).auroc
             for scores in replicates
             for name, made in scores.items()
             if name != "real"
