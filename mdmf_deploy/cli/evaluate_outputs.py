@@ -93,6 +93,8 @@ class Outputs:
 
     def written(self, judged: Iterable[Judged], total: int, condition: str, *, first: bool) -> Iterator[Judged]:
         """Pass the pairs on, write each one's row, and show a bar.  first: whether the report shows them."""
+        import msgspec
+
         with progress(judged, condition, total) as pairs:
             for pair in pairs:
                 image = pair.image
@@ -105,7 +107,8 @@ class Outputs:
                         "kind": image.kind or "",
                     }
                     self._report.add(pair.row, image.path, labels)
-                yield pair
+                # All rows are held until the last one is there, and contributions take most of their memory.
+                yield pair._replace(row=msgspec.structs.replace(pair.row, contributions=None))
 
     def draw(self, judged: Sequence[Judged], table: Table) -> None:
         """Draw the plots of one condition."""
