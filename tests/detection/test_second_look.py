@@ -148,6 +148,16 @@ def test_copies_are_judged_in_the_size_group_of_the_image(bundle_copy: Path) -> 
     assert (row.size_group, row.probes) == ("above 0.0085 MP", ALL)
 
 
+def test_a_group_of_other_sizes_does_not_judge_a_copy(bundle_copy: Path) -> None:
+    """Larger images have no thresholds here."""
+    calibrate(bundle_copy, 0.5, [1.0])
+    opened = Bundle.open(bundle_copy)
+    assert opened.calibration is not None
+    assert [group.decides for group in opened.calibration.groups] == [0.5, None]
+    found = verdicts_of(bundle_copy).looked_again(near_row(), [Copy(0.9, 0.9)])
+    assert (found.reason, found.probes) == ("unstable", 1)
+
+
 def verdicts_of(bundle: Path) -> Verdicts:
     return Verdicts(Bundle.open(bundle), "onnxruntime", "fp32", 1)
 
@@ -162,8 +172,10 @@ def near_row(**facts: object) -> Row:
     [
         ("real", [0.1, 0.4], ("real", None)),
         ("real", [0.1, 0.6], ("uncertain", "unstable")),
+        ("real", [0.6, 0.9], ("uncertain", "unstable")),
         ("generated", [0.6, 0.9], ("generated", None)),
         ("generated", [0.6, 0.1], ("uncertain", "unstable")),
+        ("generated", [0.1, 0.2], ("uncertain", "unstable")),
         ("uncertain", [0.6, 0.9], ("uncertain", "borderline")),
         ("uncertain", [0.1, 0.9], ("uncertain", "unstable")),
         ("real", [], ("real", None)),
