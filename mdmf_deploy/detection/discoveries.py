@@ -26,6 +26,9 @@ import msgspec
 from mdmf_deploy.detection.rows import Row
 from mdmf_deploy.errors import UsageError
 
+# A q-value that equals the rate may lie above it by rounding.
+_ROUNDING = 1e-9
+
 
 class Discoveries:
     """The p-values of one run's rows. `add` every row, and then `judge` every row.
@@ -62,7 +65,7 @@ class Discoveries:
         if self._q_values is None:
             self._q_values = _adjusted(self._alarms, self.judged.total())
         q = self._q_values[p]
-        if q <= self.rate:
+        if self._within(q):
             return msgspec.structs.replace(row, q_value=q)
         return msgspec.structs.replace(row, q_value=q, verdict="uncertain", reason="expected_by_chance")
 
@@ -75,19 +78,22 @@ class Discoveries:
     def discovered(self) -> int:
         """The number of rows that stay "generated"."""
         found = _adjusted(self._alarms, self.judged.total())
-        return sum(count for p, count in self._alarms.items() if found[p] <= self.rate)
+        return sum(count for p, count in self._alarms.items() if self._within(found[p]))
 
     def alarms_needed(self, images: int) -> int:
         """Return how many rows have to be "generated" for any of them to stay so.
 
         images: of the calibration, n. The smallest p-value is 1 / (n + 1).
         """
-        return max(1, math.ceil(self.judged.total() / (images + 1) / self.rate))
+        return max(1, math.ceil(self.judged.total() / (images + 1) / self.rate * (1 - _ROUNDING)))
 
     @property
     def images_needed(self) -> int:
         """The number of calibration images with which one row alone could stay "generated"."""
         return max(0, math.ceil(self.judged.total() / self.rate) - 1)
+
+    def _within(self, q: float) -> bool:
+        return q <= self.rate * (1 + _ROUNDING)
 
 
 def judged_together(rows: Sequence[Row], rate: float) -> list[Row]:

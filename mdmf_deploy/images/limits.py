@@ -26,7 +26,7 @@ Code = Literal[
 """Every code of an ImageError. They are stable."""
 
 Note = Literal[
-    "no_end_marker",  # a JPEG without its end marker, all pixels of which are there
+    "no_end_marker",  # a JPEG without its end marker, whose pixels are there, but perhaps its last two blocks
     "scans_missing",  # a progressive JPEG whose finer scans are not there, so that its pixels are coarse
     "frames_missing",  # a video of which some of the frames asked for cannot be read
 ]

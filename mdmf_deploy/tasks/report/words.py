@@ -51,6 +51,10 @@ REASONS: dict[str, Meaning] = {
         "The verdict changes when the image is re-encoded, shrunk or shifted a little.",
         "It is neither called generated nor passed as real. Look at other evidence.",
     ),
+    "expected_by_chance": Meaning(
+        "The score is above the threshold, but among so many images too many real ones are expected to be.",
+        "It is neither called generated nor passed as real. Look at other evidence.",
+    ),
     "not_verified": Meaning(
         "The runtime that scored the image was not verified for this bundle. Run `mdmf verify`.",
         "The score has no threshold, so it is no verdict.",
@@ -79,7 +83,7 @@ REASONS: dict[str, Meaning] = {
 """A sentence on each reason of a row."""
 
 NOTES: dict[str, str] = {
-    "no_end_marker": "The JPEG lacks its end marker. All of its pixels are there.",
+    "no_end_marker": "The JPEG lacks its end marker. Its pixels are there, but perhaps those of its last two blocks.",
     "scans_missing": "The finer scans of this progressive JPEG are missing, so its pixels are coarse.",
     "frames_missing": "Some of the video's frames could not be read.",
 }
