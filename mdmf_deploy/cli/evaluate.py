@@ -224,7 +224,7 @@ def _log_caveats(detector: Detector) -> None:
 
 
 def _sampled(samples: list[KnownImage], number: int) -> list[KnownImage]:
-    from mdmf_deploy.tasks.evaluate.robustness import sample
+    from mdmf_deploy.tasks.evaluate.sample import sample
 
     chosen = sample(samples, number)
     log(f"--sample {number}: {len(chosen)} of {len(samples)} images, chosen by their hashes")
