@@ -41,14 +41,8 @@ def main() -> None:
         for name, build in LAYOUTS.items():
             root = Path(folder) / name.replace(", ", "-")
             rows.append(_compared(name, build(images, root), options.bundle, Path(folder)))
-    heading = (
-        "layout",
-        "images",
-        "generators",
-        *(f"mean {figure.upper()}" for figure in FIGURES),
-        "largest difference",
-    )
-    print("\n".join(table(rows, heading)))
+    means = (f"mean {figure.upper()}" for figure in FIGURES)
+    print(table(rows, ("layout", "images", "generators", *means, "largest difference")))
 
 
 def _images(data: Path, most: int, links: Path) -> dict[str | None, list[Path]]:
