@@ -66,7 +66,7 @@ class Discoveries:
             self._q_values = _adjusted(self._alarms, self.judged.total())
         q = self._q_values[p]
         if self._within(q):
-            return msgspec.structs.replace(row, q_value=q)
+            return msgspec.structs.replace(row, q_value=min(q, self.rate))
         return msgspec.structs.replace(row, q_value=q, verdict="uncertain", reason="expected_by_chance")
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
@@ -29,6 +29,7 @@ def row(p: float | None, fpr: float = 0.25, **facts: object) -> Row:
 
 
 @given(st.lists(P_VALUES, min_size=1, max_size=60), RATES)
+@example([0.025] * 5 + [0.05], 0.05)
 def test_q_values_are_scipys_with_a_p_value_of_1_for_rows_not_generated(values: list[float], rate: float) -> None:
     rows = [row(p) for p in values]
     counted = [p if one.verdict == "generated" else 1.0 for p, one in zip(values, rows, strict=True)]
