@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -31,14 +32,39 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+@contextmanager
+def in_parts(first: bytes, rest: bytes) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Serve a page of which the rest comes later. Yield its address, and what sends the rest."""
+    wanted = threading.Event()
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(first)
+            self.wfile.flush()
+            wanted.wait(30)
+            self.wfile.write(rest)
+
+        def log_message(self, *args: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", wanted.set
+        wanted.set()
+        server.shutdown()
+
+
 class Watched:
-    """A page of a file, and everything that it asked for, said or showed.
+    """A page, and everything that it asked for, said or showed.
 
     page: Playwright's.
     """
 
-    def __init__(self, browser: Any, path: Path, **context: Any) -> None:
-        self._path = path
+    def __init__(self, browser: Any, url: str, *, wait_until: str = "load", **context: Any) -> None:
+        self._url = url
         self._context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
         self.page = self._context.new_page()
         self.page.set_default_timeout(10_000)
@@ -47,17 +73,17 @@ class Watched:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("dialog", lambda dialog: self._dismiss(dialog))
         self.page.on("request", lambda request: self._judge(request.url))
-        self.page.goto(path.as_uri())
+        self.page.goto(url, wait_until=wait_until)
 
     def close(self) -> None:
         """Close the page, and assert that it asked for nothing but itself, and complained of nothing."""
         self._context.close()
-        assert self.complaints == []
+        assert self.complaints == [], f"the page complained: {self.complaints}"
 
     def _dismiss(self, dialog: Any) -> None:
         self.complaints.append(f"a dialog: {dialog.message}")
         dialog.dismiss()
 
     def _judge(self, url: str) -> None:
-        if not url.startswith("data:") and url.partition("#")[0] != self._path.as_uri():
+        if not url.startswith("data:") and url.partition("#")[0] != self._url:
             self.complaints.append(f"a request: {url[:100]}")

@@ -158,12 +158,14 @@ function tableRow(n, at) {
 const verdictMark = (verdict) =>
   make("span", { className: `verdict ${verdict}` }, make("i", { className: "mark", "aria-hidden": "true" }), verdict);
 
-// ---- Pictures: each has an element of its own at the end of the page, which may not have been read yet.
+// ---- Pictures: each has an element of its own at the end of the page, of which the browser may have read nothing or a
+// part so far.
 
 const webp = (base64) => `data:image/webp;base64,${base64}`;
 function picturesOf(n) {
   const found = data.pictures[n] ? byId(`p${n}`) : null;
-  return found && JSON.parse(found.textContent);
+  const whole = found && (found.nextSibling || document.readyState !== "loading");
+  return whole ? JSON.parse(found.textContent) : null;
 }
 const unread = new Set();
 const seen = new IntersectionObserver((entries) => {

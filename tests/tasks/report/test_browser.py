@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from helpers.browser import Watched, chromium
+from helpers.browser import Watched, chromium, in_parts
 from helpers.libraries import needed
 
 from mdmf_deploy.detection.rows import Row
@@ -39,8 +39,8 @@ def show(browser: Any) -> Iterator[Open]:
     """Open a report. At the end of the test, no page may have complained or asked for anything."""
     opened: list[Watched] = []
 
-    def shown(path: Path, **context: Any) -> Watched:
-        opened.append(Watched(browser, path, **context))
+    def shown(page: Path | str, **context: Any) -> Watched:
+        opened.append(Watched(browser, page if isinstance(page, str) else page.as_uri(), **context))
         return opened[-1]
 
     yield shown
@@ -149,6 +149,23 @@ def test_thumbnails_are_drawn_when_they_come_into_view(show: Open, many: Path) -
     page.locator("#table img[src]").nth(10).wait_for()
     page.locator("#table tr:nth-child(24) img[src^='data:image/webp;base64,']").wait_for()
     assert images.last.evaluate("(image) => image.decode().then(() => image.naturalWidth)") > 0
+
+
+@pytest.mark.parametrize("cut", ["before", "within", "behind"])
+def test_a_page_that_arrives_in_two_parts_shows_all_its_pictures(show: Open, report: Path, cut: str) -> None:
+    content = report.read_bytes()
+    start = content.index(b'<script type="application/json" id="p0">')
+    end = content.index(b"</script>", start)
+    first = content[: {"before": start, "within": (start + end) // 2, "behind": end + len(b"</script>")}[cut]]
+    with in_parts(first, content[len(first) :]) as (url, go_on):
+        page = show(url, wait_until="commit").page
+        page.locator("button.open").first.click()  # the table works before the pictures are there
+        if cut != "behind":
+            assert "still being read" in page.locator("#stages").inner_text()
+        go_on()
+        page.locator(".stage img.base").wait_for()
+        page.keyboard.press("Escape")
+        page.locator("#table tr:nth-child(1) img[src]").wait_for()
 
 
 def test_the_slider_blends_the_map_into_the_picture(show: Open, report: Path) -> None:
