@@ -44,14 +44,18 @@ function blend() {
   byId("blend-value").textContent = `${byId("blend").value}%`;
 }
 byId("blend").addEventListener("input", blend);
+const closed = []; // what paper cannot open, and is closed again after printing
 addEventListener("beforeprint", () => {
   state.size = PRINTED;
   show();
   document.querySelectorAll("#table img").forEach(fill);
+  closed.push(...document.querySelectorAll("details:not([open])"));
+  for (const one of closed) one.open = true;
 });
 addEventListener("afterprint", () => {
   state.size = PAGE;
   show();
+  for (const one of closed.splice(0)) one.open = false;
 });
 document.addEventListener("DOMContentLoaded", () => {
   unread.forEach(fill);

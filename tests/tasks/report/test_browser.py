@@ -312,5 +312,7 @@ def test_a_page_prints_its_rows_without_its_controls(show: Open, many: Path) -> 
     assert page.locator("#table tbody tr").count() == 1000
     page.emulate_media(media="print")
     assert not page.locator(".controls").is_visible()
+    assert page.get_by_text("bundle_id", exact=True).first.is_visible()  # what is folded away is printed, too
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("#table tbody tr").count() == 100
+    assert page.locator("details[open]").count() == 0
