@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 # PyTorch's threads wait for work by spinning, which takes the cores from other processes.
 # PyTorch reads this when it is imported. The number of threads stays as it is.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Hundreds of child processes import the package. Each compiles all of it where nothing keeps the compiled files.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Files that take long. They start first, so that no process is left alone with one at the end.
 _LONG = (
