@@ -2,11 +2,12 @@
 
 Commands run as they stand. So that they take seconds, the bundles and recipes of the package are tiny ones here, the
 downloaded backbone is a tiny one, and benchmarks take a fraction of a second. Trained models are traced by a faster
-exporter, and their histories are not plotted.
+exporter. Nothing is plotted, no leak is modelled, and a sweep has one axis.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -33,6 +34,7 @@ from mdmf_deploy.model.onnx_weights import weights_source
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.tasks.benchmark import cold_start, results, samples
 from mdmf_deploy.tasks.benchmark.results import Settings
+from mdmf_deploy.tasks.evaluate import leaks, robustness, robustness_plot
 
 _RECIPE = """
 name = "{name}"
@@ -120,25 +122,36 @@ def _model(recipe: Recipe) -> MdmfModel:
     return model
 
 
+@pytest.fixture(scope="module")
+def known(tiny_recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The tensors of the tiny bundle's model."""
+    return _model(tiny_recipe).state_dict()
+
+
 @pytest.fixture
 def scratch(
-    world: Path, tiny_bundle: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path,
+    tiny_bundle: Path,
+    known: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Scratch:
     """A fresh copy of the files that every page may name, with the current folder in it."""
     if shutil.which("sh") is None:
         pytest.skip("needs a shell")
-    folder = Path(shutil.copytree(world / "files", tmp_path / "scratch"))
+    # A second name for each of some 200 files. Commands write a file anew before they give it its name.
+    folder = Path(shutil.copytree(world / "files", tmp_path / "scratch", copy_function=os.link))
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MDMF_BUNDLE")
     _shrink(world, monkeypatch)
-    traced = known_or_traced(_model(tiny_recipe).state_dict(), tiny_bundle / MODEL, quickly_traced)
+    traced = known_or_traced(known, tiny_bundle / MODEL, quickly_traced)
     monkeypatch.setattr("mdmf_deploy.tasks.export.export.trace", traced)
     return Scratch(folder, world / "given", tmp_path / "call")
 
 
 def _shrink(world: Path, patch: pytest.MonkeyPatch) -> None:
     def settings(**given: Any) -> Settings:
-        return Settings(**given | {"seconds": 0.05, "cv_limit": 1.0})
+        return Settings(**given | {"seconds": 0.01, "cv_limit": 1.0})
 
     def download(name: str, folder: Path) -> Path:
         folder.mkdir(parents=True)
@@ -158,6 +171,11 @@ def _shrink(world: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(results, "Settings", settings)
     patch.setattr(cold_start, "measure", lambda *_: None)
     patch.setattr("mdmf_deploy.tasks.train.train.write_plot", lambda *_: None)
+    patch.setattr("mdmf_deploy.tasks.evaluate.plots.plots_of", lambda *_: [])
+    patch.setattr("mdmf_deploy.tasks.plots.new_figure", lambda *_: None)
+    patch.setattr(robustness_plot, "picture", lambda *_: b"picture")
+    patch.setitem(robustness.sweep.__kwdefaults__, "axes", robustness.AXES[-1:])
+    patch.setattr(leaks, "_can_model", lambda: False)
     patch.setattr(samples, "SIZES", {"0.5 MP": (408, 306, 2)})
     for module in ("mdmf_deploy.runtime", "mdmf_deploy.tasks.export.export"):
         patch.setattr(f"{module}.installed", installed)

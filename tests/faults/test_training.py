@@ -70,7 +70,7 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Iterator[Place]:
     data = tmp_path_factory.mktemp("data")
     (data / "small.toml").write_text(RECIPE)
-    for name, first, count in (("real", 300, 20), ("generated/one", 400, 20)):
+    for name, first, count in (("real", 300, 12), ("generated/one", 400, 12)):
         (data / name).mkdir(parents=True)
         for seed in range(first, first + count):
             Image.fromarray(synthetic_photo(seed, 64, 60)).save(data / name / f"{seed}.png")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from typer.testing import Result
 
 from mdmf_deploy.detection.rows import COLUMNS, TIMINGS
 from mdmf_deploy.interrupts import Interrupted, raised
-from mdmf_deploy.tasks.scale import blocks, run
+from mdmf_deploy.tasks.scale import blocks, cluster, run
 from mdmf_deploy.tasks.scale.cluster import connected
 
 
@@ -27,17 +28,28 @@ from mdmf_deploy.tasks.scale.cluster import connected
 def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray for all runs of this file, which leaves nothing in the home or in Ray's usual place.
 
-    A run that finds itself connected keeps the connection.
+    A run that finds itself connected keeps the connection. The processes that show a dashboard, hand on logs and rent
+    machines have no part in a run, and take seconds to start. Workers stay for the next run.
     """
     home = tmp_path_factory.mktemp("home")
     before = set(Path("/tmp").glob("ray*"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
+        patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
+        patch.setattr(cluster, "_start", partial(start_with_few_processes, patch, cluster._start))
         with connected():
             yield
     assert not list(home.iterdir())
     assert set(Path("/tmp").glob("ray*")) == before
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def start_with_few_processes(
+    patch: pytest.MonkeyPatch, start: Callable[[Any, str], None], ray: Any, folder: str
+) -> None:
+    for name in ("start_monitor", "start_log_monitor", "start_api_server"):
+        patch.setattr(f"ray._private.node.Node.{name}", lambda *_, **__: None)
+    start(ray, folder)
 
 
 def inputs_in(folder: Path, photos: list[Path]) -> Path:
