@@ -18,17 +18,18 @@ import pytest
 from helpers.faulty import CHANGES, LONG, SEED, Action, Calls, Rule, Server, moments
 from helpers.jobs import Job, read_rows
 
+BUNDLES = ("build", "compress", "calibrate")
 CallsOf = Callable[[str, Job, Calls], int]
 RESUMED = ("detect --resume jsonl", "detect --resume csv", "detect --resume parquet")
 
 
-# All that make a bundle write it in the same way: each is killed, or terminated.
-@pytest.mark.parametrize("name", ["detect jsonl", "detect parquet", "build", "compress"])
+@pytest.mark.parametrize("name", ["detect jsonl", "detect parquet", *BUNDLES])
 def test_a_killed_command_leaves_the_old_output_or_the_new_one(
     name: str, job: Callable[[str], Job], calls_of: CallsOf, server: Server
 ) -> None:
     command = job(name)
-    for at in moments(calls_of(name, command, CHANGES), 2 if "detect" in name else 1, name):
+    # All that make a bundle write it in the same way.
+    for at in moments(calls_of(name, command, CHANGES), 1 if name in BUNDLES else 2, name):
         command.begin()
         killed = server.run(*command.arguments, rules=[Rule(command.folder, CHANGES, Action.tear, at, signal.SIGKILL)])
         assert killed.code == -signal.SIGKILL, str(killed)
@@ -36,7 +37,7 @@ def test_a_killed_command_leaves_the_old_output_or_the_new_one(
         command.finish(server, killed)
 
 
-@pytest.mark.parametrize("name", ["detect jsonl", "detect parquet", "calibrate"])
+@pytest.mark.parametrize("name", ["detect jsonl", "detect parquet", *BUNDLES])
 def test_a_terminated_command_also_tidies_up(
     name: str, job: Callable[[str], Job], calls_of: CallsOf, server: Server
 ) -> None:
