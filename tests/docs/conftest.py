@@ -7,7 +7,6 @@ exporter. Nothing is plotted, no leak is modelled, and a sweep has one axis.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -139,8 +138,7 @@ def scratch(
     """A fresh copy of the files that every page may name, with the current folder in it."""
     if shutil.which("sh") is None:
         pytest.skip("needs a shell")
-    # A second name for each of some 200 files. Commands write a file anew before they give it its name.
-    folder = Path(shutil.copytree(world / "files", tmp_path / "scratch", copy_function=os.link))
+    folder = Path(shutil.copytree(world / "files", tmp_path / "scratch"))
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MDMF_BUNDLE")
     _shrink(world, monkeypatch)
