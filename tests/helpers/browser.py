@@ -58,26 +58,41 @@ def in_parts(first: bytes, rest: bytes) -> Iterator[tuple[str, Callable[[], None
 
 
 class Watched:
-    """A page, and everything that it asked for, said or showed.
+    """A report in a page, and everything that it asked for, said or showed.
 
-    page: Playwright's.
+    page: Playwright's. One page serves many reports, because a new one costs half a second.
     """
 
-    def __init__(self, browser: Any, url: str, *, wait_until: str = "load", **context: Any) -> None:
+    def __init__(
+        self,
+        page: Any,
+        url: str,
+        *,
+        wait_until: str = "load",
+        size: tuple[int, int] = (1280, 900),
+        **media: str,
+    ) -> None:
         self._url = url
-        self._context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
-        self.page = self._context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page = page
         self.complaints: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self._dismiss(dialog))
-        self.page.on("request", lambda request: self._judge(request.url))
-        self.page.goto(url, wait_until=wait_until)
+        self._listening = {
+            "console": lambda message: self.complaints.append(f"{message.type}: {message.text}"),
+            "pageerror": lambda error: self.complaints.append(str(error)),
+            "dialog": self._dismiss,
+            "request": lambda request: self._judge(request.url),
+        }
+        for event, listener in self._listening.items():
+            page.on(event, listener)
+        page.set_default_timeout(10_000)
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+        page.emulate_media(**{"media": "screen", "color_scheme": "light", "reduced_motion": "no-preference", **media})
+        page.goto(url, wait_until=wait_until)
 
     def close(self) -> None:
-        """Close the page, and assert that it asked for nothing but itself, and complained of nothing."""
-        self._context.close()
+        """Leave the report, and assert that it asked for nothing but itself, and complained of nothing."""
+        self.page.evaluate("0")  # what the report has said so far arrives before the answer
+        for event, listener in self._listening.items():
+            self.page.remove_listener(event, listener)
         assert self.complaints == [], f"the page complained: {self.complaints}"
 
     def _dismiss(self, dialog: Any) -> None:

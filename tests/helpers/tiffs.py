@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from numpy.typing import NDArray
@@ -71,6 +72,7 @@ def tags(pixels: NDArray[Any]) -> dict[int, tuple[int, Sequence[int]]]:
     }
 
 
+@lru_cache
 def slow_tiff(side: int = 8000) -> bytes:
     """Return a TIFF that takes minutes to decode: many tiles, all of which are the same JPEG with many tables."""
     tile = io.BytesIO()

@@ -143,7 +143,8 @@ def test_an_image_with_partial_patches_is_refused() -> None:
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name.startswith("dinov2")])
 def test_keys_and_shapes_of_every_release_are_those_of_transformers(name: str) -> None:
-    a = ARCHITECTURES[name]
+    # All blocks are alike. The next test counts them.
+    a = replace(ARCHITECTURES[name], depth=2)
     with torch.device("meta"):
         ours = DinoV2(a).state_dict()
     layout, theirs = official(reference(a, device="meta").state_dict(), a)

@@ -77,6 +77,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
     def graph(precision: str) -> Path:
         path = folder / f"{precision}.onnx"
+        if path.exists():
+            return path
         if precision == "fp16":
             to_fp16(fp32, path)
         elif precision == "int8":

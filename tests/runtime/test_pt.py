@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.handmade import WIDTH
 
 from mdmf_deploy.bundle.bundle import Bundle
 from mdmf_deploy.errors import OutOfMemory, RuntimeUnavailable
 from mdmf_deploy.hardware.device import Gpu, device_view, host_view
 from mdmf_deploy.runtime import open_engine, pt
 from mdmf_deploy.runtime.onnx_in_torch import OnnxGraph
+from mdmf_deploy.runtime.ort import OrtEngine
 
 GPU = Gpu("a pretended GPU", (9, 0), 1 << 34, (13, 0), 132)
 PROFILE = 'summary = "For tests."\nworkspace_mib = 64\n[batch]\nopt = 4\nmax = 8\n'
@@ -109,11 +111,16 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return given
 
 
+@pytest.fixture(scope="module")
+def expected(small_bundle: Path, images: np.ndarray) -> np.ndarray:
+    return OrtEngine(Bundle.open(small_bundle))(images)
+
+
 @pytest.fixture
-def opened(order: list[str], tiny_bundle: Path, tmp_path: Path) -> Callable[[], pt.TorchCudaEngine]:
+def opened(order: list[str], small_bundle: Path, tmp_path: Path) -> Callable[[], pt.TorchCudaEngine]:
     path = tmp_path / "four.toml"
     path.write_text(PROFILE)
-    return lambda: open_engine(f"torch-cuda:{path}", Bundle.open(tiny_bundle))
+    return lambda: open_engine(f"torch-cuda:{path}", Bundle.open(small_bundle))
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
@@ -125,8 +132,8 @@ def test_signatures_stay_where_a_reduction_finds_them(
         extracted = engine(images[::-1][:count])
         np.testing.assert_allclose(extracted, expected[::-1][:count], atol=1e-5)
     view = device_view(engine.on_device(images[:count]))
-    assert (view.shape, view.stream) == ((count, 4, 8), 7)
-    left = host_view(view.pointer, count * 4 * 8 * 4).view(np.float32).reshape(view.shape)
+    assert (view.shape, view.stream) == ((count, 4, WIDTH), 7)
+    left = host_view(view.pointer, count * 4 * WIDTH * 4).view(np.float32).reshape(view.shape)
     np.testing.assert_array_equal(left, engine(images[:count]))
     engine.close()
     with pytest.raises(AttributeError):
@@ -184,13 +191,13 @@ def test_a_gpu_that_repeats_nothing_is_reported(
 
 
 def test_one_unlike_place_of_a_large_batch_is_found(
-    order: list[str], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    order: list[str], small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "twenty.toml"
     path.write_text(PROFILE.replace("4", "20").replace("8", "20"))
     offsets = [place == 17 for place in range(20)]
     monkeypatch.setattr(pt, "OnnxGraph", disturbed(lambda images, run: at_places(images, *offsets)))
-    assert open_engine(f"torch-cuda:{path}", Bundle.open(tiny_bundle)).environment["products"] == "image by image"
+    assert open_engine(f"torch-cuda:{path}", Bundle.open(small_bundle)).environment["products"] == "image by image"
 
 
 def test_no_memory_is_written_before_its_last_use(

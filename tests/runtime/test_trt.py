@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fakes.host_device import HostDevice
 from fakes.host_tensorrt import HostTensorRt
+from helpers.handmade import WIDTH
 from typer.testing import CliRunner
 
 from mdmf_deploy.bundle.bundle import Bundle
@@ -47,18 +48,18 @@ def images() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_bundle: Path, images: np.ndarray) -> np.ndarray:
-    return OrtEngine(Bundle.open(tiny_bundle))(images)
+def expected(small_bundle: Path, images: np.ndarray) -> np.ndarray:
+    return OrtEngine(Bundle.open(small_bundle))(images)
 
 
 @pytest.fixture
-def opened(tiny_bundle: Path, tmp_path: Path) -> Callable[..., TensorRtEngine]:
-    """A function that opens the tiny bundle with a profile of given batches."""
+def opened(small_bundle: Path, tmp_path: Path) -> Callable[..., TensorRtEngine]:
+    """A function that opens a small bundle with a profile of given batches."""
 
     def open_with(least: int = 1, opt: int = 2, most: int = 4) -> TensorRtEngine:
         path = tmp_path / f"of{least}to{most}.toml"
         path.write_text(PROFILE.format(least, opt, most))
-        return open_engine(f"tensorrt:{path}", Bundle.open(tiny_bundle))
+        return open_engine(f"tensorrt:{path}", Bundle.open(small_bundle))
 
     return open_with
 
@@ -126,7 +127,7 @@ def test_a_result_on_the_device_is_ready_after_its_stream(
     for count in (3, 9):
         made = engine.on_device(images[:count])
         view = device_view(made)
-        assert view.shape == (count, 4, 8)
+        assert view.shape == (count, 4, WIDTH)
         assert made.stream == view.stream
         # A consumer waits for its stream.
         library.device.streams[view.stream].synchronize()
@@ -154,7 +155,7 @@ def test_batches_follow_each_other_without_waiting(
         theirs.wait(read)
     mine.synchronize()
     for count, memory in zip(counts, kept, strict=True):
-        extracted = host_view(memory.pointer, memory.nbytes).view(np.float32).reshape(count, 4, 8)
+        extracted = host_view(memory.pointer, memory.nbytes).view(np.float32).reshape(count, 4, WIDTH)
         np.testing.assert_array_equal(extracted, expected[11 - count :])
 
 
@@ -179,7 +180,7 @@ def test_the_caller_owns_the_result_and_the_images(
     engine(images[:3])
     np.testing.assert_array_equal(first, expected[::2])
     np.testing.assert_array_equal(engine(np.asfortranarray(given)), expected[::2])
-    assert engine(images[:0]).shape == (0, 4, 8)
+    assert engine(images[:0]).shape == (0, 4, WIDTH)
 
 
 def test_closing_frees_all_memory(opened: Callable[..., TensorRtEngine], library: HostTensorRt) -> None:

@@ -28,7 +28,7 @@ def measured(real: np.ndarray, generated: np.ndarray, threshold: float | None = 
     return figures(of_generated, draws(Sample(real, flags[0], flags[0]), of_generated, resamples))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(SCORES, SCORES, st.integers(0, 2**32 - 1))
 def test_equal_to_scikit_learn_under_any_weights(real: np.ndarray, generated: np.ndarray, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -49,13 +49,13 @@ def test_equal_to_scikit_learn_under_any_weights(real: np.ndarray, generated: np
         assert found.eer[i] == pytest.approx(crossing, abs=1e-7)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(SCORES, SCORES)
 def test_turning_the_scores_around_mirrors_the_auroc(real: np.ndarray, generated: np.ndarray) -> None:
     assert plain(real, generated)[0] == pytest.approx(1 - plain(-real, -generated)[0], abs=1e-12)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(SCORES, SCORES, st.integers(2, 4))
 def test_proportions_of_the_classes_do_not_matter(real: np.ndarray, generated: np.ndarray, times: int) -> None:
     assert plain(real, np.tile(generated, times)) == pytest.approx(plain(real, generated), abs=1e-12)
@@ -122,14 +122,14 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 def test_the_interval_of_the_mean_covers_the_truth_when_generators_share_their_real_images() -> None:
     truth, rng = 0.7602499389, np.random.default_rng(3)
     covered = 0
-    for _ in range(150):
+    for _ in range(100):
         real = Sample(rng.normal(0, 1, 60))
         drawn = [draws(real, Sample(rng.normal(1, 1, 25), stream=name), 200) for name in "abc"]
         mean = mean_figures(drawn)["auroc"]
         assert mean is not None
         assert mean.value == pytest.approx(np.mean([one["auroc"][0] for one in drawn]))
         covered += mean.low <= truth <= mean.high
-    assert 131 <= covered <= 149
+    assert 87 <= covered <= 99
 
 
 def test_generators_are_resampled_independently_and_their_shared_real_images_together() -> None:

@@ -77,18 +77,17 @@ def test_a_histogram_weighs_generators_alike(judged: list[Judged]) -> None:
     assert [line.get_label() for line in scores.figure.axes[0].lines] == ["threshold, up to 0.5 MP"]
 
 
-@pytest.mark.parametrize("format", ["svg", "png"])
-def test_names_of_any_kind_are_drawn_and_the_same_figure_gives_the_same_bytes(
-    format: str, judged: list[Judged]
-) -> None:
+def test_names_of_any_kind_are_drawn_and_the_same_figure_gives_the_same_bytes(judged: list[Judged]) -> None:
     odd = [*judged, *images("<script>&\u202e生成" + "x" * 80, np.full(3, 0.6))]
     table = tabulate("as is", odd, resamples=5)
-    files = [[encoded(picture.figure, format) for picture in plots_of(odd, table)] for _ in range(2)]
+    files = [[encoded(picture.figure, "svg") for picture in plots_of(odd, table)] for _ in range(2)]
     assert files[0] == files[1]
-    if format == "svg":
-        for data in files[0]:
-            assert ET.fromstring(data).tag.endswith("svg")
-            assert b"<script" not in data
+    for data in files[0]:
+        assert ET.fromstring(data).tag.endswith("svg")
+        assert b"<script" not in data
+    bars, again = (encoded(plots_of(odd, table)[2].figure, "png") for _ in range(2))
+    assert bars.startswith(b"\x89PNG")
+    assert bars == again
 
 
 def test_uncalibrated_images_have_no_thresholds_and_no_rates() -> None:

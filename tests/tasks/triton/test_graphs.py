@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from unittest import mock
 
 import numpy as np
@@ -39,10 +40,15 @@ from mdmf_deploy.tasks.triton.graphs import (
 Outputs = dict[str, np.ndarray]
 
 
-def run(graph: ModelProto, x: np.ndarray) -> Outputs:
+def opened(graph: ModelProto) -> Callable[[np.ndarray], Outputs]:
+    """Return the graph in ONNX Runtime, as a function of signatures."""
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {SIGNATURES: x}), strict=True))
+    return lambda x: dict(zip(names, session.run(names, {SIGNATURES: x}), strict=True))
+
+
+def run(graph: ModelProto, x: np.ndarray) -> Outputs:
+    return opened(graph)(x)
 
 
 def scored(x: np.ndarray, bank: Bank) -> Outputs:
@@ -77,7 +83,7 @@ def test_the_preprocessing_gives_our_bits_for_every_value_of_every_channel(
     assert np.array_equal(images, normalise(crops, preprocessing))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     images=st.integers(1, 3),
@@ -120,7 +126,7 @@ def test_the_starters_scores() -> None:
     bundle = Bundle.open("starter")
     crops = probe_crops(bundle.manifest.preprocessing.crop)
     x = probes_from_bytes((bundle.path / PROBES).read_bytes(), crops, PROBES)
-    assert_ours(scored(x, bundle.bank), x, bundle.bank)
+    assert_ours(scored(x[:4], bundle.bank), x[:4], bundle.bank)
 
 
 def test_a_compressed_bank() -> None:
@@ -155,10 +161,10 @@ def test_contributions_average_to_the_score() -> None:
 
 def test_a_score_does_not_depend_on_the_batch() -> None:
     x, bank = drawn(2, 33, 49, 2500, 16, 4.0)
-    graph = reduction_graph(bank, 49, {})
-    whole = run(graph, x)
+    reduce = opened(reduction_graph(bank, 49, {}))
+    whole = reduce(x)
     for size in (1, 7, 32):
-        parts = [run(graph, x[start : start + size]) for start in range(0, len(x), size)]
+        parts = [reduce(x[start : start + size]) for start in range(0, len(x), size)]
         for name in (SCORE, CONTRIBUTIONS):
             np.testing.assert_allclose(np.concatenate([part[name] for part in parts]), whole[name], rtol=0, atol=EPS)
 

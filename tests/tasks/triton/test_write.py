@@ -62,11 +62,11 @@ def unverified(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 
 def test_a_stock_client_gets_our_scores(starter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = expand([str(EXAMPLES)]).paths
+    paths = expand([str(EXAMPLES)]).paths[::2]
     answer = client_of(starter, monkeypatch)["detect"](paths)
     with Detector("starter", "onnxruntime") as detector:
         rows = detector.detect(paths)
-    assert len(rows) == 12
+    assert len(rows) == 6
     assert_ours(answer, rows)
 
 
