@@ -88,6 +88,10 @@ def afresh(plan: TrainingRun, folder: Path) -> TrainingRun:
     return replace(plan, folder=folder)
 
 
+def hashes(folder: Path) -> dict[Path, str]:
+    return {path: file_sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(
     training_folder: Path, whole: TrainingRun, tmp_path: Path
 ) -> None:
@@ -123,9 +127,11 @@ def test_a_run_leaves_a_checkpoint_a_history_a_plot_and_the_split(training_folde
 def test_resuming_with_other_data_is_refused(training_folder: Path, frozen: TrainingRun, tmp_path: Path) -> None:
     plan = replace(frozen, folder=Path(shutil.copytree(frozen.folder, tmp_path / "run")))
     real = paths(training_folder / "real")
+    before = hashes(plan.folder)
     for other in (real[1:], real[::-1]):  # the order decides what is drawn
         with pytest.raises(CheckpointError, match="other images"):
             fit(replace(plan, resume=True), other, generated(training_folder))
+    assert hashes(plan.folder) == before
     with pytest.raises(CheckpointError, match="--resume"):
         run(training_folder, plan)
     with pytest.raises(CheckpointError, match="without --resume"):
