@@ -37,7 +37,12 @@ def one_cold_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "Settings", partial(Settings, cold_starts=1, cv_limit=1.0))
 
 
-def test_everything_at_once(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_everything_at_once(tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The processes of one bundle are enough. Those of the other are as many again.
+    measure = cold_start.measure
+    monkeypatch.setattr(
+        cold_start, "measure", lambda subject, *rest: START if subject.about.derived else measure(subject, *rest)
+    )
     page = tmp_path / "report.html"
     arguments = ["--images", str(photos), "--precision", "fp32,fp16", "--batch-size", "4"]
     result = benchmark(str(tiny_bundle), *arguments, "--seconds", "0.05", "--json", "-o", str(page))

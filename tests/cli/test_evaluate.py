@@ -16,7 +16,8 @@ from mdmf_deploy.detection.rows import COLUMNS
 
 
 def evaluate(dataset: Path, bundle: Path, *arguments: str) -> Result:
-    return mdmf("evaluate", dataset, "--bundle", bundle, *arguments)
+    # Looking for leaks takes longer than everything else. test_evaluate_evidence.py tests it.
+    return mdmf("evaluate", dataset, "--bundle", bundle, "--no-leaks", *arguments)
 
 
 @pytest.fixture

@@ -10,6 +10,12 @@ import pytest
 from helpers.data_layouts import LAYOUTS, scikit_figures
 from helpers.mdmf import mdmf
 from helpers.synthetic_photos import write_photos
+from typer.testing import Result
+
+
+def evaluate(dataset: Path, bundle: Path, *arguments: object) -> Result:
+    # Looking for leaks takes longer than everything else. test_evaluate_evidence.py tests it.
+    return mdmf("evaluate", dataset, "--bundle", bundle, "--no-leaks", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def test_figures_are_those_of_scikit_learn_in_every_layout(
 ) -> None:
     dataset = LAYOUTS[layout](images, tmp_path / "set")
     rows = tmp_path / "rows.jsonl"
-    result = mdmf("evaluate", dataset, "--bundle", calibrated, "-o", rows, "--json")
+    result = evaluate(dataset, calibrated, "-o", rows, "--json")
     assert result.exit_code == 0, result.stderr
     [table] = json.loads(result.stdout)["tables"]
     written = [json.loads(line) for line in rows.read_text().splitlines()]
@@ -59,10 +65,10 @@ def test_images_of_the_bundle_are_refused_unless_they_may_be_left_out(
     dataset = LAYOUTS["real, generated"](images, tmp_path / "set")
     for path in sorted(photos.iterdir())[:2]:
         shutil.copy(path, dataset / "real")
-    refused = mdmf("evaluate", dataset, "--bundle", calibrated)
+    refused = evaluate(dataset, calibrated)
     assert refused.exit_code == 2
     assert "2 images of the data set made this bundle (0 are in its bank, 2 in its calibration)" in refused.stderr
-    allowed = mdmf("evaluate", dataset, "--bundle", calibrated, "--allow-overlap", "--json")
+    allowed = evaluate(dataset, calibrated, "--allow-overlap", "--json")
     assert allowed.exit_code == 0, allowed.stderr
     assert "left out, in its calibration: 2" in allowed.stderr
     assert json.loads(allowed.stdout)["tables"][0]["real_images"] == 24
@@ -74,7 +80,7 @@ def test_another_data_set_gives_the_threshold(
     halves = [{name: files[n::2] for name, files in images.items()} for n in (0, 1)]
     first, second = (LAYOUTS["CSV"](half, tmp_path / str(n)) for n, half in enumerate(halves))
     rows = tmp_path / "rows.jsonl"
-    result = mdmf("evaluate", first, "--bundle", tiny_bundle, "--tune-on", second, "--json", "-o", rows)
+    result = evaluate(first, tiny_bundle, "--tune-on", second, "--json", "-o", rows)
     assert result.exit_code == 0, result.stderr
     [table] = json.loads(result.stdout)["tables"]
     [threshold] = table["best_thresholds"]
@@ -83,7 +89,7 @@ def test_another_data_set_gives_the_threshold(
     flagged = [dict(row, verdict="generated" if row["score"] > threshold else "real") for row in written]
     for name, figures in scikit_figures(flagged).items():
         assert table["generators"][name]["best_acc"]["value"] == pytest.approx(figures["acc"], abs=1e-9)
-    shared = mdmf("evaluate", first, "--bundle", tiny_bundle, "--tune-on", first)
+    shared = evaluate(first, tiny_bundle, "--tune-on", first)
     assert shared.exit_code == 2
     assert "20 of its images are judged too" in shared.stderr
 
@@ -93,11 +99,11 @@ def test_plots_are_drawn_and_a_wrong_folder_fails_before_anything_is_scored(
 ) -> None:
     dataset = LAYOUTS["real, generated"](images, tmp_path / "set")
     plots = tmp_path / "deep/plots"
-    result = mdmf("evaluate", dataset, "--bundle", calibrated, "--plots", plots)
+    result = evaluate(dataset, calibrated, "--plots", plots)
     assert result.exit_code == 0, result.stderr
     assert sorted(path.name for path in plots.iterdir()) == ["generators.svg", "roc.svg", "scores.svg"]
     (tmp_path / "file").touch()
-    result = mdmf("evaluate", dataset, "--bundle", calibrated, "--plots", tmp_path / "file", "--json")
+    result = evaluate(dataset, calibrated, "--plots", tmp_path / "file", "--json")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--plots" in result.stderr
 
@@ -110,7 +116,7 @@ def test_unreadable_and_missing_files_are_counted_and_named_in_rows(
         file.write("files/gone.jpg,1,a\nfiles/broken.jpg,0,\n")
     (tmp_path / "set/files/broken.jpg").write_bytes(b"\xff\xd8\xff")
     rows = tmp_path / "rows.jsonl"
-    result = mdmf("evaluate", listed, "--bundle", tiny_bundle, "-o", rows, "--json")
+    result = evaluate(listed, tiny_bundle, "-o", rows, "--json")
     assert result.exit_code == 3
     assert len(json.loads(result.stdout)["tables"][0]["unreadable"]) == 2
     codes = [json.loads(line)["error_code"] for line in rows.read_text().splitlines()]
@@ -122,7 +128,7 @@ def test_one_image_of_a_generator_is_warned_of(
 ) -> None:
     few = {None: images[None], "many": [*images["a"], *images["b"]], "one": images["b"][:0]}
     dataset = LAYOUTS["real, generated"](few | {"one": few["many"][:1], "many": few["many"][1:]}, tmp_path / "set")
-    result = mdmf("evaluate", dataset, "--bundle", tiny_bundle)
+    result = evaluate(dataset, tiny_bundle)
     assert result.exit_code == 0, result.stderr
     assert "mdmf: warning: fewer than 10 images, so figures say little: one" in result.stderr
 
@@ -138,7 +144,7 @@ def test_one_image_of_a_generator_is_warned_of(
 )
 def test_a_wrong_list_is_one_line(name: str, text: str, message: str, tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    result = mdmf("evaluate", tmp_path / name, "--bundle", tiny_bundle)
+    result = evaluate(tmp_path / name, tiny_bundle)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
     assert result.stderr.splitlines()[-1].startswith("mdmf: ")

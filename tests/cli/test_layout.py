@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mdmf_deploy.cli.layout import WIDTH, joined, wrapped
 
 
-@settings(deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True, max_examples=30)
 @given(st.lists(st.text("abc-/", min_size=1, max_size=60), min_size=1, max_size=30), st.integers(0, 15))
 def test_lines_fit_and_lose_nothing(words: list[str], indent: int) -> None:
     lines = wrapped(" ".join(words), "name  ", indent)

@@ -1,18 +1,21 @@
 """Run one `mdmf` command in two processes, as `accelerate launch` does: python team.py PORT FOLDER ARGUMENTS.
 
-The processes are forked after PyTorch, its optimisers and Accelerate are imported, which takes seconds. The model is a
-small one, and its history is not plotted.
+The processes are forked after PyTorch, its optimisers, Accelerate and whatever else a run needs are imported, which
+takes seconds. The model is a small one, and its history is not plotted.
 What process N prints goes to FOLDER/stdoutN and FOLDER/stderrN. The exit code is 1 if any process fails.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 from pathlib import Path
 
 import accelerate  # noqa: F401
+import numpy.ma  # noqa: F401
+import rich.progress  # noqa: F401
 import torch._dynamo  # noqa: F401
 from helpers.backbones import PLAIN
 
@@ -24,6 +27,7 @@ from mdmf_deploy.tasks.train import train
 def launch(port: str, folder: Path, arguments: list[str]) -> int:
     ARCHITECTURES["starter_vit14"] = PLAIN
     train.write_plot = lambda *_: None
+    gc.freeze()  # A collection would copy every page that the processes share.
     running = set()
     for rank in ("0", "1"):
         pid = os.fork()

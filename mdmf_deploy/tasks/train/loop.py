@@ -201,12 +201,15 @@ def write_state(path: Path, state: TrainingState) -> None:
         scratch.write_bytes(save(tensors, metadata={"mdmf": json.dumps(header)}))
 
 
-def read_state(path: Path, fingerprint: str) -> TrainingState:
-    """Read a state. Raises CheckpointError if it is damaged, or belongs to another recipe or other data."""
+def read_state(path: Path, fingerprint: str, *, tensors: bool = True) -> TrainingState:
+    """Read a state. Raises CheckpointError if it is damaged, or belongs to another recipe or other data.
+
+    tensors: whether to read them, too. They may be gigabytes.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["mdmf"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a training state ({error}); remove it, and start without --resume"
@@ -215,7 +218,7 @@ def read_state(path: Path, fingerprint: str) -> TrainingState:
         raise CheckpointError(
             f"{path} was trained with another recipe or other images; choose another -o to start afresh"
         )
-    return TrainingState(header["step"], header["fingerprint"], tensors, header["history"])
+    return TrainingState(header["step"], header["fingerprint"], found, header["history"])
 
 
 def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from mdmf_deploy.tasks.train.batches import Batches, CropBatches
 from mdmf_deploy.tasks.train.data import Dataset, LabelledImage, PixelCache, center_crops, collect
 from mdmf_deploy.tasks.train.features import FeatureBatches, FeatureCache
 from mdmf_deploy.tasks.train.history import write_csv, write_plot
-from mdmf_deploy.tasks.train.loop import STATE, Cadence, LoopOptions, processes, train
+from mdmf_deploy.tasks.train.loop import STATE, Cadence, LoopOptions, processes, read_state, train
 from mdmf_deploy.tasks.train.lora import factors
 from mdmf_deploy.tasks.train.measured import ValidationCrops, validation_crops
 from mdmf_deploy.tasks.train.network import TrainingNet, Tuned, initialise
@@ -142,6 +142,8 @@ def _fit(
     cache = PixelCache(_PIXEL_BUDGET)
     crop_batches = CropBatches(dataset, recipe, pairs, cache, team.device)
     key = fingerprint(run, dataset, pairs)
+    if run.resume:
+        read_state(folder / STATE, key, tensors=False)  # before anything is computed or replaced
     with team.main_process_first():
         write_split(dataset, folder / "split")
         measured = validation_crops(dataset, recipe, pairs, sizes, follow)

@@ -37,7 +37,7 @@ def small_model() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plot no history of a run that a test makes. Fixtures of a module plot theirs."""
+    """Plot no history of a run that a test makes."""
     monkeypatch.setattr("mdmf_deploy.tasks.train.train.write_plot", lambda *_: None)
 
 

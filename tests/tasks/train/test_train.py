@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import msgspec
 import pytest
@@ -21,12 +23,14 @@ from mdmf_deploy.model.checkpoints import backbone_source, load_model
 from mdmf_deploy.model.dinov2 import DinoV2
 from mdmf_deploy.model.pfs import MdmfModel
 from mdmf_deploy.model.recipes import recipe_of
+from mdmf_deploy.tasks.train.history import write_plot
 from mdmf_deploy.tasks.train.loop import STATE, Cadence
 from mdmf_deploy.tasks.train.phases import Reports
+from mdmf_deploy.tasks.train.smoke import FULL
 from mdmf_deploy.tasks.train.train import CHECKPOINT, FAILED, TrainingRun, fit
 
-# The backbone of every run is a small one.
-pytestmark = pytest.mark.usefixtures("small_model")
+# The backbone of every run is a small one, and so are its other sizes.
+pytestmark = pytest.mark.usefixtures("small_model", "small_sizes")
 EVERY = Cadence(log=1, validate=2, save=2)
 
 
@@ -40,6 +44,13 @@ def with_training(plan: TrainingRun, **changes: object) -> TrainingRun:
 
 
 @pytest.fixture(scope="module")
+def small_sizes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mdmf_deploy.tasks.train.train.FULL", replace(FULL, featureless=4, largest=64))
+        yield
+
+
+@pytest.fixture(scope="module")
 def whole(
     training_folder: Path, training_recipe: Recipe, autoencoders: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> TrainingRun:
@@ -50,7 +61,11 @@ def whole(
     )
     folder = tmp_path_factory.mktemp("whole")
     plan = TrainingRun(recipe, folder, train_backbone=True, autoencoders=autoencoders, cadence=EVERY)
-    run(training_folder, plan)
+    with pytest.MonkeyPatch.context() as patch:
+        # Drawing takes seconds. test_history.py tests it.
+        drawn = create_autospec(write_plot, side_effect=lambda path, *_: path.write_bytes(b"drawn"))
+        patch.setattr("mdmf_deploy.tasks.train.train.write_plot", drawn)
+        run(training_folder, plan)
     return plan
 
 
@@ -71,6 +86,10 @@ def afresh(plan: TrainingRun, folder: Path) -> TrainingRun:
     """The same run in another folder, with the features that are computed already."""
     shutil.copytree(plan.folder / "features", folder / "features")
     return replace(plan, folder=folder)
+
+
+def hashes(folder: Path) -> dict[Path, str]:
+    return {path: file_sha256(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(
@@ -97,7 +116,7 @@ def test_a_run_leaves_a_checkpoint_a_history_a_plot_and_the_split(training_folde
     gates = {"auroc_swapped", "mean_kernel", "self_rank", "fpr_flat", "fpr_gradient", "fpr_text", "fpr_double"}
     assert gates | {"pairs_plain", "pairs_grouped"} <= rows[-1].keys()
     assert "auroc_other" not in rows[-1]  # held out: never looked at while training
-    assert (whole.folder / "history.png").read_bytes().startswith(b"\x89PNG")
+    assert (whole.folder / "history.png").read_bytes() == b"drawn"
     lists = {path.stem: path.read_text().splitlines() for path in (whole.folder / "split").iterdir()}
     assert len(lists["test-other"]) == 4
     assert "train-other" not in lists
@@ -108,9 +127,11 @@ def test_a_run_leaves_a_checkpoint_a_history_a_plot_and_the_split(training_folde
 def test_resuming_with_other_data_is_refused(training_folder: Path, frozen: TrainingRun, tmp_path: Path) -> None:
     plan = replace(frozen, folder=Path(shutil.copytree(frozen.folder, tmp_path / "run")))
     real = paths(training_folder / "real")
+    before = hashes(plan.folder)
     for other in (real[1:], real[::-1]):  # the order decides what is drawn
         with pytest.raises(CheckpointError, match="other images"):
             fit(replace(plan, resume=True), other, generated(training_folder))
+    assert hashes(plan.folder) == before
     with pytest.raises(CheckpointError, match="--resume"):
         run(training_folder, plan)
     with pytest.raises(CheckpointError, match="without --resume"):
