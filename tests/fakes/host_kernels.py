@@ -31,6 +31,9 @@ SHIM = Path(__file__).parents[1] / "kernels"
 FLAGS = ["-std=c++20", "-march=native", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 # Kernels move any data as 16-byte words, which is well defined in CUDA but not in C++.
 FLAGS += ["-fno-strict-aliasing", "-pthread", f"-I{SHIM}", "-include", "host.hpp"]
+# A library in which a CUDA thread is a fiber. -O1 compiles faster than -O2, and the tests run no slower.
+# The fortified longjmp of some distributions refuses to jump from one stack to another.
+LIBRARY = ["-O1", "-shared", "-fPIC", "-fno-gnu-unique", "-DMDMF_FIBERS", "-U_FORTIFY_SOURCE"]
 MULTIPROCESSORS = 4
 # Earlier builds, shared by test processes and sessions. A name is a hash of everything that was compiled.
 BUILT = Path(__file__).parents[2] / ".pytest_cache" / "kernels"
@@ -223,10 +226,7 @@ class Builder:
 
     def _build(self, kernel: Kernel) -> Path:
         out = self._folder / f"{kernel.version}-{kernel.operand}-{kernel.width}.so"
-        # -O1 compiles faster than -O2, and the tests run no slower.
-        # The fortified longjmp of some distributions refuses to jump from one stack to another.
-        flags = ["-O1", "-shared", "-fPIC", "-fno-gnu-unique", "-DMDMF_FIBERS", "-U_FORTIFY_SOURCE"]
-        compile_host(kernel, kernel.source, SHIM / "library.cpp", out, *flags, precompiled=True)
+        compile_host(kernel, kernel.source, SHIM / "library.cpp", out, *LIBRARY, precompiled=True)
         return out
 
 

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fakes.host_kernels import compile_host, compiler
+from fakes.host_kernels import LIBRARY, compile_host, compiler
 
 from mdmf_deploy.mmd.cuda.kernels import Kernel
 
@@ -52,5 +52,5 @@ def fake_kernels(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the kernels that the fake driver runs: blend, and the plain reduction for d = 64."""
     library = tmp_path_factory.mktemp("kernels") / "kernels.so"
     kernel = Kernel("plain", "fp32", 64)
-    compile_host(kernel, kernel.source, FAKES / "fake_kernels.cpp", library, "-O2", "-shared", "-fPIC")
+    compile_host(kernel, kernel.source, FAKES / "fake_kernels.cpp", library, *LIBRARY, precompiled=True)
     return library

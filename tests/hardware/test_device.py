@@ -20,11 +20,12 @@ LIBRARIES = {"cuda-core": "cuda.core", "pycuda": "pycuda"}
 
 def run(name: str, environment: dict[str, str]) -> None:
     """Run device_contract.py in a process of its own, because a process keeps the driver it has loaded."""
-    # Other plugins that happen to be installed warn about the processes of addopts.
+    # Other plugins take long to import, and those that happen to be installed warn about the processes of addopts.
     options = ["-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=error"]
     command = [sys.executable, "-m", "pytest", *options, "device_contract.py"]
     paths = [str(Path(open_device.__code__.co_filename).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     done = subprocess.run(
         command, cwd=HERE, env=environment | {"MDMF_TEST_DEVICE": name}, capture_output=True, text=True, timeout=120
     )

@@ -4,15 +4,20 @@
 namespace host {
 
 // Lane `lane` of a warp holds rows lane / 4 and lane / 4 + 8 of A and of the sums, and column lane / 4 of B.
+// A register holds two k: (row, k) of A is in a[k / 8 * 2 + row / 8] of lane row % 8 * 4 + k % 8 / 2. B likewise.
 struct Fragments {
-    unsigned a[2][4];
-    unsigned b[4][2];
+    float a[2][4][2];
+    float b[4][2][2];
 };
-using Lanes = const Posts<Fragments>&;
 
 #if defined(MDMF_FP16) || defined(MDMF_FP16X2) || defined(MDMF_BF16)
 constexpr int DEPTH = 16;
-inline float half_of(unsigned two, int which) {
+#else
+constexpr int DEPTH = 0;
+#endif
+
+// One of the two numbers in a register.
+inline float half_number(unsigned two, int which) {
     const unsigned short bits = static_cast<unsigned short>(two >> 16 * which);
 #if defined(MDMF_BF16)
     return __uint_as_float(unsigned(bits) << 16);
@@ -20,18 +25,6 @@ inline float half_of(unsigned two, int which) {
     return half_value(bits);
 #endif
 }
-// A register holds two k: (row, k) of A is in a[k / 8 * 2 + row / 8] of lane row % 8 * 4 + k % 8 / 2. B likewise.
-inline float element_a(Lanes lanes, int m, int row, int k) {
-    return half_of(lanes[row % 8 * 4 + k % 8 / 2].a[m][k / 8 * 2 + row / 8], k % 2);
-}
-inline float element_b(Lanes lanes, int n, int k, int column) {
-    return half_of(lanes[column * 4 + k % 8 / 2].b[n][k / 8], k % 2);
-}
-#else
-constexpr int DEPTH = 0;
-inline float element_a(Lanes, int, int, int) { return 0.0f; }
-inline float element_b(Lanes, int, int, int) { return 0.0f; }
-#endif
 
 // Truncate as tensor cores do when they add: the nearest float32 that is no farther from 0.
 inline float towards_zero(double value) {
@@ -47,18 +40,30 @@ inline float shuffle_xor(float value, int lanes) { return host::exchange(value)[
 template <int M, int N> void multiply(float (&sums)[M][N][4], const unsigned (&a)[M][4], const unsigned (&b)[N][2]) {
     static_assert(M <= 2 && N <= 4, "more than a post holds");
     host::Fragments mine{};
-    std::memcpy(mine.a, a, sizeof a);
-    std::memcpy(mine.b, b, sizeof b);
+    for (int which = 0; which < 2; ++which) {
+        for (int m = 0; m < M; ++m)
+            for (int i = 0; i < 4; ++i) mine.a[m][i][which] = host::half_number(a[m][i], which);
+        for (int n = 0; n < N; ++n)
+            for (int i = 0; i < 2; ++i) mine.b[n][i][which] = host::half_number(b[n][i], which);
+    }
     const host::Posts<host::Fragments> lanes = host::exchange(mine);
     const int lane = threadIdx.x % host::WARP;
+    // The rows and columns of this lane's sums. Each is looked up once, not once for every sum.
+    double rows[M][2][16], columns[N][2][16];
+    for (int k = 0; k < host::DEPTH; ++k) {
+        const host::Fragments& own = lanes[lane / 4 * 4 + k % 8 / 2];
+        for (int m = 0; m < M; ++m)
+            for (int i = 0; i < 2; ++i) rows[m][i][k] = own.a[m][k / 8 * 2 + i][k % 2];
+        for (int i = 0; i < 2; ++i) {
+            const host::Fragments& other = lanes[(lane % 4 * 2 + i) * 4 + k % 8 / 2];
+            for (int n = 0; n < N; ++n) columns[n][i][k] = other.b[n][k / 8][k % 2];
+        }
+    }
     for (int m = 0; m < M; ++m)
         for (int n = 0; n < N; ++n)
             for (int i = 0; i < 4; ++i) {
                 double sum = sums[m][n][i];
-                for (int k = 0; k < host::DEPTH; ++k) {
-                    const double left = host::element_a(lanes, m, lane / 4 + i / 2 * 8, k);
-                    sum += left * host::element_b(lanes, n, k, lane % 4 * 2 + i % 2);
-                }
+                for (int k = 0; k < host::DEPTH; ++k) sum += rows[m][i / 2][k] * columns[n][i % 2][k];
                 sums[m][n][i] = host::towards_zero(sum);
             }
 }

@@ -39,42 +39,34 @@ struct PhaseBarrier : Monitor {
 // Entries are made before threads meet, and only read afterwards.
 inline std::map<const void*, PhaseBarrier> barriers;
 
-// The 16 k of A that a warp holds, and where the other operand lies.
+// The 16 k of A that a lane and its three neighbours hold, and where the other operand lies.
 struct Product {
     float* sums;
     int count;
-    unsigned a[WARP][4];
+    unsigned a[4][4];
     unsigned points;
     bool add;
 };
 
-inline float half_number(unsigned two, int which) {
-    const unsigned short bits = static_cast<unsigned short>(two >> 16 * which);
-#if defined(MDMF_BF16)
-    return __uint_as_float(unsigned(bits) << 16);
-#else
-    return static_cast<float>(std::bit_cast<_Float16>(bits));
-#endif
-}
-
-// Number k of row `row` of a described operand.
-inline float described_number(unsigned described, int row, int k) {
-    unsigned place = described * 16 + row * 128 + k * 2;
-    place ^= (place >> 7 & 7) << 4;
-    unsigned short bits;
-    std::memcpy(&bits, shared + place, 2);
-    return half_number(bits, 0);
+// Numbers 0 to 15 of row `row` of a described operand, in words of 8.
+inline void described_numbers(unsigned described, int row, double (&numbers)[16]) {
+    for (int word = 0; word < 2; ++word) {
+        unsigned place = described * 16 + row * 128 + word * 16;
+        place ^= (place >> 7 & 7) << 4;
+        unsigned two[4];
+        std::memcpy(two, shared + place, 16);
+        for (int k = 0; k < 8; ++k) numbers[word * 8 + k] = half_number(two[k / 2], k % 2);
+    }
 }
 
 inline void compute(const Product& product) {
     const int lane = threadIdx.x % WARP;
     double left[2][16], right[16];
     for (int i = 0; i < 2; ++i)
-        for (int k = 0; k < 16; ++k) left[i][k] = half_number(product.a[lane / 4 * 4 + k % 8 / 2][k / 8 * 2 + i], k % 2);
-    for (int at = 0; at < product.count; ++at) {
-        if (at % 4 / 2 != 0) continue;
-        const int point = at / 4 * 8 + lane % 4 * 2 + at % 2;
-        for (int k = 0; k < 16; ++k) right[k] = described_number(product.points, point, k);
+        for (int k = 0; k < 16; ++k) left[i][k] = half_number(product.a[k % 8 / 2][k / 8 * 2 + i], k % 2);
+    // Of each four sums, two rows have the same two points.
+    for (int at = 0; at < product.count; at += at % 2 == 0 ? 1 : 3) {
+        described_numbers(product.points, at / 4 * 8 + lane % 4 * 2 + at % 2, right);
         for (int i = 0; i < 2; ++i) {
             float& sum = product.sums[at + 2 * i];
             double exact = product.add ? sum : 0.0;
@@ -174,7 +166,8 @@ template <int COUNT> void multiply(float (&sums)[COUNT], const unsigned (&a)[4],
     } mine;
     std::memcpy(mine.a, a, sizeof a);
     const host::Posts<Words> lanes = host::exchange(mine);
-    for (int lane = 0; lane < host::WARP; ++lane) std::memcpy(product.a[lane], lanes[lane].a, sizeof a);
+    const int first = threadIdx.x % host::WARP / 4 * 4;
+    for (int i = 0; i < 4; ++i) std::memcpy(product.a[i], lanes[first + i].a, sizeof a);
     host::start_product(product);
 }
 

@@ -53,6 +53,7 @@ namespace host {
 
 constexpr int WARP = 32;
 constexpr int MOST_THREADS = 640;
+constexpr int POST = 128;  // bytes that a lane can show the others of its warp
 
 inline unsigned char* shared = nullptr;
 inline bool late = false;
@@ -87,7 +88,7 @@ namespace host {
 // The posts of warp-wide operations. Two places, so that the next may begin while slow lanes still read the last one.
 struct Warp {
     Meeting meet{WARP};
-    alignas(16) unsigned char posted[2][WARP][64] = {};
+    alignas(16) unsigned char posted[2][WARP][POST] = {};
 };
 
 struct Machine {
@@ -116,14 +117,14 @@ inline Machine machine;
 
 // All lanes' posts of one operation.
 template <typename T> struct Posts {
-    const unsigned char (*places)[64];
+    const unsigned char (*places)[POST];
     const T& operator[](int lane) const { return *reinterpret_cast<const T*>(places[lane]); }
 };
 
 // Post a copy of `mine`, wait for the warp and return all lanes' copies, which stay valid until the lane's call after
 // the next.
 template <typename T> Posts<T> exchange(const T& mine) {
-    static_assert(sizeof(T) <= 64);
+    static_assert(sizeof(T) <= POST);
     Warp& warp = machine.warps[threadIdx.x / WARP];
     auto& places = warp.posted[self().turn];
     self().turn ^= 1;
@@ -163,7 +164,12 @@ inline unsigned short half_bits(float value) {
     asm("" : "+r"(bits));
     return bits;
 }
-inline float half_value(unsigned short bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
+inline float half_value(unsigned short bits) {
+    auto value = std::bit_cast<unsigned>(static_cast<float>(std::bit_cast<_Float16>(bits)));
+    // Otherwise GCC turns a half into a double by a call that takes ten times as long as two instructions.
+    asm("" : "+r"(value));
+    return __uint_as_float(value);
+}
 
 // The nearest float32, and 0 below the normal numbers, like ex2.approx.ftz (which may be 2 ulp off).
 inline float exp2_special(float x) {

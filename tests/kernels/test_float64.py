@@ -36,7 +36,7 @@ shapes = st.fixed_dictionaries(
 splits = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
 
-@settings(deadline=None, max_examples=300 if ALL else 100)
+@settings(deadline=None, max_examples=300 if ALL else 60)
 @given(version=st.sampled_from(["plain", "tiled"]), shape=shapes, split=splits)
 def test_float32_is_within_two_millionths(
     host: Builder, version: str, shape: dict[str, int], split: tuple[int, int]

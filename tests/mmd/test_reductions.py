@@ -155,7 +155,7 @@ def test_an_image_scores_the_same_bits_in_any_batch(reduction: type[Reduction]) 
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), sigma=st.floats(0.1, 20), n=st.integers(1, 9), m=st.integers(1, 30))
 def test_laws(reduction: type[Reduction], seed: int, sigma: float, n: int, m: int) -> None:
     x, r = draw(seed, 2, n, m, 3)
@@ -178,7 +178,7 @@ def test_laws(reduction: type[Reduction], seed: int, sigma: float, n: int, m: in
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), sigma=st.floats(0.5, 5))
 def test_contributions_are_a_minus_2b_plus_c_for_signed_weights(
     reduction: type[Reduction], seed: int, sigma: float

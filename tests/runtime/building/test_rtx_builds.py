@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 needed("tensorrt_rtx")
 
 TURING, ADA, BLACKWELL = (7, 5), (8, 9), (12, 0)
-# Blocks are all alike, so ViT-S is built with fewer of its 12.
-BLOCKS = 2
+# Blocks are all alike, so ViT-S is built with one of its 12.
+BLOCKS = 1
 LONG = os.environ.get("MDMF_LONG") == "1"
 SMALL = Profile(summary="For tests.", batch=BatchRange(min=1, opt=4, max=8), workspace_mib=512, name="small")
 
@@ -84,11 +84,11 @@ def test_the_shipped_starter() -> None:
 def test_the_starters_architecture_in_lower_precisions(
     tiny_bundle: Path, tiny_quantised: ModelProto, tmp_path: Path
 ) -> None:
-    """test_compile.py builds it in fp32."""
-    half = lowered(tiny_bundle / MODEL, "fp16", tmp_path)
+    """test_compile.py builds it in fp32, and the next test an architecture of the same layers in fp16 for Ada."""
     # Turing has no float32 products. This builds because fused attention computes its scores inside one kernel.
-    for capability in (ADA, TURING):
-        assert_complete(built(half, "fp16", capability), (3, 56, 56), (4, 8))
+    half = built(lowered(tiny_bundle / MODEL, "fp16", tmp_path), "fp16", TURING)
+    assert_complete(half, (3, 56, 56), (4, 8))
+    assert half.fused_attention == ARCHITECTURES["starter_vit14"].depth
     (tmp_path / "int8").mkdir()
     whole = save_graph(tiny_quantised, tmp_path / "int8" / MODEL, "int8")
     assert_complete(built(whole, "int8"), (3, 56, 56), (4, 8))
