@@ -17,6 +17,11 @@ def test_lines_fit_and_lose_nothing(words: list[str], indent: int) -> None:
     assert " ".join(lines).split() == ["name", *words]
 
 
+def test_a_line_is_filled_to_its_last_column() -> None:
+    words = "a " * (WIDTH // 2 - 2)
+    assert [len(wrapped(words + "b" * length)) for length in (4, 5)] == [1, 2]
+
+
 def test_a_command_is_never_split() -> None:
     for length in range(90):
         lines = wrapped(f"{'x ' * length}`mdmf bank build mine.mdmf` y")
