@@ -25,7 +25,8 @@ function showStages(n) {
   byId("blending").hidden = byId("reading").hidden = !pictures?.layer;
   if (!pictures) {
     const missing = `There is no picture of this row${data.missing[n] ? `: ${data.missing[n]}` : ""}.`;
-    const why = data.pictures[n] ? "The picture is still being read." : missing;
+    const late = document.readyState === "loading" ? "is still being read" : "is missing: this file was cut";
+    const why = data.pictures[n] ? `The picture ${late}.` : missing;
     byId("stages").replaceChildren(make("p", { className: "nothing" }, why));
     return;
   }

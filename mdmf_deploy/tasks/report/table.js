@@ -158,14 +158,13 @@ function tableRow(n, at) {
 const verdictMark = (verdict) =>
   make("span", { className: `verdict ${verdict}` }, make("i", { className: "mark", "aria-hidden": "true" }), verdict);
 
-// ---- Pictures: each has an element of its own at the end of the page, of which the browser may have read nothing or a
-// part so far.
+// ---- Pictures: each has an element of its own at the end of the page. Until something follows it, the browser may have
+// read a part of it. In a file that was cut, nothing ever does.
 
 const webp = (base64) => `data:image/webp;base64,${base64}`;
 function picturesOf(n) {
   const found = data.pictures[n] ? byId(`p${n}`) : null;
-  const whole = found && (found.nextSibling || document.readyState !== "loading");
-  return whole ? JSON.parse(found.textContent) : null;
+  return found?.nextSibling ? JSON.parse(found.textContent) : null;
 }
 const unread = new Set();
 const seen = new IntersectionObserver((entries) => {

@@ -170,6 +170,18 @@ def test_a_page_that_arrives_in_two_parts_shows_all_its_pictures(show: Open, rep
         page.locator("#table tr:nth-child(1) img[src]").wait_for()
 
 
+def test_a_page_that_was_cut_shows_what_is_left(show: Open, report: Path, tmp_path: Path) -> None:
+    content = report.read_bytes()
+    starts = [content.index(b'<script type="application/json" id="p%d">' % n) for n in (1, 2)]
+    cut = tmp_path / "cut.html"
+    cut.write_bytes(content[: sum(starts) // 2])
+    page = show(cut).page
+    page.locator("#table tr:nth-child(1) img[src]").wait_for()
+    page.locator("button.open").nth(1).click()
+    assert "The picture is missing: this file was cut." in page.locator("#stages").inner_text()
+    assert page.locator("#evidence").inner_text() != ""
+
+
 def test_the_slider_blends_the_map_into_the_picture(show: Open, report: Path) -> None:
     page = show(report, reduced_motion="reduce").page
     page.locator("button.open").first.click()
