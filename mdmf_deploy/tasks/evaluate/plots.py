@@ -113,14 +113,14 @@ def _scores(comparison: Comparison, table: Table) -> Plot:
 
 def _bars(table: Table) -> Plot:
     names = list(table.generators)
-    height = 1.1 + 0.24 * len(names)
+    height = 1.3 + 0.24 * len(names)
     figure = new_figure(8.4, height)
-    edges = {"left": 0.26, "right": 0.98, "bottom": 0.5 / height, "top": 1 - 0.4 / height, "wspace": 0.12}
+    edges = {"left": 0.26, "right": 0.98, "bottom": 0.7 / height, "top": 1 - 0.4 / height, "wspace": 0.12}
     left, right = figure.subplots(1, 2, sharey=True, gridspec_kw=edges)
     _bar(left, table, lambda name: table.generators[name].auroc, table.mean["auroc"], "AUROC")
     _bar(right, table, lambda name: table.generators[name].tpr, table.mean["tpr"], "called generated")
     if table.fpr is not None:
-        right.set_title(f"of real images, dotted: {table.fpr.value:.3f}", fontsize=9, loc="right", color=GENERATED)
+        right.set_xlabel(f"of real images, dotted: {table.fpr.value:.3f}", fontsize=9, color=GENERATED)
         right.axvline(table.fpr.value, color=GENERATED, linewidth=1.4, linestyle=":")
     else:
         right.text(0.5, 0.5, "uncalibrated", transform=right.transAxes, ha="center", color=QUIET)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from itertools import count
+from itertools import combinations, count
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from sklearn.metrics import roc_curve
 
 from mdmf_deploy.detection.rows import Row
@@ -101,3 +103,22 @@ def test_uncalibrated_images_have_no_thresholds_and_no_rates() -> None:
 def test_equal_thresholds_of_several_sizes_are_one_line() -> None:
     pairs = [*images(None, np.array([0.1]), 0.4), *images(None, np.array([0.2]), 0.5), *images(None, np.zeros(2), 0.4)]
     assert thresholds_of(pairs) == {0.4: "up to 0.5 MP", 0.5: "up to 0.5 MP"}
+
+
+def test_no_text_lies_on_another_or_leaves_its_picture(judged: list[Judged]) -> None:
+    many = [*judged, *(one for n in range(6) for one in images(f"generator {n}", np.linspace(0.2, 0.9, 5)))]
+    for data in (judged, many):
+        for picture in plots_of(data, tabulate("as is", data, resamples=5)):
+            canvas = FigureCanvasAgg(picture.figure)
+            canvas.draw()
+            axes = [axis for one in picture.figure.axes for axis in (one.xaxis, one.yaxis)]
+            ticks = {text for axis in axes for text in axis.findobj(Text) if text is not axis.label}  # not all drawn
+            texts = [text for text in picture.figure.findobj(Text) if text.get_text() and text not in ticks]
+            boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+            assert len(boxes) > 2
+            for (one, box), (other, another) in combinations(zip(texts, boxes, strict=True), 2):
+                assert not box.overlaps(another), (picture.name, one.get_text(), other.get_text())
+            for one, box in zip(texts, boxes, strict=True):
+                inside = picture.figure.bbox
+                assert inside.x0 <= box.x0 <= box.x1 <= inside.x1, (picture.name, one.get_text())
+                assert inside.y0 <= box.y0 <= box.y1 <= inside.y1, (picture.name, one.get_text())
