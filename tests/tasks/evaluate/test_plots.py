@@ -5,12 +5,11 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from itertools import combinations, count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 from sklearn.metrics import roc_curve
 
 from mdmf_deploy.detection.rows import Row
@@ -19,6 +18,10 @@ from mdmf_deploy.tasks.evaluate.datasets import KnownImage
 from mdmf_deploy.tasks.evaluate.evaluate import tabulate
 from mdmf_deploy.tasks.evaluate.plots import plots_of, thresholds_of
 from mdmf_deploy.tasks.plots import encoded
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.text import Text
 
 _NUMBERS = count()
 
@@ -105,16 +108,20 @@ def test_equal_thresholds_of_several_sizes_are_one_line() -> None:
     assert thresholds_of(pairs) == {0.4: "up to 0.5 MP", 0.5: "up to 0.5 MP"}
 
 
+def texts_of(artist: Artist) -> list[Text]:
+    # Importing Matplotlib's class for texts here would choose the folder of its fonts before the package does.
+    return artist.findobj(lambda found: hasattr(found, "get_fontsize"))
+
+
 def test_no_text_lies_on_another_or_leaves_its_picture(judged: list[Judged]) -> None:
     many = [*judged, *(one for n in range(6) for one in images(f"generator {n}", np.linspace(0.2, 0.9, 5)))]
     for data in (judged, many):
         for picture in plots_of(data, tabulate("as is", data, resamples=5)):
-            canvas = FigureCanvasAgg(picture.figure)
-            canvas.draw()
+            picture.figure.draw_without_rendering()
             axes = [axis for one in picture.figure.axes for axis in (one.xaxis, one.yaxis)]
-            ticks = {text for axis in axes for text in axis.findobj(Text) if text is not axis.label}  # not all drawn
-            texts = [text for text in picture.figure.findobj(Text) if text.get_text() and text not in ticks]
-            boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+            ticks = {text for axis in axes for text in texts_of(axis) if text is not axis.label}  # not all are drawn
+            texts = [text for text in texts_of(picture.figure) if text.get_text() and text not in ticks]
+            boxes = [text.get_window_extent() for text in texts]
             assert len(boxes) > 2
             for (one, box), (other, another) in combinations(zip(texts, boxes, strict=True), 2):
                 assert not box.overlaps(another), (picture.name, one.get_text(), other.get_text())
